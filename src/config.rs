@@ -1,0 +1,271 @@
+//! Every setting: its name, its default, its unit.
+//!
+//! A setting is an environment variable, or a line `KEY=VALUE` in `settings.conf` inside the data folder; the
+//! environment wins. The file is there because shared hosts that run CGI programs through suexec remove all but a few
+//! environment variables, so `SetEnv` in an `.htaccess` never arrives.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The file of settings inside the data folder.
+pub const SETTINGS_FILE: &str = "settings.conf";
+
+/// The settings of one relay. [`Settings::default`] is a relay that nobody has configured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// `RELAY_DATA_DIR` (environment only): where everything is kept.
+    pub data_dir: PathBuf,
+    /// `JWT_SECRET`: what tokens are signed with. Unset, the relay makes a random one and keeps it in the data folder.
+    pub jwt_secret: Option<String>,
+    /// `RELAY_PREFIX`: begins the host ids this relay chooses, `P-1234`.
+    pub prefix: Option<String>,
+    /// `RELAY_ALLOWED_ORIGINS`, separated by commas: the web origins that may use the relay. Empty: all of them (`*`).
+    pub allowed_origins: Vec<String>,
+    /// `RELAY_MAX_BODY`: the largest message in bytes.
+    pub max_body: u64,
+    /// `RELAY_MAX_QUEUE`: how many bytes may wait for one recipient.
+    pub max_queue: u64,
+    /// `RELAY_MAX_CLIENTS`: how many clients one host may have.
+    pub max_clients: u64,
+    /// `RELAY_MAX_HOSTS`: how many hosts may be registered.
+    pub max_hosts: u64,
+    /// `RELAY_MESSAGE_LIFETIME` in seconds: how long a message is kept for a recipient who is away.
+    pub message_lifetime: Duration,
+    /// `RELAY_SESSION_LIFETIME` in seconds: how long a session outlives its stream.
+    pub session_lifetime: Duration,
+    /// `RELAY_KEEP_ALIVE` in seconds: how often an idle stream says so.
+    pub keep_alive: Duration,
+    /// `RELAY_POLL_TICK` in milliseconds: how long a stream sleeps at most before it looks for itself.
+    pub poll_tick: Duration,
+    /// `RELAY_GRACE` in seconds: how long an ended stream still counts as present. At most the session lifetime.
+    pub grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("data"),
+            jwt_secret: None,
+            prefix: None,
+            allowed_origins: Vec::new(),
+            max_body: 1 << 20,
+            max_queue: 8 << 20,
+            max_clients: 1_000,
+            max_hosts: 10_000,
+            message_lifetime: Duration::from_secs(60),
+            session_lifetime: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(5),
+            poll_tick: Duration::from_millis(20),
+            grace: Duration::ZERO,
+        }
+    }
+}
+
+/// A setting that cannot be read. It names the setting, never its value: that may be the secret.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SettingError {
+    setting: String,
+    wanted: String,
+}
+
+impl fmt::Display for SettingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "The setting {} cannot be read: {}.", self.setting, self.wanted)
+    }
+}
+
+impl std::error::Error for SettingError {}
+
+fn unreadable(setting: &str, wanted: &str) -> SettingError {
+    SettingError { setting: setting.to_owned(), wanted: wanted.to_owned() }
+}
+
+impl Settings {
+    /// Reads the environment and the settings file of the data folder it names, or of `default_data_dir`.
+    ///
+    /// # Errors
+    /// The first setting that cannot be read.
+    pub fn read(default_data_dir: impl FnOnce() -> PathBuf) -> Result<Self, SettingError> {
+        let data_dir = match std::env::var_os("RELAY_DATA_DIR") {
+            Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+            _ => default_data_dir(),
+        };
+        let file = read_file(&data_dir)?;
+        let environment = |key: &str| match std::env::var(key) {
+            Ok(value) => Ok(Some(value)),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => Err(unreadable(key, "it must be UTF-8")),
+        };
+        Self::from_lookup(
+            data_dir,
+            |key| Ok(environment(key)?.or_else(|| value_in_file(&file, key).map(str::to_owned))),
+        )
+    }
+
+    fn from_lookup(
+        data_dir: PathBuf,
+        get: impl Fn(&str) -> Result<Option<String>, SettingError>,
+    ) -> Result<Self, SettingError> {
+        let default = Self::default();
+        let settings = Self {
+            data_dir,
+            jwt_secret: match get("JWT_SECRET")? {
+                Some(secret) if secret.is_empty() => {
+                    return Err(unreadable(
+                        "JWT_SECRET",
+                        "it is set but empty; remove it, or give it a long random text",
+                    ));
+                }
+                secret => secret,
+            },
+            prefix: match get("RELAY_PREFIX")? {
+                Some(prefix) if prefix.is_empty() => None,
+                Some(prefix) if prefix.len() > 64 || prefix.chars().any(char::is_control) => {
+                    return Err(unreadable("RELAY_PREFIX", "it must be at most 64 bytes without control characters"));
+                }
+                prefix => prefix,
+            },
+            allowed_origins: origins(get("RELAY_ALLOWED_ORIGINS")?)?,
+            max_body: whole(&get, "RELAY_MAX_BODY", default.max_body)?,
+            max_queue: whole(&get, "RELAY_MAX_QUEUE", default.max_queue)?,
+            max_clients: whole(&get, "RELAY_MAX_CLIENTS", default.max_clients)?,
+            max_hosts: whole(&get, "RELAY_MAX_HOSTS", default.max_hosts)?,
+            message_lifetime: time(&get, "RELAY_MESSAGE_LIFETIME", 1.0, default.message_lifetime)?,
+            session_lifetime: time(&get, "RELAY_SESSION_LIFETIME", 1.0, default.session_lifetime)?,
+            keep_alive: positive_time(&get, "RELAY_KEEP_ALIVE", 1.0, default.keep_alive)?,
+            poll_tick: positive_time(&get, "RELAY_POLL_TICK", 0.001, default.poll_tick)?,
+            grace: time(&get, "RELAY_GRACE", 1.0, default.grace)?,
+        };
+        if settings.grace > settings.session_lifetime {
+            return Err(unreadable("RELAY_GRACE", "it must not be longer than RELAY_SESSION_LIFETIME"));
+        }
+        Ok(settings)
+    }
+}
+
+/// The settings file, empty where there is none. It may hold the secret, so nothing of it is ever shown.
+fn read_file(data_dir: &Path) -> Result<String, SettingError> {
+    match std::fs::read_to_string(data_dir.join(SETTINGS_FILE)) {
+        Ok(text) => Ok(text),
+        // No file, or no data folder yet, or (ENOTDIR) no folder at all: the store says what is wrong with that.
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(String::new())
+        }
+        Err(error) => Err(unreadable(SETTINGS_FILE, &format!("the file in the data folder gives '{}'", error.kind()))),
+    }
+}
+
+fn value_in_file<'a>(file: &'a str, key: &str) -> Option<&'a str> {
+    file.lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .filter_map(|line| line.split_once('='))
+        .find(|(name, _)| name.trim() == key)
+        .map(|(_, value)| value.trim())
+}
+
+type Lookup<'a> = &'a dyn Fn(&str) -> Result<Option<String>, SettingError>;
+
+fn whole(get: Lookup, key: &str, default: u64) -> Result<u64, SettingError> {
+    match get(key)? {
+        None => Ok(default),
+        // The upper end keeps sums of limits far away from 64 bits.
+        Some(text) => match text.parse() {
+            Ok(number) if (1..=1 << 40).contains(&number) => Ok(number),
+            _ => Err(unreadable(key, "it must be a whole number from 1 to 1099511627776")),
+        },
+    }
+}
+
+fn time(get: Lookup, key: &str, unit: f64, default: Duration) -> Result<Duration, SettingError> {
+    let Some(text) = get(key)? else { return Ok(default) };
+    match text.parse::<f64>() {
+        Ok(number) if (0.0..=1e8).contains(&number) => Ok(Duration::from_secs_f64(number * unit)),
+        _ => Err(unreadable(key, "it must be a number from 0 to 100000000, such as 5 or 0.5")),
+    }
+}
+
+fn positive_time(get: Lookup, key: &str, unit: f64, default: Duration) -> Result<Duration, SettingError> {
+    match time(get, key, unit, default)? {
+        short if short < Duration::from_millis(1) => Err(unreadable(key, "it must be at least a millisecond")),
+        duration => Ok(duration),
+    }
+}
+
+fn origins(list: Option<String>) -> Result<Vec<String>, SettingError> {
+    let list = list.unwrap_or_default();
+    let origins: Vec<_> = list.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
+    if origins.contains(&"*") {
+        return Ok(Vec::new());
+    }
+    // An origin is scheme://host[:port] (RFC 6454, 6.2); one with a path or a space would silently never match.
+    let plausible = |origin: &&str| {
+        origin.split_once("://").is_some_and(|(scheme, host)| {
+            !scheme.is_empty() && !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+        })
+    };
+    if !origins.iter().all(plausible) {
+        return Err(unreadable(
+            "RELAY_ALLOWED_ORIGINS",
+            "it must be * or a list such as https://example.com,http://localhost:3000",
+        ));
+    }
+    Ok(origins.into_iter().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(pairs: &[(&str, &str)]) -> Result<Settings, SettingError> {
+        Settings::from_lookup(PathBuf::from("data"), |key| {
+            Ok(pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned()))
+        })
+    }
+
+    #[test]
+    fn nothing_set_is_the_default() {
+        assert_eq!(from(&[]).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn values_are_read_in_their_units() {
+        let settings = from(&[
+            ("RELAY_KEEP_ALIVE", "0.5"),
+            ("RELAY_POLL_TICK", "10"),
+            ("RELAY_MAX_BODY", "7"),
+            ("RELAY_ALLOWED_ORIGINS", "https://a.example, http://b.example:8080"),
+        ])
+        .unwrap();
+        assert_eq!(settings.keep_alive, Duration::from_millis(500));
+        assert_eq!(settings.poll_tick, Duration::from_millis(10));
+        assert_eq!(settings.max_body, 7);
+        assert_eq!(settings.allowed_origins, ["https://a.example", "http://b.example:8080"]);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_is_an_error_that_names_it() {
+        for (key, value) in [
+            ("RELAY_MAX_BODY", "1MiB"),
+            ("RELAY_MAX_BODY", "-1"),
+            ("RELAY_MAX_HOSTS", "0"),
+            ("RELAY_KEEP_ALIVE", "0"),
+            ("RELAY_KEEP_ALIVE", "NaN"),
+            ("RELAY_POLL_TICK", "inf"),
+            ("RELAY_GRACE", "61"),
+            ("RELAY_ALLOWED_ORIGINS", "example.com"),
+            ("JWT_SECRET", ""),
+        ] {
+            let error = from(&[(key, value)]).expect_err(key).to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_file_has_comments_and_white_space() {
+        let file = "# RELAY_PREFIX=no\n RELAY_PREFIX = yes \nJWT_SECRET=a=b\n";
+        assert_eq!(value_in_file(file, "RELAY_PREFIX"), Some("yes"));
+        assert_eq!(value_in_file(file, "JWT_SECRET"), Some("a=b"));
+        assert_eq!(value_in_file(file, "RELAY_GRACE"), None);
+    }
+}

@@ -1,0 +1,193 @@
+//! The door of a web server: RFC 3875, a process a request.
+
+use super::{Body, Content, Outgoing, Reply, Request, Status, TimedReader};
+use crate::config::Settings;
+use crate::protocol;
+use rustix::fd::AsFd;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long a client may take to send the whole body of a request.
+const BODY_TIME: Duration = Duration::from_secs(60);
+
+/// Answers the one request this process was started for.
+#[must_use]
+pub fn run() -> ExitCode {
+    let (stdin, stdout) = (io::stdin(), io::stdout());
+    let mut reader = TimedReader::new(stdin.as_fd(), BODY_TIME);
+    let header = |name: &str| header_field(name);
+    let settings = Settings::read(default_data_dir);
+
+    let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
+    let path = variable("PATH_INFO").map(OsString::into_string);
+    let path_is_text = !matches!(path, Some(Err(_)));
+    let mut request = Request {
+        method: text("REQUEST_METHOD"),
+        path: path.and_then(Result::ok).unwrap_or_default(),
+        query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
+        header: &header,
+        body: Body { length: None, reader: &mut io::empty() },
+    };
+    // RFC 3875, 4.1.2: without CONTENT_LENGTH there is no body, except that servers which take the chunks out of a
+    // chunked body leave its name behind; its end is then the end of the input.
+    let mut counted;
+    let malformed = match length.map(|text| digits(&text)) {
+        Some(Some(length)) => {
+            counted = reader.take(length);
+            request.body = Body { length: Some(length), reader: &mut counted };
+            false
+        }
+        Some(None) => true,
+        None => {
+            if header("transfer-encoding").is_some() {
+                request.body = Body { length: None, reader: &mut reader };
+            }
+            false
+        }
+    };
+
+    let head_only = request.method == "HEAD";
+    let mut sweep = None;
+    let reply = match settings {
+        Err(error) => {
+            eprintln!("uhst-relay: {error}");
+            Reply::error(Status::InternalServerError, &error.to_string()).header("Access-Control-Allow-Origin", "*")
+        }
+        Ok(settings) if malformed || !path_is_text => {
+            let sentence = if malformed { "CONTENT_LENGTH is not a number." } else { "The path is not UTF-8." };
+            protocol::with_cors(&settings, &request, Reply::error(Status::BadRequest, sentence))
+        }
+        Ok(settings) => {
+            let reply = protocol::answer(&settings, &mut request);
+            sweep = Some(settings);
+            reply
+        }
+    };
+    let nph = is_nph(&text("SCRIPT_NAME"));
+    if let Err(error) = send(&stdout, reply, nph, head_only) {
+        // The web server or its client has gone. Streams have noticed by themselves.
+        eprintln!("uhst-relay: the answer could not be written: {error}");
+    }
+
+    if let Some(settings) = sweep.filter(protocol::sweep_is_due) {
+        // The answer ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache listen to
+        // stderr as well.
+        if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+            let _ = rustix::stdio::dup2_stderr(&null);
+            protocol::sweep_some(&settings);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Result<()> {
+    let mut out = Vec::with_capacity(512);
+    if nph {
+        // RFC 3875, 5: a non-parsed-header script answers the client itself, so the connection is its to describe.
+        // A body without a length ends with the connection (RFC 9112, 6.3).
+        write!(out, "HTTP/1.1 {}\r\nServer: uhst-relay\r\nConnection: close\r\n", reply.status)?;
+    } else {
+        write!(out, "Status: {}\r\n", reply.status)?;
+    }
+    for (name, value) in &reply.headers {
+        write!(out, "{name}: {value}\r\n")?;
+    }
+    match reply.content {
+        Content::Whole(body) => {
+            if reply.status != Status::NoContent {
+                write!(out, "Content-Length: {}\r\n", body.len())?;
+            }
+            out.extend_from_slice(b"\r\n");
+            if !head_only {
+                out.extend_from_slice(&body);
+            }
+            let mut stdout = stdout.lock();
+            stdout.write_all(&out)?;
+            stdout.flush()
+        }
+        Content::Stream(produce) => {
+            out.extend_from_slice(b"\r\n");
+            let written = write_all(stdout, &out);
+            if !head_only {
+                produce(&mut Outgoing::new(stdout.as_fd(), written.is_err()));
+            }
+            written
+        }
+    }
+}
+
+/// Past the standard library's line buffer, which must stay empty while a stream writes to the descriptor.
+fn write_all(stdout: &io::Stdout, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(stdout, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// `data/` beside the program. In a chroot without `/proc` the program does not know where it is; then web servers
+/// have made its folder the current one, or named it with its whole path (RFC 3875, 7.2).
+fn default_data_dir() -> PathBuf {
+    let program = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
+    program.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).join("data")
+}
+
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+fn text(name: &str) -> String {
+    variable(name).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// A header field's value: RFC 3875, 4.1.18, and the two that have a variable of their own.
+fn header_field(name: &str) -> Option<String> {
+    let name = name.to_ascii_uppercase().replace('-', "_");
+    let variable_name = match name.as_str() {
+        "CONTENT_TYPE" | "CONTENT_LENGTH" => name,
+        _ => format!("HTTP_{name}"),
+    };
+    variable(&variable_name)?.into_string().ok().filter(|value| !value.is_empty())
+}
+
+fn digits(text: &OsString) -> Option<u64> {
+    let bytes = text.as_bytes();
+    // `parse` would take a sign.
+    if !bytes.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+fn is_nph(script_name: &str) -> bool {
+    script_name.rsplit('/').next().is_some_and(|name| name.starts_with("nph-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_digits_and_nothing_else() {
+        assert_eq!(digits(&"0".into()), Some(0));
+        assert_eq!(digits(&"1048576".into()), Some(1 << 20));
+        for wrong in ["+1", "-1", " 1", "1 ", "0x10", "1,2", "99999999999999999999999"] {
+            assert_eq!(digits(&wrong.into()), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_script_is_nph_by_its_own_name_only() {
+        assert!(is_nph("/cgi-bin/nph-relay.cgi"));
+        assert!(!is_nph("/nph-bin/relay.cgi"));
+        assert!(!is_nph(""));
+    }
+}

@@ -1,0 +1,24 @@
+//! A UHST relay that needs nothing but a `cgi-bin`.
+//!
+//! The map of the house, from the outside in:
+//!
+//! - [`config`]: every setting, its default, its environment variable, in one struct.
+//! - [`gateway`]: how a request comes in and an answer goes out. [`gateway::cgi`] is the door of a web server
+//!   (RFC 3875); what it hands on ([`gateway::Request`]) and takes back ([`gateway::Reply`]) is the same for every door.
+//! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first.
+//! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and their locks, queues,
+//!   presence, wake-ups and the sweep.
+//! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
+//! - [`sse`]: how an event stream is fed, kept alive and ended, whatever the protocol.
+//! - [`cli`]: the command line, a thin shell over the rest.
+//!
+//! Every handler is blocking: under CGI it has a process to itself. Every coordination primitive is a kernel object
+//! (a lock, a FIFO) that cleans up after a killed process, so no crash leaves a lie behind.
+
+pub mod cli;
+pub mod config;
+pub mod gateway;
+pub mod protocol;
+pub mod sse;
+pub mod store;
+pub mod token;

@@ -1,0 +1,88 @@
+//! What is said: the router, and one file a protocol, its routes first.
+
+pub mod query;
+pub mod uhst;
+
+use crate::config::Settings;
+use crate::gateway::{Reply, Request, Status};
+use crate::store::{self, Store};
+
+/// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
+pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
+    let reply = if !origin_is_allowed(settings, request) {
+        Reply::error(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.")
+    } else if let "" | "/" = request.path.as_str() {
+        uhst::answer(settings, request)
+    } else {
+        Reply::error(
+            Status::NotFound,
+            "There is nothing at this path: the relay is at its own URL, without a path behind it.",
+        )
+    };
+    with_cors(settings, request, reply)
+}
+
+/// Whether it is time to sweep.
+#[must_use]
+pub fn sweep_is_due(settings: &Settings) -> bool {
+    Store::new(&settings.data_dir).sweep_is_due()
+}
+
+/// Does a little of the sweep, after an answer has gone out.
+pub fn sweep_some(settings: &Settings) {
+    // Half a lifetime a round: nothing dead stays for longer than one and a half.
+    let round = settings.session_lifetime / 2;
+    let swept = Store::new(&settings.data_dir).sweep_some(round, |session| uhst::sweep(settings, session));
+    if let Err(error) = swept {
+        error.log();
+    }
+}
+
+/// Does the whole sweep.
+///
+/// # Errors
+/// The first failure.
+pub fn sweep_all(settings: &Settings) -> Result<(), store::Error> {
+    Store::new(&settings.data_dir).sweep_all(|session| uhst::sweep(settings, session))
+}
+
+fn origin_is_allowed(settings: &Settings, request: &Request<'_>) -> bool {
+    // A request without an origin comes from no web page.
+    settings.allowed_origins.is_empty()
+        || (request.header)("origin").is_none_or(|origin| settings.allowed_origins.contains(&origin))
+}
+
+/// Adds what browsers want to see before they show an answer to a page of another origin (WHATWG Fetch, 3.2).
+#[must_use]
+pub fn with_cors(settings: &Settings, request: &Request<'_>, reply: Reply) -> Reply {
+    if settings.allowed_origins.is_empty() {
+        return reply.header("Access-Control-Allow-Origin", "*").header("Access-Control-Expose-Headers", "Retry-After");
+    }
+    let reply = reply.header("Vary", "Origin").header("Access-Control-Expose-Headers", "Retry-After");
+    match (request.header)("origin").filter(|origin| settings.allowed_origins.contains(origin)) {
+        Some(origin) => reply.header("Access-Control-Allow-Origin", origin),
+        None => reply,
+    }
+}
+
+/// Answers a preflight, or a plain OPTIONS (RFC 9110, 9.3.7).
+fn options(request: &Request<'_>, allow: &str) -> Reply {
+    // What a page wants to send is fine, as long as it is a list of header names.
+    let asked = (request.header)("access-control-request-headers").filter(|list| {
+        list.len() <= 1000 && list.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_, ".contains(&byte))
+    });
+    Reply::empty(Status::NoContent)
+        .header("Allow", allow)
+        .header("Access-Control-Allow-Methods", allow)
+        .header("Access-Control-Allow-Headers", asked.unwrap_or_else(|| "Content-Type, Last-Event-ID".to_owned()))
+        .header("Access-Control-Max-Age", "86400")
+}
+
+/// The status of a failure of the store, as every protocol gives it.
+fn store_status(error: &store::Error) -> Status {
+    match error {
+        store::Error::DiskFull(_) => Status::InsufficientStorage,
+        store::Error::QueueFull(_) => Status::TooManyRequests,
+        store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret => Status::InternalServerError,
+    }
+}

@@ -1,0 +1,850 @@
+//! The UHST relay protocol: hosts, clients that join them, messages both ways, and an event stream for each.
+//!
+//! | request | who |
+//! | --- | --- |
+//! | `POST /?action=host[&hostId=ID]` | registers a host: `{"hostId","hostToken"}` |
+//! | `POST /?action=join&hostId=ID` | becomes its client: `{"clientToken"}` |
+//! | `POST /?action=ping[&timestamp=N]` | `{"pong":N}` |
+//! | `GET /?token=T` | listens, as host or client |
+//! | `POST /?token=T` | sends: a client to its host, a host to one client (response token) or to all (host token) |
+//!
+//! A host, or a client, is *present* while it listens, before it listens for the first time, and for `RELAY_GRACE` after
+//! it has stopped. Who is not present is not sent to, and its peers have been told so with a `relay_event`. It may come
+//! back with its token for as long as the session lifetime.
+
+use super::query::{NotUtf8, Query};
+use super::{options, store_status};
+use crate::config::Settings;
+use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status, catch_signals};
+use crate::sse::{self, Care, End};
+use crate::store::mailbox::{Listener, Mailbox, Presence, Standing};
+use crate::store::queue::now_ms;
+use crate::store::session::{Session, SessionRecord};
+use crate::store::{self, Store, random_hex};
+use crate::token::{ClientId, HostId, Key, Token, TokenError};
+use serde_json::json;
+use serde_json::value::RawValue;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+const METHODS: &str = "GET, HEAD, POST, OPTIONS";
+
+/// A host that was registered less than this ago and has not opened its stream yet still may; nobody else gets its id.
+const OPENING_TIME: Duration = Duration::from_secs(10);
+
+/// Random ids are tried this often. Of 10,000 ids (with a prefix) with 9,500 in use, all tries fail once in 150
+/// registrations; of a million (without), never.
+const ID_TRIES: usize = 100;
+
+/// Answers a request to the relay itself.
+pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
+    let relay = Relay { settings, store: Store::new(&settings.data_dir) };
+    match relay.route(request) {
+        Ok(reply) => reply,
+        Err(refusal) => refusal.reply(),
+    }
+}
+
+/// Removes what is dead in a session, and tells the peers of what has died.
+///
+/// # Errors
+/// When the data folder cannot be used; a later sweep tries again.
+pub fn sweep(settings: &Settings, session: Session) -> Result<(), store::Error> {
+    Relay { settings, store: Store::new(&settings.data_dir) }.sweep(session)
+}
+
+/// Why a request is refused.
+#[derive(Debug)]
+enum Refusal {
+    BadQuery(NotUtf8),
+    MethodNotAllowed(&'static str),
+    NoToken,
+    BadToken(TokenError),
+    /// The token was good, but its registration or its client has been swept, or another host has registered.
+    ExpiredToken,
+    ResponseTokenListens,
+    UnknownAction,
+    MissingHostId,
+    BadHostId,
+    HostIdTaken,
+    UnknownHost,
+    HostGone,
+    ClientGone,
+    NoIdLeft,
+    TooManyHosts(u64),
+    TooManyClients(u64),
+    BadJson(String),
+    Body(BodyError),
+    /// A broadcast that some clients have and others have not.
+    PartlySent {
+        sent: usize,
+        all: usize,
+        cause: store::Error,
+    },
+    Store(store::Error),
+}
+
+impl From<store::Error> for Refusal {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Refusal {
+    fn status(&self) -> Status {
+        match self {
+            Self::MethodNotAllowed(_) => Status::MethodNotAllowed,
+            Self::NoToken | Self::BadToken(_) | Self::ExpiredToken => Status::Unauthorized,
+            Self::NoIdLeft | Self::TooManyHosts(_) | Self::TooManyClients(_) => Status::ServiceUnavailable,
+            Self::Body(BodyError::TooLarge(_)) => Status::ContentTooLarge,
+            Self::Body(BodyError::TooSlow) => Status::RequestTimeout,
+            Self::PartlySent { cause: error, .. } | Self::Store(error) => store_status(error),
+            Self::BadQuery(_)
+            | Self::ResponseTokenListens
+            | Self::UnknownAction
+            | Self::MissingHostId
+            | Self::BadHostId
+            | Self::HostIdTaken
+            | Self::UnknownHost
+            | Self::HostGone
+            | Self::ClientGone
+            | Self::BadJson(_)
+            | Self::Body(BodyError::CutShort) => Status::BadRequest,
+        }
+    }
+
+    fn reply(&self) -> Reply {
+        if let Self::Store(error) | Self::PartlySent { cause: error, .. } = self {
+            error.log();
+        }
+        let status = self.status();
+        let reply = Reply::error(status, &self.to_string());
+        match (self, status) {
+            (Self::MethodNotAllowed(allow), _) => reply.header("Allow", *allow),
+            (_, Status::TooManyRequests) => reply.header("Retry-After", "1"),
+            (_, Status::ServiceUnavailable) => reply.header("Retry-After", "30"),
+            _ => reply,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadQuery(error) => error.fmt(f),
+            Self::MethodNotAllowed(allow) => write!(f, "This needs another method: {allow}."),
+            Self::NoToken => f.write_str(
+                "There is no token: add ?token=… as ?action=host or ?action=join gave it out. To begin, POST to ?action=host.",
+            ),
+            Self::BadToken(error) => error.fmt(f),
+            Self::ExpiredToken => {
+                f.write_str("The token's session is over, or its host has been registered anew: register or join again.")
+            }
+            Self::ResponseTokenListens => {
+                f.write_str("A response token can only send: listen with the token of ?action=host or ?action=join.")
+            }
+            Self::UnknownAction => f.write_str("There is no such action: use host, join or ping."),
+            Self::MissingHostId => f.write_str("The hostId is missing: add &hostId=… of the host to join."),
+            Self::BadHostId => {
+                write!(f, "The hostId cannot be used: take 1 to {} bytes without control characters.", HostId::LONGEST)
+            }
+            Self::HostIdTaken => f.write_str("Another host has this hostId: take another one, or none to get a free one."),
+            Self::UnknownHost => f.write_str("There is no such host: check the hostId, and that the host is listening."),
+            Self::HostGone => f.write_str("The host is not listening any more: nothing was sent."),
+            Self::ClientGone => f.write_str("The client is not listening any more: nothing was sent."),
+            Self::NoIdLeft => f.write_str("No free host id was found: try again later, or choose a hostId."),
+            Self::TooManyHosts(limit) => write!(f, "The relay has its {limit} hosts (RELAY_MAX_HOSTS): try again later."),
+            Self::TooManyClients(limit) => write!(f, "The host has its {limit} clients (RELAY_MAX_CLIENTS): try again later."),
+            Self::BadJson(reason) => write!(f, "The body is not JSON ({reason}): send one JSON value in UTF-8."),
+            Self::Body(BodyError::TooLarge(limit)) => write!(f, "The body is larger than {limit} bytes: send less at once."),
+            Self::Body(BodyError::CutShort) => f.write_str("The body ended before its Content-Length: send all of it."),
+            Self::Body(BodyError::TooSlow) => f.write_str("The body took too long to arrive: send it faster, or less."),
+            Self::PartlySent { sent, all, cause } => write!(f, "{sent} of {all} clients got the message. {cause}"),
+            Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+struct Relay<'a> {
+    settings: &'a Settings,
+    store: Store,
+}
+
+impl Relay<'_> {
+    fn route(&self, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+        let method = request.method.as_str();
+        if method == "OPTIONS" {
+            return Ok(options(request, METHODS));
+        }
+        if !matches!(method, "GET" | "HEAD" | "POST") {
+            return Err(Refusal::MethodNotAllowed(METHODS));
+        }
+        let query = Query::parse(&request.query).map_err(Refusal::BadQuery)?;
+        match (method, query.get("action"), query.get("token")) {
+            ("POST", Some("host"), _) => self.register(query.get("hostId")),
+            ("POST", Some("join"), _) => self.join(query.get("hostId")),
+            ("POST", Some("ping"), _) => Ok(ping(query.get("timestamp"))),
+            (_, Some("host" | "join" | "ping"), None) => Err(Refusal::MethodNotAllowed("POST, OPTIONS")),
+            ("POST", None, Some(token)) => self.send(token, request),
+            ("GET", None, Some(token)) => self.listen(token, resume_id(&query, request)),
+            ("HEAD", None, Some(token)) => self.verify(token).and_then(|(token, _)| self.would_listen(&token)),
+            (_, None, None) => Err(Refusal::NoToken),
+            _ => Err(Refusal::UnknownAction),
+        }
+    }
+
+    fn key(&self) -> Result<Key, Refusal> {
+        Ok(match &self.settings.jwt_secret {
+            Some(secret) => Key::new(secret.as_bytes()),
+            None => Key::new(&self.store.secret()?),
+        })
+    }
+
+    fn verify(&self, token: &str) -> Result<(Token, Key), Refusal> {
+        let key = self.key()?;
+        let token = key.verify(token, now_s()).map_err(Refusal::BadToken)?;
+        Ok((token, key))
+    }
+
+    // ---- POST ?action=host
+
+    fn register(&self, host_id: Option<&str>) -> Result<Reply, Refusal> {
+        let key = self.key()?;
+        let registration = random_hex(8)?;
+        let host_id = match host_id {
+            Some(host_id) => {
+                let host_id = HostId::new(host_id).ok_or(Refusal::BadHostId)?;
+                self.take(&host_id, &registration, false)?.then_some(host_id).ok_or(Refusal::HostIdTaken)?
+            }
+            None => self.take_random(&registration)?,
+        };
+        let token = Token::Host { host_id: host_id.clone(), registration: Some(registration) };
+        let answer = json!({ "hostId": host_id.as_str(), "hostToken": key.sign(&token, now_s()) });
+        Ok(Reply::json(Status::Ok, answer.to_string()))
+    }
+
+    fn take_random(&self, registration: &str) -> Result<HostId, Refusal> {
+        for _ in 0..ID_TRIES {
+            let random = u64::from_str_radix(&random_hex(7)?, 16).unwrap_or(0);
+            let id = match &self.settings.prefix {
+                Some(prefix) => format!("{prefix}-{:04}", random % 10_000),
+                None => format!("{:06}", random % 1_000_000),
+            };
+            let host_id = HostId::new(&id).ok_or(Refusal::BadHostId)?;
+            if self.take(&host_id, registration, true)? {
+                return Ok(host_id);
+            }
+        }
+        Err(Refusal::NoIdLeft)
+    }
+
+    /// Registers a host id; false where another host has it. An id that was drawn at random is only taken where there
+    /// is no session at all: somebody may still come back to one.
+    fn take(&self, host_id: &HostId, registration: &str, only_unused: bool) -> Result<bool, Refusal> {
+        let limit = self.settings.max_hosts;
+        let mut session = self.store.session_or_new(host_id, limit)?.ok_or(Refusal::TooManyHosts(limit))?;
+        if session.record().is_some() {
+            let taken = match session.host().presence()? {
+                Presence::Listening => true,
+                Presence::Waiting => is_recent(session.touched()?, OPENING_TIME),
+                Presence::Ended { .. } => false,
+            };
+            if taken || only_unused {
+                return Ok(false);
+            }
+            // Clients of the earlier registration may be listening still; theirs is over.
+            self.tell_clients(&session, host_id)?;
+            session.clear()?;
+        }
+        session.set_record(SessionRecord {
+            host_id: host_id.as_str().to_owned(),
+            registration: Some(registration.to_owned()),
+        })?;
+        Ok(true)
+    }
+
+    // ---- POST ?action=join
+
+    fn join(&self, host_id: Option<&str>) -> Result<Reply, Refusal> {
+        let host_id = host_id.ok_or(Refusal::MissingHostId)?;
+        let host_id = HostId::new(host_id).ok_or(Refusal::BadHostId)?;
+        let key = self.key()?;
+        let session = self.store.session(&host_id)?.ok_or(Refusal::UnknownHost)?;
+        if !self.host_is_present(&session)? {
+            return Err(Refusal::UnknownHost);
+        }
+        let client_id = new_client_id()?;
+        self.add_client(&session, &client_id)?;
+        let registration = session.record().and_then(|record| record.registration.clone());
+        drop(session);
+        let token = Token::Client { host_id, client_id, registration };
+        Ok(Reply::json(Status::Ok, json!({ "clientToken": key.sign(&token, now_s()) }).to_string()))
+    }
+
+    fn add_client(&self, session: &Session, client_id: &ClientId) -> Result<(), Refusal> {
+        let limit = self.settings.max_clients;
+        let clients = session.clients()?;
+        // Those who have left are only told apart when there are many.
+        if clients.len() as u64 >= limit {
+            let mut present = 0;
+            for client in &clients {
+                present += u64::from(self.client_is_present(&session.client(client))?);
+            }
+            if present >= limit {
+                return Err(Refusal::TooManyClients(limit));
+            }
+        }
+        Ok(session.client(client_id).make()?)
+    }
+
+    // ---- POST ?token=
+
+    fn send(&self, token: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+        let (token, key) = self.verify(token)?;
+        let message = message(&request.body.read(self.settings.max_body).map_err(Refusal::Body)?)?;
+        match token {
+            Token::Client { host_id, client_id, registration } => {
+                let response_token = Token::Response { host_id: host_id.clone(), client_id: client_id.clone() };
+                let response_token = key.sign(&response_token, now_s());
+                let session = self.session_of_client(&host_id, &client_id, registration.as_deref())?;
+                if !self.host_is_present(&session)? {
+                    return Err(Refusal::HostGone);
+                }
+                self.put(&session.host(), &format!(r#"{{"body":{message},"responseToken":"{response_token}"}}"#))?;
+                Ok(Reply::json(Status::Ok, "{}"))
+            }
+            Token::Response { host_id, client_id } => {
+                let session = self.store.session(&host_id)?.ok_or(Refusal::ClientGone)?;
+                let client = session.client(&client_id);
+                if !client.exists()? || !self.client_is_present(&client)? {
+                    return Err(Refusal::ClientGone);
+                }
+                self.put(&client, &format!(r#"{{"body":{message}}}"#))?;
+                Ok(Reply::json(Status::Ok, "{}"))
+            }
+            Token::Host { host_id, registration } => {
+                let Some(session) = self.session_of_host(&host_id, registration.as_deref())? else {
+                    // Minted by an application, and never used: it has no clients.
+                    return Ok(Reply::json(Status::Ok, "{}"));
+                };
+                self.broadcast(&session, &format!(r#"{{"body":{message}}}"#))
+            }
+        }
+    }
+
+    fn put(&self, mailbox: &Mailbox<'_>, data: &str) -> Result<(), store::Error> {
+        mailbox.put("message", data, Some(self.settings.max_queue))
+    }
+
+    /// Sends to every client that is present. One that reads too slowly does not keep the others from it.
+    fn broadcast(&self, session: &Session, data: &str) -> Result<Reply, Refusal> {
+        let mut answer = serde_json::Map::new();
+        let mut failure = None;
+        for client_id in session.clients()? {
+            let client = session.client(&client_id);
+            if !self.client_is_present(&client)? {
+                continue;
+            }
+            let sent = match self.put(&client, data) {
+                Ok(()) => true,
+                Err(store::Error::QueueFull(_)) => false,
+                Err(error) => {
+                    failure = Some(error);
+                    false
+                }
+            };
+            answer.insert(client_id.as_str().to_owned(), sent.into());
+        }
+        match failure {
+            None => Ok(Reply::json(Status::Ok, serde_json::Value::Object(answer).to_string())),
+            Some(cause) => {
+                let sent = answer.values().filter(|sent| **sent == true).count();
+                Err(Refusal::PartlySent { sent, all: answer.len(), cause })
+            }
+        }
+    }
+
+    // ---- GET ?token=
+
+    fn listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
+        let (token, _) = self.verify(token)?;
+        let lifetime = self.settings.message_lifetime;
+        let listener = match &token {
+            Token::Host { host_id, registration } => {
+                let session = match self.session_of_host(host_id, registration.as_deref())? {
+                    Some(session) => session,
+                    None => self.session_for_minted(host_id)?,
+                };
+                session.host().listen(resume, lifetime)?
+            }
+            Token::Client { host_id, client_id, registration } => {
+                let session = self.session_of_client(host_id, client_id, registration.as_deref())?;
+                session.client(client_id).listen(resume, lifetime)?
+            }
+            Token::Response { .. } => return Err(Refusal::ResponseTokenListens),
+        };
+        let settings = self.settings.clone();
+        let stream = move |out: &mut Outgoing| {
+            catch_signals();
+            let mut listener = listener;
+            let relay = Relay { store: Store::new(&settings.data_dir), settings: &settings };
+            let mut listening = Listening { relay: &relay, token: &token, rounds: 0, missing: 0 };
+            if sse::feed(out, &mut listener, &mut listening, &settings) == End::Gone
+                && let Err(error) = relay.end(&token, listener)
+            {
+                error.log();
+            }
+        };
+        Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
+    }
+
+    /// What GET would answer, without listening: a HEAD must not take the stream away from whoever has it.
+    fn would_listen(&self, token: &Token) -> Result<Reply, Refusal> {
+        match token {
+            Token::Host { host_id, registration } => {
+                self.session_of_host(host_id, registration.as_deref())?;
+            }
+            Token::Client { host_id, registration: None, .. } => {
+                let session = self.store.session(host_id)?.ok_or(Refusal::UnknownHost)?;
+                if !self.host_is_present(&session)? {
+                    return Err(Refusal::UnknownHost);
+                }
+            }
+            Token::Client { host_id, client_id, registration } => {
+                self.session_of_client(host_id, client_id, registration.as_deref())?;
+            }
+            Token::Response { .. } => return Err(Refusal::ResponseTokenListens),
+        }
+        Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() })
+    }
+
+    // ---- who is who
+
+    /// The session of a host's token. `None` where an application has minted the token and there is no session yet.
+    fn session_of_host(&self, host_id: &HostId, registration: Option<&str>) -> Result<Option<Session>, Refusal> {
+        let session = self.store.session(host_id)?;
+        let Some(registration) = registration else { return Ok(session) };
+        let session = session.ok_or(Refusal::ExpiredToken)?;
+        if session.record().and_then(|record| record.registration.as_deref()) != Some(registration)
+            || self.is_over(&session.host(), session.touched()?)?
+        {
+            return Err(Refusal::ExpiredToken);
+        }
+        self.keep(session.touched()?, || session.touch())?;
+        Ok(Some(session))
+    }
+
+    fn session_for_minted(&self, host_id: &HostId) -> Result<Session, Refusal> {
+        let limit = self.settings.max_hosts;
+        let mut session = self.store.session_or_new(host_id, limit)?.ok_or(Refusal::TooManyHosts(limit))?;
+        if session.record().is_none() {
+            session.set_record(SessionRecord { host_id: host_id.as_str().to_owned(), registration: None })?;
+        }
+        Ok(session)
+    }
+
+    /// The session of a client's token. A client that an application has minted is added when it first appears.
+    fn session_of_client(
+        &self,
+        host_id: &HostId,
+        client_id: &ClientId,
+        registration: Option<&str>,
+    ) -> Result<Session, Refusal> {
+        let session = self.store.session(host_id)?;
+        let Some(registration) = registration else {
+            let session = session.ok_or(Refusal::UnknownHost)?;
+            let client = session.client(client_id);
+            if !client.exists()? {
+                if !self.host_is_present(&session)? {
+                    return Err(Refusal::UnknownHost);
+                }
+                self.add_client(&session, client_id)?;
+            }
+            return Ok(session);
+        };
+        let session = session.ok_or(Refusal::ExpiredToken)?;
+        let client = session.client(client_id);
+        if session.record().and_then(|record| record.registration.as_deref()) != Some(registration)
+            || !client.exists()?
+            || self.is_over(&client, client.touched()?)?
+        {
+            return Err(Refusal::ExpiredToken);
+        }
+        self.keep(client.touched()?, || client.touch())?;
+        Ok(session)
+    }
+
+    /// Makes something count as used, unless it was a moment ago.
+    fn keep(&self, touched: SystemTime, touch: impl FnOnce() -> Result<(), store::Error>) -> Result<(), store::Error> {
+        if is_recent(touched, self.settings.session_lifetime / 4) { Ok(()) } else { touch() }
+    }
+
+    /// Whether a mailbox has outlived its session lifetime: neither listened to, nor used, nor with a message that was
+    /// promised to be kept.
+    fn is_over(&self, mailbox: &Mailbox<'_>, touched: SystemTime) -> Result<bool, store::Error> {
+        let lifetime = self.settings.session_lifetime;
+        Ok(match mailbox.presence()? {
+            Presence::Listening => false,
+            Presence::Ended { at, .. } => has_passed(at, lifetime) && !is_recent(touched, lifetime),
+            Presence::Waiting => {
+                let message = mailbox.last_message()?;
+                !is_recent(touched, lifetime)
+                    && !message.is_some_and(|at| is_recent(at, self.settings.message_lifetime))
+            }
+        })
+    }
+
+    fn host_is_present(&self, session: &Session) -> Result<bool, store::Error> {
+        self.is_present(&session.host(), || session.touched())
+    }
+
+    fn client_is_present(&self, client: &Mailbox<'_>) -> Result<bool, store::Error> {
+        self.is_present(client, || client.touched())
+    }
+
+    /// Whether messages are taken for a mailbox.
+    fn is_present(
+        &self,
+        mailbox: &Mailbox<'_>,
+        touched: impl FnOnce() -> Result<SystemTime, store::Error>,
+    ) -> Result<bool, store::Error> {
+        Ok(match mailbox.presence()? {
+            Presence::Listening => true,
+            Presence::Waiting => is_recent(touched()?, self.settings.session_lifetime),
+            Presence::Ended { at, told } => !told && !has_passed(at, self.settings.grace),
+        })
+    }
+
+    // ---- closed events
+
+    /// Tells the peers of every stream of the session that has ended, once its grace is over.
+    fn tell_all(&self, session: &Session, host_id: &HostId) -> Result<(), store::Error> {
+        self.tell_of_host(session, host_id)?;
+        session.clients()?.iter().try_for_each(|client_id| self.tell_of_client(session, client_id))
+    }
+
+    fn tell_of_host(&self, session: &Session, host_id: &HostId) -> Result<(), store::Error> {
+        if self.is_news(&session.host())? {
+            self.tell_clients(session, host_id)?;
+            session.host().set_told()?;
+        }
+        Ok(())
+    }
+
+    fn tell_of_client(&self, session: &Session, client_id: &ClientId) -> Result<(), store::Error> {
+        let client = session.client(client_id);
+        if self.is_news(&client)? {
+            session.host().put("relay_event", &relay_event("client_closed", client_id.as_str()), None)?;
+            client.set_told()?;
+        }
+        Ok(())
+    }
+
+    fn is_news(&self, mailbox: &Mailbox<'_>) -> Result<bool, store::Error> {
+        Ok(matches!(mailbox.presence()?, Presence::Ended { at, told: false } if has_passed(at, self.settings.grace)))
+    }
+
+    /// Notes that a stream has ended, and tells its peers unless it may still come back unnoticed.
+    fn end(&self, token: &Token, listener: Listener) -> Result<(), store::Error> {
+        let Some(session) = self.store.session(token.host_id())? else { return Ok(()) };
+        if !mailbox_of(&session, token).end(&listener)? {
+            return Ok(());
+        }
+        // The stream is listening for as long as its listener lives.
+        drop(listener);
+        match token {
+            Token::Host { host_id, .. } => self.tell_of_host(&session, host_id),
+            Token::Client { client_id, .. } | Token::Response { client_id, .. } => {
+                self.tell_of_client(&session, client_id)
+            }
+        }
+    }
+
+    fn tell_clients(&self, session: &Session, host_id: &HostId) -> Result<(), store::Error> {
+        let event = relay_event("host_closed", host_id.as_str());
+        for client_id in session.clients()? {
+            let client = session.client(&client_id);
+            if self.client_is_present(&client)? {
+                client.put("relay_event", &event, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    // ---- the sweep
+
+    fn sweep(&self, session: Session) -> Result<(), store::Error> {
+        let host_id = session.record().and_then(|record| HostId::new(&record.host_id));
+        let Some(host_id) = host_id else {
+            // Never finished, or damaged. Somebody may be about to register it.
+            let is_old = !is_recent(session.touched()?, OPENING_TIME);
+            return if is_old { session.remove() } else { Ok(()) };
+        };
+        self.tell_all(&session, &host_id)?;
+        if self.is_over(&session.host(), session.touched()?)? {
+            // One that never opened has not been told of yet.
+            if session.host().presence()? == Presence::Waiting {
+                self.tell_clients(&session, &host_id)?;
+            }
+            return session.remove();
+        }
+        for client_id in session.clients()? {
+            let client = session.client(&client_id);
+            if self.is_over(&client, client.touched()?)? {
+                client.remove()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a stream does besides delivering.
+struct Listening<'a> {
+    relay: &'a Relay<'a>,
+    token: &'a Token,
+    rounds: u32,
+    /// For how many rounds its session has been missing.
+    missing: u32,
+}
+
+impl Listening<'_> {
+    /// A killed peer is noticed after at most that many seconds.
+    const ROUNDS_PER_LOOK: u32 = 2;
+    /// A session that a stranger has removed is made anew by its host's stream within a second. A client's waits for that.
+    const ROUNDS_WITHOUT_SESSION: u32 = 3;
+
+    /// After somebody has removed files under the running stream: makes them anew, unless the host has been registered
+    /// anew meanwhile or the session is gone for good. False when the stream is over.
+    fn regain(&mut self, listener: &mut Listener) -> Result<bool, store::Error> {
+        let Relay { store, .. } = self.relay;
+        let (host_id, registration) = match self.token {
+            Token::Host { host_id, registration } | Token::Client { host_id, registration, .. } => {
+                (host_id, registration)
+            }
+            Token::Response { .. } => return Ok(false),
+        };
+        let mut session = match self.token {
+            Token::Host { .. } => store.session_or_new(host_id, u64::MAX)?,
+            _ => store.session(host_id)?,
+        };
+        let Some(session) = &mut session else {
+            self.missing += 1;
+            return Ok(self.missing < Self::ROUNDS_WITHOUT_SESSION);
+        };
+        if session.record().is_none() {
+            session.set_record(SessionRecord {
+                host_id: host_id.as_str().to_owned(),
+                registration: registration.clone(),
+            })?;
+        }
+        if session.record().is_none_or(|record| record.registration != *registration && registration.is_some()) {
+            return Ok(false);
+        }
+        eprintln!("uhst-relay: files of a running stream were removed; they are made anew");
+        mailbox_of(session, self.token).listen_again(listener)?;
+        Ok(true)
+    }
+}
+
+impl Care for Listening<'_> {
+    fn round(&mut self, listener: &mut Listener, standing: Standing) -> Result<bool, store::Error> {
+        if standing == Standing::Lost {
+            return self.regain(listener);
+        }
+        self.missing = 0;
+        self.rounds += 1;
+        let Relay { settings, store } = self.relay;
+        let (host_id, is_host) = (self.token.host_id(), matches!(self.token, Token::Host { .. }));
+        if let Some(keep_from) = listener.can_go(settings.max_queue)
+            && let Some(session) = store.session(host_id)?
+        {
+            mailbox_of(&session, self.token).compact(listener, keep_from)?;
+        }
+        if self.rounds.is_multiple_of(Self::ROUNDS_PER_LOOK)
+            && store.has_news(host_id, is_host)
+            && let Some(session) = store.session(host_id)?
+        {
+            self.relay.tell_all(&session, host_id)?;
+        }
+        if store.sweep_is_due() {
+            super::sweep_some(settings);
+        }
+        Ok(true)
+    }
+}
+
+fn mailbox_of<'s>(session: &'s Session, token: &Token) -> Mailbox<'s> {
+    match token {
+        Token::Host { .. } => session.host(),
+        Token::Client { client_id, .. } | Token::Response { client_id, .. } => session.client(client_id),
+    }
+}
+
+fn stream_head() -> Reply {
+    Reply::empty(Status::Ok)
+        .header("Content-Type", "text/event-stream")
+        .header("Cache-Control", "no-cache")
+        // nginx would collect the stream otherwise.
+        .header("X-Accel-Buffering", "no")
+}
+
+fn ping(timestamp: Option<&str>) -> Reply {
+    let number = timestamp.filter(|text| serde_json::from_str::<serde_json::Number>(text).is_ok()).unwrap_or("null");
+    Reply::json(Status::Ok, format!(r#"{{"pong":{}}}"#, number.trim()))
+}
+
+/// Where a stream wants to go on. The header is what a browser sends when it reconnects by itself; the parameters are
+/// for clients that cannot set headers, and are older than it then.
+fn resume_id(query: &Query, request: &Request<'_>) -> Option<u64> {
+    (request.header)("last-event-id")
+        .or_else(|| {
+            let names = ["lastEventId", "last_event_id", "evs_last_event_id"];
+            names.iter().find_map(|name| query.get(name)).map(str::to_owned)
+        })?
+        .parse()
+        .ok()
+}
+
+/// The body of a message: any JSON value, byte for byte, without the white space between its tokens (a line end would
+/// break the event stream's `data:` line). Nothing is parsed into numbers or maps, so big integers, the order of keys
+/// and duplicate keys survive.
+fn message(body: &[u8]) -> Result<String, Refusal> {
+    if body.trim_ascii().is_empty() {
+        return Ok("{}".to_owned());
+    }
+    let json: &RawValue = serde_json::from_slice(body).map_err(|error| Refusal::BadJson(error.to_string()))?;
+    let mut message = String::with_capacity(json.get().len());
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.get().chars() {
+        if in_string {
+            in_string = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else if c.is_ascii_whitespace() {
+            continue;
+        } else {
+            in_string = c == '"';
+        }
+        message.push(c);
+    }
+    Ok(message)
+}
+
+fn relay_event(event_type: &str, body: &str) -> String {
+    format!(r#"{{"eventType":"{event_type}","body":{}}}"#, json!(body))
+}
+
+/// A random UUID (RFC 9562, 5.4): all bits random but the version and the variant.
+fn new_client_id() -> Result<ClientId, store::Error> {
+    let hex = random_hex(16)?;
+    let variant = ["8", "9", "a", "b"][usize::from(hex.as_bytes()[16] % 4)];
+    let uuid = format!("{}-{}-4{}-{variant}{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..]);
+    ClientId::new(&uuid).ok_or_else(|| store::Error::Io(std::io::ErrorKind::InvalidData.into()))
+}
+
+fn now_s() -> u64 {
+    now_ms() / 1000
+}
+
+/// Whether `time` is less than `duration` ago. The future (a clock was set back) is recent.
+fn is_recent(time: SystemTime, duration: Duration) -> bool {
+    time.elapsed().is_ok_and(|elapsed| elapsed < duration) || time > SystemTime::now()
+}
+
+/// Whether `duration` has passed since `at`, in milliseconds since 1970.
+fn has_passed(at: u64, duration: Duration) -> bool {
+    Duration::from_millis(now_ms().saturating_sub(at)) >= duration
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn text(body: &str) -> String {
+        message(body.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_message_keeps_every_byte_but_white_space_between_tokens() {
+        assert_eq!(
+            text(" { \"b\" : 12345678901234567890123 ,\r\n\t\"a\":1.0e5, \"b\": [ ] } "),
+            r#"{"b":12345678901234567890123,"a":1.0e5,"b":[]}"#
+        );
+        assert_eq!(text(r#""a \" b\\" "#), r#""a \" b\\""#);
+        assert_eq!(text(r#""\ud800 \u0000""#), r#""\ud800 \u0000""#);
+        assert_eq!(text(" \n"), "{}");
+        assert_eq!(text(""), "{}");
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(text(&deep), deep);
+    }
+
+    #[test]
+    fn what_is_no_json_is_refused() {
+        for body in
+            [&b"{"[..], b"{}{}", b"'a'", b"\xff", b"\"\xff\"", b"\"a\nb\"", b"nul", b"01", b"\xef\xbb\xbf{}", b"\0"]
+        {
+            assert!(matches!(message(body), Err(Refusal::BadJson(_))), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn ping_echoes_numbers_and_nothing_else() {
+        for (timestamp, pong) in [
+            (Some("1"), "1"),
+            (Some("-1.5e3"), "-1.5e3"),
+            (Some("12345678901234567890"), "12345678901234567890"),
+            (Some("x\"}"), "null"),
+            (None, "null"),
+        ] {
+            let Content::Whole(body) = ping(timestamp).content else { panic!() };
+            assert_eq!(String::from_utf8(body).unwrap(), format!(r#"{{"pong":{pong}}}"#));
+        }
+    }
+
+    #[test]
+    fn a_client_id_is_a_uuid_of_version_4() {
+        for _ in 0..50 {
+            let id = new_client_id().unwrap();
+            let parts: Vec<_> = id.as_str().split('-').collect();
+            assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+            assert!(parts[2].starts_with('4') && parts[3].starts_with(['8', '9', 'a', 'b']));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_means_what_its_body_means(body in json_text(), space in "[ \t\r\n]{0,3}") {
+            let spaced = format!("{space}{body}{space}");
+            let message = text(&spaced);
+            prop_assert!(!message.contains(['\n', '\r']));
+            let meaning = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+            prop_assert_eq!(meaning(&message), meaning(&body));
+        }
+
+        #[test]
+        fn any_bytes_are_a_message_or_refused(body in proptest::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(message) = message(&body) {
+                prop_assert!(!message.contains(['\n', '\r', '\0']));
+            }
+        }
+    }
+
+    fn json_text() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            any::<i64>().prop_map(|number| number.to_string()),
+            "\\PC{0,10}|[\"\\\\ ]{0,5}".prop_map(|text| serde_json::to_string(&text).unwrap()),
+        ];
+        leaf.prop_recursive(4, 32, 5, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5)
+                    .prop_map(|values| format!("[ {} ]", values.join(" ,\n"))),
+                proptest::collection::vec(inner, 0..5).prop_map(|values| {
+                    let pairs: Vec<_> =
+                        values.iter().enumerate().map(|(n, value)| format!("\"k {n}\" :\t{value}")).collect();
+                    format!("{{{}}}", pairs.join(", "))
+                }),
+            ]
+        })
+    }
+}

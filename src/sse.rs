@@ -1,0 +1,145 @@
+//! Feeds an event stream (WHATWG HTML, 9.2 "Server-sent events") for as long as somebody listens, whatever the protocol.
+
+use crate::config::Settings;
+use crate::gateway::{Outgoing, Woken};
+use crate::store::Error;
+use crate::store::mailbox::{Listener, Standing};
+use crate::store::queue::Record;
+use std::time::{Duration, Instant};
+
+/// How often a stream looks after things that nobody wakes it for.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// Why a stream is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client has gone, or this process is asked to go.
+    Gone,
+    /// A newer stream has taken over.
+    Superseded,
+}
+
+/// Writes an event. Its type is left out where it is `message`, which is what an event without one is.
+pub fn write_event(out: &mut Vec<u8>, record: &Record<'_>) {
+    out.extend_from_slice(format!("id: {}\n", record.id).as_bytes());
+    if record.event != "message" {
+        out.extend_from_slice(format!("event: {}\n", record.event).as_bytes());
+    }
+    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(record.data.as_bytes());
+    out.extend_from_slice(b"\n\n");
+}
+
+/// What a protocol has to do for a stream of its own.
+pub trait Care {
+    /// Called every second. `Ok(false)` ends the stream.
+    ///
+    /// # Errors
+    /// Is logged; the stream goes on.
+    fn round(&mut self, listener: &mut Listener, standing: Standing) -> Result<bool, Error>;
+}
+
+/// Gives a listener's events to the client until one of them has gone.
+///
+/// One loop, one sleep: whatever can happen to a stream (a message, a hang-up, a signal, a slow client that can take
+/// more, the keep-alive, a newer stream) ends the same `poll`, so nothing can block the notice of anything else.
+pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, settings: &Settings) -> End {
+    let mut pending = b": Connected.\n".to_vec();
+    let mut written = 0;
+    // Whether `pending` holds events, so that having written it means having delivered them.
+    let mut events = false;
+    let mut knocked = false;
+    let mut trouble = Trouble::default();
+    let mut next_keep_alive = Instant::now() + settings.keep_alive;
+    let mut next_round = Instant::now() + ROUND;
+    loop {
+        let now = Instant::now();
+        if now >= next_round {
+            next_round = now + ROUND;
+            let standing = listener.standing();
+            match standing.and_then(|standing| match standing {
+                Standing::Superseded => Ok(Some(End::Superseded)),
+                other => Ok((!care.round(listener, other)?).then_some(End::Superseded)),
+            }) {
+                Ok(None) => trouble.over(),
+                Ok(Some(end)) => return end,
+                Err(error) => trouble.log(&error),
+            }
+        }
+        if pending.is_empty() {
+            match listener.next(|record| write_event(&mut pending, &record)) {
+                Ok(_) => events = !pending.is_empty(),
+                Err(error) => trouble.log(&error),
+            }
+            // A knock without a message may be a newer stream's, which must not wait for the next round.
+            if std::mem::take(&mut knocked) && !events && matches!(listener.standing(), Ok(Standing::Superseded)) {
+                return End::Superseded;
+            }
+        }
+        if pending.is_empty() && now >= next_keep_alive {
+            pending.extend_from_slice(b": sse-keep-alive\n");
+        }
+        let to_write = !pending.is_empty();
+        // Who has something to write need not be told that there is more.
+        let knock = if to_write { None } else { listener.wake() };
+        match out.wait(knock, to_write, settings.poll_tick) {
+            Woken::HungUp | Woken::Stopped => return End::Gone,
+            Woken::Knock => {
+                listener.hear();
+                knocked = true;
+            }
+            Woken::Tick => {}
+            Woken::Writable => {
+                written += out.write(&pending[written..]);
+                if written < pending.len() {
+                    continue;
+                }
+                next_keep_alive = Instant::now() + settings.keep_alive;
+                if std::mem::take(&mut events)
+                    && let Err(error) = listener.delivered()
+                {
+                    trouble.log(&error);
+                }
+                written = 0;
+                pending.clear();
+                // Not more than a burst needed: streams are many and mostly idle.
+                pending.shrink_to(64 * 1024);
+            }
+        }
+    }
+}
+
+/// Tells the operator once, not fifty times a second, and again when the same trouble comes back.
+#[derive(Default)]
+struct Trouble {
+    told: bool,
+}
+
+impl Trouble {
+    fn log(&mut self, error: &Error) {
+        if !std::mem::replace(&mut self.told, true) {
+            error.log();
+        }
+    }
+
+    fn over(&mut self) {
+        self.told = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(event: &str) -> String {
+        let mut out = Vec::new();
+        write_event(&mut out, &Record { id: 7, time: 0, event, data: "{}" });
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_event_has_an_id_and_a_type_unless_it_is_a_message() {
+        assert_eq!(event("message"), "id: 7\ndata: {}\n\n");
+        assert_eq!(event("other"), "id: 7\nevent: other\ndata: {}\n\n");
+    }
+}

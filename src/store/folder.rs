@@ -1,0 +1,200 @@
+//! A folder that is only touched under its lock.
+//!
+//! The lock is an `flock` on the folder's record, a small JSON file. Making the record its own lock saves a file for
+//! every session, which is half the price of a registration. The record is overwritten in place, with a single write of
+//! constant size: a killed process has done all of it or nothing.
+//!
+//! A folder can vanish between opening its record and getting the lock, because a sweep had the lock first. So whoever
+//! gets it looks whether the path still means the file he has locked, and starts over if not. Nobody ever works on a
+//! folder that is gone, and a sweep may remove a folder that others are about to lock.
+
+use super::{Error, identity, identity_at, make_dir, private_file, read_small};
+use fs2::FileExt as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::marker::PhantomData;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// The record's file name.
+const RECORD: &str = "session.json";
+
+/// The size of every record on disk; what JSON does not need is white space.
+const RECORD_SIZE: usize = 1024;
+
+/// A locked folder with its record. Dropping it releases the lock.
+pub struct Folder<R> {
+    path: PathBuf,
+    file: File,
+    record: PhantomData<R>,
+}
+
+/// Whether to wait for a lock that somebody holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Yes,
+    No,
+}
+
+impl<R: Serialize + DeserializeOwned> Folder<R> {
+    /// Locks the folder at `path`; `None` where there is none.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>, Error> {
+        Self::lock(path, false, Wait::Yes)
+    }
+
+    /// Locks the folder at `path`, unless there is none or somebody holds its lock.
+    pub(super) fn try_open(path: &Path) -> Result<Option<Self>, Error> {
+        Self::lock(path, false, Wait::No)
+    }
+
+    /// Locks the folder at `path`, made if it is missing (those above it must be there).
+    pub(super) fn open_or_make(path: &Path) -> Result<Self, Error> {
+        loop {
+            make_dir(path)?;
+            if let Some(folder) = Self::lock(path, true, Wait::Yes)? {
+                return Ok(folder);
+            }
+            // A sweep has removed it under our feet.
+        }
+    }
+
+    fn lock(path: &Path, create: bool, wait: Wait) -> Result<Option<Self>, Error> {
+        let record = path.join(RECORD);
+        loop {
+            let opened =
+                if create { private_file(&record) } else { OpenOptions::new().read(true).write(true).open(&record) };
+            let file = match opened {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            match if wait == Wait::Yes { file.lock_exclusive() } else { file.try_lock_exclusive() } {
+                Ok(()) => {}
+                Err(error) if wait == Wait::No && error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if identity_at(&record)? == Some(identity(&file.metadata()?)) {
+                return Ok(Some(Self { path: path.to_owned(), file, record: PhantomData }));
+            }
+        }
+    }
+
+    /// The record; `None` where it has never been written, or is damaged (which the log tells).
+    pub(super) fn read(&self) -> Result<Option<R>, Error> {
+        let bytes = read_small(&self.file)?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let record = serde_json::from_slice(&bytes);
+        if record.is_err() {
+            eprintln!("uhst-relay: a session's record is damaged and counts as missing: {}", self.path.display());
+        }
+        Ok(record.ok())
+    }
+
+    /// Writes the record.
+    pub(super) fn write(&self, record: &R) -> Result<(), Error> {
+        let mut bytes = serde_json::to_vec(record).map_err(io::Error::other)?;
+        let size = bytes.len().max(RECORD_SIZE).next_multiple_of(RECORD_SIZE);
+        bytes.resize(size - 1, b' ');
+        bytes.push(b'\n');
+        write_in_place(&self.file, &bytes)?;
+        Ok(())
+    }
+
+    /// When the record was written or [touched](Self::touch) last.
+    pub(super) fn touched(&self) -> Result<SystemTime, Error> {
+        Ok(self.file.metadata()?.modified()?)
+    }
+
+    /// Makes the folder count as used now.
+    pub(super) fn touch(&self) -> Result<(), Error> {
+        Ok(self.file.set_modified(SystemTime::now())?)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the record and the folder, which must be empty otherwise. Somebody who has made a new record in it in
+    /// between keeps it.
+    pub(super) fn remove(self) -> Result<(), Error> {
+        super::remove_file(&self.path.join(RECORD))?;
+        match std::fs::remove_dir(&self.path) {
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                Err(error.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Overwrites the beginning of a file with one write. A longer old content is cut to the new size afterwards: both ends
+/// of that are JSON and white space, so a reader in between is not misled.
+pub(super) fn write_in_place(file: &File, bytes: &[u8]) -> io::Result<()> {
+    let written = loop {
+        match file.write_at(bytes, 0) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if written != bytes.len() {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    if file.metadata()?.len() != bytes.len() as u64 {
+        file.set_len(bytes.len() as u64)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_dir::TestDir;
+    use super::*;
+
+    #[test]
+    fn a_record_is_what_was_written() {
+        let dir = TestDir::new();
+        let path = dir.join("folder");
+        let folder = Folder::<String>::open_or_make(&path).unwrap();
+        assert_eq!(folder.read().unwrap(), None);
+        for text in ["a", &"long".repeat(1000), "b"] {
+            folder.write(&text.to_owned()).unwrap();
+            assert_eq!(folder.read().unwrap().as_deref(), Some(text));
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_counts_as_missing() {
+        let dir = TestDir::new();
+        let path = dir.join("folder");
+        Folder::<String>::open_or_make(&path).unwrap();
+        std::fs::write(path.join(RECORD), "\"half").unwrap();
+        assert_eq!(Folder::<String>::open(&path).unwrap().unwrap().read().unwrap(), None);
+    }
+
+    #[test]
+    fn whoever_waits_for_a_folder_that_is_removed_does_not_get_it() {
+        let dir = TestDir::new();
+        let path = dir.join("folder");
+        let folder = Folder::<String>::open_or_make(&path).unwrap();
+        assert!(Folder::<String>::try_open(&path).unwrap().is_none());
+        let waiting = {
+            let path = path.clone();
+            std::thread::spawn(move || Folder::<String>::open(&path).unwrap().is_none())
+        };
+        let making = {
+            let path = path.clone();
+            std::thread::spawn(move || Folder::<String>::open_or_make(&path).unwrap().path.join(RECORD).exists())
+        };
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        folder.remove().unwrap();
+        // The maker may have made a new folder before the waiter looked; either way what he holds is really there.
+        let _ = waiting.join().unwrap();
+        assert!(making.join().unwrap());
+    }
+}

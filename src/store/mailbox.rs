@@ -1,0 +1,480 @@
+//! A mailbox: what waits for one recipient, whether he is listening, and how he is woken.
+//!
+//! `queue` holds the messages. `stream` belongs to the newest stream that listens: it is locked as long as that stream
+//! lives, and says how far it has come. `wake` is the FIFO it sleeps on. A mailbox without `stream` has never been
+//! listened to. All of it changes under the lock of the session, which a [`Mailbox`] borrows.
+
+use super::folder::write_in_place;
+use super::queue::{Reader, Record, Writer, now_ms};
+use super::{Error, FileIdentity, identity, identity_at, make_dir, private_file, read_small, remove_file};
+use fs2::FileExt as _;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+const QUEUE: &str = "queue";
+const STREAM: &str = "stream";
+const WAKE: &str = "wake";
+/// What is being made, before it is renamed into place.
+const BESIDE: [&str; 3] = ["queue.new", "stream.new", "wake.new"];
+
+/// The size of a stream's record on disk.
+const STREAM_RECORD_SIZE: usize = 128;
+
+/// A queue is compacted once that many bytes of it can go: often enough to keep it small, seldom enough to be cheap.
+const WORTH_COMPACTING: u64 = 256 * 1024;
+
+/// Whether the recipient of a mailbox is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// No stream has been opened yet.
+    Waiting,
+    /// A stream is open.
+    Listening,
+    /// The last stream has ended.
+    Ended {
+        /// When, in milliseconds since 1970 (for a killed one: when that was noticed).
+        at: u64,
+        /// Whether its peers have been told.
+        told: bool,
+    },
+}
+
+/// What a `stream` file says.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct StreamRecord {
+    /// Events up to this id have been written to the stream.
+    position: u64,
+    /// When the stream ended, if it could still say so.
+    ended: Option<u64>,
+    /// Whether the peers know of the end.
+    told: bool,
+}
+
+impl StreamRecord {
+    fn read(file: &File) -> io::Result<Self> {
+        // A damaged one is a stream that has said nothing yet.
+        Ok(serde_json::from_slice(&read_small(file)?).unwrap_or_default())
+    }
+
+    fn write(&self, file: &File) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
+        bytes.resize(STREAM_RECORD_SIZE - 1, b' ');
+        bytes.push(b'\n');
+        write_in_place(file, &bytes)
+    }
+}
+
+/// A mailbox, while its session is locked.
+pub struct Mailbox<'lock> {
+    path: PathBuf,
+    lock: PhantomData<&'lock ()>,
+}
+
+impl Mailbox<'_> {
+    pub(super) fn new<R>(_lock: &super::folder::Folder<R>, path: PathBuf) -> Mailbox<'_> {
+        Mailbox { path, lock: PhantomData }
+    }
+
+    /// Whether there is such a mailbox.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn exists(&self) -> Result<bool, Error> {
+        Ok(identity_at(&self.path)?.is_some())
+    }
+
+    /// Makes the mailbox, if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(&self) -> Result<(), Error> {
+        match make_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_dir(self.path.parent().unwrap_or(&self.path))?;
+                Ok(make_dir(&self.path)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// When its owner used it last without listening: it was made, or [touched](Self::touch).
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn touched(&self) -> Result<SystemTime, Error> {
+        Ok(std::fs::metadata(&self.path)?.modified()?)
+    }
+
+    /// Makes the mailbox count as used now.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn touch(&self) -> Result<(), Error> {
+        Ok(File::open(&self.path)?.set_modified(SystemTime::now())?)
+    }
+
+    /// When a message was put in last; `None` if never.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn last_message(&self) -> Result<Option<SystemTime>, Error> {
+        match std::fs::metadata(self.path.join(QUEUE)) {
+            Ok(metadata) => Ok(Some(metadata.modified()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether somebody is listening. A stream that was killed is found out here: its lock is free, but it has not said
+    /// that it ended.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn presence(&self) -> Result<Presence, Error> {
+        let Some(file) = open_stream(&self.path)? else { return Ok(Presence::Waiting) };
+        if is_locked(&file)? {
+            return Ok(Presence::Listening);
+        }
+        let mut record = StreamRecord::read(&file)?;
+        let at = if let Some(at) = record.ended {
+            at
+        } else {
+            let now = now_ms();
+            record = StreamRecord { ended: Some(now), told: false, ..record };
+            record.write(&file)?;
+            now
+        };
+        Ok(Presence::Ended { at, told: record.told })
+    }
+
+    /// Notes that the peers know of the end of the last stream.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn set_told(&self) -> Result<(), Error> {
+        if let Some(file) = open_stream(&self.path)? {
+            let record = StreamRecord { told: true, ..StreamRecord::read(&file)? };
+            record.write(&file)?;
+        }
+        Ok(())
+    }
+
+    /// Puts an event into the mailbox and wakes its stream. With a `limit`, at most that many bytes may be waiting.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] past the limit; [`Error::DiskFull`] and others when it could not be stored. The queue is
+    /// then as it was.
+    pub fn put(&self, event: &str, data: &str, limit: Option<u64>) -> Result<(), Error> {
+        let delivered = || {
+            let record = open_stream(&self.path).ok().flatten().and_then(|file| StreamRecord::read(&file).ok());
+            record.map_or(0, |record| record.position)
+        };
+        let limit = limit.map(|limit| (limit, &delivered as &dyn Fn() -> u64));
+        Writer::open(&self.path.join(QUEUE))?.append(event, data, limit)?;
+        if let Some(wake) = open_wake(&self.path) {
+            knock(&wake);
+        }
+        Ok(())
+    }
+
+    /// Begins to listen, behind the event `resume` if the queue has it, else behind what the last stream has been given.
+    /// An older stream of this mailbox is told to end. Waiting messages that are older than `lifetime` are not given.
+    ///
+    /// # Errors
+    /// When the mailbox cannot be read or written.
+    pub fn listen(&self, resume: Option<u64>, lifetime: Duration) -> Result<Listener, Error> {
+        let older = open_stream(&self.path)?;
+        let position = match &older {
+            Some(file) => StreamRecord::read(file)?.position,
+            None => 0,
+        };
+        let end = Writer::open(&self.path.join(QUEUE))?.end();
+        let mut queue = Reader::open(&self.path.join(QUEUE), position)?;
+        if let Some(id) = resume {
+            queue.resume(id)?;
+        }
+        let oldest = now_ms().saturating_sub(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
+        let older_wake = open_wake(&self.path);
+        let wake = Wake::make(&self.path);
+        let stream = HeldStream::make(&self.path, queue.position())?;
+        // Only now does the older stream find itself replaced.
+        if let Some(wake) = older_wake {
+            knock(&wake);
+        }
+        Ok(Listener {
+            path: self.path.clone(),
+            stream,
+            wake,
+            queue,
+            backlog: (end, oldest),
+            look_for_new_queue: false,
+            marks: VecDeque::new(),
+            lifetime,
+        })
+    }
+
+    /// Gives `listener` its place back after a stranger has removed its files. What it has not read of the old queue
+    /// it still reads.
+    ///
+    /// # Errors
+    /// When the mailbox cannot be written.
+    pub fn listen_again(&self, listener: &mut Listener) -> Result<(), Error> {
+        self.make()?;
+        Writer::open(&self.path.join(QUEUE))?;
+        listener.wake = Wake::make(&self.path);
+        listener.stream = HeldStream::make(&self.path, listener.queue.position())?;
+        Ok(())
+    }
+
+    /// Ends the listening. False when a newer stream has taken over, so that there is nothing to tell anybody.
+    ///
+    /// # Errors
+    /// When the end cannot be written; it is then noticed as that of a killed stream.
+    pub fn end(&self, listener: &Listener) -> Result<bool, Error> {
+        if identity_at(&self.path.join(STREAM))? != Some(listener.stream.identity) {
+            return Ok(false);
+        }
+        let record = StreamRecord { ended: Some(now_ms()), ..StreamRecord::read(&listener.stream.file)? };
+        record.write(&listener.stream.file)?;
+        Ok(true)
+    }
+
+    /// Drops from the queue what `listener` says can go.
+    ///
+    /// # Errors
+    /// When there is no room for the rest; the queue is then as it was.
+    pub fn compact(&self, listener: &mut Listener, keep_from: u64) -> Result<(), Error> {
+        let path = self.path.join(QUEUE);
+        Writer::open(&path)?.compact(&path, &self.path.join(BESIDE[0]), keep_from)?;
+        listener.look_for_new_queue = true;
+        Ok(())
+    }
+
+    /// Removes the mailbox with everything in it, except the folder itself where others have something in it too.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove(&self) -> Result<(), Error> {
+        // The stream's file first: from then on it is a mailbox that has never been listened to.
+        for name in [STREAM, WAKE, QUEUE].iter().chain(&BESIDE) {
+            remove_file(&self.path.join(name))?;
+        }
+        match std::fs::remove_dir(&self.path) {
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                Err(error.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether the stream of the mailbox at `path` has ended and nobody has taken note: a look without the session's lock,
+/// to be repeated under it when the answer is yes.
+pub(super) fn has_news(path: &Path) -> bool {
+    let Ok(Some(file)) = open_stream(path) else { return false };
+    matches!(is_locked(&file), Ok(false)) && !StreamRecord::read(&file).is_ok_and(|record| record.told)
+}
+
+fn open_stream(path: &Path) -> io::Result<Option<File>> {
+    match OpenOptions::new().read(true).write(true).open(path.join(STREAM)) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a living stream holds the lock. A shared lock is tried, so that two who ask at once do not take each other
+/// for the stream.
+fn is_locked(file: &File) -> io::Result<bool> {
+    match fs2::FileExt::try_lock_shared(file) {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// The FIFO of whoever listens; `None` where nobody does.
+fn open_wake(path: &Path) -> Option<OwnedFd> {
+    rustix::fs::open(path.join(WAKE), OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
+fn knock(wake: &OwnedFd) {
+    // A full FIFO is a knock that has not been answered yet; a stream that has gone needs none.
+    let _ = rustix::io::write(wake, b"!");
+}
+
+/// The `stream` file of a living stream, locked.
+struct HeldStream {
+    file: File,
+    identity: FileIdentity,
+}
+
+impl HeldStream {
+    fn make(path: &Path, position: u64) -> Result<Self, Error> {
+        let beside = path.join(BESIDE[1]);
+        // A leftover of a killed process may still be looked at; a new file is nobody else's.
+        remove_file(&beside)?;
+        let file = private_file(&beside)?;
+        file.lock_exclusive()?;
+        StreamRecord { position, ..StreamRecord::default() }.write(&file)?;
+        std::fs::rename(&beside, path.join(STREAM))?;
+        let identity = identity(&file.metadata()?);
+        Ok(Self { file, identity })
+    }
+}
+
+/// The reading end of a mailbox's FIFO.
+struct Wake {
+    fifo: OwnedFd,
+    identity: FileIdentity,
+}
+
+impl Wake {
+    /// `None` on a file system without FIFOs: messages are then found at the next tick.
+    fn make(path: &Path) -> Option<Self> {
+        let beside = path.join(BESIDE[2]);
+        remove_file(&beside).ok()?;
+        rustix::fs::mknodat(rustix::fs::CWD, &beside, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).ok()?;
+        // Opened for writing too, so that it never reads as ended when a sender closes it.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fifo = rustix::fs::open(&beside, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&fifo).ok()?;
+        std::fs::rename(&beside, path.join(WAKE)).ok()?;
+        Some(Self { fifo, identity: FileIdentity(stat.st_dev, stat.st_ino) })
+    }
+}
+
+/// What has become of a listener's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the mailbox's stream.
+    Listening,
+    /// A newer stream has taken over.
+    Superseded,
+    /// Somebody has removed its file.
+    Lost,
+}
+
+/// A listening stream's end of a mailbox. As long as it lives, the recipient is [listening](Presence::Listening).
+pub struct Listener {
+    path: PathBuf,
+    stream: HeldStream,
+    wake: Option<Wake>,
+    queue: Reader,
+    /// Up to which id there were messages when it began, and how old (in ms since 1970) they may be.
+    backlog: (u64, u64),
+    look_for_new_queue: bool,
+    /// When which position was reached, oldest first: what has been given longer than a lifetime ago can go.
+    marks: VecDeque<(u64, u64)>,
+    lifetime: Duration,
+}
+
+impl Listener {
+    /// What becomes readable when something was put into the mailbox.
+    #[must_use]
+    pub fn wake(&self) -> Option<BorrowedFd<'_>> {
+        self.wake.as_ref().map(|wake| wake.fifo.as_fd())
+    }
+
+    /// To be called when [`Listener::wake`] was readable, before looking for events.
+    pub fn hear(&mut self) {
+        let mut knocks = [0; 512];
+        if let Some(wake) = &self.wake {
+            let _ = rustix::io::read(&wake.fifo, &mut knocks);
+        }
+        self.look_for_new_queue = true;
+    }
+
+    /// Gives the next events to `take`; false when there is none.
+    ///
+    /// # Errors
+    /// When the queue cannot be read.
+    pub fn next(&mut self, mut take: impl FnMut(Record<'_>)) -> Result<bool, Error> {
+        let (backlog_end, oldest) = self.backlog;
+        let mut fresh = |record: Record<'_>| {
+            if record.id > backlog_end || record.time >= oldest {
+                take(record);
+            }
+        };
+        if self.queue.read(&mut fresh)? {
+            return Ok(true);
+        }
+        if !std::mem::take(&mut self.look_for_new_queue) {
+            return Ok(false);
+        }
+        // This one has been read to its end. If the path means another file by now, the rest is there.
+        let path = self.path.join(QUEUE);
+        let here = identity(&self.queue.file().metadata()?);
+        match identity_at(&path)? {
+            Some(there) if there != here || self.queue.was_cut()? => match Reader::open(&path, self.queue.position()) {
+                Ok(queue) => self.queue = queue,
+                // It is being made at this moment.
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
+                    self.look_for_new_queue = true;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error.into()),
+            },
+            _ => return Ok(false),
+        }
+        Ok(self.queue.read(&mut fresh)?)
+    }
+
+    /// Notes that everything [`Listener::next`] has given was written to the stream.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn delivered(&mut self) -> Result<(), Error> {
+        let position = self.queue.position();
+        StreamRecord { position, ..StreamRecord::default() }.write(&self.stream.file)?;
+        let now = now_ms();
+        let coarse = |(time, at): &(u64, u64)| now < time + 1000 && position < at + WORTH_COMPACTING;
+        if !self.marks.back().is_some_and(coarse) {
+            self.marks.push_back((now, position));
+        }
+        Ok(())
+    }
+
+    /// The position up to which the queue may be compacted, if that is worth it: what was given longer than a lifetime
+    /// ago, and more than `most` bytes of what was given at all.
+    #[must_use]
+    pub fn can_go(&mut self, most: u64) -> Option<u64> {
+        let lifetime = u64::try_from(self.lifetime.as_millis()).unwrap_or(u64::MAX);
+        let (now, position) = (now_ms(), self.queue.position());
+        let may_go =
+            |(time, at): &(u64, u64)| time.saturating_add(lifetime) < now || position.saturating_sub(*at) > most;
+        let count = self.marks.iter().take_while(|mark| may_go(mark)).count();
+        let (_, at) = *self.marks.get(count.checked_sub(1)?)?;
+        if at.saturating_sub(self.queue.base()) < WORTH_COMPACTING {
+            return None;
+        }
+        self.marks.drain(..count);
+        Some(at)
+    }
+
+    /// Looks whether it is still the mailbox's stream; mends its FIFO, and sees a queue that was replaced.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn standing(&mut self) -> Result<Standing, Error> {
+        self.look_for_new_queue = true;
+        match identity_at(&self.path.join(STREAM))? {
+            None => return Ok(Standing::Lost),
+            Some(identity) if identity != self.stream.identity => return Ok(Standing::Superseded),
+            Some(_) => {}
+        }
+        if let Some(wake) = &self.wake
+            && identity_at(&self.path.join(WAKE))? != Some(wake.identity)
+        {
+            self.wake = Wake::make(&self.path);
+        }
+        Ok(Standing::Listening)
+    }
+}

@@ -1,0 +1,314 @@
+//! What is kept, and the only code that names a path under the data folder.
+//!
+//! ```text
+//! data/
+//!   .htaccess index.html        say no to a web server that would publish the folder
+//!   settings.conf               optional, see the config module
+//!   secret                      what tokens are signed with, unless JWT_SECRET is set
+//!   secret.lock                 held by whoever makes the secret
+//!   sweep                       when the last sweep was, and where it stopped
+//!   hosts/counts                how many sessions each shard has
+//!   hosts/XX/HASH/              a session: HASH is of the host's id, XX its first two digits (the shard)
+//!     session.json              its record, and the lock of everything below
+//!     queue stream wake         the host's mailbox: messages, presence and position, wake-up
+//!     clients/ID/               a client's mailbox
+//!       queue stream wake
+//! ```
+//!
+//! Three rules keep it whole when processes are killed at any moment:
+//! everything in a session changes under the `flock` on its `session.json`, which only [`folder::Folder`] hands out;
+//! presence is an `flock` that a listening stream holds as long as it lives; and a file is either appended to in whole
+//! records, overwritten with a single write of constant size, or replaced by a rename.
+
+pub mod folder;
+pub mod mailbox;
+pub mod queue;
+pub mod session;
+pub mod sweep;
+
+use fs2::FileExt;
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Why the store could not do it. The status codes are the protocols' to choose; [`fmt::Display`] is the sentence for
+/// whoever sent the request, which names no path; [`Error::log`] tells the operator the cause.
+#[derive(Debug)]
+pub enum Error {
+    /// The disk, or the quota on it, is full.
+    DiskFull(io::Error),
+    /// One recipient has too much waiting.
+    QueueFull(Full),
+    /// The data folder cannot be used by this process.
+    Unusable(io::Error),
+    /// Any other failure.
+    Io(io::Error),
+    /// `data/secret` is too short to be a secret.
+    BadSecret,
+}
+
+/// A queue's limit that is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full {
+    /// The limit in bytes.
+    pub limit: u64,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DiskFull(_) => {
+                f.write_str("The relay's disk is full: nothing was stored. Try again once there is room.")
+            }
+            Self::QueueFull(Full { limit }) => {
+                write!(f, "More than {limit} bytes are waiting for this recipient: wait until it has read some.")
+            }
+            Self::Unusable(cause) => write!(
+                f,
+                "The relay cannot use its data folder ({}): make it a folder that the web server's user may write, or set RELAY_DATA_DIR.",
+                cause.kind()
+            ),
+            Self::Io(cause) => {
+                write!(f, "The relay's storage failed ({}): see the web server's error log.", cause.kind())
+            }
+            Self::BadSecret => f.write_str(
+                "The file 'secret' in the relay's data folder is damaged: remove it, and a new one is made.",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{
+            IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+        };
+        match error.kind() {
+            StorageFull | QuotaExceeded => Self::DiskFull(error),
+            PermissionDenied | ReadOnlyFilesystem | NotADirectory | IsADirectory => Self::Unusable(error),
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl From<rustix::io::Errno> for Error {
+    fn from(error: rustix::io::Errno) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+impl Error {
+    /// Tells the operator, on stderr, which web servers write to their error log.
+    pub fn log(&self) {
+        match self {
+            Self::QueueFull(_) => {}
+            Self::DiskFull(cause) | Self::Unusable(cause) | Self::Io(cause) => {
+                eprintln!("uhst-relay: {self} [{cause}]");
+            }
+            Self::BadSecret => eprintln!("uhst-relay: {self}"),
+        }
+    }
+}
+
+/// The data folder.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Nothing is opened or made before it is needed.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The folder of `id` among the folders of `kind`. The name is a hash, so that no id can become a path, whatever
+    /// it is made of and however long.
+    fn folder(&self, kind: &str, id: &str) -> PathBuf {
+        let hash = Sha256::digest(id.as_bytes());
+        let mut name = String::with_capacity(40);
+        for byte in &hash[..20] {
+            use fmt::Write as _;
+            let _ = write!(name, "{byte:02x}");
+        }
+        let mut path = self.root.join(kind);
+        path.push(&name[..2]);
+        path.push(&name);
+        path
+    }
+
+    /// Makes the data folder with its deny files, and `inside` it, if any of them is missing.
+    fn make_root(&self, inside: &Path) -> Result<(), Error> {
+        make_dirs(&self.root).map_err(|error| match Error::from(error) {
+            Error::Io(error) => Error::Unusable(error),
+            other => other,
+        })?;
+        for (name, content) in
+            [(".htaccess", include_str!("../../data/.htaccess")), ("index.html", include_str!("../../data/index.html"))]
+        {
+            // For people whose web server would publish the folder; the relay itself does not need them.
+            match OpenOptions::new().write(true).create_new(true).mode(0o644).open(self.root.join(name)) {
+                Ok(mut file) => file.write_all(content.as_bytes())?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(make_dirs(&self.root.join(inside))?)
+    }
+
+    /// Runs `make`, and if it finds no folder to make something in, makes the data folder and `inside` and tries again.
+    fn with_root<T>(&self, inside: &Path, make: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        match make() {
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_root(inside)?;
+                make()
+            }
+            other => other,
+        }
+    }
+
+    /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
+    ///
+    /// # Errors
+    /// When it can neither be read nor made, or is damaged.
+    pub fn secret(&self) -> Result<Vec<u8>, Error> {
+        let path = self.root.join("secret");
+        let secret = match std::fs::read(&path) {
+            Ok(secret) => secret,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_secret(&path)?,
+            Err(error) => return Err(error.into()),
+        };
+        // It is written in one piece and renamed into place, so a short one is somebody else's doing. Signing with an
+        // empty secret would be an open door.
+        if secret.len() < 32 { Err(Error::BadSecret) } else { Ok(secret) }
+    }
+
+    fn make_secret(&self, path: &Path) -> Result<Vec<u8>, Error> {
+        let lock = self.with_root(Path::new(""), || Ok(private_file(&self.root.join("secret.lock"))?))?;
+        lock.lock_exclusive()?;
+        match std::fs::read(path) {
+            Ok(secret) => return Ok(secret),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        let secret = random_hex(32)?.into_bytes();
+        replace(path, &self.root.join("secret.new"), &secret)?;
+        Ok(secret)
+    }
+}
+
+/// `bytes` random bytes of the kernel, as hexadecimal digits.
+///
+/// # Errors
+/// When the kernel gives none.
+pub fn random_hex(bytes: usize) -> Result<String, Error> {
+    use fmt::Write as _;
+    let mut random = vec![0; bytes];
+    getrandom::fill(&mut random).map_err(|error| Error::Io(io::Error::other(error)))?;
+    Ok(random.iter().fold(String::with_capacity(2 * bytes), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    }))
+}
+
+/// A folder nobody else can enter, and those above it. An existing one is left as it is.
+fn make_dirs(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// A file nobody else can read, made if it is missing.
+fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Writes a file beside its place and renames it into it.
+fn replace(path: &Path, beside: &Path, content: &[u8]) -> io::Result<()> {
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside)?;
+        file.write_all(content)?;
+        // The only content that must survive a power cut: without it every token is void.
+        file.sync_all()?;
+        std::fs::rename(beside, path)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(beside);
+    }
+    written
+}
+
+/// Which file it is, whatever its name: to see that a path has come to mean another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileIdentity(u64, u64);
+
+fn identity(metadata: &std::fs::Metadata) -> FileIdentity {
+    FileIdentity(metadata.dev(), metadata.ino())
+}
+
+/// The identity of what `path` names now; `None` when it names nothing.
+fn identity_at(path: &Path) -> io::Result<Option<FileIdentity>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(identity(&metadata))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removing what is not there is done.
+fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Reads a small file from its beginning, whatever its cursor.
+fn read_small(file: &File) -> io::Result<Vec<u8>> {
+    use std::io::Seek;
+    let mut file = file;
+    file.rewind()?;
+    let mut bytes = Vec::with_capacity(256);
+    file.take(64 * 1024).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod test_dir {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A folder of its own for one test, removed at its end.
+    pub struct TestDir(PathBuf);
+
+    impl TestDir {
+        pub fn new() -> Self {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let name = format!("uhst-relay-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for TestDir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! A queue: an append-only file of records, one line each.
+//!
+//! ```text
+//! uhst-relay queue 0000000113246208000\n        the header: the id at which this file begins
+//! 1763700000123 message {"body":1}\n            time in ms, event, data
+//! ```
+//!
+//! An event's id is the position at which its record ends, counted over the queue's whole life, so an id finds its
+//! place in the file by subtraction, and ids increase in the order of arrival over all writers. A writer holds the
+//! session's lock and writes a whole record with one `write`; a reader needs no lock, because it takes whole lines
+//! only. What a killed writer left half done has no line end: the next writer cuts it off.
+
+use super::{Error, Full};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const HEADER_START: &str = "uhst-relay queue ";
+/// 19 digits hold every id below 2^63, and a line end.
+const HEADER_SIZE: usize = HEADER_START.len() + 20;
+const HEADER_LEN: u64 = HEADER_SIZE as u64;
+
+/// Where a new queue's ids begin: milliseconds since 2026, times 4096. A queue that replaces a lost one so begins
+/// behind all ids of the lost one (unless that took more than 4 MB/s all its life), and ids stay below 2^53, which
+/// JavaScript reads exactly, until the year 2095.
+const FIRST_BASE_TIME: Duration = Duration::from_secs(1_767_225_600);
+
+/// How much a reader takes from the file at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn new_base() -> u64 {
+    let since_1970 = Duration::from_millis(now_ms());
+    let ms = since_1970.saturating_sub(FIRST_BASE_TIME).as_millis();
+    u64::try_from(ms).unwrap_or(0).saturating_mul(4096)
+}
+
+/// One event of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Where it ends, over the queue's life: its SSE `id`.
+    pub id: u64,
+    /// When it was written, milliseconds since 1970.
+    pub time: u64,
+    /// Its SSE event type.
+    pub event: &'a str,
+    /// Its SSE data.
+    pub data: &'a str,
+}
+
+/// Takes one line apart. `None` for anything that no writer wrote.
+fn parse_line(line: &[u8], id: u64) -> Option<Record<'_>> {
+    // A CR would end a line of the event stream, and NUL is what a crashed file system leaves behind.
+    let line = std::str::from_utf8(line).ok().filter(|line| !line.contains(['\r', '\0']))?;
+    let (time, rest) = line.split_once(' ')?;
+    let (event, data) = rest.split_once(' ')?;
+    if event.is_empty() || !time.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Some(Record { id, time: time.parse().ok()?, event, data })
+}
+
+fn parse_header(header: &[u8]) -> Option<u64> {
+    let digits = std::str::from_utf8(header).ok()?.strip_prefix(HEADER_START)?.strip_suffix('\n')?;
+    (digits.len() == 19 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+fn header(base: u64) -> String {
+    format!("{HEADER_START}{base:019}\n")
+}
+
+/// A queue's file as a writer has it, under the lock of its session (the caller holds it).
+pub(super) struct Writer {
+    file: File,
+    base: u64,
+    size: u64,
+}
+
+impl Writer {
+    /// Opens the queue, makes it where it is missing, and mends what a killed writer or a stranger left in it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let file = open(path, true)?;
+        let size = file.metadata()?.len();
+        let mut writer = Self { file, base: 0, size };
+        let mut head = [0; HEADER_SIZE];
+        if let Some(base) = writer.file.read_exact_at(&mut head, 0).ok().and_then(|()| parse_header(&head)) {
+            writer.base = base;
+            writer.cut_torn_tail()?;
+        } else {
+            if size > 0 {
+                eprintln!("uhst-relay: a queue was damaged and begins anew: {}", path.display());
+                // Under another identity, so that whoever still reads the old one notices.
+                super::remove_file(path)?;
+                writer.file = open(path, true)?;
+                writer.size = 0;
+            }
+            writer.base = new_base();
+            writer.write_whole(header(writer.base).as_bytes())?;
+        }
+        Ok(writer)
+    }
+
+    fn truncate(&mut self, size: u64) -> io::Result<()> {
+        self.file.set_len(size)?;
+        self.size = size;
+        Ok(())
+    }
+
+    fn cut_torn_tail(&mut self) -> io::Result<()> {
+        let mut end = self.size;
+        let mut block = [0; 4096];
+        let mut probe = 1;
+        while end > HEADER_LEN {
+            let start = end.saturating_sub(probe).max(HEADER_LEN);
+            let part = &mut block[..usize::try_from(end - start).unwrap_or(0)];
+            self.file.read_exact_at(part, start)?;
+            if let Some(line_end) = part.iter().rposition(|byte| *byte == b'\n') {
+                end = start + line_end as u64 + 1;
+                break;
+            }
+            end = start;
+            // Nearly always the last byte is a line end and one byte was enough.
+            probe = block.len() as u64;
+        }
+        if end < self.size {
+            self.truncate(end)?;
+        }
+        Ok(())
+    }
+
+    /// One `write`; a short one (the disk is full) is taken back, so that no reader ever sees half a record.
+    fn write_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let before = self.size;
+        let outcome = loop {
+            match self.file.write(bytes) {
+                Ok(written) if written == bytes.len() => break Ok(()),
+                Ok(_) => break Err(io::ErrorKind::StorageFull.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        };
+        match outcome {
+            Ok(()) => self.size += bytes.len() as u64,
+            Err(_) => self.truncate(before)?,
+        }
+        outcome
+    }
+
+    /// The id of the last record (or of the beginning): where the next one starts.
+    pub fn end(&self) -> u64 {
+        self.base + (self.size - HEADER_LEN)
+    }
+
+    /// Appends a record. With a `limit`, at most that many bytes may lie behind `delivered()`, which is only asked
+    /// when the file is large enough to matter.
+    pub fn append(&mut self, event: &str, data: &str, limit: Option<(u64, &dyn Fn() -> u64)>) -> Result<(), Error> {
+        debug_assert!(!event.contains([' ', '\n', '\r']) && !data.contains(['\n', '\r', '\0']));
+        let record = format!("{} {event} {data}\n", now_ms());
+        let end = self.end() + record.len() as u64;
+        if let Some((limit, delivered)) = limit
+            && end - self.base > limit
+            && end - delivered().clamp(self.base, self.end()) > limit
+        {
+            return Err(Error::QueueFull(Full { limit }));
+        }
+        Ok(self.write_whole(record.as_bytes())?)
+    }
+
+    /// Drops everything up to the id `keep_from` (a record's end): what lies behind it moves to a new file, which takes
+    /// this one's place under `path`. Readers of the old file finish it and find the new one.
+    pub fn compact(self, path: &Path, beside: &Path, keep_from: u64) -> Result<(), Error> {
+        let offset = HEADER_LEN + (keep_from.clamp(self.base, self.end()) - self.base);
+        let mut old = self.file;
+        old.seek(SeekFrom::Start(offset))?;
+        let written = (|| {
+            let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside)?;
+            new.write_all(header(self.base + (offset - HEADER_LEN)).as_bytes())?;
+            io::copy(&mut (&mut old).take(self.size - offset), &mut new)?;
+            std::fs::rename(beside, path)
+        })();
+        if written.is_err() {
+            let _ = std::fs::remove_file(beside);
+        }
+        Ok(written?)
+    }
+}
+
+fn open(path: &Path, create: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(create).mode(0o600).open(path)
+}
+
+/// A queue's file as a reader has it. No lock is needed.
+pub(super) struct Reader {
+    file: File,
+    base: u64,
+    /// The id up to which records have been taken.
+    position: u64,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    /// Opens a queue that a [`Writer`] has made, to read what lies behind `position`. A position that is not in this
+    /// file (from a queue that was lost) means its beginning.
+    pub fn open(path: &Path, position: u64) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let mut head = [0; HEADER_SIZE];
+        file.read_exact_at(&mut head, 0)?;
+        let base = parse_header(&head).ok_or(io::ErrorKind::InvalidData)?;
+        let mut reader = Self { file, base, position, buffer: Vec::new() };
+        if !reader.is_record_end(position)? {
+            reader.position = base;
+        }
+        Ok(reader)
+    }
+
+    /// Goes to `id`, which a stranger gives: to the beginning if it is older than the file; nowhere if no record ends there.
+    pub fn resume(&mut self, id: u64) -> io::Result<()> {
+        if id < self.base {
+            self.position = self.base;
+        } else if self.is_record_end(id)? {
+            self.position = id;
+        }
+        Ok(())
+    }
+
+    /// Whether `id` is where a record ends, or the file begins.
+    fn is_record_end(&self, id: u64) -> io::Result<bool> {
+        let Some(behind) = id.checked_sub(self.base).filter(|behind| *behind <= i64::MAX as u64 - HEADER_LEN) else {
+            return Ok(false);
+        };
+        let mut byte = [0];
+        Ok(self.file.read_at(&mut byte, HEADER_LEN + behind - 1)? == 1 && byte == *b"\n")
+    }
+
+    /// Whether somebody has cut off what was read already: this is no queue any more that could be read on.
+    pub fn was_cut(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.len() < HEADER_LEN + (self.position - self.base))
+    }
+
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads the next whole records and gives each to `take`. False when there is none.
+    ///
+    /// A line that is no record is passed over: what a stranger put there must not stop what comes behind it.
+    pub fn read(&mut self, mut take: impl FnMut(Record<'_>)) -> io::Result<bool> {
+        let offset = HEADER_LEN + (self.position - self.base);
+        let size = self.file.metadata()?.len();
+        if size <= offset {
+            return Ok(false);
+        }
+        let mut wanted = READ_SIZE;
+        let whole = loop {
+            let available = usize::try_from(size - offset).unwrap_or(usize::MAX);
+            self.buffer.resize(wanted.min(available), 0);
+            let got = self.file.read_at(&mut self.buffer, offset)?;
+            self.buffer.truncate(got);
+            match self.buffer.iter().rposition(|byte| *byte == b'\n') {
+                Some(line_end) => break line_end + 1,
+                // The record is longer than the buffer.
+                None if wanted < available => wanted = wanted.saturating_mul(4),
+                // The record is still being written, or was never finished.
+                None => return Ok(false),
+            }
+        };
+        for line in self.buffer[..whole].split_inclusive(|byte| *byte == b'\n') {
+            self.position += line.len() as u64;
+            match parse_line(&line[..line.len() - 1], self.position) {
+                Some(record) => take(record),
+                None => eprintln!("uhst-relay: a queue holds a line that is no record; it is passed over"),
+            }
+        }
+        if self.buffer.capacity() > 4 * READ_SIZE {
+            self.buffer = Vec::new();
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_dir::TestDir;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read_all(reader: &mut Reader) -> Vec<(u64, String, String)> {
+        let mut all = Vec::new();
+        while reader.read(|record| all.push((record.id, record.event.to_owned(), record.data.to_owned()))).unwrap() {}
+        all
+    }
+
+    fn data(path: &Path) -> Vec<String> {
+        read_all(&mut Reader::open(path, 0).unwrap()).into_iter().map(|(_, _, data)| data).collect()
+    }
+
+    fn append(path: &Path, data: &str) {
+        Writer::open(path).unwrap().append("message", data, None).unwrap();
+    }
+
+    #[test]
+    fn the_header_has_the_length_it_is_read_with() {
+        assert_eq!(header(0).len() as u64, HEADER_LEN);
+        assert_eq!(header(1 << 62).len() as u64, HEADER_LEN);
+        assert_eq!(parse_header(header(1 << 62).as_bytes()), Some(1 << 62));
+    }
+
+    #[test]
+    fn a_new_queue_begins_below_what_javascript_reads_exactly() {
+        assert!(new_base() > 0 && new_base() < 1 << 52);
+    }
+
+    #[test]
+    fn reading_goes_on_where_an_id_says() {
+        let dir = TestDir::new();
+        let path = dir.join("queue");
+        for n in 0..5 {
+            append(&path, &n.to_string());
+        }
+        let all = read_all(&mut Reader::open(&path, 0).unwrap());
+        for (index, (id, ..)) in all.iter().enumerate() {
+            assert_eq!(read_all(&mut Reader::open(&path, *id).unwrap()), all[index + 1..]);
+        }
+    }
+
+    #[test]
+    fn an_id_from_elsewhere_means_the_beginning() {
+        let dir = TestDir::new();
+        let path = dir.join("queue");
+        append(&path, "a");
+        append(&path, "b");
+        let end = Writer::open(&path).unwrap().end();
+        for id in [0, end - 1, end + 1, u64::MAX] {
+            assert_eq!(read_all(&mut Reader::open(&path, id).unwrap()).len(), 2, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_torn_record_is_cut_off_by_the_next_writer_and_never_read() {
+        for torn in [1, 100, 4095, 4096, 4097, 10_000] {
+            let dir = TestDir::new();
+            let path = dir.join("queue");
+            append(&path, "a");
+            open(&path, false).unwrap().write_all("1 message ".repeat(1 + torn / 10)[..torn].as_bytes()).unwrap();
+            assert_eq!(data(&path), ["a"]);
+            append(&path, "b");
+            assert_eq!(data(&path), ["a", "b"]);
+        }
+    }
+
+    #[test]
+    fn a_torn_header_is_written_again() {
+        let dir = TestDir::new();
+        let path = dir.join("queue");
+        std::fs::write(&path, "uhst-relay que").unwrap();
+        append(&path, "a");
+        assert_eq!(data(&path), ["a"]);
+    }
+
+    #[test]
+    fn a_record_longer_than_the_buffer_is_read_whole() {
+        let dir = TestDir::new();
+        let path = dir.join("queue");
+        let long = "x".repeat(3 * READ_SIZE + 1);
+        append(&path, &long);
+        append(&path, "b");
+        assert_eq!(data(&path), [long.as_str(), "b"]);
+    }
+
+    #[test]
+    fn compacting_keeps_ids_and_what_lies_behind_them() {
+        let dir = TestDir::new();
+        let (path, beside) = (dir.join("queue"), dir.join("queue.new"));
+        for n in 0..6 {
+            append(&path, &n.to_string());
+        }
+        let all = read_all(&mut Reader::open(&path, 0).unwrap());
+        Writer::open(&path).unwrap().compact(&path, &beside, all[3].0).unwrap();
+        append(&path, "6");
+        let kept = read_all(&mut Reader::open(&path, all[3].0).unwrap());
+        assert_eq!(kept[..2], all[4..]);
+        assert_eq!(kept[2].2, "6");
+        assert!(kept[2].0 > all[5].0);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_unless_the_reader_is_ahead() {
+        let dir = TestDir::new();
+        let path = dir.join("queue");
+        let data = "x".repeat(40);
+        let mut writer = Writer::open(&path).unwrap();
+        let nothing = || 0;
+        while writer.append("message", &data, Some((500, &nothing))).is_ok() {}
+        assert!(writer.end() - writer.base <= 500);
+        let end = writer.end();
+        let all = move || end;
+        writer.append("message", &data, Some((500, &all))).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_behind_the_header_are_read_without_a_crash_and_only_whole_lines_count(
+            bytes in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b' '), Just(b'1'), any::<u8>()], 0..300),
+            position in any::<u64>(),
+        ) {
+            let dir = TestDir::new();
+            let path = dir.join("queue");
+            let mut file = header(7).into_bytes();
+            file.extend(&bytes);
+            std::fs::write(&path, &file).unwrap();
+            let mut reader = Reader::open(&path, position).unwrap();
+            let start = reader.position();
+            let records = read_all(&mut reader);
+            let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1) as u64;
+            prop_assert!(reader.position() == 7 + whole || reader.position() == start);
+            for (id, event, data) in records {
+                prop_assert!(id <= 7 + whole && id > start);
+                prop_assert!(!event.contains(['\n', '\r', ' ']) && !data.contains(['\n', '\r', '\0']));
+            }
+        }
+
+        #[test]
+        fn what_is_appended_is_read(all in proptest::collection::vec("[^\r\n\0]{0,50}", 1..20)) {
+            let dir = TestDir::new();
+            let path = dir.join("queue");
+            for data in &all {
+                append(&path, data);
+            }
+            prop_assert_eq!(data(&path), all);
+        }
+
+        #[test]
+        fn any_header_is_a_base_or_nothing(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            prop_assert!(parse_header(&bytes).is_none());
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The ways to the relay that a test can take.
+
+use crate::bare::Bare;
+use crate::place::{have, skip, write_settings};
+use crate::relay::Relay;
+use crate::server::Server;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    Lighttpd,
+    ApacheEvent,
+    ApachePrefork,
+    MiniHttpd,
+    NginxFcgiwrap,
+    Bare,
+}
+
+impl Door {
+    /// A fresh relay, or `None` with a word on stderr when this machine cannot run one. Under CI it must.
+    pub fn start(self) -> Option<Box<dyn Relay>> {
+        self.start_with(&[])
+    }
+
+    /// A fresh relay with settings, written where the owner of a shared host writes them.
+    pub fn start_with(self, settings: &[(&str, &str)]) -> Option<Box<dyn Relay>> {
+        if self == Self::Bare {
+            let relay = Bare::new();
+            write_settings(&relay.data(), settings, None);
+            return Some(Box::new(relay));
+        }
+        Some(Box::new(self.server(settings)?))
+    }
+
+    /// A web server, with what only those have.
+    pub fn server(self, settings: &[(&str, &str)]) -> Option<Server> {
+        let missing = self.programs().iter().find(|choice| !choice.iter().any(|program| have(program)));
+        if let Some(choice) = missing {
+            skip(&format!("{} is not installed", choice.join(" or ")));
+            return None;
+        }
+        Some(Server::start(self, settings))
+    }
+
+    /// What has to be installed: one of each choice.
+    fn programs(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Lighttpd => &[&["lighttpd"]],
+            Self::ApacheEvent | Self::ApachePrefork => &[&["apache2"]],
+            Self::MiniHttpd => &[&["mini_httpd", "thttpd"]],
+            Self::NginxFcgiwrap => &[&["nginx"], &["fcgiwrap"]],
+            Self::Bare => &[],
+        }
+    }
+
+    /// The folder below `deploy/` and the arguments that come after the port and the root.
+    pub fn deployment(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::Lighttpd => ("lighttpd", &[]),
+            Self::ApacheEvent => ("apache", &["event"]),
+            Self::ApachePrefork => ("apache", &["prefork"]),
+            Self::MiniHttpd => ("thttpd", &[]),
+            Self::NginxFcgiwrap => ("nginx", &[]),
+            Self::Bare => unreachable!("the bare program has no web server"),
+        }
+    }
+
+    /// `mini_httpd` answers 501 by itself to a CGI request that is neither GET nor POST.
+    pub fn passes_every_method(self) -> bool {
+        self != Self::MiniHttpd
+    }
+}

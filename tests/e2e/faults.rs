@@ -1,0 +1,532 @@
+//! Broken disks, folders and files: a clear answer, nothing lost that was answered 200, and well again once the cause is gone.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::bare::Bare;
+use crate::place::{LONG, everything_below, give_to, is_root, set_mode, skip, until, user, write_settings};
+use crate::relay::{Relay as _, Reply, Talk as _, encode};
+use crate::stream::{Item, Stream};
+use crate::token;
+
+/// A small disk as the relay's data folder.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None` where a test may not mount anything.
+    fn under(relay: &mut Bare, size: &str) -> Option<Self> {
+        let place = relay.folder().join("disk");
+        fs::create_dir(&place).unwrap();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&place).output();
+        let mount = mount.expect("mount runs");
+        if !mount.status.success() {
+            skip(&format!("cannot mount a tmpfs: {}", String::from_utf8_lossy(&mount.stderr).trim()));
+            return None;
+        }
+        relay.set("RELAY_DATA_DIR", place.to_str().unwrap());
+        Some(Self(place))
+    }
+
+    fn remount(&self, option: &str) {
+        let done =
+            Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.0).status().expect("mount runs");
+        assert!(done.success(), "remount {option}");
+    }
+
+    /// Somebody else's file takes all that is left.
+    fn fill(&self) {
+        let filler = self.0.join("filler");
+        for size in (0..1024).rev().map(|pages| pages * 4096) {
+            if fs::write(&filler, vec![0; size]).is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn clear(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing_that_was_accepted() {
+    let mut relay = Bare::new();
+    let Some(disk) = Disk::under(&mut relay, "1m") else { return };
+    let host = relay.host("");
+    let client = relay.join(&host.id);
+    let mut accepted = Vec::new();
+    let mut number = 0;
+    let mut send = |accepted: &mut Vec<u64>, size: usize| {
+        number += 1;
+        let reply = relay.send(&client, format!("[{number},\"{}\"]", "x".repeat(size)));
+        if reply.status == 200 {
+            accepted.push(number);
+        }
+        reply
+    };
+    let fill = |accepted: &mut Vec<u64>, size: usize, send: &mut dyn FnMut(&mut Vec<u64>, usize) -> Reply| {
+        loop {
+            let reply = send(accepted, size);
+            if reply.status != 200 {
+                return reply;
+            }
+            assert!(accepted.len() < 20_000, "the disk does not fill");
+        }
+    };
+    // Large ones until it is full, then small ones into what is left: a record may not be written half.
+    for size in [50_000, 3_000, 10] {
+        let reason = fill(&mut accepted, size, &mut send).expect_error(507);
+        assert!(reason.to_lowercase().contains("full") || reason.contains("space"), "{reason}");
+    }
+    assert!(accepted.len() > 15);
+    assert!(relay.log().to_lowercase().contains("no space"), "the server's log names the cause: {}", relay.log());
+    disk.fill();
+    relay.post("action=host&hostId=other", "").expect_error(507);
+    relay.post("action=ping", "").expect(200);
+    let reply = relay.try_join(&host.id);
+    assert!([200, 507].contains(&reply.status), "{reply:?}");
+    // A stream that cannot open now may open later.
+    if let Err(reply) = relay.listen(&format!("token={}", host.token), &[]) {
+        reply.expect_error(507);
+    }
+
+    disk.clear();
+    let mut stream = relay.open(&host.token);
+    for number in &accepted {
+        assert_eq!(stream.body()[0], json!(number), "what was accepted, in order, and nothing else");
+    }
+    until("there is room again", LONG, || send(&mut accepted, 10).status == 200);
+    assert_eq!(stream.body()[0], json!(accepted.last().unwrap()));
+    let other = relay.host("other");
+    let mut other_stream = relay.open(&other.token);
+    relay.send(&relay.join("other"), "1").expect(200);
+    assert_eq!(other_stream.body(), json!(1));
+}
+
+#[test]
+fn a_small_disk_serves_a_host_that_listens() {
+    let mut relay = Bare::with(&[("RELAY_MESSAGE_LIFETIME", "2")]);
+    let Some(_disk) = Disk::under(&mut relay, "1m") else { return };
+    let (host, mut stream) = relay.listening_host();
+    let client = relay.join(&host.id);
+    // Three times what the disk holds. When it is full for a moment, the sender is told to wait, and may go on then.
+    for number in 0..60 {
+        let message = format!("[{number},\"{}\"]", "x".repeat(50_000));
+        until("there is room again", LONG, || {
+            let reply = relay.send(&client, &message);
+            let status = reply.status;
+            assert!(status == 200 || !reply.expect_error(507).is_empty());
+            status == 200
+        });
+        assert_eq!(stream.body()[0], json!(number));
+    }
+}
+
+#[test]
+fn a_disk_that_turns_read_only_is_an_error_until_it_is_writable() {
+    let mut relay = Bare::new();
+    let Some(disk) = Disk::under(&mut relay, "1m") else { return };
+    let host = relay.host("");
+    let client = relay.join(&host.id);
+    relay.send(&client, "1").expect(200);
+    disk.remount("ro");
+    relay.send(&client, "2").expect_error(500);
+    relay.post("action=host", "").expect_error(500);
+    assert!(relay.log().to_lowercase().contains("read-only"), "the server's log names the cause: {}", relay.log());
+    disk.remount("rw");
+    relay.send(&client, "3").expect(200);
+    let mut stream = relay.open(&host.token);
+    assert_eq!([stream.body(), stream.body()], [json!(1), json!(3)]);
+}
+
+/// A relay that runs as somebody without rights, in a folder that is his own.
+fn without_rights() -> Bare {
+    let nobody = user("nobody");
+    let relay = Bare::new();
+    if is_root() {
+        give_to(&relay.folder().join("cgi-bin"), nobody);
+    }
+    relay.run_as(nobody)
+}
+
+/// Everything that needs the data folder is refused with a reason, for the user and for the log.
+#[track_caller]
+fn expect_refusals(relay: &Bare) {
+    relay.post("action=host", "").expect_error(500);
+    relay.post("action=host&hostId=room", "").expect_error(500);
+    let reply = relay.get("token=x");
+    assert!([401, 500].contains(&reply.status), "{reply:?}");
+    assert!(relay.log().contains(relay.data().to_str().unwrap()), "the log names the folder: {}", relay.log());
+    relay.post("action=ping", "").expect(200);
+}
+
+#[track_caller]
+fn expect_service(relay: &Bare, id: &str) {
+    let host = relay.host(id);
+    let client = relay.join(&host.id);
+    relay.send(&client, "1").expect(200);
+    let mut stream = relay.open(&host.token);
+    assert_eq!(stream.body(), json!(1));
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_made_is_an_error_until_it_can() {
+    let relay = without_rights();
+    let cgi_bin = relay.folder().join("cgi-bin");
+    set_mode(&cgi_bin, 0o555);
+    expect_refusals(&relay);
+    set_mode(&cgi_bin, 0o755);
+    expect_service(&relay, "room");
+
+    let mut relay = without_rights();
+    let wanted = relay.folder().join("not/there");
+    relay.set("RELAY_DATA_DIR", wanted.to_str().unwrap());
+    set_mode(relay.folder().path(), 0o555);
+    if is_root() {
+        expect_refusals(&relay); // root's folder
+    }
+    set_mode(relay.folder().path(), 0o755);
+}
+
+#[test]
+fn a_data_folder_of_somebody_else_is_an_error_until_it_is_given_back() {
+    if !is_root() {
+        return skip("only root can give a folder to somebody else");
+    }
+    let relay = without_rights();
+    fs::create_dir(relay.data()).unwrap();
+    set_mode(&relay.data(), 0o700);
+    expect_refusals(&relay);
+    give_to(&relay.data(), user("nobody"));
+    expect_service(&relay, "room");
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_written_is_an_error_until_it_can() {
+    let relay = without_rights();
+    fs::create_dir(relay.data()).unwrap();
+    if is_root() {
+        give_to(&relay.data(), user("nobody"));
+    }
+    set_mode(&relay.data(), 0o500);
+    expect_refusals(&relay);
+    set_mode(&relay.data(), 0o700);
+    let host = relay.host("room");
+    let client = relay.join("room");
+    relay.send(&client, "1").expect(200);
+
+    // Now with something in it.
+    let below = everything_below(&relay.data());
+    let modes: Vec<_> =
+        below.iter().map(|path| (path, if path.is_dir() { (0o500, 0o700) } else { (0o400, 0o600) })).collect();
+    for (path, (closed, _)) in &modes {
+        set_mode(path, *closed);
+    }
+    relay.send(&client, "2").expect_error(500);
+    relay.post("action=host&hostId=another", "").expect_error(500);
+    for (path, (_, open)) in &modes {
+        set_mode(path, *open);
+    }
+    relay.send(&client, "3").expect(200);
+    let mut stream = relay.open(&host.token);
+    assert_eq!([stream.body(), stream.body()], [json!(1), json!(3)]);
+    expect_service(&relay, "another");
+}
+
+#[test]
+fn a_file_in_place_of_the_data_folder_is_an_error_until_it_is_gone() {
+    let relay = Bare::new();
+    fs::write(relay.data(), "a file").unwrap();
+    expect_refusals(&relay);
+    assert_eq!(fs::read(relay.data()).unwrap(), b"a file", "it is not the relay's to remove");
+    fs::remove_file(relay.data()).unwrap();
+    expect_service(&relay, "room");
+}
+
+#[test]
+fn a_data_folder_that_disappears_is_made_anew() {
+    let relay = Bare::new();
+    let (host, stream) = relay.listening_host();
+    fs::remove_dir_all(relay.data()).unwrap();
+    // Its secret is gone too, so nobody's old token can be trusted.
+    relay.send(&host.token, "1").expect_error(401);
+    expect_service(&relay, &host.id);
+    drop(stream);
+}
+
+#[test]
+fn settings_that_are_no_text_are_an_error_that_names_their_file() {
+    let relay = Bare::new();
+    write_settings(&relay.data(), &[("RELAY_PREFIX", "x")], None);
+    let file = relay.data().join("settings.conf");
+    fs::write(&file, b"RELAY_PREFIX=\xff\xfe\n").unwrap();
+    assert!(relay.post("action=host", "").expect_error(500).contains("settings.conf"));
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert!(relay.post("action=host", "").expect_error(500).contains("settings.conf"));
+    fs::remove_dir(&file).unwrap();
+    expect_service(&relay, "room");
+}
+
+#[test]
+fn a_broken_secret_is_never_used() {
+    let relay = Bare::new();
+    let old = relay.host("room").token;
+    let file = relay.data().join("secret");
+    for garbage in [&b""[..], b"x", b"\0\0\0\0", b"short", b"\n"] {
+        fs::write(&file, garbage).unwrap();
+        let reason = relay.post("action=host", "").expect_error(500);
+        assert!(reason.contains("secret"), "{reason}");
+        for secret in
+            [String::from_utf8_lossy(garbage).into_owned(), String::from_utf8_lossy(garbage).trim().to_owned()]
+        {
+            let reply = relay.get(&format!("token={}", token::minted_host("room", &secret)));
+            reply.expect_error(500);
+        }
+    }
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    relay.post("action=host", "").expect_error(500);
+    fs::remove_dir(&file).unwrap();
+    expect_service(&relay, "another");
+    relay.get(&format!("token={old}")).expect_error(401);
+}
+
+/// What a refusal may be while something is broken.
+const REFUSALS: [u16; 5] = [400, 401, 429, 500, 507];
+
+/// A host or a client that does what its user expects: it listens, and comes back when its stream ends.
+struct Party {
+    token: String,
+    stream: Stream,
+    heard: Vec<Value>,
+    /// What a host answers its last message with.
+    response: String,
+}
+
+impl Party {
+    fn new(token: String, stream: Stream) -> Self {
+        Self { token, stream, heard: Vec::new(), response: String::new() }
+    }
+
+    /// Listens until it has heard this message, at most for so long. False when it has not.
+    #[track_caller]
+    fn hears(&mut self, relay: &Bare, message: &Value, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.heard.last() != Some(message) {
+            match self.stream.next_event(deadline.saturating_duration_since(Instant::now())) {
+                Item::Event(event) if event.name == "relay_event" => {}
+                Item::Event(event) => {
+                    if let Some(token) = event.json()["responseToken"].as_str() {
+                        token.clone_into(&mut self.response);
+                    }
+                    self.heard.push(event.body());
+                }
+                Item::End => {
+                    if !self.comes_back(relay) && Instant::now() >= deadline {
+                        return false;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Item::Nothing | Item::Comment(_) => return false,
+            }
+        }
+        true
+    }
+
+    #[track_caller]
+    fn comes_back(&mut self, relay: &Bare) -> bool {
+        let last = self.stream.last_id.clone();
+        match relay.listen(&format!("token={}", self.token), &[("Last-Event-ID", &last)]) {
+            Ok(stream) => {
+                self.stream = stream;
+                self.stream.last_id = last;
+                true
+            }
+            Err(reply) => {
+                expect_refusal(reply);
+                false
+            }
+        }
+    }
+}
+
+/// An error that is said in so many words; its status.
+#[track_caller]
+fn expect_refusal(reply: Reply) -> u16 {
+    let status = reply.status;
+    assert!(REFUSALS.contains(&status), "{reply:?}");
+    reply.expect_error(status);
+    status
+}
+
+/// A session with everything that a session can have: a host and a client that listen, and a client that only joined,
+/// with a message for it.
+struct Room {
+    id: String,
+    host: Party,
+    client: Party,
+    folder: PathBuf,
+}
+
+impl Room {
+    fn new(relay: &Bare, id: &str) -> Self {
+        let before = relay.sessions();
+        let host = relay.host(id);
+        let host_stream = relay.open(&host.token);
+        let folder = relay.sessions().into_iter().find(|session| !before.contains(session));
+        let client = relay.listening_client(id);
+        relay.join(id);
+        relay.send(&host.token, "0").expect(200);
+        let mut room = Self {
+            id: id.to_owned(),
+            host: Party::new(host.token, host_stream),
+            client: Party::new(client.token, client.stream),
+            folder: folder.expect("a session has a folder"),
+        };
+        assert_eq!(room.client.stream.body(), json!(0));
+        assert!(room.talk(relay, 1), "{id:?} works while nothing is broken");
+        room
+    }
+
+    /// Everything in the session's folder, as sorted paths within it.
+    fn names(&self) -> Vec<PathBuf> {
+        let below = everything_below(&self.folder).into_iter();
+        let mut names: Vec<_> = below.map(|path| path.strip_prefix(&self.folder).unwrap().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// One message to the host, and its answer. True when both came at the first try. False when one was refused; what
+    /// was answered 200 has to come in any case, even if a stream has to be opened again for it.
+    #[track_caller]
+    fn talk(&mut self, relay: &Bare, number: u64) -> bool {
+        for to_host in [true, false] {
+            let token = if to_host { &self.client.token } else { &self.host.response };
+            let reply = relay.send(token, number.to_string());
+            if reply.status != 200 {
+                expect_refusal(reply);
+                // Whoever has lost the stream meanwhile finds out.
+                self.host.hears(relay, &Value::Null, Duration::ZERO);
+                self.client.hears(relay, &Value::Null, Duration::ZERO);
+                return false;
+            }
+            let to = if to_host { &mut self.host } else { &mut self.client };
+            let heard = to.hears(relay, &json!(number), Duration::from_secs(20));
+            assert!(heard, "{number} was answered 200 and did not come: {:?} {}", to.heard, relay.log());
+        }
+        true
+    }
+
+    /// Sends until all is well again; registers and joins anew where a token is refused for good.
+    #[track_caller]
+    fn gets_well(&mut self, relay: &Bare) {
+        let start = Instant::now();
+        let mut number = 100;
+        let mut in_a_row = 0;
+        while in_a_row < 3 {
+            assert!(start.elapsed() < LONG, "not well after {LONG:?}; the log: {}", relay.log());
+            number += 1;
+            if self.talk(relay, number) {
+                in_a_row += 1;
+                continue;
+            }
+            in_a_row = 0;
+            relay.sweep();
+            let reply = relay.post(&format!("action=host&hostId={}", encode(&self.id)), "");
+            if reply.status == 200 {
+                let token = reply.json()["hostToken"].as_str().unwrap().to_owned();
+                self.host = Party::new(token.clone(), relay.open(&token));
+            } else {
+                expect_refusal(reply);
+            }
+            if relay.get(&format!("token={}", self.client.token)).status == 401 {
+                let client = relay.listening_client(&self.id);
+                self.client = Party::new(client.token, client.stream);
+            }
+        }
+        // A client that joins now is served like any other.
+        let mut client = relay.listening_client(&self.id);
+        let answer = relay.send(&self.host.token, r#""all""#).expect(200).json();
+        assert_eq!(answer[&client.id], true, "{answer}");
+        assert_eq!(client.stream.body(), json!("all"));
+    }
+}
+
+/// Does this to one room for each file that a session consists of. All of them get well.
+fn break_each_file(break_it: impl Fn(&Path)) {
+    let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "2"), ("RELAY_KEEP_ALIVE", "0.5")]);
+    let count = Room::new(&relay, "model").names().len();
+    assert!(count >= 8, "session.json, queue, stream, wake, and those of the clients");
+    for number in 0..count {
+        // Folders of clients have random names, so a file is known by its place in the sorted list.
+        let mut room = Room::new(&relay, &format!("room {number}"));
+        let name = &room.names()[number];
+        eprintln!("broken: {}", name.display());
+        break_it(&room.folder.join(name));
+        room.gets_well(&relay);
+    }
+}
+
+fn remove(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+#[test]
+fn a_file_removed_under_a_running_stream_does_no_lasting_harm() {
+    break_each_file(remove);
+}
+
+/// Writes garbage into a file; where there is a FIFO or a folder, puts a file in its place.
+fn overwrite(path: &Path, garbage: &[u8]) {
+    let kind = fs::symlink_metadata(path).unwrap().file_type();
+    if kind.is_fifo() || kind.is_dir() {
+        remove(path);
+    }
+    fs::write(path, garbage).unwrap();
+}
+
+#[test]
+fn an_emptied_file_does_no_lasting_harm() {
+    break_each_file(|path| overwrite(path, b""));
+}
+
+#[test]
+fn garbage_in_a_file_does_no_lasting_harm() {
+    let mut random = crate::endurance::Random::new(7);
+    let noise: Vec<u8> = (0..5000).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+    break_each_file(|path| overwrite(path, &noise));
+}
+
+#[test]
+fn json_of_another_shape_in_a_file_does_no_lasting_harm() {
+    break_each_file(|path| overwrite(path, br#"{"id":-1,"x":[null,{"y":1e999}]}"#));
+}
+
+#[test]
+fn half_a_file_does_no_lasting_harm() {
+    break_each_file(|path| {
+        let whole = if path.is_file() { fs::read(path).unwrap() } else { Vec::new() };
+        overwrite(path, &whole[..whole.len() / 2]);
+    });
+}
+
+#[test]
+fn a_folder_in_place_of_a_file_does_no_lasting_harm() {
+    break_each_file(|path| {
+        remove(path);
+        fs::create_dir(path).unwrap();
+    });
+}

@@ -1,0 +1,83 @@
+//! End to end: what a user of the relay relies on, seen from outside.
+//!
+//! The protocol is tested through each web server, started from the files in `deploy/`, and on the bare program
+//! (`bare::`), where the test itself plays the web server. A name tells what a user would lose if the test failed.
+//!
+//! `tests/run` builds the program and installs the servers first. A server that is not there skips its tests with a
+//! line on stderr, or fails them when `CI=true`.
+
+/// One test a topic, in the module of a door: `cargo test lighttpd::` runs all that concerns lighttpd.
+macro_rules! tests {
+    ($door:ident: $($file:ident :: $topic:ident,)*) => {
+        $( #[test] fn $topic() { crate::$file::$topic(crate::door::Door::$door); } )*
+    };
+}
+
+macro_rules! protocol_through {
+    ($door:ident) => {
+        tests! { $door:
+            protocol::a_host_and_a_client_talk_both_ways,
+            protocol::a_broadcast_reaches_every_client,
+            protocol::a_message_waits_for_a_host_that_opens_later,
+            protocol::a_reply_waits_for_a_client_that_opens_later,
+            protocol::everybody_learns_who_left,
+            protocol::nobody_believes_in_a_delivery_to_someone_who_left,
+            protocol::a_cut_stream_goes_on_where_it_broke,
+            protocol::a_newer_stream_takes_over,
+            protocol::within_the_grace_an_absence_goes_unnoticed,
+            protocol::a_host_id_in_use_is_refused,
+            protocol::a_wrong_request_says_what_is_wrong,
+            protocol::pages_of_other_sites_may_call,
+            protocol::pages_of_unlisted_sites_may_not_call,
+            protocol::head_and_other_methods_are_answered,
+            protocol::json_arrives_byte_for_byte,
+            protocol::a_ping_answers_the_number_it_was_given,
+            protocol::an_application_with_the_secret_mints_tokens,
+            protocol::forged_tokens_are_refused,
+            protocol::host_ids_carry_the_relays_prefix,
+            protocol::a_web_query_is_never_a_command_line,
+            protocol::strange_host_ids_are_just_ids,
+            protocol::only_the_program_itself_is_the_relay,
+            protocol::a_large_message_arrives_and_a_larger_one_is_refused,
+            protocol::a_host_serves_forty_clients_at_once,
+            protocol::an_idle_stream_is_kept_alive,
+        }
+    };
+}
+
+macro_rules! web_server {
+    ($module:ident = $door:ident) => {
+        mod $module {
+            protocol_through!($door);
+            tests! { $door:
+                web::a_body_arrives_however_its_length_is_told,
+                web::what_the_relay_keeps_is_not_on_the_web,
+                web::stopping_the_server_leaves_no_process_behind,
+                web::the_published_client_works,
+            }
+        }
+    };
+}
+
+mod bare;
+mod door;
+mod place;
+mod protocol;
+mod relay;
+mod server;
+mod stream;
+mod token;
+mod web;
+
+mod cgi;
+mod endurance;
+mod faults;
+mod limits;
+mod presence;
+mod settings;
+
+web_server!(lighttpd = Lighttpd);
+web_server!(apache_event = ApacheEvent);
+web_server!(apache_prefork = ApachePrefork);
+web_server!(mini_httpd = MiniHttpd);
+web_server!(nginx_fcgiwrap = NginxFcgiwrap);

@@ -1,0 +1,214 @@
+//! Where a test happens: a folder of its own, the program in it, and the user it runs as.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+
+/// A hang is caught by this, slowness never is: a machine with two cores runs many tests at once.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A folder under the system's temporary folder, gone when the test ends.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("uhst-relay-e2e-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
+        set_mode(&path, 0o755);
+        Self(path)
+    }
+
+    /// A folder laid out as on a shared host: `cgi-bin/relay.cgi`.
+    pub fn with_program() -> Self {
+        let folder = Self::new();
+        let cgi_bin = folder.join("cgi-bin");
+        fs::create_dir(&cgi_bin).unwrap();
+        set_mode(&cgi_bin, 0o755);
+        install_program(&cgi_bin.join("relay.cgi"));
+        folder
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // A server that was killed a moment ago may still be writing its last file.
+        for _ in 0..10 {
+            if fs::remove_dir_all(&self.0).is_ok() || !self.0.exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// The program that `deploy/build` made.
+pub fn program() -> PathBuf {
+    let path = repository().join("target/relay.cgi");
+    assert!(path.is_file(), "{} is missing: `tests/run` or `deploy/build` makes it", path.display());
+    path
+}
+
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Puts the program at `target`. By `cp`, because a file that this process has open for writing could leak into a
+/// child that another thread forks at that moment, and running it would fail with "Text file busy".
+pub fn install_program(target: &Path) {
+    let done = Command::new("cp").arg(program()).arg(target).status().expect("cp runs");
+    assert!(done.success(), "cp to {} failed", target.display());
+    set_mode(target, 0o755);
+}
+
+pub fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .unwrap_or_else(|error| panic!("cannot chmod {}: {error}", path.display()));
+}
+
+pub fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+/// A user of the system with no rights of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// The user as whom the web servers run the program when root starts them.
+pub fn web_user() -> User {
+    user("www-data")
+}
+
+pub fn user(name: &str) -> User {
+    let accounts = fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");
+    let account = accounts.lines().find(|line| line.starts_with(&format!("{name}:")));
+    let mut fields = account.unwrap_or_else(|| panic!("this system has no user {name}")).split(':').skip(2);
+    let mut number = || fields.next().and_then(|field| field.parse().ok()).expect("a number in /etc/passwd");
+    User { uid: number(), gid: number() }
+}
+
+pub fn give_to(path: &Path, user: User) {
+    chown(path, Some(user.uid), Some(user.gid))
+        .unwrap_or_else(|error| panic!("cannot chown {}: {error}", path.display()));
+}
+
+/// The settings a test wants, as the owner of a shared host writes them: `data/settings.conf` beside the program.
+pub fn write_settings(data: &Path, settings: &[(&str, &str)], owner: Option<User>) {
+    if settings.is_empty() {
+        return;
+    }
+    let file = data.join("settings.conf");
+    let mut text = String::from("# written by a test\n\n");
+    for (name, value) in settings {
+        writeln!(text, "{name}={value}").unwrap();
+    }
+    if !data.exists() {
+        fs::create_dir(data).unwrap();
+    }
+    set_mode(data, 0o700);
+    fs::write(&file, text).unwrap();
+    set_mode(&file, 0o600);
+    if let Some(owner) = owner {
+        give_to(data, owner);
+        give_to(&file, owner);
+    }
+}
+
+/// Says that a test did not run, past the capture of the test harness; under CI that is a failure.
+pub fn skip(reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "cannot run this test: {reason}");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("SKIPPED {test}: {reason}\n");
+    io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
+/// Is there such a program? Web servers live in `/usr/sbin`, which is not on everybody's PATH.
+pub fn have(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/local/sbin";
+    path.split(':').any(|folder| Path::new(folder).join(program).is_file())
+}
+
+/// Asks again and again until the answer is yes. Panics with `what` when it stays no.
+#[track_caller]
+pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < limit, "not after {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The processes that run a program below `folder`, or work in it: what a server left behind, or its streams.
+pub fn processes_below(folder: &Path) -> Vec<Pid> {
+    let is_below =
+        |entry: &Path, link: &str| fs::read_link(entry.join(link)).is_ok_and(|target| target.starts_with(folder));
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| is_below(&entry.path(), "exe") || is_below(&entry.path(), "cwd"))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&pid: &i32| pid != std::process::id().cast_signed())
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+/// How many processes run the relay of `folder` now.
+pub fn relays_running(folder: &Path) -> usize {
+    let program = folder.join("cgi-bin/relay.cgi");
+    let Ok(entries) = fs::read_dir("/proc") else { return 0 };
+    entries.flatten().filter(|entry| fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program)).count()
+}
+
+pub fn kill(pid: Pid, signal: Signal) {
+    // It may have ended by itself in this moment.
+    let _ = kill_process(pid, signal);
+}
+
+/// Every file and folder below `folder`, with `folder` itself first.
+pub fn everything_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = vec![folder.to_owned()];
+    let mut next = 0;
+    while next < found.len() {
+        let path = found[next].clone();
+        if path.is_dir() && !path.is_symlink() {
+            // Sweeping may remove a folder while it is read.
+            found.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        }
+        next += 1;
+    }
+    found
+}
+
+/// Waits until something can be read there, the end included; false when the deadline passes first.
+pub fn readable(fd: impl AsFd, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(count) => return count > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("poll: {error}"),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Who is there, and how soon the others learn that somebody is not.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::bare::{Bare, timed};
+use crate::place::{LONG, until};
+use crate::relay::{Relay as _, Talk as _};
+use crate::stream::Item;
+
+/// The promise for a stream that could not say goodbye is 5 s; the rest is for a machine with more tests than cores.
+const PROMISE: Duration = Duration::from_secs(5 + 3);
+
+/// For one that could, it is "at once".
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+#[test]
+fn clients_learn_that_their_host_was_killed() {
+    let relay = Bare::new();
+    let (host, mut stream) = relay.listening_host();
+    let mut clients = [relay.listening_client(&host.id), relay.listening_client(&host.id)];
+    stream.signal(Signal::KILL);
+    let ((), time) =
+        timed(|| clients.iter_mut().for_each(|client| client.stream.expect_closed("host_closed", &host.id)));
+    assert!(time < PROMISE, "{time:?}");
+    relay.send(&clients[0].token, "1").expect_error(400);
+    relay.try_join(&host.id).expect_error(400);
+    for client in &mut clients {
+        client.stream.expect_silence(Duration::from_millis(300));
+    }
+}
+
+#[test]
+fn a_host_learns_that_its_client_was_killed() {
+    let relay = Bare::new();
+    let (host, mut host_stream) = relay.listening_host();
+    let mut client = relay.listening_client(&host.id);
+    relay.send(&client.token, "1").expect(200);
+    let response = host_stream.event().response_token();
+    client.stream.signal(Signal::KILL);
+    let ((), time) = timed(|| host_stream.expect_closed("client_closed", &client.id));
+    assert!(time < PROMISE, "{time:?}");
+    relay.send(&response, "1").expect_error(400);
+    host_stream.expect_silence(Duration::from_millis(300));
+}
+
+#[test]
+fn a_stream_that_may_say_goodbye_does_so_at_once() {
+    let relay = Bare::new();
+    for signal in [Some(Signal::TERM), None] {
+        let (host, mut host_stream) = relay.listening_host();
+        let mut leaver = relay.listening_client(&host.id);
+        let mut client = relay.listening_client(&host.id);
+        // A signal is how lighttpd ends a program, a closed pipe how the others do.
+        if let Some(signal) = signal {
+            leaver.stream.signal(signal);
+        }
+        let start = Instant::now();
+        leaver.stream.hang_up();
+        host_stream.expect_closed("client_closed", &leaver.id);
+        assert!(start.elapsed() < AT_ONCE, "{signal:?}: {:?}", start.elapsed());
+
+        if let Some(signal) = signal {
+            host_stream.signal(signal);
+        }
+        let start = Instant::now();
+        host_stream.hang_up();
+        client.stream.expect_closed("host_closed", &host.id);
+        assert!(start.elapsed() < AT_ONCE, "{signal:?}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn nobody_can_join_or_write_once_a_host_was_killed() {
+    let relay = Bare::new();
+    let (host, mut stream) = relay.listening_host();
+    let client = relay.join(&host.id);
+    relay.send(&client, "1").expect(200);
+    stream.signal(Signal::KILL);
+    // Nobody else listens who could notice: the first to ask does.
+    relay.send(&client, "2").expect_error(400);
+    relay.try_join(&host.id).expect_error(400);
+    let mut stream = relay.open(&host.token);
+    relay.send(&client, "3").expect(200);
+    let mut heard = Vec::new();
+    while heard.last() != Some(&json!(3)) {
+        heard.push(stream.body());
+    }
+    // Whether it had time to write the first message before it died is not known; if it did not, that comes now.
+    assert!(heard == [json!(3)] || heard == [json!(1), json!(3)], "{heard:?}");
+}
+
+#[test]
+fn the_killed_host_goes_on_where_it_was() {
+    let relay = Bare::new();
+    let (host, mut stream) = relay.listening_host();
+    let client = relay.join(&host.id);
+    relay.send(&client, "1").expect(200);
+    relay.send(&client, "2").expect(200);
+    let first = stream.event();
+    assert_eq!(first.body(), json!(1));
+    stream.signal(Signal::KILL);
+    let mut stream = relay.resume(&host.token, &first.id);
+    assert_eq!(stream.body(), json!(2));
+    relay.send(&client, "3").expect(200);
+    assert_eq!(stream.body(), json!(3));
+    stream.expect_silence(Duration::from_millis(200));
+}
+
+#[test]
+fn after_the_grace_the_peers_are_told() {
+    let relay = Bare::with(&[("RELAY_GRACE", "2")]);
+    for signal in [Signal::TERM, Signal::KILL] {
+        let (host, mut host_stream) = relay.listening_host();
+        let leaver = relay.listening_client(&host.id);
+        let mut client = relay.listening_client(&host.id);
+        relay.send(&leaver.token, "1").expect(200);
+        let response = host_stream.event().response_token();
+
+        let mut leaver_stream = leaver.stream;
+        let start = Instant::now();
+        leaver_stream.signal(signal);
+        relay.send(&response, "2").expect(200);
+        host_stream.expect_closed("client_closed", &leaver.id);
+        assert!(start.elapsed() >= Duration::from_secs(2), "{signal:?}: {:?} is within the grace", start.elapsed());
+        relay.send(&response, "3").expect_error(400);
+
+        let start = Instant::now();
+        host_stream.signal(signal);
+        relay.send(&client.token, "4").expect(200);
+        relay.try_join(&host.id).expect(200);
+        client.stream.expect_closed("host_closed", &host.id);
+        assert!(start.elapsed() >= Duration::from_secs(2), "{signal:?}: {:?} is within the grace", start.elapsed());
+        relay.send(&client.token, "5").expect_error(400);
+        relay.try_join(&host.id).expect_error(400);
+    }
+}
+
+#[test]
+fn an_id_is_not_free_within_the_grace() {
+    let relay = Bare::with(&[("RELAY_GRACE", "60")]);
+    let host = relay.host("room");
+    relay.open(&host.token).signal(Signal::KILL);
+    let mut stream = relay.open(&host.token);
+    relay.send(&relay.join("room"), "1").expect(200);
+    assert_eq!(stream.body(), json!(1));
+}
+
+#[test]
+fn who_takes_over_many_times_is_never_reported_gone() {
+    let relay = Bare::new();
+    let (host, mut stream) = relay.listening_host();
+    let mut client = relay.listening_client(&host.id);
+    for number in 0..20 {
+        let newer = relay.open(&host.token);
+        relay.send(&client.token, number.to_string()).expect(200);
+        let mut older = std::mem::replace(&mut stream, newer);
+        assert!(older.rest().is_empty(), "the older stream got what was sent after the newer one opened");
+        let event = stream.event();
+        assert_eq!(event.body(), json!(number));
+        relay.send(&event.response_token(), number.to_string()).expect(200);
+        assert_eq!(client.stream.body(), json!(number));
+    }
+    client.stream.expect_silence(Duration::from_millis(300));
+}
+
+/// Two tabs that fight for one token both come back again and again. Whoever is last must be heard.
+#[test]
+fn streams_that_race_for_one_token_leave_one() {
+    let relay = Bare::new();
+    let host = relay.host("");
+    for round in 0..10 {
+        let mut streams: Vec<_> = std::thread::scope(|scope| {
+            let opened: Vec<_> =
+                (0..5).map(|_| scope.spawn(|| relay.listen(&format!("token={}", host.token), &[]))).collect();
+            opened.into_iter().filter_map(|stream| stream.join().unwrap().ok()).collect()
+        });
+        assert!(!streams.is_empty(), "somebody gets a stream");
+        let pids: Vec<_> = streams.iter().map(crate::stream::Stream::pid).collect();
+        until("all but one end", LONG, || crate::place::relays_running(relay.folder().path()) == 1);
+        relay.send(&relay.join(&host.id), round.to_string()).expect(200);
+        let mut heard = 0;
+        for stream in &mut streams {
+            match stream.next_event(Duration::from_millis(50)) {
+                Item::Event(event) => {
+                    assert_eq!(event.body(), json!(round));
+                    heard += 1;
+                }
+                Item::End | Item::Nothing => {}
+                other @ Item::Comment(_) => panic!("{other:?}"),
+            }
+        }
+        if heard == 0 {
+            // The survivor may need a moment more than 50 ms.
+            let events = streams.iter_mut().map(|stream| stream.next_event(Duration::from_secs(2)));
+            heard = events.filter(|item| matches!(item, Item::Event(_))).count();
+        }
+        assert_eq!(heard, 1, "exactly one of {pids:?} hears it");
+        drop(streams);
+    }
+}

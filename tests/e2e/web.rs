@@ -1,0 +1,114 @@
+//! What only a web server can get wrong.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::door::Door;
+use crate::place::{LONG, everything_below, have, processes_below, relays_running, repository, skip, until};
+use crate::relay::{Relay as _, Talk as _};
+use crate::stream::Item;
+
+pub fn a_body_arrives_however_its_length_is_told(door: Door) {
+    let Some(relay) = door.server(&[]) else { return };
+    let (host, mut stream) = relay.listening_host();
+    let client = relay.join(&host.id);
+    let post = |query: &str, headers: &str, body: &str| {
+        let path = "/cgi-bin/relay.cgi";
+        let request =
+            format!("POST {path}?{query} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n{headers}\r\n{body}");
+        relay.raw(request.as_bytes())
+    };
+    let send = format!("token={client}");
+    post(&send, "Content-Length: 7\r\nContent-Type: application/json\r\n", "[1,2,3]").expect(200);
+    assert_eq!(stream.body(), json!([1, 2, 3]));
+    post(&send, "Content-Length: 3\r\nContent-Type: text/plain\r\n", "\"a\"").expect(200);
+    assert_eq!(stream.body(), json!("a"));
+    post(&send, "Content-Length: 0\r\n", "").expect(200);
+    assert_eq!(stream.body(), json!({}));
+
+    // mini_httpd knows no chunked coding.
+    if door != Door::MiniHttpd {
+        post(&send, "Transfer-Encoding: chunked\r\n", "4\r\n[4,5\r\n3\r\n,6]\r\n0\r\n\r\n").expect(200);
+        assert_eq!(stream.body(), json!([4, 5, 6]));
+    }
+    // `curl -X POST` and the client's own `fetch` may send no length at all; lighttpd wants one, with 411.
+    let reply = post("action=host", "", "");
+    assert_eq!(reply.status, if door == Door::Lighttpd { 411 } else { 200 }, "{reply:?}");
+    let reply = post(&send, "", "");
+    if door != Door::Lighttpd {
+        reply.expect(200);
+        assert_eq!(stream.body(), json!({}));
+    }
+}
+
+pub fn what_the_relay_keeps_is_not_on_the_web(door: Door) {
+    // A web server that starts without settings has the relay make the folder; with them it was there before.
+    for settings in [&[][..], &[("RELAY_PREFIX", "sesame")][..]] {
+        let Some(relay) = door.server(settings) else { return };
+        let (host, _stream) = relay.listening_host();
+        relay.send(&relay.join(&host.id), r#""sesame""#).expect(200);
+        let data = relay.folder().join("cgi-bin/data");
+        assert!(data.join("secret").is_file(), "the relay keeps its secret in data/ beside it");
+
+        for path in everything_below(&data) {
+            let url = path.strip_prefix(relay.folder().path()).unwrap().to_str().unwrap().to_owned();
+            // Asking for a FIFO would wait for a writer, in a server that serves it.
+            let spellings = [
+                format!("/{url}"),
+                format!("/{url}/"),
+                format!("/cgi-bin//{}", &url[8..]),
+                format!("/{}", url.replace("data", "%64ata")),
+            ];
+            for spelling in spellings {
+                let reply = relay.page(&spelling);
+                assert!([400, 403, 404].contains(&reply.status), "{spelling}: {reply:?}");
+                for kept in ["sesame", "hosts", "Token"] {
+                    assert!(
+                        !reply.body.contains(kept) || spelling.contains(kept),
+                        "{spelling} shows {kept}: {reply:?}"
+                    );
+                }
+            }
+        }
+        let secret = std::fs::read(data.join("secret")).unwrap();
+        assert!(secret.len() >= 16);
+    }
+}
+
+pub fn stopping_the_server_leaves_no_process_behind(door: Door) {
+    let Some(mut relay) = door.server(&[]) else { return };
+    let (host, mut host_stream) = relay.listening_host();
+    let mut client = relay.listening_client(&host.id);
+    assert_eq!(relays_running(relay.folder().path()), 2);
+    relay.stop();
+    until("every process ended", Duration::from_secs(10), || processes_below(relay.folder().path()).is_empty());
+    for stream in [&mut host_stream, &mut client.stream] {
+        while matches!(stream.next_event(LONG), Item::Event(_)) {}
+        assert_eq!(stream.next_event(LONG), Item::End);
+    }
+}
+
+/// The `uhst` package as published on npm, unchanged, on Node. A host, three clients, echo, broadcast and both closed events: see `tests/client/client.cjs`. With the default
+/// settings, as a user meets them.
+pub fn the_published_client_works(door: Door) {
+    let Some(server) = door.server(&[]) else { return };
+    let client = repository().join("tests/client");
+    if !have("node") {
+        return skip("node is not installed");
+    }
+    if !client.join("node_modules/uhst").is_dir() {
+        return skip("the uhst package is not there: `npm ci` in tests/client, or `tests/run`, installs it");
+    }
+    // The script has a time limit of its own for every step.
+    let output = Command::new("node")
+        .arg(client.join("client.cjs"))
+        .arg(server.url())
+        .stdin(Stdio::null())
+        .output()
+        .expect("node runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.trim_end().ends_with("PASSED"), "{}\n{said}\n{complained}", output.status);
+}

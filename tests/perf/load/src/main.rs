@@ -1,0 +1,469 @@
+//! Puts load on a UHST relay and prints what came of it: one JSON object a line, exit code 1 on any error or loss.
+//!
+//! Works against any relay that speaks the protocol: it does not care for the text of an answer to a message,
+//! and does without event ids and without `action=ping` where a relay has none. A host listens before clients join it.
+
+mod client;
+mod figures;
+mod http;
+mod relay;
+mod sse;
+mod streams;
+mod turns;
+
+use std::collections::{HashMap, HashSet};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use client::{Client, Key, Result};
+use figures::Ledger;
+use relay::{Inbox, Message};
+use sse::Event;
+use turns::{Plan, Stop, Work};
+
+const USAGE: &str = "\
+load TEST URL [--option value]...
+
+  ping       ask for a pong, and check it
+  request    POST the same request again and again: --query Q, --size BYTES of body, --expect STATUS
+  register   register a host
+  post       send messages to hosts that listen: --hosts N
+  oneway     send a message and wait until its event has been read
+  roundtrip  send a message to a host, which replies: until the reply's event has been read
+  fanout     a host sends to all its clients: --clients N
+  streams    open --streams N, spread --rate R messages a second over them for --seconds S
+
+All but `streams` take --connections N (requests under way at once), --seconds S or --count N, and --warmup N (turns not counted).
+All that send messages take --size BYTES.";
+
+fn main() -> ExitCode {
+    match run(std::env::args().skip(1).collect()) {
+        Ok(report) => {
+            println!("{report}");
+            let bad = |name: &str| report[name].as_u64().unwrap_or(0) > 0;
+            ExitCode::from(u8::from(
+                bad("errors") || bad("lost") || bad("twice") || bad("out_of_order"),
+            ))
+        }
+        Err(error) => {
+            eprintln!("load: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: Vec<String>) -> Result<Value> {
+    let mut arguments = arguments.into_iter();
+    let (Some(test), Some(url)) = (arguments.next(), arguments.next()) else {
+        return Err(USAGE.to_owned());
+    };
+    let mut options = Options::read(arguments)?;
+    let mut client = Client::new(http::Target::parse(&url)?)?;
+    let size = options.number("size", 64)?;
+    if test == "streams" {
+        let plan = streams::Plan {
+            streams: options.number("streams", 200)?,
+            rate: options.number("rate", 100)?,
+            time: options.seconds("seconds", 10.0)?,
+            size,
+        };
+        options.all_known()?;
+        return streams::run(&mut client, &plan).map(|report| named(report, &test, &url));
+    }
+    let stop = match options.0.remove("count") {
+        Some(count) => Stop::Count(
+            count
+                .parse()
+                .map_err(|_| format!("--count {count}: not a number"))?,
+        ),
+        None => Stop::After(options.seconds("seconds", 2.0)?),
+    };
+    let one_at_a_time = matches!(test.as_str(), "oneway" | "roundtrip" | "fanout");
+    let connections = options.number("connections", if one_at_a_time { 1 } else { 4 })?;
+    let plan = Plan {
+        connections,
+        stop,
+        warmup: options.number("warmup", 20)?,
+    };
+    let mut work: Box<dyn Work> = match test.as_str() {
+        "ping" => Box::new(Ping),
+        "request" => Box::new(Request {
+            query: options.0.remove("query").unwrap_or_default(),
+            body: Message { from: 0, n: 0 }.body(size),
+            expect: options.number("expect", 200)?,
+        }),
+        "register" => Box::new(Register),
+        "post" => Box::new(Messages::new(
+            &mut client,
+            &plan,
+            options.number("hosts", 1)?,
+            size,
+            false,
+        )?),
+        "oneway" => Box::new(Messages::new(&mut client, &plan, 1, size, true)?),
+        "roundtrip" => Box::new(RoundTrip::new(&mut client, &plan, size)?),
+        "fanout" => Box::new(FanOut::new(
+            &mut client,
+            options.number("clients", 10)?,
+            size,
+        )?),
+        _ => return Err(USAGE.to_owned()),
+    };
+    options.all_known()?;
+    turns::run(&mut client, &plan, work.as_mut()).map(|report| named(report, &test, &url))
+}
+
+fn named(mut report: Value, test: &str, url: &str) -> Value {
+    report["test"] = test.into();
+    report["url"] = url.into();
+    report
+}
+
+/// `--name value`, in any order.
+struct Options(HashMap<String, String>);
+
+impl Options {
+    fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = HashMap::new();
+        while let Some(argument) = arguments.next() {
+            let name = argument
+                .strip_prefix("--")
+                .ok_or_else(|| format!("{argument}: not an option\n{USAGE}"))?;
+            let value = arguments
+                .next()
+                .ok_or_else(|| format!("{argument} wants a value"))?;
+            options.insert(name.to_owned(), value);
+        }
+        Ok(Self(options))
+    }
+
+    fn number<T: std::str::FromStr>(&mut self, name: &str, default: T) -> Result<T> {
+        match self.0.remove(name) {
+            Some(text) => text
+                .parse()
+                .map_err(|_| format!("--{name} {text}: not a number")),
+            None => Ok(default),
+        }
+    }
+
+    fn seconds(&mut self, name: &str, default: f64) -> Result<Duration> {
+        Duration::try_from_secs_f64(self.number(name, default)?)
+            .map_err(|error| format!("--{name}: {error}"))
+    }
+
+    /// An option that nobody asked for is a typing error, or does not belong to this test.
+    fn all_known(&self) -> Result<()> {
+        match self.0.keys().next() {
+            Some(name) => Err(format!("--{name}: not an option of this test\n{USAGE}")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn expect_200(status: u16, body: &[u8]) -> Result<()> {
+    if status == 200 {
+        Ok(())
+    } else {
+        Err(relay::refusal(status, body))
+    }
+}
+
+/// The same time for every ping, so that a program with one fixed answer can be held against the relay.
+const TIMESTAMP: u64 = 1_700_000_000_000;
+
+struct Ping;
+
+impl Work for Ping {
+    fn begin(&mut self, client: &Client, _worker: usize, _begun: Instant) -> (Vec<u8>, usize) {
+        (
+            client
+                .target
+                .post(&format!("action=ping&timestamp={TIMESTAMP}"), b""),
+            0,
+        )
+    }
+
+    fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
+        expect_200(status, body)?;
+        let answer: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        if answer == json!({ "pong": TIMESTAMP }) {
+            Ok(())
+        } else {
+            Err(format!("not the pong of this ping: {answer}"))
+        }
+    }
+}
+
+struct Request {
+    query: String,
+    body: Vec<u8>,
+    expect: u16,
+}
+
+impl Work for Request {
+    fn begin(&mut self, client: &Client, _worker: usize, _begun: Instant) -> (Vec<u8>, usize) {
+        (client.target.post(&self.query, &self.body), 0)
+    }
+
+    fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
+        if status == self.expect {
+            Ok(())
+        } else {
+            Err(relay::refusal(status, body))
+        }
+    }
+}
+
+struct Register;
+
+impl Work for Register {
+    fn begin(&mut self, client: &Client, _worker: usize, _begun: Instant) -> (Vec<u8>, usize) {
+        (client.target.post("action=host", b""), 0)
+    }
+
+    fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
+        expect_200(status, body)?;
+        serde_json::from_slice::<relay::Host>(body)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// Clients that send to their hosts: worker number w to host w modulo hosts.
+struct Messages {
+    tokens: Vec<String>,
+    hosts: Vec<Key>,
+    ledger: Ledger,
+    inbox: Inbox,
+    size: usize,
+    /// A turn ends when its message has arrived, not when it has been answered.
+    awaited: bool,
+}
+
+impl Messages {
+    fn new(
+        client: &mut Client,
+        plan: &Plan,
+        hosts: usize,
+        size: usize,
+        awaited: bool,
+    ) -> Result<Self> {
+        let registered = relay::register(client, hosts.max(1))?;
+        let tokens: Vec<&str> = registered
+            .iter()
+            .map(|host| host.host_token.as_str())
+            .collect();
+        let hosts = relay::listen(client, &tokens)?;
+        let ids: Vec<&str> = (0..plan.connections)
+            .map(|worker| registered[worker % hosts.len()].host_id.as_str())
+            .collect();
+        let tokens = relay::join(client, &ids)?;
+        Ok(Self {
+            tokens,
+            hosts,
+            ledger: Ledger::default(),
+            inbox: Inbox::default(),
+            size,
+            awaited,
+        })
+    }
+}
+
+impl Work for Messages {
+    fn begin(&mut self, client: &Client, worker: usize, begun: Instant) -> (Vec<u8>, usize) {
+        let n = self
+            .ledger
+            .send(self.hosts[worker % self.hosts.len()], worker, begun);
+        let body = Message { from: worker, n }.body(self.size);
+        (
+            client
+                .target
+                .post(&format!("token={}", self.tokens[worker]), &body),
+            self.awaited.into(),
+        )
+    }
+
+    fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
+        expect_200(status, body)
+    }
+
+    fn event(
+        &mut self,
+        _client: &mut Client,
+        key: Key,
+        event: &Event,
+        at: Instant,
+    ) -> Result<Option<(usize, Duration)>> {
+        let Some(Message { from, n }) = self.inbox.read(key, event)?.map(|delivery| delivery.body)
+        else {
+            return Ok(None);
+        };
+        Ok(self
+            .ledger
+            .receive(key, from, n, at)?
+            .map(|time| (from, time)))
+    }
+
+    fn ledger(&self) -> Option<&Ledger> {
+        Some(&self.ledger)
+    }
+}
+
+/// One host that replies to each message of its clients, one client a worker.
+struct RoundTrip {
+    tokens: Vec<String>,
+    host: Key,
+    streams: Vec<Key>,
+    /// Connections of the host that have no reply under way.
+    free: Vec<Key>,
+    replying: HashSet<Key>,
+    ledger: Ledger,
+    inbox: Inbox,
+    size: usize,
+}
+
+impl RoundTrip {
+    fn new(client: &mut Client, plan: &Plan, size: usize) -> Result<Self> {
+        let registered = relay::register(client, 1)?.remove(0);
+        let host = relay::listen(client, &[&registered.host_token])?[0];
+        let tokens = relay::join(client, &vec![registered.host_id.as_str(); plan.connections])?;
+        let streams = relay::listen(
+            client,
+            &tokens.iter().map(String::as_str).collect::<Vec<_>>(),
+        )?;
+        Ok(Self {
+            tokens,
+            host,
+            streams,
+            free: Vec::new(),
+            replying: HashSet::new(),
+            ledger: Ledger::default(),
+            inbox: Inbox::default(),
+            size,
+        })
+    }
+}
+
+impl Work for RoundTrip {
+    fn begin(&mut self, client: &Client, worker: usize, begun: Instant) -> (Vec<u8>, usize) {
+        let n = self.ledger.send(self.streams[worker], worker, begun);
+        let body = Message { from: worker, n }.body(self.size);
+        (
+            client
+                .target
+                .post(&format!("token={}", self.tokens[worker]), &body),
+            1,
+        )
+    }
+
+    fn answer(&mut self, key: Key, status: u16, body: &[u8]) -> Result<()> {
+        if self.replying.remove(&key) {
+            self.free.push(key);
+        }
+        expect_200(status, body)
+    }
+
+    fn event(
+        &mut self,
+        client: &mut Client,
+        key: Key,
+        event: &Event,
+        at: Instant,
+    ) -> Result<Option<(usize, Duration)>> {
+        let Some(delivery) = self.inbox.read(key, event)? else {
+            return Ok(None);
+        };
+        if key != self.host {
+            let Message { from, n } = delivery.body;
+            return Ok(self
+                .ledger
+                .receive(key, from, n, at)?
+                .map(|time| (from, time)));
+        }
+        let token = delivery
+            .response_token
+            .ok_or("a message to the host without a responseToken")?;
+        let line = self.free.pop().unwrap_or_else(|| client.line());
+        self.replying.insert(line);
+        client.send(
+            line,
+            client
+                .target
+                .post(&format!("token={token}"), &delivery.body.body(self.size)),
+        );
+        Ok(None)
+    }
+
+    fn ledger(&self) -> Option<&Ledger> {
+        Some(&self.ledger)
+    }
+}
+
+/// A host that sends to all its clients at once.
+struct FanOut {
+    token: String,
+    streams: Vec<Key>,
+    ledger: Ledger,
+    inbox: Inbox,
+    size: usize,
+}
+
+impl FanOut {
+    fn new(client: &mut Client, clients: usize, size: usize) -> Result<Self> {
+        let host = relay::register(client, 1)?.remove(0);
+        relay::listen(client, &[&host.host_token])?;
+        let tokens = relay::join(client, &vec![host.host_id.as_str(); clients])?;
+        let streams = relay::listen(
+            client,
+            &tokens.iter().map(String::as_str).collect::<Vec<_>>(),
+        )?;
+        Ok(Self {
+            token: host.host_token,
+            streams,
+            ledger: Ledger::default(),
+            inbox: Inbox::default(),
+            size,
+        })
+    }
+}
+
+impl Work for FanOut {
+    fn begin(&mut self, client: &Client, worker: usize, begun: Instant) -> (Vec<u8>, usize) {
+        let mut n = 0;
+        for &stream in &self.streams {
+            n = self.ledger.send(stream, worker, begun);
+        }
+        let body = Message { from: worker, n }.body(self.size);
+        (
+            client.target.post(&format!("token={}", self.token), &body),
+            self.streams.len(),
+        )
+    }
+
+    fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
+        expect_200(status, body)
+    }
+
+    fn event(
+        &mut self,
+        _client: &mut Client,
+        key: Key,
+        event: &Event,
+        at: Instant,
+    ) -> Result<Option<(usize, Duration)>> {
+        let Some(Message { from, n }) = self.inbox.read(key, event)?.map(|delivery| delivery.body)
+        else {
+            return Ok(None);
+        };
+        Ok(self
+            .ledger
+            .receive(key, from, n, at)?
+            .map(|time| (from, time)))
+    }
+
+    fn ledger(&self) -> Option<&Ledger> {
+        Some(&self.ledger)
+    }
+}
