@@ -106,9 +106,7 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
             if !head_only {
                 out.extend_from_slice(&body);
             }
-            let mut stdout = stdout.lock();
-            stdout.write_all(&out)?;
-            stdout.flush()
+            write_all(stdout, &out)
         }
         Content::Stream(produce) => {
             out.extend_from_slice(b"\r\n");
@@ -121,7 +119,7 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
     }
 }
 
-/// Past the standard library's line buffer, which must stay empty while a stream writes to the descriptor.
+/// Past the standard library's line buffer, which would make two writes of one answer.
 fn write_all(stdout: &io::Stdout, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(stdout, bytes) {

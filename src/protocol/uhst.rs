@@ -316,7 +316,7 @@ impl Relay<'_> {
             Token::Response { host_id, client_id } => {
                 let session = self.store.session(&host_id)?.ok_or(Refusal::ClientGone)?;
                 let client = session.client(&client_id);
-                if !client.exists()? || !self.client_is_present(&client)? {
+                if !self.client_is_present(&client)? {
                     return Err(Refusal::ClientGone);
                 }
                 self.put(&client, &format!(r#"{{"body":{message}}}"#))?;
@@ -425,12 +425,13 @@ impl Relay<'_> {
         let session = self.store.session(host_id)?;
         let Some(registration) = registration else { return Ok(session) };
         let session = session.ok_or(Refusal::ExpiredToken)?;
+        let touched = session.touched()?;
         if session.record().and_then(|record| record.registration.as_deref()) != Some(registration)
-            || self.is_over(&session.host(), session.touched()?)?
+            || self.is_over(&session.host(), touched)?
         {
             return Err(Refusal::ExpiredToken);
         }
-        self.keep(session.touched()?, || session.touch())?;
+        self.keep(touched, || session.touch())?;
         Ok(Some(session))
     }
 
@@ -454,7 +455,7 @@ impl Relay<'_> {
         let Some(registration) = registration else {
             let session = session.ok_or(Refusal::UnknownHost)?;
             let client = session.client(client_id);
-            if !client.exists()? {
+            if client.touched()?.is_none() {
                 if !self.host_is_present(&session)? {
                     return Err(Refusal::UnknownHost);
                 }
@@ -464,13 +465,13 @@ impl Relay<'_> {
         };
         let session = session.ok_or(Refusal::ExpiredToken)?;
         let client = session.client(client_id);
+        let touched = client.touched()?.ok_or(Refusal::ExpiredToken)?;
         if session.record().and_then(|record| record.registration.as_deref()) != Some(registration)
-            || !client.exists()?
-            || self.is_over(&client, client.touched()?)?
+            || self.is_over(&client, touched)?
         {
             return Err(Refusal::ExpiredToken);
         }
-        self.keep(client.touched()?, || client.touch())?;
+        self.keep(touched, || client.touch())?;
         Ok(session)
     }
 
@@ -495,7 +496,7 @@ impl Relay<'_> {
     }
 
     fn host_is_present(&self, session: &Session) -> Result<bool, store::Error> {
-        self.is_present(&session.host(), || session.touched())
+        self.is_present(&session.host(), || session.touched().map(Some))
     }
 
     fn client_is_present(&self, client: &Mailbox<'_>) -> Result<bool, store::Error> {
@@ -506,11 +507,11 @@ impl Relay<'_> {
     fn is_present(
         &self,
         mailbox: &Mailbox<'_>,
-        touched: impl FnOnce() -> Result<SystemTime, store::Error>,
+        touched: impl FnOnce() -> Result<Option<SystemTime>, store::Error>,
     ) -> Result<bool, store::Error> {
         Ok(match mailbox.presence()? {
             Presence::Listening => true,
-            Presence::Waiting => is_recent(touched()?, self.settings.session_lifetime),
+            Presence::Waiting => touched()?.is_some_and(|at| is_recent(at, self.settings.session_lifetime)),
             Presence::Ended { at, told } => !told && !has_passed(at, self.settings.grace),
         })
     }
@@ -590,7 +591,9 @@ impl Relay<'_> {
         }
         for client_id in session.clients()? {
             let client = session.client(&client_id);
-            if self.is_over(&client, client.touched()?)? {
+            if let Some(touched) = client.touched()?
+                && self.is_over(&client, touched)?
+            {
                 client.remove()?;
             }
         }

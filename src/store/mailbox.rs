@@ -82,14 +82,6 @@ impl Mailbox<'_> {
         Mailbox { path, lock: PhantomData }
     }
 
-    /// Whether there is such a mailbox.
-    ///
-    /// # Errors
-    /// When that cannot be seen.
-    pub fn exists(&self) -> Result<bool, Error> {
-        Ok(identity_at(&self.path)?.is_some())
-    }
-
     /// Makes the mailbox, if it is missing.
     ///
     /// # Errors
@@ -104,12 +96,13 @@ impl Mailbox<'_> {
         }
     }
 
-    /// When its owner used it last without listening: it was made, or [touched](Self::touch).
+    /// When its owner used it last without listening: it was made, or [touched](Self::touch). `None` where there is no
+    /// such mailbox.
     ///
     /// # Errors
     /// When that cannot be seen.
-    pub fn touched(&self) -> Result<SystemTime, Error> {
-        Ok(std::fs::metadata(&self.path)?.modified()?)
+    pub fn touched(&self) -> Result<Option<SystemTime>, Error> {
+        modified(&self.path)
     }
 
     /// Makes the mailbox count as used now.
@@ -125,11 +118,7 @@ impl Mailbox<'_> {
     /// # Errors
     /// When that cannot be seen.
     pub fn last_message(&self) -> Result<Option<SystemTime>, Error> {
-        match std::fs::metadata(self.path.join(QUEUE)) {
-            Ok(metadata) => Ok(Some(metadata.modified()?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        modified(&self.path.join(QUEUE))
     }
 
     /// Whether somebody is listening. A stream that was killed is found out here: its lock is free, but it has not said
@@ -272,6 +261,14 @@ impl Mailbox<'_> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+fn modified(path: &Path) -> Result<Option<SystemTime>, Error> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.modified()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

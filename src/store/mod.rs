@@ -30,8 +30,8 @@ use fs2::FileExt;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why the store could not do it. The status codes are the protocols' to choose; [`fmt::Display`] is the sentence for
@@ -274,14 +274,21 @@ fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads a small file from its beginning, whatever its cursor.
+/// Reads a small file from its beginning, whatever its cursor. One read is nearly always enough.
 fn read_small(file: &File) -> io::Result<Vec<u8>> {
-    use std::io::Seek;
-    let mut file = file;
-    file.rewind()?;
-    let mut bytes = Vec::with_capacity(256);
-    file.take(64 * 1024).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let mut bytes = vec![0; 4096];
+    let mut got = 0;
+    loop {
+        match file.read_at(&mut bytes[got..], got as u64) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => got += other?,
+        }
+        if got < bytes.len() || bytes.len() >= 64 * 1024 {
+            bytes.truncate(got);
+            return Ok(bytes);
+        }
+        bytes.resize(2 * got, 0);
+    }
 }
 
 #[cfg(test)]
