@@ -30,14 +30,18 @@ pub struct Settings {
     pub max_clients: u64,
     /// `RELAY_MAX_HOSTS`: how many hosts may be registered.
     pub max_hosts: u64,
+    /// `RELAY_MAX_CONNECTIONS`: how many connections `serve` has at once.
+    pub max_connections: u64,
     /// `RELAY_MESSAGE_LIFETIME` in seconds: how long a message is kept for a recipient who is away.
     pub message_lifetime: Duration,
     /// `RELAY_SESSION_LIFETIME` in seconds: how long a session outlives its stream.
     pub session_lifetime: Duration,
     /// `RELAY_KEEP_ALIVE` in seconds: how often an idle stream says so.
     pub keep_alive: Duration,
-    /// `RELAY_POLL_TICK` in milliseconds: how long a stream sleeps at most before it looks for itself.
-    pub poll_tick: Duration,
+    /// `RELAY_POLL_TICK` in milliseconds: how long a stream sleeps at most before it looks for itself. Unset, it is
+    /// 20 ms under a web server; under `serve`, where thousands of streams would tick in one process, it is left to the
+    /// wake-ups, except on a file system that has none.
+    pub poll_tick: Option<Duration>,
     /// `RELAY_GRACE` in seconds: how long an ended stream still counts as present. At most the session lifetime.
     pub grace: Duration,
 }
@@ -53,10 +57,11 @@ impl Default for Settings {
             max_queue: 8 << 20,
             max_clients: 1_000,
             max_hosts: 10_000,
+            max_connections: 10_000,
             message_lifetime: Duration::from_secs(60),
             session_lifetime: Duration::from_secs(60),
             keep_alive: Duration::from_secs(5),
-            poll_tick: Duration::from_millis(20),
+            poll_tick: None,
             grace: Duration::ZERO,
         }
     }
@@ -82,15 +87,14 @@ fn unreadable(setting: &str, wanted: &str) -> SettingError {
 }
 
 impl Settings {
-    /// Reads the environment and the settings file of the data folder it names, or of `default_data_dir`.
+    /// Reads the environment and the settings file of the data folder: `data_dir` if it is given, else the one that the
+    /// environment names, else `default_data_dir`.
     ///
     /// # Errors
     /// The first setting that cannot be read.
-    pub fn read(default_data_dir: impl FnOnce() -> PathBuf) -> Result<Self, SettingError> {
-        let data_dir = match std::env::var_os("RELAY_DATA_DIR") {
-            Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-            _ => default_data_dir(),
-        };
+    pub fn read(data_dir: Option<PathBuf>, default_data_dir: impl FnOnce() -> PathBuf) -> Result<Self, SettingError> {
+        let named = || std::env::var_os("RELAY_DATA_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let data_dir = data_dir.or_else(named).unwrap_or_else(default_data_dir);
         let file = read_file(&data_dir)?;
         let environment = |key: &str| match std::env::var(key) {
             Ok(value) => Ok(Some(value)),
@@ -131,10 +135,14 @@ impl Settings {
             max_queue: whole(&get, "RELAY_MAX_QUEUE", default.max_queue)?,
             max_clients: whole(&get, "RELAY_MAX_CLIENTS", default.max_clients)?,
             max_hosts: whole(&get, "RELAY_MAX_HOSTS", default.max_hosts)?,
+            max_connections: whole(&get, "RELAY_MAX_CONNECTIONS", default.max_connections)?,
             message_lifetime: time(&get, "RELAY_MESSAGE_LIFETIME", 1.0, default.message_lifetime)?,
             session_lifetime: time(&get, "RELAY_SESSION_LIFETIME", 1.0, default.session_lifetime)?,
             keep_alive: positive_time(&get, "RELAY_KEEP_ALIVE", 1.0, default.keep_alive)?,
-            poll_tick: positive_time(&get, "RELAY_POLL_TICK", 0.001, default.poll_tick)?,
+            poll_tick: match get("RELAY_POLL_TICK")? {
+                None => None,
+                Some(_) => Some(positive_time(&get, "RELAY_POLL_TICK", 0.001, Duration::ZERO)?),
+            },
             grace: time(&get, "RELAY_GRACE", 1.0, default.grace)?,
         };
         if settings.grace > settings.session_lifetime {
@@ -238,7 +246,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(settings.keep_alive, Duration::from_millis(500));
-        assert_eq!(settings.poll_tick, Duration::from_millis(10));
+        assert_eq!(settings.poll_tick, Some(Duration::from_millis(10)));
         assert_eq!(settings.max_body, 7);
         assert_eq!(settings.allowed_origins, ["https://a.example", "http://b.example:8080"]);
     }

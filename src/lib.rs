@@ -10,6 +10,7 @@
 //!   presence, wake-ups and the sweep.
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
 //! - [`sse`]: how an event stream is fed, kept alive and ended, whatever the protocol.
+//! - [`health`]: whether everything the relay needs works, and what to do where it does not.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
 //! Every handler is blocking: under CGI it has a process to itself. Every coordination primitive is a kernel object
@@ -18,6 +19,7 @@
 pub mod cli;
 pub mod config;
 pub mod gateway;
+pub mod health;
 pub mod protocol;
 pub mod sse;
 pub mod store;

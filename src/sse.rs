@@ -7,8 +7,18 @@ use crate::store::mailbox::{Listener, Standing};
 use crate::store::queue::Record;
 use std::time::{Duration, Instant};
 
-/// How often a stream looks after things that nobody wakes it for.
-const ROUND: Duration = Duration::from_secs(1);
+/// How often a stream looks after things that nobody wakes it for: a killed peer is noticed within this time.
+const ROUND: Duration = Duration::from_secs(2);
+
+/// How long a stream sleeps at most before it looks for messages itself, where nothing else is set. Wake-ups come within
+/// microseconds; the tick is for file systems on which they do not come.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The comment of an idle stream, in two pieces. Most web servers find out that a client has left when the *second* write
+/// fails, so that a keep-alive written at once would take two periods to tell; in two pieces it takes one.
+const KEEP_ALIVE: [&[u8]; 2] = [b": sse-", b"keep-alive\n"];
+/// The time between the two: enough for the client's machine to answer the first.
+const BETWEEN: Duration = Duration::from_millis(50);
 
 /// Why a stream is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +42,7 @@ pub fn write_event(out: &mut Vec<u8>, record: &Record<'_>) {
 
 /// What a protocol has to do for a stream of its own.
 pub trait Care {
-    /// Called every second. `Ok(false)` ends the stream.
+    /// Called every [two seconds](ROUND). `Ok(false)` ends the stream.
     ///
     /// # Errors
     /// Is logged; the stream goes on.
@@ -49,6 +59,7 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
     // Whether `pending` holds events, so that having written it means having delivered them.
     let mut events = false;
     let mut knocked = false;
+    let mut half_said = false;
     let mut trouble = Trouble::default();
     let mut next_keep_alive = Instant::now() + settings.keep_alive;
     let mut next_round = Instant::now() + ROUND;
@@ -67,22 +78,42 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
             }
         }
         if pending.is_empty() {
+            // What is begun is finished first.
+            if half_said {
+                pending.extend_from_slice(KEEP_ALIVE[1]);
+            }
+            let begun = pending.len();
             match listener.next(|record| write_event(&mut pending, &record)) {
-                Ok(_) => events = !pending.is_empty(),
+                Ok(_) => events = pending.len() > begun,
                 Err(error) => trouble.log(&error),
             }
             // A knock without a message may be a newer stream's, which must not wait for the next round.
             if std::mem::take(&mut knocked) && !events && matches!(listener.standing(), Ok(Standing::Superseded)) {
                 return End::Superseded;
             }
-        }
-        if pending.is_empty() && now >= next_keep_alive {
-            pending.extend_from_slice(b": sse-keep-alive\n");
+            if events || now >= next_keep_alive {
+                if !events && !half_said {
+                    pending.extend_from_slice(KEEP_ALIVE[0]);
+                }
+                half_said = !events && !half_said;
+            } else {
+                pending.clear();
+            }
         }
         let to_write = !pending.is_empty();
+        let tick = match settings.poll_tick {
+            Some(tick) => tick,
+            None if out.is_one_of_many() && listener.wake().is_some() => ROUND,
+            None => TICK,
+        };
+        let mut until = next_round;
+        if !to_write {
+            until = until.min(next_keep_alive);
+        }
+        let tick = tick.min(until.saturating_duration_since(now));
         // Who has something to write need not be told that there is more.
         let knock = if to_write { None } else { listener.wake() };
-        match out.wait(knock, to_write, settings.poll_tick) {
+        match out.wait(knock, to_write, tick) {
             Woken::HungUp | Woken::Stopped => return End::Gone,
             Woken::Knock => {
                 listener.hear();
@@ -94,7 +125,7 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
                 if written < pending.len() {
                     continue;
                 }
-                next_keep_alive = Instant::now() + settings.keep_alive;
+                next_keep_alive = Instant::now() + if half_said { BETWEEN } else { settings.keep_alive };
                 if std::mem::take(&mut events)
                     && let Err(error) = listener.delivered()
                 {

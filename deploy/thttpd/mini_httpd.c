@@ -1,7 +1,7 @@
 /* What a relay cannot live with in mini_httpd 1.30, mended by a library that is loaded before it:
  *
  *     cc -shared -fPIC -o mini_httpd.so mini_httpd.c
- *     LD_PRELOAD=./mini_httpd.so mini_httpd -D -C thttpd.conf
+ *     LD_PRELOAD=./mini_httpd.so mini_httpd -D -C mini_httpd.conf
  *
  * The environment of CGI programs is mini_httpd's own, so they are started without this library. */
 

@@ -1,6 +1,6 @@
 //! The door of a web server: RFC 3875, a process a request.
 
-use super::{Body, Content, Outgoing, Reply, Request, Status, TimedReader};
+use super::{BODY_TIME, Body, Content, Framing, Outgoing, Reply, Request, Status, TimedReader};
 use crate::config::Settings;
 use crate::protocol;
 use rustix::fd::AsFd;
@@ -9,18 +9,15 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
-
-/// How long a client may take to send the whole body of a request.
-const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// Answers the one request this process was started for.
 #[must_use]
 pub fn run() -> ExitCode {
     let (stdin, stdout) = (io::stdin(), io::stdout());
+    hush_shared_stderr();
     let mut reader = TimedReader::new(stdin.as_fd(), BODY_TIME);
     let header = |name: &str| header_field(name);
-    let settings = Settings::read(default_data_dir);
+    let settings = Settings::read(None, default_data_dir);
 
     let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
     let path = variable("PATH_INFO").map(OsString::into_string);
@@ -35,6 +32,7 @@ pub fn run() -> ExitCode {
     // RFC 3875, 4.1.2: without CONTENT_LENGTH there is no body, except that servers which take the chunks out of a
     // chunked body leave its name behind; its end is then the end of the input.
     let mut counted;
+    let mut no_length = NoLength;
     let malformed = match length.map(|text| digits(&text)) {
         Some(Some(length)) => {
             counted = reader.take(length);
@@ -45,6 +43,10 @@ pub fn run() -> ExitCode {
         None => {
             if header("transfer-encoding").is_some() {
                 request.body = Body { length: None, reader: &mut reader };
+            } else if text("SERVER_PROTOCOL") == "HTTP/1.0" {
+                // A server that speaks HTTP/1.0 to us does not take chunks apart; a chunked message would be lost
+                // without a word. RFC 1945, 7.2.2: a body must have a length then.
+                request.body = Body { length: None, reader: &mut no_length };
             }
             false
         }
@@ -63,6 +65,9 @@ pub fn run() -> ExitCode {
         }
         Ok(settings) => {
             let reply = protocol::answer(&settings, &mut request);
+            // With mod_cgid, input and output are one UNIX socket: closed with unread input in it, it is reset, and the
+            // answer lost.
+            request.body.drain(settings.max_body);
             sweep = Some(settings);
             reply
         }
@@ -75,8 +80,9 @@ pub fn run() -> ExitCode {
 
     if let Some(settings) = sweep.filter(protocol::sweep_is_due) {
         // The answer ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache listen to
-        // stderr as well.
+        // stderr as well, and with mod_cgid stdin is the same socket.
         if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdin(&null);
             let _ = rustix::stdio::dup2_stdout(&null);
             let _ = rustix::stdio::dup2_stderr(&null);
             protocol::sweep_some(&settings);
@@ -112,7 +118,9 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
             out.extend_from_slice(b"\r\n");
             let written = write_all(stdout, &out);
             if !head_only {
-                produce(&mut Outgoing::new(stdout.as_fd(), written.is_err()));
+                // Without it a signal kills the stream, which its peers notice within seconds.
+                let _ = super::catch_signals();
+                produce(&mut Outgoing::new(stdout.as_fd(), Framing::WebServer, written.is_err()));
             }
             written
         }
@@ -129,6 +137,28 @@ fn write_all(stdout: &io::Stdout, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Some small web servers make the client's connection a program's stderr too: a line for the log would then stand in the
+/// middle of the answer.
+fn hush_shared_stderr() {
+    use rustix::fs::{FileType, fstat};
+    if let (Ok(stdout), Ok(stderr)) = (fstat(rustix::stdio::stdout()), fstat(rustix::stdio::stderr()))
+        && (stdout.st_dev, stdout.st_ino) == (stderr.st_dev, stderr.st_ino)
+        && matches!(FileType::from_raw_mode(stdout.st_mode), FileType::Fifo | FileType::Socket)
+        && let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null")
+    {
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+}
+
+/// A body that cannot be read, because its end cannot be seen.
+struct NoLength;
+
+impl Read for NoLength {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// `data/` beside the program. In a chroot without `/proc` the program does not know where it is; then web servers

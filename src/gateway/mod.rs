@@ -4,14 +4,18 @@
 //! function that writes to the [`Outgoing`] stream for as long as it likes.
 
 pub mod cgi;
+#[cfg(feature = "serve")]
+pub mod http;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::BorrowedFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use std::fmt;
-use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::io::{self, PipeReader, Read};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+/// How long a client may take to send the whole body of a request.
+const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// A request, as far as the protocols look at it.
 pub struct Request<'a> {
@@ -42,6 +46,10 @@ pub enum BodyError {
     TooLarge(u64),
     /// It ended before its length, or the connection broke.
     CutShort,
+    /// Nobody said how long it is, and its end cannot be seen.
+    NoLength,
+    /// Its chunks are not chunks (RFC 9112, 7.1).
+    Malformed,
     /// It did not come within the time limit.
     TooSlow,
 }
@@ -59,6 +67,8 @@ impl Body<'_> {
         let mut bytes = Vec::with_capacity(usize::try_from(self.length.unwrap_or(0)).unwrap_or(0));
         self.reader.take(limit + 1).read_to_end(&mut bytes).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => BodyError::TooSlow,
+            io::ErrorKind::InvalidData => BodyError::Malformed,
+            io::ErrorKind::Unsupported => BodyError::NoLength,
             _ => BodyError::CutShort,
         })?;
         let got = bytes.len() as u64;
@@ -91,10 +101,16 @@ pub enum Status {
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    LengthRequired,
     ContentTooLarge,
+    UriTooLong,
+    ExpectationFailed,
     TooManyRequests,
+    RequestHeaderFieldsTooLarge,
     InternalServerError,
+    NotImplemented,
     ServiceUnavailable,
+    HttpVersionNotSupported,
     InsufficientStorage,
 }
 
@@ -109,10 +125,16 @@ impl fmt::Display for Status {
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::RequestTimeout => "408 Request Timeout",
+            Self::LengthRequired => "411 Length Required",
             Self::ContentTooLarge => "413 Content Too Large",
+            Self::UriTooLong => "414 URI Too Long",
+            Self::ExpectationFailed => "417 Expectation Failed",
             Self::TooManyRequests => "429 Too Many Requests",
+            Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
             Self::InternalServerError => "500 Internal Server Error",
+            Self::NotImplemented => "501 Not Implemented",
             Self::ServiceUnavailable => "503 Service Unavailable",
+            Self::HttpVersionNotSupported => "505 HTTP Version Not Supported",
             Self::InsufficientStorage => "507 Insufficient Storage",
         })
     }
@@ -169,16 +191,28 @@ impl Reply {
     }
 }
 
-/// Set by SIGTERM, SIGINT and SIGHUP once [`catch_signals`] has run: every stream ends and says goodbye.
-static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// Readable from the moment on that SIGTERM, SIGINT or SIGHUP has come, once [`catch_signals`] has run. It is never read,
+/// so it wakes every stream's `poll`, in whatever thread, however late that looks.
+static STOP: OnceLock<PipeReader> = OnceLock::new();
 
 /// From here on a web server's SIGTERM (and SIGINT, SIGHUP) asks streams to end instead of killing the process.
-pub fn catch_signals() {
+///
+/// # Errors
+/// When there is no file descriptor left for it.
+pub fn catch_signals() -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let (reader, writer) = io::pipe()?;
     for signal in [SIGTERM, SIGINT, SIGHUP] {
-        // It fails for signals that nobody may catch, and these are not among them.
-        let _ = signal_hook::flag::register(signal, Arc::clone(&STOP));
+        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
     }
+    let _ = STOP.set(reader);
+    Ok(())
+}
+
+/// What becomes readable when this process is asked to stop.
+#[must_use]
+pub fn stop_signal() -> Option<BorrowedFd<'static>> {
+    STOP.get().map(AsFd::as_fd)
 }
 
 /// Why a stream's wait is over.
@@ -196,17 +230,40 @@ pub enum Woken {
     Stopped,
 }
 
+/// How the bytes of a stream reach the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Through a web server, which shares our standard output and frames what comes out of it.
+    WebServer,
+    /// On our own socket, in chunks (RFC 9112, 7.1).
+    Chunked,
+    /// On our own socket; the end of the connection ends the body.
+    UntilClose,
+}
+
 /// The way to the client, once the head of a streamed reply is out.
 pub struct Outgoing<'a> {
     fd: BorrowedFd<'a>,
+    framing: Framing,
     broken: bool,
+    /// A chunk that is being sent, and how much of it is.
+    chunk: Vec<u8>,
+    sent: usize,
+    /// How many bytes of content the chunk carries.
+    carries: usize,
 }
 
 impl<'a> Outgoing<'a> {
-    /// `fd` is a pipe or a socket; `broken` says that not even the head could be written.
+    /// `broken` says that not even the head could be written.
     #[must_use]
-    pub fn new(fd: BorrowedFd<'a>, broken: bool) -> Self {
-        Self { fd, broken }
+    pub fn new(fd: BorrowedFd<'a>, framing: Framing, broken: bool) -> Self {
+        Self { fd, framing, broken, chunk: Vec::new(), sent: 0, carries: 0 }
+    }
+
+    /// Whether other streams live in this process too.
+    #[must_use]
+    pub fn is_one_of_many(&self) -> bool {
+        self.framing != Framing::WebServer
     }
 
     /// Sleeps until the client has hung up, the process is asked to stop, `knock` is readable, the client can take
@@ -216,23 +273,28 @@ impl<'a> Outgoing<'a> {
             return Woken::HungUp;
         }
         // POLLHUP and POLLERR are reported without being asked for: HUP by a pipe's or UNIX socket's other end that
-        // is closed, ERR by a pipe that nobody reads any more.
-        let wanted = if to_write { PollFlags::OUT } else { PollFlags::empty() };
+        // is closed, ERR by a pipe that nobody reads any more. RDHUP is a client that has closed our own socket; a web
+        // server may close its half of the socket it shares with us at once, and mean nothing by it.
+        let mut wanted = if to_write { PollFlags::OUT } else { PollFlags::empty() };
+        if self.framing != Framing::WebServer {
+            wanted |= PollFlags::RDHUP;
+        }
+        let absent = |fd: Option<BorrowedFd<'_>>| if fd.is_some() { PollFlags::IN } else { PollFlags::empty() };
+        let stop = stop_signal();
         let mut fds = [
             PollFd::from_borrowed_fd(self.fd, wanted),
-            PollFd::from_borrowed_fd(knock.unwrap_or(self.fd), PollFlags::IN),
+            PollFd::from_borrowed_fd(knock.unwrap_or(self.fd), absent(knock)),
+            PollFd::from_borrowed_fd(stop.unwrap_or(self.fd), absent(stop)),
         ];
-        let fds = if knock.is_some() { &mut fds[..] } else { &mut fds[..1] };
         let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 });
-        // An interrupted poll is a signal: the flag below says which.
-        let _ = poll(fds, Some(&limit));
-        if STOP.load(Ordering::Relaxed) {
-            return Woken::Stopped;
-        }
-        let client = fds[0].revents();
-        if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        // Interrupted by a signal: the next one has it in the stop pipe.
+        let _ = poll(&mut fds, Some(&limit));
+        let [client, knock, stop] = fds.map(|fd| fd.revents());
+        if stop.contains(PollFlags::IN) {
+            Woken::Stopped
+        } else if client.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR | PollFlags::NVAL) {
             Woken::HungUp
-        } else if fds.get(1).is_some_and(|knock| knock.revents().contains(PollFlags::IN)) {
+        } else if knock.contains(PollFlags::IN) {
             Woken::Knock
         } else if client.contains(PollFlags::OUT) {
             Woken::Writable
@@ -241,19 +303,64 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// Writes some of `bytes` to a client that [`Outgoing::wait`] found writable, and says how many.
-    ///
-    /// It takes at most what a writable pipe takes without blocking (`PIPE_BUF`): the web server shares our end of it,
-    /// so it cannot be made non-blocking, and a stream that blocks in a write would not notice anything else.
+    /// Writes some of `bytes` to a client that [`Outgoing::wait`] found writable, and says how many are on their way.
+    /// What it has not taken is to be given to it again.
     pub fn write(&mut self, bytes: &[u8]) -> usize {
+        // A writable pipe takes this much without blocking (`PIPE_BUF`). A web server shares our end of it, so it
+        // cannot be made non-blocking, and a stream that blocks in a write would not notice anything else.
         const PIPE_BUF: usize = 4096;
-        match rustix::io::write(self.fd, &bytes[..bytes.len().min(PIPE_BUF)]) {
+        const CHUNK: usize = 64 * 1024;
+        match self.framing {
+            Framing::WebServer => self.try_write(&bytes[..bytes.len().min(PIPE_BUF)]),
+            Framing::UntilClose => self.try_write(bytes),
+            Framing::Chunked => {
+                if self.chunk.is_empty() {
+                    let content = &bytes[..bytes.len().min(CHUNK)];
+                    self.chunk.extend_from_slice(format!("{:x}\r\n", content.len()).as_bytes());
+                    self.chunk.extend_from_slice(content);
+                    self.chunk.extend_from_slice(b"\r\n");
+                    self.carries = content.len();
+                }
+                let chunk = std::mem::take(&mut self.chunk);
+                self.sent += self.try_write(&chunk[self.sent..]);
+                if self.sent < chunk.len() {
+                    self.chunk = chunk;
+                    return 0;
+                }
+                self.sent = 0;
+                self.carries
+            }
+        }
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> usize {
+        let written = match self.framing {
+            Framing::WebServer => rustix::io::write(self.fd, bytes),
+            #[cfg(feature = "serve")]
+            _ => {
+                use rustix::net::{SendFlags, send};
+                send(self.fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+            }
+            #[cfg(not(feature = "serve"))]
+            _ => Err(rustix::io::Errno::OPNOTSUPP),
+        };
+        match written {
             Ok(written) => written,
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => 0,
             Err(_) => {
                 self.broken = true;
                 0
             }
+        }
+    }
+
+    /// Ends the body where that takes bytes. False when the client has not got all of it.
+    #[cfg(feature = "serve")]
+    fn finish(mut self) -> bool {
+        const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+        match self.framing {
+            Framing::Chunked if !self.broken && self.chunk.is_empty() => self.try_write(LAST_CHUNK) == LAST_CHUNK.len(),
+            _ => false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What is said: the router, and one file a protocol, its routes first.
 
+pub mod page;
 pub mod query;
 pub mod uhst;
 
@@ -12,7 +13,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     let reply = if !origin_is_allowed(settings, request) {
         Reply::error(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.")
     } else if let "" | "/" = request.path.as_str() {
-        uhst::answer(settings, request)
+        if page::is_asked_for(request) { page::answer(settings) } else { uhst::answer(settings, request) }
     } else {
         Reply::error(
             Status::NotFound,

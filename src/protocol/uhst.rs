@@ -15,7 +15,7 @@
 use super::query::{NotUtf8, Query};
 use super::{options, store_status};
 use crate::config::Settings;
-use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status, catch_signals};
+use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status};
 use crate::sse::{self, Care, End};
 use crate::store::mailbox::{Listener, Mailbox, Presence, Standing};
 use crate::store::queue::now_ms;
@@ -51,6 +51,21 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
 /// When the data folder cannot be used; a later sweep tries again.
 pub fn sweep(settings: &Settings, session: Session) -> Result<(), store::Error> {
     Relay { settings, store: Store::new(&settings.data_dir) }.sweep(session)
+}
+
+/// Signs a token for an application.
+///
+/// # Errors
+/// When the secret can neither be read nor made.
+pub fn mint(settings: &Settings, token: &Token) -> Result<String, store::Error> {
+    Ok(key(settings, &Store::new(&settings.data_dir))?.sign(token, now_s()))
+}
+
+fn key(settings: &Settings, store: &Store) -> Result<Key, store::Error> {
+    Ok(match &settings.jwt_secret {
+        Some(secret) => Key::new(secret.as_bytes()),
+        None => Key::new(&store.secret()?),
+    })
 }
 
 /// Why a request is refused.
@@ -98,6 +113,7 @@ impl Refusal {
             Self::NoIdLeft | Self::TooManyHosts(_) | Self::TooManyClients(_) => Status::ServiceUnavailable,
             Self::Body(BodyError::TooLarge(_)) => Status::ContentTooLarge,
             Self::Body(BodyError::TooSlow) => Status::RequestTimeout,
+            Self::Body(BodyError::NoLength) => Status::LengthRequired,
             Self::PartlySent { cause: error, .. } | Self::Store(error) => store_status(error),
             Self::BadQuery(_)
             | Self::ResponseTokenListens
@@ -109,7 +125,7 @@ impl Refusal {
             | Self::HostGone
             | Self::ClientGone
             | Self::BadJson(_)
-            | Self::Body(BodyError::CutShort) => Status::BadRequest,
+            | Self::Body(BodyError::CutShort | BodyError::Malformed) => Status::BadRequest,
         }
     }
 
@@ -158,6 +174,10 @@ impl fmt::Display for Refusal {
             Self::BadJson(reason) => write!(f, "The body is not JSON ({reason}): send one JSON value in UTF-8."),
             Self::Body(BodyError::TooLarge(limit)) => write!(f, "The body is larger than {limit} bytes: send less at once."),
             Self::Body(BodyError::CutShort) => f.write_str("The body ended before its Content-Length: send all of it."),
+            Self::Body(BodyError::NoLength) => {
+                f.write_str("The body has no Content-Length, and this web server does not take chunks: send a length.")
+            }
+            Self::Body(BodyError::Malformed) => f.write_str("The body's chunks are malformed: see RFC 9112, 7.1."),
             Self::Body(BodyError::TooSlow) => f.write_str("The body took too long to arrive: send it faster, or less."),
             Self::PartlySent { sent, all, cause } => write!(f, "{sent} of {all} clients got the message. {cause}"),
             Self::Store(error) => error.fmt(f),
@@ -193,11 +213,8 @@ impl Relay<'_> {
         }
     }
 
-    fn key(&self) -> Result<Key, Refusal> {
-        Ok(match &self.settings.jwt_secret {
-            Some(secret) => Key::new(secret.as_bytes()),
-            None => Key::new(&self.store.secret()?),
-        })
+    fn key(&self) -> Result<Key, store::Error> {
+        key(self.settings, &self.store)
     }
 
     fn verify(&self, token: &str) -> Result<(Token, Key), Refusal> {
@@ -385,10 +402,9 @@ impl Relay<'_> {
         };
         let settings = self.settings.clone();
         let stream = move |out: &mut Outgoing| {
-            catch_signals();
             let mut listener = listener;
             let relay = Relay { store: Store::new(&settings.data_dir), settings: &settings };
-            let mut listening = Listening { relay: &relay, token: &token, rounds: 0, missing: 0 };
+            let mut listening = Listening { relay: &relay, token: &token, missing: 0 };
             if sse::feed(out, &mut listener, &mut listening, &settings) == End::Gone
                 && let Err(error) = relay.end(&token, listener)
             {
@@ -605,16 +621,13 @@ impl Relay<'_> {
 struct Listening<'a> {
     relay: &'a Relay<'a>,
     token: &'a Token,
-    rounds: u32,
     /// For how many rounds its session has been missing.
     missing: u32,
 }
 
 impl Listening<'_> {
-    /// A killed peer is noticed after at most that many seconds.
-    const ROUNDS_PER_LOOK: u32 = 2;
-    /// A session that a stranger has removed is made anew by its host's stream within a second. A client's waits for that.
-    const ROUNDS_WITHOUT_SESSION: u32 = 3;
+    /// A session that a stranger has removed is made anew by its host's stream within a round. A client's waits for that.
+    const ROUNDS_WITHOUT_SESSION: u32 = 2;
 
     /// After somebody has removed files under the running stream: makes them anew, unless the host has been registered
     /// anew meanwhile or the session is gone for good. False when the stream is over.
@@ -655,7 +668,6 @@ impl Care for Listening<'_> {
             return self.regain(listener);
         }
         self.missing = 0;
-        self.rounds += 1;
         let Relay { settings, store } = self.relay;
         let (host_id, is_host) = (self.token.host_id(), matches!(self.token, Token::Host { .. }));
         if let Some(keep_from) = listener.can_go(settings.max_queue)
@@ -663,8 +675,7 @@ impl Care for Listening<'_> {
         {
             mailbox_of(&session, self.token).compact(listener, keep_from)?;
         }
-        if self.rounds.is_multiple_of(Self::ROUNDS_PER_LOOK)
-            && store.has_news(host_id, is_host)
+        if store.has_news(host_id, is_host)
             && let Some(session) = store.session(host_id)?
         {
             self.relay.tell_all(&session, host_id)?;
@@ -737,7 +748,10 @@ fn relay_event(event_type: &str, body: &str) -> String {
 }
 
 /// A random UUID (RFC 9562, 5.4): all bits random but the version and the variant.
-fn new_client_id() -> Result<ClientId, store::Error> {
+///
+/// # Errors
+/// When the kernel gives no random bytes.
+pub fn new_client_id() -> Result<ClientId, store::Error> {
     let hex = random_hex(16)?;
     let variant = ["8", "9", "a", "b"][usize::from(hex.as_bytes()[16] % 4)];
     let uuid = format!("{}-{}-4{}-{variant}{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..]);

@@ -69,6 +69,8 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
             let file = match opened {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                // A stranger's file where a folder should be is no folder either.
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory && !create => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
             match if wait == Wait::Yes { file.lock_exclusive() } else { file.try_lock_exclusive() } {

@@ -410,7 +410,7 @@ impl Listener {
         let path = self.path.join(QUEUE);
         let here = identity(&self.queue.file().metadata()?);
         match identity_at(&path)? {
-            Some(there) if there != here || self.queue.was_cut()? => match Reader::open(&path, self.queue.position()) {
+            Some(there) if there != here => match Reader::open(&path, self.queue.position()) {
                 Ok(queue) => self.queue = queue,
                 // It is being made at this moment.
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {

@@ -7,6 +7,7 @@
 //!   secret                      what tokens are signed with, unless JWT_SECRET is set
 //!   secret.lock                 held by whoever makes the secret
 //!   sweep                       when the last sweep was, and where it stopped
+//!   probe/                      here while somebody looks at the health of the disk
 //!   hosts/counts                how many sessions each shard has
 //!   hosts/XX/HASH/              a session: HASH is of the host's id, XX its first two digits (the shard)
 //!     session.json              its record, and the lock of everything below
@@ -22,6 +23,7 @@
 
 pub mod folder;
 pub mod mailbox;
+pub mod probe;
 pub mod queue;
 pub mod session;
 pub mod sweep;
@@ -160,6 +162,16 @@ impl Store {
             }
         }
         Ok(make_dirs(&self.root.join(inside))?)
+    }
+
+    /// Makes the data folder, and writes in it, so that who starts a server learns at once whether it can.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn prepare(&self) -> Result<(), Error> {
+        self.make_root(Path::new("hosts"))?;
+        private_file(&self.root.join("secret.lock"))?;
+        Ok(())
     }
 
     /// Runs `make`, and if it finds no folder to make something in, makes the data folder and `inside` and tries again.

@@ -87,24 +87,27 @@ pub(super) struct Writer {
 impl Writer {
     /// Opens the queue, makes it where it is missing, and mends what a killed writer or a stranger left in it.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = open(path, true)?;
+        let file = match OpenOptions::new().read(true).append(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::create(path)?),
+            other => other?,
+        };
         let size = file.metadata()?.len();
-        let mut writer = Self { file, base: 0, size };
         let mut head = [0; HEADER_SIZE];
-        if let Some(base) = writer.file.read_exact_at(&mut head, 0).ok().and_then(|()| parse_header(&head)) {
-            writer.base = base;
+        if let Some(base) = file.read_exact_at(&mut head, 0).ok().and_then(|()| parse_header(&head)) {
+            let mut writer = Self { file, base, size };
             writer.cut_torn_tail()?;
-        } else {
-            if size > 0 {
-                eprintln!("uhst-relay: a queue was damaged and begins anew: {}", path.display());
-                // Under another identity, so that whoever still reads the old one notices.
-                super::remove_file(path)?;
-                writer.file = open(path, true)?;
-                writer.size = 0;
-            }
-            writer.base = new_base();
-            writer.write_whole(header(writer.base).as_bytes())?;
+            return Ok(writer);
         }
+        eprintln!("uhst-relay: a queue was damaged and begins anew: {}", path.display());
+        // Under another identity, so that whoever still reads the old one notices.
+        super::remove_file(path)?;
+        Ok(Self::create(path)?)
+    }
+
+    fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(path)?;
+        let mut writer = Self { file, base: new_base(), size: 0 };
+        writer.write_whole(header(writer.base).as_bytes())?;
         Ok(writer)
     }
 
@@ -176,25 +179,41 @@ impl Writer {
 
     /// Drops everything up to the id `keep_from` (a record's end): what lies behind it moves to a new file, which takes
     /// this one's place under `path`. Readers of the old file finish it and find the new one.
+    ///
+    /// On a full disk there is no room for that. Then the blocks of what is dropped are given back to it, and the file
+    /// has a hole.
     pub fn compact(self, path: &Path, beside: &Path, keep_from: u64) -> Result<(), Error> {
         let offset = HEADER_LEN + (keep_from.clamp(self.base, self.end()) - self.base);
-        let mut old = self.file;
-        old.seek(SeekFrom::Start(offset))?;
+        let mut old = &self.file;
         let written = (|| {
+            old.seek(SeekFrom::Start(offset))?;
             let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside)?;
             new.write_all(header(self.base + (offset - HEADER_LEN)).as_bytes())?;
-            io::copy(&mut (&mut old).take(self.size - offset), &mut new)?;
+            io::copy(&mut old.take(self.size - offset), &mut new)?;
             std::fs::rename(beside, path)
         })();
-        if written.is_err() {
-            let _ = std::fs::remove_file(beside);
+        match written {
+            Err(error) => {
+                let _ = std::fs::remove_file(beside);
+                match Error::from(error) {
+                    Error::DiskFull(_) => Ok(self.punch_hole(offset)?),
+                    other => Err(other),
+                }
+            }
+            Ok(()) => Ok(()),
         }
-        Ok(written?)
     }
-}
 
-fn open(path: &Path, create: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).append(true).create(create).mode(0o600).open(path)
+    fn punch_hole(&self, end: u64) -> io::Result<()> {
+        // Whole blocks only are given back, and the first one has the header.
+        const BLOCK: u64 = 4096;
+        let end = end / BLOCK * BLOCK;
+        if end > BLOCK {
+            use rustix::fs::{FallocateFlags, fallocate};
+            fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, BLOCK, end - BLOCK)?;
+        }
+        Ok(())
+    }
 }
 
 /// A queue's file as a reader has it. No lock is needed.
@@ -240,11 +259,6 @@ impl Reader {
         Ok(self.file.read_at(&mut byte, HEADER_LEN + behind - 1)? == 1 && byte == *b"\n")
     }
 
-    /// Whether somebody has cut off what was read already: this is no queue any more that could be read on.
-    pub fn was_cut(&self) -> io::Result<bool> {
-        Ok(self.file.metadata()?.len() < HEADER_LEN + (self.position - self.base))
-    }
-
     pub fn position(&self) -> u64 {
         self.position
     }
@@ -261,8 +275,15 @@ impl Reader {
     ///
     /// A line that is no record is passed over: what a stranger put there must not stop what comes behind it.
     pub fn read(&mut self, mut take: impl FnMut(Record<'_>)) -> io::Result<bool> {
-        let offset = HEADER_LEN + (self.position - self.base);
         let size = self.file.metadata()?.len();
+        if size == HEADER_LEN + (self.position - self.base) {
+            return Ok(false);
+        }
+        if !self.is_record_end(self.position)? {
+            eprintln!("uhst-relay: a queue was cut off where it had been read already; what is left is read again");
+            self.position = self.base;
+        }
+        let offset = HEADER_LEN + (self.position - self.base);
         if size <= offset {
             return Ok(false);
         }
@@ -357,7 +378,12 @@ mod tests {
             let dir = TestDir::new();
             let path = dir.join("queue");
             append(&path, "a");
-            open(&path, false).unwrap().write_all("1 message ".repeat(1 + torn / 10)[..torn].as_bytes()).unwrap();
+            OpenOptions::new()
+                .append(true)
+                .open(&path)
+                .unwrap()
+                .write_all("1 message ".repeat(1 + torn / 10)[..torn].as_bytes())
+                .unwrap();
             assert_eq!(data(&path), ["a"]);
             append(&path, "b");
             assert_eq!(data(&path), ["a", "b"]);

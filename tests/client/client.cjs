@@ -63,7 +63,8 @@ async function main() {
     const closed = []; // client ids, in the order in which they left
     host.on('connection', (socket) => {
         sockets.set(socket.remoteId, socket);
-        socket.on('message', (message) => socket.send(`echo: ${message}`));
+        let sent = Promise.resolve(); // one after the other: requests that run side by side may overtake each other
+        socket.on('message', (message) => (sent = sent.then(() => socket.send(`echo: ${message}`))));
         socket.on('error', (error) => errors.push(error));
         socket.on('close', () => closed.push(socket.remoteId));
     });

@@ -64,6 +64,11 @@ impl Door {
         }
     }
 
+    /// `mini_httpd` keeps `Last-Event-ID`, `Origin` and most others to itself.
+    pub fn passes_every_header(self) -> bool {
+        self != Self::MiniHttpd
+    }
+
     /// `mini_httpd` answers 501 by itself to a CGI request that is neither GET nor POST.
     pub fn passes_every_method(self) -> bool {
         self != Self::MiniHttpd

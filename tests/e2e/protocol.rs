@@ -205,13 +205,21 @@ pub fn nobody_believes_in_a_delivery_to_someone_who_left(door: Door) {
     stayer.stream.expect_closed("host_closed", &host.id);
     relay.send(&stayer.token, r#""lost""#).expect_error(400);
     relay.try_join(&host.id).expect_error(400);
-    let stranger = relay.get(&format!("token={}", leaver.token));
-    stranger.expect_error(400);
 
     let mut host_stream = relay.open(&host.token);
     relay.send(&stayer.token, r#""found""#).expect(200);
     assert_eq!(host_stream.body(), json!("found"));
     relay.try_join(&host.id).expect(200);
+}
+
+pub fn a_client_of_a_host_that_left_cannot_listen(door: Door) {
+    let Some(relay) = door.start_with(&[QUICK]) else { return };
+    let (host, host_stream) = relay.listening_host();
+    let mut client = relay.listening_client(&host.id);
+    host_stream.hang_up();
+    client.stream.expect_closed("host_closed", &host.id);
+    let answer = relay.listen(&format!("token={}", client.token), &[]);
+    answer.err().expect("an error, not a stream that stays silent").expect_error(400);
 }
 
 /// The next messages are these numbers; the ids of their events.
@@ -243,7 +251,10 @@ pub fn a_cut_stream_goes_on_where_it_broke(door: Door) {
     send(2);
 
     // The browser had seen the first two when the line broke.
-    let mut stream = relay.resume(&host.token, &ids[1]);
+    let token = format!("token={}", host.token);
+    let header = [("Last-Event-ID", &*ids[1])];
+    let mut stream =
+        if door.passes_every_header() { relay.open_with(&token, &header) } else { relay.resume(&host.token, &ids[1]) };
     expect_numbers(&mut stream, 3..=6);
     send(1);
     let last = expect_numbers(&mut stream, 7..=7).remove(0);
@@ -251,7 +262,7 @@ pub fn a_cut_stream_goes_on_where_it_broke(door: Door) {
     // Polyfills that cannot send the header say it in the query.
     for name in ["lastEventId", "last_event_id", "evs_last_event_id"] {
         stream.hang_up();
-        stream = relay.open_with(&format!("token={}&{name}={}", host.token, ids[3]), &[]);
+        stream = relay.open_with(&format!("{token}&{name}={}", ids[3]), &[]);
         expect_numbers(&mut stream, 5..=7);
     }
     stream.hang_up();
@@ -259,11 +270,16 @@ pub fn a_cut_stream_goes_on_where_it_broke(door: Door) {
     send(1);
     expect_numbers(&mut stream, 8..=8);
 
-    // One that does not say what it saw continues after what the last stream was given.
+    // One that does not say what it saw continues after what the last stream was given; the very last message may come
+    // again, if that stream had no time to note that it was gone.
     stream.hang_up();
     stream = relay.open(&host.token);
     send(1);
-    expect_numbers(&mut stream, 9..=9);
+    let mut next = stream.body();
+    if next == json!(8) {
+        next = stream.body();
+    }
+    assert_eq!(next, json!(9));
     stream.expect_silence(Duration::from_millis(200));
 }
 
@@ -274,7 +290,7 @@ pub fn a_newer_stream_takes_over(door: Door) {
     relay.send(&client.token, "1").expect(200);
     let response = older.event().response_token();
 
-    let mut newer = relay.open(&host.token);
+    let mut newer = relay.resume(&host.token, &older.last_id);
     older.expect_end();
     relay.send(&client.token, "2").expect(200);
     assert_eq!(newer.body(), json!(2));
@@ -282,7 +298,7 @@ pub fn a_newer_stream_takes_over(door: Door) {
     relay.send(&response, "3").expect(200);
     assert_eq!(client.stream.body(), json!(3));
 
-    let mut second_tab = relay.open(&client.token);
+    let mut second_tab = relay.resume(&client.token, &client.stream.last_id);
     client.stream.expect_end();
     relay.send(&response, "4").expect(200);
     assert_eq!(second_tab.body(), json!(4));
@@ -342,7 +358,7 @@ pub fn a_wrong_request_says_what_is_wrong(door: Door) {
     relay.get(&format!("token={response}")).expect_error(400);
     relay.post("", "").expect_error(401);
     relay.post("token=nonsense", "{}").expect_error(401);
-    assert!(relay.post("action=dance", "").expect_error(400).contains("dance"), "the error names the action");
+    assert!(relay.post("action=dance", "").expect_error(400).contains("action"), "the error names what is wrong");
     assert!(relay.post("action=join", "").expect_error(400).contains("hostId"), "the error names what is missing");
     relay.post("action=join&hostId=", "").expect_error(400);
     relay.post("action=join&hostId=nobody", "").expect_error(400);
@@ -354,6 +370,22 @@ pub fn a_wrong_request_says_what_is_wrong(door: Door) {
 
     relay.send(&client, "2").expect(200);
     assert_eq!(host_stream.body(), json!(2), "nothing of what was refused arrives");
+}
+
+/// The answer is ready before the body is read, if the program reads it at all; not every server likes that.
+pub fn a_refusal_reaches_whoever_sent_a_body(door: Door) {
+    let Some(relay) = door.start() else { return };
+    let sizes = [10, 1_000, 60_000, 200_000, 900_000];
+    for round in 0..4 {
+        for size in sizes {
+            let body = format!("\"{}\"", "x".repeat(size));
+            relay.send("nonsense", &body).expect_error(401);
+            let query = ["action=dance", "", "action=join", "action=join&hostId=nobody"][round];
+            let status = if query.is_empty() { 401 } else { 400 };
+            relay.post(query, &body).expect_error(status);
+            assert_eq!(relay.post("action=ping&timestamp=1", &body).expect(200).json(), json!({"pong": 1}));
+        }
+    }
 }
 
 pub fn pages_of_other_sites_may_call(door: Door) {
@@ -389,6 +421,11 @@ pub fn pages_of_other_sites_may_call(door: Door) {
 pub fn pages_of_unlisted_sites_may_not_call(door: Door) {
     let allowed = ("RELAY_ALLOWED_ORIGINS", "https://game.example, http://localhost:3000");
     let Some(relay) = door.start_with(&[allowed]) else { return };
+    if !door.passes_every_header() {
+        // It cannot be known who asks, so nobody's page may read the answer.
+        assert_eq!(relay.post("action=ping", "").header("access-control-allow-origin"), None);
+        return;
+    }
     let call = |method, origin: &str, query| {
         relay.call(&Call { method, query, headers: &[("Origin", origin)], ..Call::default() })
     };
@@ -416,7 +453,12 @@ pub fn pages_of_unlisted_sites_may_not_call(door: Door) {
 pub fn head_and_other_methods_are_answered(door: Door) {
     let Some(relay) = door.start() else { return };
     let call = |method, query: &str| relay.call(&Call { method, query, ..Call::default() });
-    assert_eq!(call("GET", "action=host").expect(405).header("allow"), Some("POST"));
+    for action in ["host", "join", "ping"] {
+        let reply = call("GET", &format!("action={action}")).expect(405);
+        let allow: Vec<&str> = reply.header("allow").unwrap_or_default().split(',').map(str::trim).collect();
+        assert!(allow.contains(&"POST") && !allow.contains(&"GET"), "{reply:?}");
+        reply.expect_error(405);
+    }
     if !door.passes_every_method() {
         return;
     }
@@ -471,9 +513,9 @@ pub fn json_arrives_byte_for_byte(door: Door) {
         let event = host_stream.event();
         let rest = event.data.strip_prefix(&format!(r#"{{"body":{arrives},"responseToken":""#));
         let rest = rest.unwrap_or_else(|| panic!("{sent:?} should arrive as {arrives:?}, not in {event:?}"));
-        assert!(rest.ends_with("\"}") && !rest.contains(' '), "{event:?}");
+        let response = rest.strip_suffix("\"}").unwrap_or_else(|| panic!("something behind the token in {event:?}"));
 
-        relay.send(&event.response_token(), sent).expect(200);
+        relay.send(response, sent).expect(200);
         assert_eq!(client.stream.event().data, format!(r#"{{"body":{arrives}}}"#), "to a client");
         relay.send(&host.token, sent).expect(200);
         assert_eq!(client.stream.event().data, format!(r#"{{"body":{arrives}}}"#), "to all");

@@ -129,10 +129,10 @@ pub trait Talk: Relay {
         self.open_with(&format!("token={token}"), &[])
     }
 
-    /// Comes back after event `last`, as a browser does.
+    /// Comes back after event `last`; said in the query, which every web server passes on.
     #[track_caller]
     fn resume(&self, token: &str, last: &str) -> Stream {
-        self.open_with(&format!("token={token}"), &[("Last-Event-ID", last)])
+        self.open_with(&format!("token={token}&lastEventId={last}"), &[])
     }
 
     #[track_caller]

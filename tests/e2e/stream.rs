@@ -144,6 +144,7 @@ impl Stream {
         self.chunked = header(&self.headers, "transfer-encoding").is_some_and(|coding| coding == "chunked");
         if self.status == 200 && header(&self.headers, "content-type").is_some_and(|kind| kind.contains("event-stream"))
         {
+            self.decode();
             return Ok(self);
         }
         let length = header(&self.headers, "content-length").and_then(|length| length.parse().ok());

@@ -33,13 +33,19 @@ pub fn a_body_arrives_however_its_length_is_told(door: Door) {
         post(&send, "Transfer-Encoding: chunked\r\n", "4\r\n[4,5\r\n3\r\n,6]\r\n0\r\n\r\n").expect(200);
         assert_eq!(stream.body(), json!([4, 5, 6]));
     }
-    // `curl -X POST` and the client's own `fetch` may send no length at all; lighttpd wants one, with 411.
-    let reply = post("action=host", "", "");
-    assert_eq!(reply.status, if door == Door::Lighttpd { 411 } else { 200 }, "{reply:?}");
-    let reply = post(&send, "", "");
-    if door != Door::Lighttpd {
-        reply.expect(200);
-        assert_eq!(stream.body(), json!({}));
+    // `curl -X POST` sends no length at all, which means an empty body (RFC 9112, 6.3). lighttpd wants one in any case,
+    // and under mini_httpd the relay may, which cannot tell this from a chunked body there.
+    let statuses: &[u16] = match door {
+        Door::Lighttpd => &[411],
+        Door::MiniHttpd => &[200, 411],
+        _ => &[200],
+    };
+    for query in ["action=host", &send] {
+        let reply = post(query, "", "");
+        assert!(statuses.contains(&reply.status), "{query}: {reply:?}");
+        if reply.status == 200 && query == send {
+            assert_eq!(stream.body(), json!({}));
+        }
     }
 }
 
@@ -63,7 +69,9 @@ pub fn what_the_relay_keeps_is_not_on_the_web(door: Door) {
             ];
             for spelling in spellings {
                 let reply = relay.page(&spelling);
-                assert!([400, 403, 404].contains(&reply.status), "{spelling}: {reply:?}");
+                // A folder's name without a slash may be sent on to the one with it, which is asked for as well.
+                let sent_on = [301, 302].contains(&reply.status) && !spelling.ends_with('/');
+                assert!(sent_on || [400, 403, 404].contains(&reply.status), "{spelling}: {reply:?}");
                 for kept in ["sesame", "hosts", "Token"] {
                     assert!(
                         !reply.body.contains(kept) || spelling.contains(kept),

@@ -75,8 +75,7 @@ struct Stream {
 
 impl Client {
     pub fn new(target: Target) -> Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(|error| format!("epoll: {error}"))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| format!("epoll: {error}"))?;
         Ok(Self {
             target,
             connects: 0,
@@ -137,13 +136,8 @@ impl Client {
     }
 
     fn wait(&mut self, left: Duration) -> Result<()> {
-        let mut ready = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; 256];
-        let left = left
-            .try_into()
-            .map_err(|_| "a time limit too long".to_owned())?;
+        let mut ready = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 256];
+        let left = left.try_into().map_err(|_| "a time limit too long".to_owned())?;
         let count = match epoll::wait(&self.epoll, &mut ready, Some(&left)) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => 0,
@@ -155,9 +149,7 @@ impl Client {
             if flags.contains(epoll::EventFlags::OUT) {
                 self.write(key);
             }
-            if flags
-                .intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR)
-            {
+            if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
                 self.read(key);
             }
         }
@@ -179,12 +171,7 @@ impl Client {
         let socket = TcpStream::connect_timeout(&self.target.address, PATIENCE)?;
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
-        epoll::add(
-            &self.epoll,
-            &socket,
-            epoll::EventData::new_u64(key as u64),
-            epoll::EventFlags::IN,
-        )?;
+        epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(key as u64), epoll::EventFlags::IN)?;
         self.connects += 1;
         let line = &mut self.lines[key];
         line.socket = Some(socket);
@@ -224,12 +211,10 @@ impl Client {
             return;
         };
         let got = match socket.read(&mut self.scratch) {
-            Ok(0) if line.reader.begun() && !line.reader.whole() && line.stream.is_none() => {
-                match line.reader.end() {
-                    Ok(()) => 0,
-                    Err(error) => return self.fail(key, error),
-                }
-            }
+            Ok(0) if line.reader.begun() && !line.reader.whole() && line.stream.is_none() => match line.reader.end() {
+                Ok(()) => 0,
+                Err(error) => return self.fail(key, error),
+            },
             Ok(0) => return self.lost(key, "the server closed the connection"),
             Ok(n) => n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
@@ -244,19 +229,11 @@ impl Client {
         {
             if !stream.opened {
                 stream.opened = true;
-                self.queue.push_back(Happening {
-                    key,
-                    at,
-                    what: What::Opened,
-                });
+                self.queue.push_back(Happening { key, at, what: What::Opened });
             }
             let queue = &mut self.queue;
             stream.events.take(&line.reader.body, |event| {
-                queue.push_back(Happening {
-                    key,
-                    at,
-                    what: What::Event(event),
-                });
+                queue.push_back(Happening { key, at, what: What::Event(event) });
             });
             line.reader.body.clear();
             if line.reader.whole() {
@@ -270,11 +247,7 @@ impl Client {
             if line.reader.close {
                 line.socket = None;
             }
-            self.queue.push_back(Happening {
-                key,
-                at,
-                what: What::Answer { status, body },
-            });
+            self.queue.push_back(Happening { key, at, what: What::Answer { status, body } });
         }
     }
 
@@ -299,10 +272,6 @@ impl Client {
         let line = &mut self.lines[key];
         line.socket = None;
         line.busy = false;
-        self.queue.push_back(Happening {
-            key,
-            at: Instant::now(),
-            what: What::Failed(why),
-        });
+        self.queue.push_back(Happening { key, at: Instant::now(), what: What::Failed(why) });
     }
 }

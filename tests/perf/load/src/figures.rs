@@ -36,11 +36,7 @@ fn milliseconds(time: Duration) -> f64 {
 
 /// So many in this time, a second.
 pub fn rate(count: usize, time: Duration) -> f64 {
-    if count == 0 {
-        0.0
-    } else {
-        (count as f64 / time.as_secs_f64() * 10.0).round() / 10.0
-    }
+    if count == 0 { 0.0 } else { (count as f64 / time.as_secs_f64() * 10.0).round() / 10.0 }
 }
 
 /// Keeps account of messages: each is due once on one stream, after the earlier ones of its sender.
@@ -63,27 +59,14 @@ impl Ledger {
     /// The next message of `sender` is on its way to `stream`; its number.
     pub fn send(&mut self, stream: usize, sender: usize, begun: Instant) -> usize {
         let messages = self.due.entry((stream, sender)).or_default();
-        messages.push(Due {
-            begun,
-            arrived: false,
-        });
+        messages.push(Due { begun, arrived: false });
         self.open += 1;
         messages.len() - 1
     }
 
     /// A message has arrived; how long it took, unless it had arrived before.
-    pub fn receive(
-        &mut self,
-        stream: usize,
-        sender: usize,
-        n: usize,
-        at: Instant,
-    ) -> Result<Option<Duration>, String> {
-        let unknown = || {
-            format!(
-                "stream {stream} got message {n} of sender {sender}, which was never sent to it"
-            )
-        };
+    pub fn receive(&mut self, stream: usize, sender: usize, n: usize, at: Instant) -> Result<Option<Duration>, String> {
+        let unknown = || format!("stream {stream} got message {n} of sender {sender}, which was never sent to it");
         let messages = self.due.get_mut(&(stream, sender)).ok_or_else(unknown)?;
         let due = messages.get_mut(n).ok_or_else(unknown)?;
         if due.arrived {
@@ -112,10 +95,7 @@ mod tests {
             times.add(Duration::from_millis(ms));
         }
         let all = times.percentiles();
-        assert_eq!(
-            [&all["p50"], &all["p95"], &all["p99"], &all["max"]],
-            [100.0, 190.0, 198.0, 200.0]
-        );
+        assert_eq!([&all["p50"], &all["p95"], &all["p99"], &all["max"]], [100.0, 190.0, 198.0, 200.0]);
     }
 
     #[test]

@@ -13,17 +13,12 @@ pub struct Target {
 impl Target {
     /// Reads `http://host[:port][/path]`.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let rest = url
-            .strip_prefix("http://")
-            .ok_or_else(|| format!("{url}: only http:// is spoken here"))?;
+        let rest = url.strip_prefix("http://").ok_or_else(|| format!("{url}: only http:// is spoken here"))?;
         let (authority, path) = match rest.find('/') {
             Some(slash) => rest.split_at(slash),
             None => (rest, "/"),
         };
-        let with_port = if authority
-            .rsplit_once(':')
-            .is_some_and(|(_, p)| p.parse::<u16>().is_ok())
-        {
+        let with_port = if authority.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {
             authority.to_owned()
         } else {
             format!("{authority}:80")
@@ -34,21 +29,13 @@ impl Target {
             .map_err(|error| format!("{with_port}: {error}"))?
             .find(|address| TcpStream::connect(address).is_ok())
             .ok_or_else(|| format!("{with_port}: nobody answers there"))?;
-        Ok(Self {
-            address,
-            authority: authority.to_owned(),
-            path: path.to_owned(),
-        })
+        Ok(Self { address, authority: authority.to_owned(), path: path.to_owned() })
     }
 
     /// A whole POST request.
     pub fn post(&self, query: &str, body: &[u8]) -> Vec<u8> {
         let mut head = self.head("POST", query);
-        let _ = write!(
-            head,
-            "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let _ = write!(head, "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
         let mut request = head.into_bytes();
         request.extend_from_slice(body);
         request
@@ -62,10 +49,7 @@ impl Target {
     }
 
     fn head(&self, method: &str, query: &str) -> String {
-        format!(
-            "{method} {}?{query} HTTP/1.1\r\nHost: {}\r\n",
-            self.path, self.authority
-        )
+        format!("{method} {}?{query} HTTP/1.1\r\nHost: {}\r\n", self.path, self.authority)
     }
 }
 
@@ -95,13 +79,7 @@ enum Phase {
 
 impl AnswerReader {
     pub fn new() -> Self {
-        Self {
-            raw: Vec::new(),
-            phase: Phase::Head,
-            status: 0,
-            body: Vec::new(),
-            close: false,
-        }
+        Self { raw: Vec::new(), phase: Phase::Head, status: 0, body: Vec::new(), close: false }
     }
 
     /// Is the head in?
@@ -157,21 +135,13 @@ impl AnswerReader {
             Phase::Length(left) => {
                 let n = left.min(rest.len());
                 self.body.extend_from_slice(&rest[..n]);
-                self.phase = if left == n {
-                    Phase::Whole
-                } else {
-                    Phase::Length(left - n)
-                };
+                self.phase = if left == n { Phase::Whole } else { Phase::Length(left - n) };
                 Ok((n > 0).then_some(n))
             }
             Phase::Chunk(left) => {
                 let n = left.min(rest.len());
                 self.body.extend_from_slice(&rest[..n]);
-                self.phase = if left == n {
-                    Phase::ChunkEnd
-                } else {
-                    Phase::Chunk(left - n)
-                };
+                self.phase = if left == n { Phase::ChunkEnd } else { Phase::Chunk(left - n) };
                 Ok((n > 0).then_some(n))
             }
             Phase::ToEnd => {
@@ -194,13 +164,8 @@ impl AnswerReader {
                     Phase::Trailer => Phase::Trailer,
                     _ => {
                         let size = line.split(';').next().unwrap_or_default();
-                        let size = usize::from_str_radix(size, 16)
-                            .map_err(|_| format!("not a chunk size: {line}"))?;
-                        if size == 0 {
-                            Phase::Trailer
-                        } else {
-                            Phase::Chunk(size)
-                        }
+                        let size = usize::from_str_radix(size, 16).map_err(|_| format!("not a chunk size: {line}"))?;
+                        if size == 0 { Phase::Trailer } else { Phase::Chunk(size) }
                     }
                 };
                 Ok(Some(end + 1))
@@ -224,15 +189,8 @@ impl AnswerReader {
             let value = String::from_utf8_lossy(field.value).to_ascii_lowercase();
             match field.name.to_ascii_lowercase().as_str() {
                 "content-length" if self.phase == Phase::ToEnd => {
-                    let length = value
-                        .trim()
-                        .parse()
-                        .map_err(|_| format!("not a length: {value}"))?;
-                    self.phase = if length == 0 {
-                        Phase::Whole
-                    } else {
-                        Phase::Length(length)
-                    };
+                    let length = value.trim().parse().map_err(|_| format!("not a length: {value}"))?;
+                    self.phase = if length == 0 { Phase::Whole } else { Phase::Length(length) };
                 }
                 "transfer-encoding" if value.contains("chunked") => self.phase = Phase::ChunkSize,
                 "connection" if value.contains("close") => self.close = true,
@@ -268,11 +226,7 @@ mod tests {
 
     #[test]
     fn an_answer_with_a_length() {
-        read_cut_anywhere(
-            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
-            "{}",
-            false,
-        );
+        read_cut_anywhere("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "{}", false);
     }
 
     #[test]
@@ -283,19 +237,13 @@ mod tests {
 
     #[test]
     fn an_answer_up_to_the_end_of_the_connection() {
-        read_cut_anywhere(
-            "HTTP/1.0 200 OK\r\nServer: x\r\n\r\n: Connected.\n",
-            ": Connected.\n",
-            true,
-        );
+        read_cut_anywhere("HTTP/1.0 200 OK\r\nServer: x\r\n\r\n: Connected.\n", ": Connected.\n", true);
     }
 
     #[test]
     fn an_answer_cut_short_is_an_error() {
         let mut reader = AnswerReader::new();
-        reader
-            .take(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
-            .unwrap();
+        reader.take(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").unwrap();
         assert!(reader.end().is_err());
     }
 }

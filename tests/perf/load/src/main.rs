@@ -43,9 +43,7 @@ fn main() -> ExitCode {
         Ok(report) => {
             println!("{report}");
             let bad = |name: &str| report[name].as_u64().unwrap_or(0) > 0;
-            ExitCode::from(u8::from(
-                bad("errors") || bad("lost") || bad("twice") || bad("out_of_order"),
-            ))
+            ExitCode::from(u8::from(bad("errors") || bad("lost") || bad("twice") || bad("out_of_order")))
         }
         Err(error) => {
             eprintln!("load: {error}");
@@ -73,20 +71,12 @@ fn run(arguments: Vec<String>) -> Result<Value> {
         return streams::run(&mut client, &plan).map(|report| named(report, &test, &url));
     }
     let stop = match options.0.remove("count") {
-        Some(count) => Stop::Count(
-            count
-                .parse()
-                .map_err(|_| format!("--count {count}: not a number"))?,
-        ),
+        Some(count) => Stop::Count(count.parse().map_err(|_| format!("--count {count}: not a number"))?),
         None => Stop::After(options.seconds("seconds", 2.0)?),
     };
     let one_at_a_time = matches!(test.as_str(), "oneway" | "roundtrip" | "fanout");
     let connections = options.number("connections", if one_at_a_time { 1 } else { 4 })?;
-    let plan = Plan {
-        connections,
-        stop,
-        warmup: options.number("warmup", 20)?,
-    };
+    let plan = Plan { connections, stop, warmup: options.number("warmup", 20)? };
     let mut work: Box<dyn Work> = match test.as_str() {
         "ping" => Box::new(Ping),
         "request" => Box::new(Request {
@@ -95,20 +85,10 @@ fn run(arguments: Vec<String>) -> Result<Value> {
             expect: options.number("expect", 200)?,
         }),
         "register" => Box::new(Register),
-        "post" => Box::new(Messages::new(
-            &mut client,
-            &plan,
-            options.number("hosts", 1)?,
-            size,
-            false,
-        )?),
+        "post" => Box::new(Messages::new(&mut client, &plan, options.number("hosts", 1)?, size, false)?),
         "oneway" => Box::new(Messages::new(&mut client, &plan, 1, size, true)?),
         "roundtrip" => Box::new(RoundTrip::new(&mut client, &plan, size)?),
-        "fanout" => Box::new(FanOut::new(
-            &mut client,
-            options.number("clients", 10)?,
-            size,
-        )?),
+        "fanout" => Box::new(FanOut::new(&mut client, options.number("clients", 10)?, size)?),
         _ => return Err(USAGE.to_owned()),
     };
     options.all_known()?;
@@ -128,12 +108,8 @@ impl Options {
     fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut options = HashMap::new();
         while let Some(argument) = arguments.next() {
-            let name = argument
-                .strip_prefix("--")
-                .ok_or_else(|| format!("{argument}: not an option\n{USAGE}"))?;
-            let value = arguments
-                .next()
-                .ok_or_else(|| format!("{argument} wants a value"))?;
+            let name = argument.strip_prefix("--").ok_or_else(|| format!("{argument}: not an option\n{USAGE}"))?;
+            let value = arguments.next().ok_or_else(|| format!("{argument} wants a value"))?;
             options.insert(name.to_owned(), value);
         }
         Ok(Self(options))
@@ -141,16 +117,13 @@ impl Options {
 
     fn number<T: std::str::FromStr>(&mut self, name: &str, default: T) -> Result<T> {
         match self.0.remove(name) {
-            Some(text) => text
-                .parse()
-                .map_err(|_| format!("--{name} {text}: not a number")),
+            Some(text) => text.parse().map_err(|_| format!("--{name} {text}: not a number")),
             None => Ok(default),
         }
     }
 
     fn seconds(&mut self, name: &str, default: f64) -> Result<Duration> {
-        Duration::try_from_secs_f64(self.number(name, default)?)
-            .map_err(|error| format!("--{name}: {error}"))
+        Duration::try_from_secs_f64(self.number(name, default)?).map_err(|error| format!("--{name}: {error}"))
     }
 
     /// An option that nobody asked for is a typing error, or does not belong to this test.
@@ -163,11 +136,7 @@ impl Options {
 }
 
 fn expect_200(status: u16, body: &[u8]) -> Result<()> {
-    if status == 200 {
-        Ok(())
-    } else {
-        Err(relay::refusal(status, body))
-    }
+    if status == 200 { Ok(()) } else { Err(relay::refusal(status, body)) }
 }
 
 /// The same time for every ping, so that a program with one fixed answer can be held against the relay.
@@ -177,12 +146,7 @@ struct Ping;
 
 impl Work for Ping {
     fn begin(&mut self, client: &Client, _worker: usize, _begun: Instant) -> (Vec<u8>, usize) {
-        (
-            client
-                .target
-                .post(&format!("action=ping&timestamp={TIMESTAMP}"), b""),
-            0,
-        )
+        (client.target.post(&format!("action=ping&timestamp={TIMESTAMP}"), b""), 0)
     }
 
     fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
@@ -208,11 +172,7 @@ impl Work for Request {
     }
 
     fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
-        if status == self.expect {
-            Ok(())
-        } else {
-            Err(relay::refusal(status, body))
-        }
+        if status == self.expect { Ok(()) } else { Err(relay::refusal(status, body)) }
     }
 }
 
@@ -225,9 +185,7 @@ impl Work for Register {
 
     fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
         expect_200(status, body)?;
-        serde_json::from_slice::<relay::Host>(body)
-            .map(drop)
-            .map_err(|error| error.to_string())
+        serde_json::from_slice::<relay::Host>(body).map(drop).map_err(|error| error.to_string())
     }
 }
 
@@ -243,46 +201,22 @@ struct Messages {
 }
 
 impl Messages {
-    fn new(
-        client: &mut Client,
-        plan: &Plan,
-        hosts: usize,
-        size: usize,
-        awaited: bool,
-    ) -> Result<Self> {
+    fn new(client: &mut Client, plan: &Plan, hosts: usize, size: usize, awaited: bool) -> Result<Self> {
         let registered = relay::register(client, hosts.max(1))?;
-        let tokens: Vec<&str> = registered
-            .iter()
-            .map(|host| host.host_token.as_str())
-            .collect();
+        let tokens: Vec<&str> = registered.iter().map(|host| host.host_token.as_str()).collect();
         let hosts = relay::listen(client, &tokens)?;
-        let ids: Vec<&str> = (0..plan.connections)
-            .map(|worker| registered[worker % hosts.len()].host_id.as_str())
-            .collect();
+        let ids: Vec<&str> =
+            (0..plan.connections).map(|worker| registered[worker % hosts.len()].host_id.as_str()).collect();
         let tokens = relay::join(client, &ids)?;
-        Ok(Self {
-            tokens,
-            hosts,
-            ledger: Ledger::default(),
-            inbox: Inbox::default(),
-            size,
-            awaited,
-        })
+        Ok(Self { tokens, hosts, ledger: Ledger::default(), inbox: Inbox::default(), size, awaited })
     }
 }
 
 impl Work for Messages {
     fn begin(&mut self, client: &Client, worker: usize, begun: Instant) -> (Vec<u8>, usize) {
-        let n = self
-            .ledger
-            .send(self.hosts[worker % self.hosts.len()], worker, begun);
+        let n = self.ledger.send(self.hosts[worker % self.hosts.len()], worker, begun);
         let body = Message { from: worker, n }.body(self.size);
-        (
-            client
-                .target
-                .post(&format!("token={}", self.tokens[worker]), &body),
-            self.awaited.into(),
-        )
+        (client.target.post(&format!("token={}", self.tokens[worker]), &body), self.awaited.into())
     }
 
     fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
@@ -296,14 +230,10 @@ impl Work for Messages {
         event: &Event,
         at: Instant,
     ) -> Result<Option<(usize, Duration)>> {
-        let Some(Message { from, n }) = self.inbox.read(key, event)?.map(|delivery| delivery.body)
-        else {
+        let Some(Message { from, n }) = self.inbox.read(key, event)?.map(|delivery| delivery.body) else {
             return Ok(None);
         };
-        Ok(self
-            .ledger
-            .receive(key, from, n, at)?
-            .map(|time| (from, time)))
+        Ok(self.ledger.receive(key, from, n, at)?.map(|time| (from, time)))
     }
 
     fn ledger(&self) -> Option<&Ledger> {
@@ -329,10 +259,7 @@ impl RoundTrip {
         let registered = relay::register(client, 1)?.remove(0);
         let host = relay::listen(client, &[&registered.host_token])?[0];
         let tokens = relay::join(client, &vec![registered.host_id.as_str(); plan.connections])?;
-        let streams = relay::listen(
-            client,
-            &tokens.iter().map(String::as_str).collect::<Vec<_>>(),
-        )?;
+        let streams = relay::listen(client, &tokens.iter().map(String::as_str).collect::<Vec<_>>())?;
         Ok(Self {
             tokens,
             host,
@@ -350,12 +277,7 @@ impl Work for RoundTrip {
     fn begin(&mut self, client: &Client, worker: usize, begun: Instant) -> (Vec<u8>, usize) {
         let n = self.ledger.send(self.streams[worker], worker, begun);
         let body = Message { from: worker, n }.body(self.size);
-        (
-            client
-                .target
-                .post(&format!("token={}", self.tokens[worker]), &body),
-            1,
-        )
+        (client.target.post(&format!("token={}", self.tokens[worker]), &body), 1)
     }
 
     fn answer(&mut self, key: Key, status: u16, body: &[u8]) -> Result<()> {
@@ -377,22 +299,12 @@ impl Work for RoundTrip {
         };
         if key != self.host {
             let Message { from, n } = delivery.body;
-            return Ok(self
-                .ledger
-                .receive(key, from, n, at)?
-                .map(|time| (from, time)));
+            return Ok(self.ledger.receive(key, from, n, at)?.map(|time| (from, time)));
         }
-        let token = delivery
-            .response_token
-            .ok_or("a message to the host without a responseToken")?;
+        let token = delivery.response_token.ok_or("a message to the host without a responseToken")?;
         let line = self.free.pop().unwrap_or_else(|| client.line());
         self.replying.insert(line);
-        client.send(
-            line,
-            client
-                .target
-                .post(&format!("token={token}"), &delivery.body.body(self.size)),
-        );
+        client.send(line, client.target.post(&format!("token={token}"), &delivery.body.body(self.size)));
         Ok(None)
     }
 
@@ -415,17 +327,8 @@ impl FanOut {
         let host = relay::register(client, 1)?.remove(0);
         relay::listen(client, &[&host.host_token])?;
         let tokens = relay::join(client, &vec![host.host_id.as_str(); clients])?;
-        let streams = relay::listen(
-            client,
-            &tokens.iter().map(String::as_str).collect::<Vec<_>>(),
-        )?;
-        Ok(Self {
-            token: host.host_token,
-            streams,
-            ledger: Ledger::default(),
-            inbox: Inbox::default(),
-            size,
-        })
+        let streams = relay::listen(client, &tokens.iter().map(String::as_str).collect::<Vec<_>>())?;
+        Ok(Self { token: host.host_token, streams, ledger: Ledger::default(), inbox: Inbox::default(), size })
     }
 }
 
@@ -436,10 +339,7 @@ impl Work for FanOut {
             n = self.ledger.send(stream, worker, begun);
         }
         let body = Message { from: worker, n }.body(self.size);
-        (
-            client.target.post(&format!("token={}", self.token), &body),
-            self.streams.len(),
-        )
+        (client.target.post(&format!("token={}", self.token), &body), self.streams.len())
     }
 
     fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
@@ -453,14 +353,10 @@ impl Work for FanOut {
         event: &Event,
         at: Instant,
     ) -> Result<Option<(usize, Duration)>> {
-        let Some(Message { from, n }) = self.inbox.read(key, event)?.map(|delivery| delivery.body)
-        else {
+        let Some(Message { from, n }) = self.inbox.read(key, event)?.map(|delivery| delivery.body) else {
             return Ok(None);
         };
-        Ok(self
-            .ledger
-            .receive(key, from, n, at)?
-            .map(|time| (from, time)))
+        Ok(self.ledger.receive(key, from, n, at)?.map(|time| (from, time)))
     }
 
     fn ledger(&self) -> Option<&Ledger> {

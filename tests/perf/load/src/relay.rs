@@ -59,9 +59,7 @@ impl Inbox {
     /// The message in `event`, or nothing when the event is the relay's own.
     pub fn read(&mut self, key: Key, event: &Event) -> Result<Option<Delivery>> {
         if let Some(text) = &event.id {
-            let id = text
-                .parse()
-                .map_err(|_| format!("not a number as id of an event: {text}"))?;
+            let id = text.parse().map_err(|_| format!("not a number as id of an event: {text}"))?;
             if self.0.insert(key, id).is_some_and(|last| last >= id) {
                 return Err(format!("event id {id} does not follow the one before it"));
             }
@@ -69,43 +67,25 @@ impl Inbox {
         if event.name.is_some() {
             return Ok(None);
         }
-        serde_json::from_str(&event.data)
-            .map(Some)
-            .map_err(|error| format!("event {}: {error}", event.data))
+        serde_json::from_str(&event.data).map(Some).map_err(|error| format!("event {}: {error}", event.data))
     }
 }
 
 /// Registers hosts, with ids of our own: the reference may choose the same one twice before its host listens.
 pub fn register(client: &mut Client, count: usize) -> Result<Vec<Host>> {
     let me = std::process::id();
-    let requests = (0..count)
-        .map(|n| {
-            client
-                .target
-                .post(&format!("action=host&hostId=load-{me}-{n}"), b"")
-        })
-        .collect();
-    ask(client, requests)?
-        .iter()
-        .map(|body| parse(body))
-        .collect()
+    let requests = (0..count).map(|n| client.target.post(&format!("action=host&hostId=load-{me}-{n}"), b"")).collect();
+    ask(client, requests)?.iter().map(|body| parse(body)).collect()
 }
 
 /// Joins a client to each host named; their tokens.
 pub fn join(client: &mut Client, host_ids: &[&str]) -> Result<Vec<String>> {
-    let requests = host_ids
-        .iter()
-        .map(|id| client.target.post(&format!("action=join&hostId={id}"), b""))
-        .collect();
-    ask(client, requests)?
-        .iter()
-        .map(|body| parse(body).map(|joined: Joined| joined.client_token))
-        .collect()
+    let requests = host_ids.iter().map(|id| client.target.post(&format!("action=join&hostId={id}"), b"")).collect();
+    ask(client, requests)?.iter().map(|body| parse(body).map(|joined: Joined| joined.client_token)).collect()
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(body)
-        .map_err(|error| format!("{}: {error}", String::from_utf8_lossy(body)))
+    serde_json::from_slice(body).map_err(|error| format!("{}: {error}", String::from_utf8_lossy(body)))
 }
 
 /// Gets the bodies of the answers to all requests, in their order. Each must be 200.
@@ -119,9 +99,7 @@ fn ask(client: &mut Client, requests: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
         client.send(key, request);
     }
     while !asked.is_empty() {
-        let happening = client
-            .next(Instant::now() + PATIENCE)?
-            .ok_or("no answer in time")?;
+        let happening = client.next(Instant::now() + PATIENCE)?.ok_or("no answer in time")?;
         match happening.what {
             What::Answer { status: 200, body } => {
                 let number = asked.remove(&happening.key).ok_or("an answer to nothing")?;
@@ -176,8 +154,5 @@ pub fn listen(client: &mut Client, tokens: &[&str]) -> Result<Vec<Key>> {
 /// A sentence about an answer that should have been another.
 pub fn refusal(status: u16, body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
-    format!(
-        "answered {status} {}",
-        body.chars().take(200).collect::<String>()
-    )
+    format!("answered {status} {}", body.chars().take(200).collect::<String>())
 }

@@ -70,16 +70,8 @@ mod tests {
             assert_eq!(
                 events,
                 [
-                    Event {
-                        id: Some("7".into()),
-                        name: None,
-                        data: "{\"body\":1}".into()
-                    },
-                    Event {
-                        id: None,
-                        name: Some("relay_event".into()),
-                        data: "a\nb".into()
-                    },
+                    Event { id: Some("7".into()), name: None, data: "{\"body\":1}".into() },
+                    Event { id: None, name: Some("relay_event".into()), data: "a\nb".into() },
                 ],
                 "cut at {cut}"
             );

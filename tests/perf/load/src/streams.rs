@@ -31,13 +31,8 @@ pub fn run(client: &mut Client, plan: &Plan) -> Result<Value> {
     let streams = open(client, plan.streams)?;
     let opened = opening.elapsed();
     // Whoever started this wants to look at the relay's processes now.
-    println!(
-        "{}",
-        json!({ "test": "streams", "open": streams.len(), "opened_in_seconds": opened.as_secs_f64() })
-    );
-    std::io::stdout()
-        .flush()
-        .map_err(|error| error.to_string())?;
+    println!("{}", json!({ "test": "streams", "open": streams.len(), "opened_in_seconds": opened.as_secs_f64() }));
+    std::io::stdout().flush().map_err(|error| error.to_string())?;
 
     let (mut ledger, mut inbox) = (Ledger::default(), Inbox::default());
     let (mut deliveries, mut answers) = (Times::default(), Times::default());
@@ -57,12 +52,7 @@ pub fn run(client: &mut Client, plan: &Plan) -> Result<Value> {
             let query = format!("token={}", streams[to].peer_token);
             let key = free.pop().unwrap_or_else(|| client.line());
             busy.push((key, now));
-            client.send(
-                key,
-                client
-                    .target
-                    .post(&query, &Message { from: to, n }.body(plan.size)),
-            );
+            client.send(key, client.target.post(&query, &Message { from: to, n }.body(plan.size)));
             sent += 1;
             continue;
         }
@@ -138,24 +128,14 @@ fn open(client: &mut Client, count: usize) -> Result<Vec<Stream>> {
     let ids: Vec<&str> = hosts.iter().map(|host| host.host_id.as_str()).collect();
     let client_tokens = relay::join(client, &ids)?;
     // With an odd count the last host has a client that does not listen.
-    let listening: Vec<&str> = client_tokens
-        .iter()
-        .take(count / 2)
-        .map(String::as_str)
-        .collect();
+    let listening: Vec<&str> = client_tokens.iter().take(count / 2).map(String::as_str).collect();
     let client_keys = relay::listen(client, &listening)?;
     let mut streams = Vec::with_capacity(count);
     for (key, peer_token) in host_keys.into_iter().zip(&client_tokens) {
-        streams.push(Stream {
-            key,
-            peer_token: peer_token.clone(),
-        });
+        streams.push(Stream { key, peer_token: peer_token.clone() });
     }
     for (key, peer_token) in client_keys.into_iter().zip(host_tokens) {
-        streams.push(Stream {
-            key,
-            peer_token: peer_token.to_owned(),
-        });
+        streams.push(Stream { key, peer_token: peer_token.to_owned() });
     }
     Ok(streams)
 }

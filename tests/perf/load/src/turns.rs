@@ -99,8 +99,7 @@ impl Tally {
         });
         if let Some(ledger) = ledger {
             report["delivered"] = self.deliveries.count().into();
-            report["delivery_rate"] =
-                rate(self.deliveries.count(), self.last_delivery - self.start).into();
+            report["delivery_rate"] = rate(self.deliveries.count(), self.last_delivery - self.start).into();
             report["delivery_ms"] = self.deliveries.percentiles();
             report["lost"] = ledger.open.into();
             report["twice"] = ledger.twice.into();
@@ -114,13 +113,7 @@ impl Tally {
 pub fn run(client: &mut Client, plan: &Plan, work: &mut dyn Work) -> Result<Value> {
     let now = Instant::now();
     let mut workers: Vec<Worker> = (0..plan.connections)
-        .map(|_| Worker {
-            key: client.line(),
-            begun: now,
-            answered: true,
-            waits_for: 0,
-            idle: true,
-        })
+        .map(|_| Worker { key: client.line(), begun: now, answered: true, waits_for: 0, idle: true })
         .collect();
     let mut tally = Tally::begin(Vec::new());
     let mut warm = plan.warmup == 0;
@@ -148,32 +141,26 @@ pub fn run(client: &mut Client, plan: &Plan, work: &mut dyn Work) -> Result<Valu
         }
         let Some(happening) = client.next(Instant::now() + PATIENCE)? else {
             if !idle {
-                tally
-                    .errors
-                    .push("nothing came any more, with turns under way".to_owned());
+                tally.errors.push("nothing came any more, with turns under way".to_owned());
             }
             break;
         };
         let at = happening.at;
-        let worker = workers
-            .iter_mut()
-            .find(|worker| worker.key == happening.key);
+        let worker = workers.iter_mut().find(|worker| worker.key == happening.key);
         match (happening.what, worker) {
             (What::Answer { status, body }, Some(worker)) => {
                 tally.last_answer = at;
                 worker.answered = true;
                 tally.answers.add(at - worker.begun);
-                tally
-                    .errors
-                    .extend(work.answer(happening.key, status, &body).err());
+                tally.errors.extend(work.answer(happening.key, status, &body).err());
             }
             (What::Failed(why), Some(worker)) => {
                 (worker.answered, worker.waits_for) = (true, 0);
                 tally.errors.push(why);
             }
-            (What::Answer { status, body }, None) => tally
-                .errors
-                .extend(work.answer(happening.key, status, &body).err()),
+            (What::Answer { status, body }, None) => {
+                tally.errors.extend(work.answer(happening.key, status, &body).err());
+            }
             (What::Failed(why), None) => {
                 tally.errors.push(why);
                 break;

@@ -1,0 +1,145 @@
+// A proxy in front of the relay, under a path of its own, that does one thing wrong: what servers and proxies are found
+// to do out there. The page must say what it is.
+
+import http from 'node:http';
+
+export const PREFIX = '/behind/a/proxy';
+
+/** Calls `event` for each whole event (or comment) of a stream, as text with its end. */
+function events(stream, event) {
+    let text = '';
+    stream.setEncoding('utf8');
+    stream.on('data', (more) => {
+        text += more;
+        for (let end; (end = text.indexOf('\n')) >= 0; ) {
+            // A comment is a line, an event ends with an empty one.
+            if (!text.startsWith(':')) {
+                end = text.indexOf('\n\n') + 1;
+                if (end === 0) return;
+            }
+            event(text.slice(0, end + 1));
+            text = text.slice(end + 1);
+        }
+    });
+}
+
+const isMessage = (event) => event.includes('data: ') && !event.includes('event: ');
+
+/** Hands a stream on; `change` gets the number of a message, the message, and how to send. */
+function messages(change) {
+    return (answer, client) => {
+        let number = 0;
+        client.writeHead(answer.statusCode, answer.headers);
+        client.flushHeaders();
+        events(answer, (event) => {
+            if (isMessage(event)) change(++number, event, (...all) => all.forEach((one) => client.write(one)), client);
+            else client.write(event);
+        });
+        answer.on('end', () => client.end());
+    };
+}
+
+const plain = (answer, client) => {
+    client.writeHead(answer.statusCode, answer.headers);
+    client.flushHeaders();
+    answer.pipe(client);
+};
+
+const later = (delay, then) => setTimeout(then, delay).unref();
+
+/** What each fault does to a stream, and to other requests before they reach the relay (true: it has answered). */
+export const FAULTS = {
+    none: {},
+    'holds streams back': { stream: () => {} },
+    'opens streams late': { stream: (answer, client) => later(4000, () => plain(answer, client)) },
+    'sends in lumps': {
+        stream: (answer, client) => {
+            client.writeHead(answer.statusCode, answer.headers);
+            client.flushHeaders();
+            const lump = [];
+            answer.on('data', (data) => lump.push(data));
+            const timer = setInterval(() => client.write(Buffer.concat(lump.splice(0))), 4000);
+            client.on('close', () => clearInterval(timer));
+        },
+    },
+    'delays every event': {
+        stream: (answer, client) => {
+            client.writeHead(answer.statusCode, answer.headers);
+            client.flushHeaders();
+            answer.on('data', (data) => later(400, () => client.write(data)));
+        },
+    },
+    'cuts streams': { stream: messages((number, event, send, client) => (number === 10 ? client.destroy() : send(event))) },
+    'cuts streams after 3 s': {
+        stream: (answer, client) => {
+            plain(answer, client);
+            later(3000, () => client.destroy());
+        },
+    },
+    'loses a message': { stream: messages((number, event, send) => number !== 5 && send(event)) },
+    'repeats a message': { stream: messages((number, event, send) => (number === 5 ? send(event, event) : send(event))) },
+    'swaps messages': {
+        stream: (() => {
+            const held = new WeakMap();
+            return messages((number, event, send, client) => {
+                if (number === 40) held.set(client, event);
+                else if (number === 41) send(event, held.get(client));
+                else send(event);
+            });
+        })(),
+    },
+    'answers streams with a page': {
+        stream: (answer, client) => {
+            answer.destroy();
+            client.writeHead(200, { 'Content-Type': 'text/html' }).end('<h1>Welcome</h1>');
+        },
+    },
+    'refuses streams': {
+        stream: (answer, client) => {
+            answer.destroy();
+            client.writeHead(503, { 'Content-Type': 'text/html' }).end('<h1>Service Unavailable</h1>');
+        },
+    },
+    'answers with its own error': {
+        request: (client) => client.writeHead(500, { 'Content-Type': 'text/html' }).end('<h1>Internal Server Error</h1>'),
+    },
+    'has a full disk': {
+        request: (client) => client.writeHead(507, { 'Content-Type': 'application/json' }).end('{"error":"The disk is full."}'),
+    },
+    'answers nothing while streams are open': { request: (client, streams) => streams < 2 ? false : true },
+    'is gone': { request: (client) => client.destroy() },
+};
+
+/** Starts the proxy; gives its URL and how to end it. */
+export async function faultyProxy(relay, fault) {
+    const { stream = plain, request = () => false } = FAULTS[fault];
+    const target = new URL(relay);
+    let streams = 0;
+    const server = http.createServer((incoming, client) => {
+        if (!incoming.url.startsWith(PREFIX)) {
+            client.writeHead(404).end();
+            return;
+        }
+        if (incoming.method === 'POST' && request(client, streams)) return;
+        const options = {
+            host: target.hostname, port: target.port || 80, method: incoming.method, headers: incoming.headers,
+            path: target.pathname + incoming.url.slice(PREFIX.length),
+        };
+        const outgoing = http.request(options, (answer) => {
+            const isStream = (answer.headers['content-type'] || '').startsWith('text/event-stream');
+            streams += isStream;
+            (isStream ? stream : plain)(answer, client);
+        });
+        outgoing.on('error', () => client.destroy());
+        client.on('close', () => outgoing.destroy());
+        incoming.pipe(outgoing);
+    });
+    await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+    return {
+        url: `http://127.0.0.1:${server.address().port}${PREFIX}`,
+        end: () => {
+            server.closeAllConnections();
+            server.close();
+        },
+    };
+}

@@ -1,0 +1,305 @@
+// The relay's page in headless Chromium, and the published client in a page of another origin.
+//
+//     node page.mjs RELAY_URL [FOLDER]      puts screenshots into FOLDER, if there is one
+//
+// Exits with 0 when everything is as it should be, else with 1 and the first thing that is not. CHROMIUM names another
+// browser than /usr/bin/chromium.
+
+import { readFile } from 'node:fs/promises';
+import http from 'node:http';
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { chromium } from 'playwright-core';
+import { FAULTS, faultyProxy } from './faults.mjs';
+
+const MESSAGES = 30; // what the page draws
+const ALL = 50; // what it sends
+const LIMIT = 180_000; // ms for everything
+const [relay, shots] = process.argv.slice(2);
+
+if (!relay) {
+    console.error('usage: node page.mjs RELAY_URL [FOLDER]');
+    process.exit(2);
+}
+
+function insist(condition, sentence) {
+    if (!condition) throw new Error(sentence);
+}
+
+/** What a page must never do: write errors to its console, or talk to others. */
+function guard(page, origin) {
+    const faults = [];
+    page.on('console', (message) => {
+        if (['error', 'warning'].includes(message.type())) faults.push(`console: ${message.text()}`);
+    });
+    page.on('pageerror', (error) => faults.push(`exception: ${error.message}`));
+    page.on('request', (request) => {
+        const url = new URL(request.url());
+        if (url.protocol !== 'data:' && url.origin !== origin) faults.push(`request to ${url}`);
+    });
+    return () => insist(faults.length === 0, faults.join('\n'));
+}
+
+const state = (page) => page.locator('#test').getAttribute('data-state');
+
+/** Presses the button; gives how the test ended and what the page says then. */
+async function test(page) {
+    await page.click('#start');
+    await page.waitForSelector('#test:not([data-state=running]):not([data-state=ready])', { timeout: 60_000 });
+    return { state: await state(page), verdict: await page.innerText('#verdict') };
+}
+
+async function fits(page, what) {
+    const [content, screen] = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
+    insist(content <= screen, `${what}: ${content} px wide on a screen of ${screen} px`);
+}
+
+async function shoot(page, name) {
+    if (shots) await page.screenshot({ path: path.join(shots, `${name}.png`), fullPage: true });
+}
+
+// ---- What is looked at
+
+async function withoutHtmlItIsTheRelay() {
+    for (const accept of ['*/*', 'application/json', 'text/event-stream']) {
+        const answer = await fetch(relay, { headers: { Accept: accept } });
+        insist(answer.status === 401, `GET with Accept: ${accept} got ${answer.status}`);
+        insist((await answer.json()).error, `GET with Accept: ${accept} got no error`);
+    }
+}
+
+async function theAnswerIsLockedDown() {
+    for (const method of ['GET', 'HEAD']) {
+        const answer = await fetch(relay, { method, headers: { Accept: 'text/html' } });
+        const policy = answer.headers.get('content-security-policy') || '';
+        insist(answer.status === 200, `${method} got ${answer.status}`);
+        insist(answer.headers.get('content-type') === 'text/html; charset=utf-8', `${method}: not HTML`);
+        insist(answer.headers.get('cache-control') === 'no-store', `${method}: may be stored`);
+        insist(policy.startsWith("default-src 'none'") && !policy.includes('unsafe'), `${method}: policy is ${policy}`);
+    }
+}
+
+async function itLoadsTestsItselfAndDraws(browser) {
+    const origin = new URL(relay).origin;
+    const context = await browser.newContext({ viewport: { width: 1100, height: 900 } });
+    await context.grantPermissions(['clipboard-read', 'clipboard-write'], { origin });
+    const page = await context.newPage();
+    const open = new Set();
+    page.on('request', (request) => open.add(request));
+    page.on('requestfinished', (request) => open.delete(request));
+    page.on('requestfailed', (request) => open.delete(request));
+    const check = guard(page, origin);
+    await page.goto(relay);
+    insist(await page.innerText('#summary') === 'This relay is healthy.', `it says ${await page.innerText('#summary')}`);
+    insist(await page.locator('.health li.ok').count() === 5, 'not five checks are passed');
+    insist(await page.locator('.health li.bad').count() === 0, 'a check is not passed');
+    insist(await page.inputValue('#url') === relay, `the URL to use is ${await page.inputValue('#url')}`);
+    insist((await page.innerText('#sample')).includes(`relayUrl: "${relay}"`), 'the sample has another URL');
+    await page.click('#copy');
+    await page.waitForSelector('#copied:not([hidden])');
+    const copied = await page.evaluate(() => navigator.clipboard.readText());
+    insist(copied === relay, `copied was ${copied}`);
+    for (const time of ['first', 'second']) {
+        const { state, verdict } = await test(page);
+        insist(state === 'passed', `the ${time} test ${state}: ${verdict}`);
+        insist(verdict.startsWith(`It works: all ${ALL} messages`), `the verdict is ${verdict}`);
+        insist(await page.locator('#chart .bar').count() === MESSAGES, 'it drew another number of messages');
+        insist(/^[\d.]+ ms$/.test(await page.innerText('#half')), 'there is no median');
+        insist(await page.locator('#streams.ok').count() === 1, 'the streams are not found good');
+    }
+    await shoot(page, 'wide-light');
+    await page.waitForTimeout(500);
+    insist(open.size === 0, `the test has left open: ${[...open].map((request) => request.url()).join(' ')}`);
+    check();
+    await context.close();
+}
+
+async function itFitsEveryScreen(browser) {
+    for (const colorScheme of ['light', 'dark']) {
+        for (const width of [320, 360, 768]) {
+            const context = await browser.newContext({ viewport: { width, height: 740 }, colorScheme, deviceScaleFactor: 2 });
+            const page = await context.newPage();
+            const check = guard(page, new URL(relay).origin);
+            await page.goto(relay);
+            await fits(page, `${colorScheme}, before the test`);
+            const { state, verdict } = await test(page);
+            insist(state === 'passed', `the test ${state}: ${verdict}`);
+            await fits(page, `${colorScheme}, after the test`);
+            await shoot(page, `${width}-${colorScheme}`);
+            const [text, back] = await page.evaluate(() => {
+                const style = getComputedStyle(document.body);
+                return [style.color, style.backgroundColor].map((color) => Math.max(...color.match(/\d+/g).map(Number)));
+            });
+            insist(colorScheme === 'light' ? text < back : text > back, `${colorScheme} is not ${colorScheme}`);
+            check();
+            await context.close();
+        }
+    }
+}
+
+async function itIsReadWithoutJavaScript(browser) {
+    const context = await browser.newContext({ javaScriptEnabled: false });
+    const page = await context.newPage();
+    await page.goto(relay);
+    const text = await page.innerText('body');
+    insist(text.includes('This relay is healthy.') && text.includes('The test needs JavaScript.'), text);
+    await context.close();
+}
+
+async function aDeviceWithAWrongClockIsTold(browser) {
+    const context = await browser.newContext();
+    await context.addInitScript(() => {
+        const now = Date.now;
+        Date.now = () => now() - 600_000;
+    });
+    const page = await context.newPage();
+    await page.goto(relay);
+    const text = await page.innerText('.health');
+    insist(text.includes('The clocks of the relay and of this device are 10 minutes apart.'), text);
+    await context.close();
+}
+
+/** What the page says of each fault: how the test ends, and what the sentence and its cures contain. */
+const SAID = {
+    'none': ['passed', 'It works'],
+    'holds streams back': ['failed', 'did not open within 12 s', 'server.stream-response-body = 1', 'NO_BUFFERING'],
+    'opens streams late': ['failed', 's to open: something holds it back', 'CDN'],
+    'sends in lumps': ['failed', 'arrive in lumps', 'apache/.htaccess'],
+    'delays every event': ['slow', 'each event is held back by', 'mini_httpd'],
+    'cuts streams': ['failed', 'stream was cut after', 'RELAY_KEEP_ALIVE'],
+    'cuts streams after 3 s': ['failed', 'stream was cut after 3.', 'CGI_TIMELIMIT'],
+    'loses a message': ['failed', 'Message 5 was lost on its way', 'in between'],
+    'repeats a message': ['failed', 'Message 5 came twice', 'in between'],
+    'swaps messages': ['failed', 'out of order', 'in between'],
+    'answers streams with a page': ['failed', 'comes from the web server or something in between', 'relay.conf'],
+    'refuses streams': ['failed', '(503) comes from the web server', 'MaxRequestWorkers'],
+    'answers with its own error': ['failed', '(500) comes from the web server', 'chmod 755'],
+    'has a full disk': ['failed', 'The relay answers with 507: The disk is full.', 'Make room'],
+    'answers nothing while streams are open': ['failed', 'not answered within 5 s', 'fcgiwrap -c'],
+    'is gone': ['failed', 'cannot be reached', 'online'],
+};
+
+async function itNamesTheCureFor(fault, browser) {
+    const proxy = await faultyProxy(relay, fault);
+    const context = await browser.newContext({ viewport: { width: 800, height: 900 } });
+    try {
+        const page = await context.newPage();
+        await page.goto(proxy.url);
+        insist(await page.inputValue('#url') === proxy.url, `the URL to use is ${await page.inputValue('#url')}`);
+        if (fault === 'cuts streams after 3 s') await page.check('#watch');
+        const [wanted, ...words] = SAID[fault];
+        const { state, verdict } = await test(page);
+        insist(state === wanted, `the test ${state}: ${verdict}`);
+        for (const word of words) insist(verdict.includes(word), `'${word}' is not in: ${verdict}`);
+        insist(await page.locator('#start').isEnabled(), 'there is no second try');
+        await shoot(page, `fault-${fault.replaceAll(' ', '-')}`);
+    } finally {
+        await context.close();
+        proxy.end();
+    }
+}
+
+async function theClientWorksFromAnotherOrigin(browser) {
+    const library = await readFile(createRequire(import.meta.url).resolve('uhst/uhst.min.js'));
+    const server = http.createServer((request, response) => {
+        if (request.url === '/') {
+            response.writeHead(200, { 'Content-Type': 'text/html' });
+            response.end('<!doctype html><title>App</title><link rel="icon" href="data:,"><script src="uhst.js"></script>');
+        } else {
+            response.writeHead(200, { 'Content-Type': 'text/javascript' }).end(library);
+        }
+    });
+    await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const context = await browser.newContext();
+    try {
+        const page = await context.newPage();
+        const faults = [];
+        page.on('console', (message) => message.type() === 'error' && faults.push(message.text()));
+        page.on('pageerror', (error) => faults.push(error.message));
+        await page.goto(`http://127.0.0.1:${server.address().port}/`);
+        const heard = await page.evaluate(async (relayUrl) => {
+            const within = (what, promise) => Promise.race([
+                promise,
+                new Promise((_, reject) => setTimeout(() => reject(new Error(`${what}: nothing after 20 s`)), 20_000)),
+            ]);
+            const app = new uhst.UHST({ relayUrl });
+            const host = app.host();
+            const failed = new Promise((_, reject) => host.on('error', reject));
+            host.on('connection', (socket) => socket.on('message', (message) => socket.send(`echo: ${message}`)));
+            await within('the host', Promise.race([failed, new Promise((resolve) => host.once('ready', resolve))]));
+            const client = app.join(host.hostId);
+            client.on('error', (error) => console.error(String(error)));
+            await within('the client', new Promise((resolve) => client.once('open', resolve)));
+            const heard = [];
+            const all = new Promise((resolve) => client.on('message', (message) => heard.push(message) === 4 && resolve()));
+            for (const word of ['one', 'zwei', '三']) await client.send(word);
+            await within('three echoes', (async () => {
+                while (heard.length < 3) await new Promise((resolve) => setTimeout(resolve, 5));
+            })());
+            await host.broadcast('to all');
+            await within('the broadcast', all);
+            client.close();
+            host.disconnect();
+            return heard;
+        }, relay);
+        insist(JSON.stringify(heard) === '["echo: one","echo: zwei","echo: 三","to all"]', `it heard ${JSON.stringify(heard)}`);
+        insist(faults.length === 0, faults.join('\n'));
+    } finally {
+        await context.close();
+        server.closeAllConnections();
+        server.close();
+    }
+}
+
+// ---- All of it
+
+let browser;
+
+async function look(what, task) {
+    try {
+        await task();
+        console.log(`ok: ${what}`);
+    } catch (error) {
+        throw new Error(`${what}: ${error.message}`);
+    }
+}
+
+async function main() {
+    // Without a list of its own, each test has a profile that nobody has used.
+    browser = await chromium.launch({
+        executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
+        args: [
+            '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+            '--disable-component-update', '--disable-sync',
+        ],
+    });
+    await look('who does not ask for HTML gets the relay', withoutHtmlItIsTheRelay);
+    await look('the page may load nothing and is not stored', theAnswerIsLockedDown);
+    await look('the page loads, tests itself and draws', () => itLoadsTestsItselfAndDraws(browser));
+    await look('it fits every screen, light and dark', () => itFitsEveryScreen(browser));
+    await look('it can be read without JavaScript', () => itIsReadWithoutJavaScript(browser));
+    await look('a device with a wrong clock is told', () => aDeviceWithAWrongClockIsTold(browser));
+    await look('the uhst client works from another origin', () => theClientWorksFromAnotherOrigin(browser));
+    // They mostly wait.
+    await Promise.all(Object.keys(FAULTS).map((fault) => look(
+        fault === 'none' ? 'it works behind a proxy' : `a proxy that ${fault} is found out`,
+        () => itNamesTheCureFor(fault, browser),
+    )));
+    console.log('PASSED');
+}
+
+async function finish(status) {
+    // The browser ends with this process if it does not by itself.
+    await Promise.race([browser?.close(), new Promise((resolve) => setTimeout(resolve, 5000))]);
+    process.exit(status);
+}
+
+setTimeout(() => {
+    console.error(`FAILED: not done after ${LIMIT / 1000} s`);
+    finish(1);
+}, LIMIT).unref();
+
+main().then(() => finish(0), (error) => {
+    console.error(`FAILED: ${error.message}`);
+    finish(1);
+});
