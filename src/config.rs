@@ -38,9 +38,8 @@ pub struct Settings {
     pub session_lifetime: Duration,
     /// `RELAY_KEEP_ALIVE` in seconds: how often an idle stream says so.
     pub keep_alive: Duration,
-    /// `RELAY_POLL_TICK` in milliseconds: how long a stream sleeps at most before it looks for itself. Unset, it is
-    /// 20 ms under a web server; under `serve`, where thousands of streams would tick in one process, it is left to the
-    /// wake-ups, except on a file system that has none.
+    /// `RELAY_POLL_TICK` in milliseconds: how long a stream sleeps at most before it looks for messages itself. Unset, it
+    /// is 20 ms on file systems that several machines may write to, and elsewhere it is left to the wake-ups.
     pub poll_tick: Option<Duration>,
     /// `RELAY_GRACE` in seconds: how long an ended stream still counts as present. At most the session lifetime.
     pub grace: Duration,

@@ -58,8 +58,9 @@ pub fn look(settings: Result<&Settings, &SettingError>) -> Vec<Check> {
     let settings = match settings {
         Ok(settings) => settings,
         Err(error) => {
-            let cure =
-                "Correct it in `data/settings.conf` or in the server's configuration; the README lists all settings.";
+            let cure = "Correct it in `data/settings.conf` or in the server's configuration; the README lists all settings. \
+                        Where the file itself cannot be opened, give the data folder to the user whom the relay runs as: \
+                        `chown -R www-data: data`, or permissions 700 on shared hosting.";
             return vec![Check::problem("Settings", error.to_string(), cure)];
         }
     };

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 /// How often a stream looks after things that nobody wakes it for: a killed peer is noticed within this time.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// How long a stream sleeps at most before it looks for messages itself, where nothing else is set. Wake-ups come within
-/// microseconds; the tick is for file systems on which they do not come.
+/// How long a stream sleeps at most before it looks for messages itself, where wake-ups may not come and nothing else is
+/// set. Where they do come, within microseconds, it looks once a [`ROUND`]: fifty looks a second cost 0.15 % of a core for
+/// each idle stream, even if there is nothing to look at.
 const TICK: Duration = Duration::from_millis(20);
 
 /// The comment of an idle stream, in two pieces. Most web servers find out that a client has left when the *second* write
@@ -101,11 +102,7 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
             }
         }
         let to_write = !pending.is_empty();
-        let tick = match settings.poll_tick {
-            Some(tick) => tick,
-            None if out.is_one_of_many() && listener.wake().is_some() => ROUND,
-            None => TICK,
-        };
+        let tick = settings.poll_tick.unwrap_or(if listener.is_surely_woken() { ROUND } else { TICK });
         let mut until = next_round;
         if !to_write {
             until = until.min(next_keep_alive);

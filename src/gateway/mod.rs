@@ -260,12 +260,6 @@ impl<'a> Outgoing<'a> {
         Self { fd, framing, broken, chunk: Vec::new(), sent: 0, carries: 0 }
     }
 
-    /// Whether other streams live in this process too.
-    #[must_use]
-    pub fn is_one_of_many(&self) -> bool {
-        self.framing != Framing::WebServer
-    }
-
     /// Sleeps until the client has hung up, the process is asked to stop, `knock` is readable, the client can take
     /// bytes (if `to_write`), or `limit` is over.
     pub fn wait(&mut self, knock: Option<BorrowedFd<'_>>, to_write: bool, limit: Duration) -> Woken {

@@ -13,7 +13,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     let reply = if !origin_is_allowed(settings, request) {
         Reply::error(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.")
     } else if let "" | "/" = request.path.as_str() {
-        if page::is_asked_for(request) { page::answer(settings) } else { uhst::answer(settings, request) }
+        if page::is_asked_for(request) { page::answer(Ok(settings)) } else { uhst::answer(settings, request) }
     } else {
         Reply::error(
             Status::NotFound,

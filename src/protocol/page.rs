@@ -4,7 +4,7 @@
 //! relay itself, and its Content-Security-Policy holds it to that.
 
 use super::query::Query;
-use crate::config::Settings;
+use crate::config::{SettingError, Settings};
 use crate::gateway::{Content, Reply, Request, Status};
 use crate::health::{self, Check, Outcome};
 use crate::store::queue::now_ms;
@@ -33,8 +33,8 @@ fn names_html(accept: &str) -> bool {
 
 /// The page, with the health of the relay at this moment.
 #[must_use]
-pub fn answer(settings: &Settings) -> Reply {
-    let page = fill(&health::look(Ok(settings)), now_ms());
+pub fn answer(settings: Result<&Settings, &SettingError>) -> Reply {
+    let page = fill(&health::look(settings), now_ms());
     Reply { content: Content::Whole(page.into_bytes()), ..Reply::empty(Status::Ok) }
         .header("Content-Type", "text/html; charset=utf-8")
         .header("Cache-Control", "no-store")

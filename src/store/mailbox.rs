@@ -331,7 +331,27 @@ impl HeldStream {
 struct Wake {
     fifo: OwnedFd,
     identity: FileIdentity,
+    is_local: bool,
 }
+
+/// `f_type` (statfs(2)) of the file systems that several machines may share: NFS, SMB (three kinds), AFS, Coda, 9P, Ceph,
+/// Lustre, GFS2, OCFS2, GPFS, `BeeGFS`, and FUSE, which may be anything.
+const SHARED_FILE_SYSTEMS: [u64; 14] = [
+    0x6969,
+    0x517B,
+    0xFF53_4D42,
+    0xFE53_4D42,
+    0x5346_414F,
+    0x7375_7245,
+    0x0102_1997,
+    0x00C3_6400,
+    0x0BD0_0BD0,
+    0x0116_1970,
+    0x7461_636F,
+    0x4750_4653,
+    0x1983_0326,
+    0x6573_5546,
+];
 
 impl Wake {
     /// `None` on a file system without FIFOs: messages are then found at the next tick.
@@ -344,7 +364,10 @@ impl Wake {
         let fifo = rustix::fs::open(&beside, flags, Mode::empty()).ok()?;
         let stat = rustix::fs::fstat(&fifo).ok()?;
         std::fs::rename(&beside, path.join(WAKE)).ok()?;
-        Some(Self { fifo, identity: FileIdentity(stat.st_dev, stat.st_ino) })
+        // Asked of the folder: the FIFO itself would do, but not on every kernel.
+        let kind = rustix::fs::statfs(path).ok().map(|fs| fs.f_type.cast_unsigned() & 0xFFFF_FFFF);
+        let is_local = kind.is_some_and(|kind| !SHARED_FILE_SYSTEMS.contains(&kind));
+        Some(Self { fifo, identity: FileIdentity(stat.st_dev, stat.st_ino), is_local })
     }
 }
 
@@ -378,6 +401,13 @@ impl Listener {
     #[must_use]
     pub fn wake(&self) -> Option<BorrowedFd<'_>> {
         self.wake.as_ref().map(|wake| wake.fifo.as_fd())
+    }
+
+    /// Whether every message is sure to make [`Listener::wake`] readable: not on a file system without FIFOs, nor on one
+    /// that another machine may write to, because a FIFO wakes only its own machine.
+    #[must_use]
+    pub fn is_surely_woken(&self) -> bool {
+        self.wake.as_ref().is_some_and(|wake| wake.is_local)
     }
 
     /// To be called when [`Listener::wake`] was readable, before looking for events.

@@ -66,7 +66,7 @@ export const FAULTS = {
         stream: (answer, client) => {
             client.writeHead(answer.statusCode, answer.headers);
             client.flushHeaders();
-            answer.on('data', (data) => later(400, () => client.write(data)));
+            answer.on('data', (data) => later(200, () => client.write(data)));
         },
     },
     'cuts streams': { stream: messages((number, event, send, client) => (number === 10 ? client.destroy() : send(event))) },
@@ -76,15 +76,18 @@ export const FAULTS = {
             later(3000, () => client.destroy());
         },
     },
-    'loses a message': { stream: messages((number, event, send) => number !== 5 && send(event)) },
+    'loses a message': {
+        // Only on the way to the host: of the client's messages the fifth would be another one.
+        stream: messages((number, event, send) => (number === 5 && event.includes('responseToken')) || send(event)),
+    },
     'repeats a message': { stream: messages((number, event, send) => (number === 5 ? send(event, event) : send(event))) },
     'swaps messages': {
         stream: (() => {
             const held = new WeakMap();
             return messages((number, event, send, client) => {
-                if (number === 40) held.set(client, event);
-                else if (number === 41) send(event, held.get(client));
-                else send(event);
+                // Only on the way to the client: swapped twice is in order.
+                if (number === 40 && !event.includes('responseToken')) held.set(client, event);
+                else send(event, ...(number === 41 && held.has(client) ? [held.get(client)] : []));
             });
         })(),
     },

@@ -79,9 +79,12 @@ fn twenty_writers_reach_a_host_whose_stream_is_killed_ten_times() {
             if kills < KILLS && count > (kills + 1) * WRITERS * MESSAGES / (KILLS + 2) {
                 kills += 1;
                 stream.signal(Signal::KILL);
-                // What it had written is in the pipe, as it is on the line to a browser. Its last event may be torn.
-                for event in stream.rest() {
-                    take(event);
+                // What it had written is in the pipe, as it is on the line to a browser: that may still hear it, all but
+                // a torn last event, or lose it, and ask for it again.
+                if kills % 2 == 0 {
+                    for event in stream.rest() {
+                        take(event);
+                    }
                 }
                 let last = stream.last_id.clone();
                 stream = relay.resume(&host.token, &last);
