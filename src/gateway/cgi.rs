@@ -1,8 +1,8 @@
 //! The door of a web server: RFC 3875, a process a request.
 
 use super::{BODY_TIME, Body, Content, Framing, Outgoing, Reply, Request, Status, TimedReader};
-use crate::config::Settings;
-use crate::protocol;
+use crate::config::{SettingError, Settings};
+use crate::protocol::{self, page};
 use rustix::fd::AsFd;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -57,7 +57,7 @@ pub fn run() -> ExitCode {
     let reply = match settings {
         Err(error) => {
             eprintln!("uhst-relay: {error}");
-            Reply::error(Status::InternalServerError, &error.to_string()).header("Access-Control-Allow-Origin", "*")
+            if page::is_asked_for(&request) { page::answer(Err(&error)) } else { unreadable(&error) }
         }
         Ok(settings) if malformed || !path_is_text => {
             let sentence = if malformed { "CONTENT_LENGTH is not a number." } else { "The path is not UTF-8." };
@@ -137,6 +137,10 @@ fn write_all(stdout: &io::Stdout, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn unreadable(error: &SettingError) -> Reply {
+    Reply::error(Status::InternalServerError, &error.to_string()).header("Access-Control-Allow-Origin", "*")
 }
 
 /// Some small web servers make the client's connection a program's stderr too: a line for the log would then stand in the

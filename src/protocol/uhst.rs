@@ -17,7 +17,7 @@ use super::{options, store_status};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status};
 use crate::sse::{self, Care, End};
-use crate::store::mailbox::{Listener, Mailbox, Presence, Standing};
+use crate::store::mailbox::{Knock, Listener, Mailbox, Presence, Standing};
 use crate::store::queue::now_ms;
 use crate::store::session::{Session, SessionRecord};
 use crate::store::{self, Store, random_hex};
@@ -327,7 +327,10 @@ impl Relay<'_> {
                 if !self.host_is_present(&session)? {
                     return Err(Refusal::HostGone);
                 }
-                self.put(&session.host(), &format!(r#"{{"body":{message},"responseToken":"{response_token}"}}"#))?;
+                let data = format!(r#"{{"body":{message},"responseToken":"{response_token}"}}"#);
+                let knock = self.put(&session.host(), &data)?;
+                drop(session);
+                drop(knock);
                 Ok(Reply::json(Status::Ok, "{}"))
             }
             Token::Response { host_id, client_id } => {
@@ -336,7 +339,9 @@ impl Relay<'_> {
                 if !self.client_is_present(&client)? {
                     return Err(Refusal::ClientGone);
                 }
-                self.put(&client, &format!(r#"{{"body":{message}}}"#))?;
+                let knock = self.put(&client, &format!(r#"{{"body":{message}}}"#))?;
+                drop(session);
+                drop(knock);
                 Ok(Reply::json(Status::Ok, "{}"))
             }
             Token::Host { host_id, registration } => {
@@ -349,7 +354,7 @@ impl Relay<'_> {
         }
     }
 
-    fn put(&self, mailbox: &Mailbox<'_>, data: &str) -> Result<(), store::Error> {
+    fn put(&self, mailbox: &Mailbox<'_>, data: &str) -> Result<Knock, store::Error> {
         mailbox.put("message", data, Some(self.settings.max_queue))
     }
 
@@ -363,7 +368,7 @@ impl Relay<'_> {
                 continue;
             }
             let sent = match self.put(&client, data) {
-                Ok(()) => true,
+                Ok(_) => true,
                 Err(store::Error::QueueFull(_)) => false,
                 Err(error) => {
                     failure = Some(error);
@@ -551,7 +556,7 @@ impl Relay<'_> {
     fn tell_of_client(&self, session: &Session, client_id: &ClientId) -> Result<(), store::Error> {
         let client = session.client(client_id);
         if self.is_news(&client)? {
-            session.host().put("relay_event", &relay_event("client_closed", client_id.as_str()), None)?;
+            drop(session.host().put("relay_event", &relay_event("client_closed", client_id.as_str()), None)?);
             client.set_told()?;
         }
         Ok(())
@@ -582,7 +587,7 @@ impl Relay<'_> {
         for client_id in session.clients()? {
             let client = session.client(&client_id);
             if self.client_is_present(&client)? {
-                client.put("relay_event", &event, None)?;
+                drop(client.put("relay_event", &event, None)?);
             }
         }
         Ok(())

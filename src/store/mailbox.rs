@@ -155,22 +155,21 @@ impl Mailbox<'_> {
         Ok(())
     }
 
-    /// Puts an event into the mailbox and wakes its stream. With a `limit`, at most that many bytes may be waiting.
+    /// Puts an event into the mailbox. Its stream is woken when what is returned is dropped: better behind the lock,
+    /// because who is woken runs at once and the others would wait for both. With a `limit`, at most that many bytes may
+    /// be waiting.
     ///
     /// # Errors
     /// [`Error::QueueFull`] past the limit; [`Error::DiskFull`] and others when it could not be stored. The queue is
     /// then as it was.
-    pub fn put(&self, event: &str, data: &str, limit: Option<u64>) -> Result<(), Error> {
+    pub fn put(&self, event: &str, data: &str, limit: Option<u64>) -> Result<Knock, Error> {
         let delivered = || {
             let record = open_stream(&self.path).ok().flatten().and_then(|file| StreamRecord::read(&file).ok());
             record.map_or(0, |record| record.position)
         };
         let limit = limit.map(|limit| (limit, &delivered as &dyn Fn() -> u64));
         Writer::open(&self.path.join(QUEUE))?.append(event, data, limit)?;
-        if let Some(wake) = open_wake(&self.path) {
-            knock(&wake);
-        }
-        Ok(())
+        Ok(Knock::at(&self.path))
     }
 
     /// Begins to listen, behind the event `resume` if the queue has it, else behind what the last stream has been given.
@@ -179,8 +178,7 @@ impl Mailbox<'_> {
     /// # Errors
     /// When the mailbox cannot be read or written.
     pub fn listen(&self, resume: Option<u64>, lifetime: Duration) -> Result<Listener, Error> {
-        let older = open_stream(&self.path)?;
-        let position = match &older {
+        let position = match &open_stream(&self.path)? {
             Some(file) => StreamRecord::read(file)?.position,
             None => 0,
         };
@@ -190,13 +188,11 @@ impl Mailbox<'_> {
             queue.resume(id)?;
         }
         let oldest = now_ms().saturating_sub(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
-        let older_wake = open_wake(&self.path);
+        let older = Knock::at(&self.path);
         let wake = Wake::make(&self.path);
         let stream = HeldStream::make(&self.path, queue.position())?;
         // Only now does the older stream find itself replaced.
-        if let Some(wake) = older_wake {
-            knock(&wake);
-        }
+        drop(older);
         Ok(Listener {
             path: self.path.clone(),
             stream,
@@ -297,14 +293,25 @@ fn is_locked(file: &File) -> io::Result<bool> {
     }
 }
 
-/// The FIFO of whoever listens; `None` where nobody does.
-fn open_wake(path: &Path) -> Option<OwnedFd> {
-    rustix::fs::open(path.join(WAKE), OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()
+/// Wakes a mailbox's stream when it is dropped.
+#[must_use]
+pub struct Knock(Option<OwnedFd>);
+
+impl Knock {
+    /// At the FIFO that is there now; nothing where nobody listens.
+    fn at(path: &Path) -> Self {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Self(rustix::fs::open(path.join(WAKE), flags, Mode::empty()).ok())
+    }
 }
 
-fn knock(wake: &OwnedFd) {
-    // A full FIFO is a knock that has not been answered yet; a stream that has gone needs none.
-    let _ = rustix::io::write(wake, b"!");
+impl Drop for Knock {
+    fn drop(&mut self) {
+        if let Some(wake) = &self.0 {
+            // A full FIFO is a knock that has not been answered yet; a stream that has gone needs none.
+            let _ = rustix::io::write(wake, b"!");
+        }
+    }
 }
 
 /// The `stream` file of a living stream, locked.

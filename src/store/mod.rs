@@ -191,7 +191,7 @@ impl Store {
     /// When it can neither be read nor made, or is damaged.
     pub fn secret(&self) -> Result<Vec<u8>, Error> {
         let path = self.root.join("secret");
-        let secret = match std::fs::read(&path) {
+        let secret = match File::open(&path).and_then(|file| read_small(&file)) {
             Ok(secret) => secret,
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_secret(&path)?,
             Err(error) => return Err(error.into()),

@@ -108,6 +108,10 @@ async function itLoadsTestsItselfAndDraws(browser) {
         insist(await page.locator('#streams.ok').count() === 1, 'the streams are not found good');
     }
     await shoot(page, 'wide-light');
+    await page.setViewportSize({ width: 600, height: 900 });
+    await page.waitForTimeout(100);
+    const farthest = await page.locator('#chart .bar').last().getAttribute('x');
+    insist(await page.locator('#chart .bar').count() === MESSAGES && farthest < 600, 'it does not fit a smaller window');
     await page.waitForTimeout(500);
     insist(open.size === 0, `the test has left open: ${[...open].map((request) => request.url()).join(' ')}`);
     check();

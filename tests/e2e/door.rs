@@ -3,6 +3,7 @@
 use crate::bare::Bare;
 use crate::place::{have, skip, write_settings};
 use crate::relay::Relay;
+use crate::serve::Serve;
 use crate::server::Server;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,7 @@ pub enum Door {
     MiniHttpd,
     NginxFcgiwrap,
     Bare,
+    Serve,
 }
 
 impl Door {
@@ -27,6 +29,9 @@ impl Door {
             let relay = Bare::new();
             write_settings(&relay.data(), settings, None);
             return Some(Box::new(relay));
+        }
+        if self == Self::Serve {
+            return Some(Box::new(Serve::with(settings)));
         }
         Some(Box::new(self.server(settings)?))
     }
@@ -48,7 +53,7 @@ impl Door {
             Self::ApacheEvent | Self::ApachePrefork => &[&["apache2"]],
             Self::MiniHttpd => &[&["mini_httpd", "thttpd"]],
             Self::NginxFcgiwrap => &[&["nginx"], &["fcgiwrap"]],
-            Self::Bare => &[],
+            Self::Bare | Self::Serve => &[],
         }
     }
 
@@ -60,7 +65,7 @@ impl Door {
             Self::ApachePrefork => ("apache", &["prefork"]),
             Self::MiniHttpd => ("thttpd", &[]),
             Self::NginxFcgiwrap => ("nginx", &[]),
-            Self::Bare => unreachable!("the bare program has no web server"),
+            Self::Bare | Self::Serve => unreachable!("{self:?} has no web server"),
         }
     }
 

@@ -185,6 +185,9 @@ fn sweeping_never_touches_the_living_and_leaves_nothing_of_the_dead() {
     let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "3")]);
     let (idle, mut idle_stream) = relay.listening_host();
     let mut idle_client = relay.listening_client(&idle.id);
+    let (speaker, speaker_stream) = relay.listening_host();
+    let mut hearer = relay.listening_client(&speaker.id);
+    let hearer_id = hearer.id.clone();
     let over = AtomicBool::new(false);
     let repeat = |job: &mut dyn FnMut()| {
         let mut rounds = 0;
@@ -221,10 +224,25 @@ fn sweeping_never_touches_the_living_and_leaves_nothing_of_the_dead() {
                 });
             });
         }
+        // A host that only listens is there for everybody who asks, and a client that only listens hears everything.
+        scope.spawn(|| {
+            repeat(&mut || {
+                relay.join(&idle.id);
+                thread::sleep(Duration::from_millis(50));
+            });
+        });
+        scope.spawn(|| {
+            repeat(&mut || {
+                let answer = relay.send(&speaker.token, r#""heard""#).expect(200).json();
+                assert_eq!(answer, json!({&*hearer_id: true}));
+                assert_eq!(hearer.stream.body(), json!("heard"));
+                thread::sleep(Duration::from_millis(50));
+            });
+        });
         thread::sleep(Duration::from_secs(8));
         over.store(true, Ordering::Relaxed);
     });
-    // One said nothing in all that time.
+    // One pair said nothing in all that time.
     relay.send(&idle_client.token, "5").expect(200);
     let event = idle_stream.event();
     assert_eq!(event.body(), json!(5));
@@ -233,6 +251,7 @@ fn sweeping_never_touches_the_living_and_leaves_nothing_of_the_dead() {
 
     idle_client.stream.hang_up();
     idle_stream.hang_up();
+    drop((hearer, speaker_stream));
     let files = || -> Vec<PathBuf> {
         everything_below(&relay.data().join("hosts")).into_iter().filter(|path| !path.is_dir()).collect()
     };

@@ -1,7 +1,7 @@
 //! End to end: what a user of the relay relies on, seen from outside.
 //!
 //! The protocol is tested through each web server, started from the files in `deploy/`, and on the bare program
-//! (`bare::`), where the test itself plays the web server. A name tells what a user would lose if the test failed.
+//! (`bare::`), where the test itself plays the web server, and through the program's own server (`serve::`). A name tells what a user would lose if the test failed.
 //!
 //! `tests/run` builds the program and installs the servers first. A server that is not there skips its tests with a
 //! line on stderr, or fails them when `CI=true`.
@@ -66,6 +66,7 @@ mod door;
 mod place;
 mod protocol;
 mod relay;
+mod serve;
 mod server;
 mod stream;
 mod token;
@@ -83,3 +84,7 @@ web_server!(apache_event = ApacheEvent);
 web_server!(apache_prefork = ApachePrefork);
 web_server!(mini_httpd = MiniHttpd);
 web_server!(nginx_fcgiwrap = NginxFcgiwrap);
+
+mod browser {
+    tests! { Lighttpd: web::the_page_works_in_a_browser, }
+}

@@ -98,24 +98,34 @@ pub fn stopping_the_server_leaves_no_process_behind(door: Door) {
     }
 }
 
-/// The `uhst` package as published on npm, unchanged, on Node. A host, three clients, echo, broadcast and both closed events: see `tests/client/client.cjs`. With the default
-/// settings, as a user meets them.
+/// The `uhst` package as published on npm, unchanged, on Node: a host, three clients, echo, broadcast and both closed
+/// events, see `tests/client/client.cjs`. With the default settings, as a user meets them.
 pub fn the_published_client_works(door: Door) {
     let Some(server) = door.server(&[]) else { return };
-    let client = repository().join("tests/client");
+    passes("tests/client", "client.cjs", &server.url());
+}
+
+/// The page for people, and the `uhst` package in a page of another origin, in a real browser: see
+/// `tests/browser/page.mjs`.
+pub fn the_page_works_in_a_browser(door: Door) {
+    let Some(server) = door.server(&[]) else { return };
+    if !have("chromium") {
+        return skip("chromium is not installed");
+    }
+    passes("tests/browser", "page.mjs", &server.url());
+}
+
+/// Runs a script on Node against a relay. It has a time limit of its own for every step, and says PASSED at its end.
+pub fn passes(folder: &str, script: &str, url: &str) {
+    let folder = repository().join(folder);
     if !have("node") {
         return skip("node is not installed");
     }
-    if !client.join("node_modules/uhst").is_dir() {
-        return skip("the uhst package is not there: `npm ci` in tests/client, or `tests/run`, installs it");
+    if !folder.join("node_modules").is_dir() {
+        return skip("the npm packages are not there: `npm ci` in the script's folder, or `tests/run`, installs them");
     }
-    // The script has a time limit of its own for every step.
-    let output = Command::new("node")
-        .arg(client.join("client.cjs"))
-        .arg(server.url())
-        .stdin(Stdio::null())
-        .output()
-        .expect("node runs");
+    let output = Command::new("node").arg(folder.join(script)).arg(url).stdin(Stdio::null()).output();
+    let output = output.expect("node runs");
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.trim_end().ends_with("PASSED"), "{}\n{said}\n{complained}", output.status);
