@@ -135,8 +135,8 @@ impl Settings {
             max_clients: whole(&get, "RELAY_MAX_CLIENTS", default.max_clients)?,
             max_hosts: whole(&get, "RELAY_MAX_HOSTS", default.max_hosts)?,
             max_connections: whole(&get, "RELAY_MAX_CONNECTIONS", default.max_connections)?,
-            message_lifetime: time(&get, "RELAY_MESSAGE_LIFETIME", 1.0, default.message_lifetime)?,
-            session_lifetime: time(&get, "RELAY_SESSION_LIFETIME", 1.0, default.session_lifetime)?,
+            message_lifetime: positive_time(&get, "RELAY_MESSAGE_LIFETIME", 1.0, default.message_lifetime)?,
+            session_lifetime: positive_time(&get, "RELAY_SESSION_LIFETIME", 1.0, default.session_lifetime)?,
             keep_alive: positive_time(&get, "RELAY_KEEP_ALIVE", 1.0, default.keep_alive)?,
             poll_tick: match get("RELAY_POLL_TICK")? {
                 None => None,

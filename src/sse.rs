@@ -24,10 +24,14 @@ const BETWEEN: Duration = Duration::from_millis(50);
 /// Why a stream is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The client has gone, or this process is asked to go.
+    /// The client has gone.
     Gone,
+    /// This process is asked to stop.
+    Stopped,
     /// A newer stream has taken over.
     Superseded,
+    /// The protocol says that it is over.
+    Over,
 }
 
 /// Writes an event. Its type is left out where it is `message`, which is what an event without one is.
@@ -71,7 +75,7 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
             let standing = listener.standing();
             match standing.and_then(|standing| match standing {
                 Standing::Superseded => Ok(Some(End::Superseded)),
-                other => Ok((!care.round(listener, other)?).then_some(End::Superseded)),
+                other => Ok((!care.round(listener, other)?).then_some(End::Over)),
             }) {
                 Ok(None) => trouble.over(),
                 Ok(Some(end)) => return end,
@@ -85,6 +89,11 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
             }
             let begun = pending.len();
             match listener.next(|record| write_event(&mut pending, &record)) {
+                Ok(true) if pending.len() == begun => {
+                    // All of it was too old; there may be more.
+                    pending.clear();
+                    continue;
+                }
                 Ok(_) => events = pending.len() > begun,
                 Err(error) => trouble.log(&error),
             }
@@ -111,7 +120,8 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
         // Who has something to write need not be told that there is more.
         let knock = if to_write { None } else { listener.wake() };
         match out.wait(knock, to_write, tick) {
-            Woken::HungUp | Woken::Stopped => return End::Gone,
+            Woken::HungUp => return End::Gone,
+            Woken::Stopped => return End::Stopped,
             Woken::Knock => {
                 listener.hear();
                 knocked = true;
@@ -134,6 +144,24 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
                 pending.shrink_to(64 * 1024);
             }
         }
+    }
+}
+
+/// Gives the client what is still waiting, and what comes within `time`: a stream that ends because its session or its
+/// process does should not keep the reason to itself.
+pub fn last_words(out: &mut Outgoing, listener: &mut Listener, time: Duration) {
+    let until = Instant::now() + time;
+    let (mut pending, mut written) = (Vec::new(), 0);
+    loop {
+        while matches!(listener.next(|record| write_event(&mut pending, &record)), Ok(true)) {}
+        while written < pending.len() && out.is_writable() {
+            written += out.write(&pending[written..]);
+        }
+        if Instant::now() >= until {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        listener.hear();
     }
 }
 

@@ -27,7 +27,7 @@ pub fn run() -> ExitCode {
         path: path.and_then(Result::ok).unwrap_or_default(),
         query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
         header: &header,
-        body: Body { length: None, reader: &mut io::empty() },
+        body: Body { length: None, is_awaited: true, reader: &mut io::empty() },
     };
     // RFC 3875, 4.1.2: without CONTENT_LENGTH there is no body, except that servers which take the chunks out of a
     // chunked body leave its name behind; its end is then the end of the input.
@@ -36,17 +36,17 @@ pub fn run() -> ExitCode {
     let malformed = match length.map(|text| digits(&text)) {
         Some(Some(length)) => {
             counted = reader.take(length);
-            request.body = Body { length: Some(length), reader: &mut counted };
+            request.body = Body { length: Some(length), is_awaited: true, reader: &mut counted };
             false
         }
         Some(None) => true,
         None => {
             if header("transfer-encoding").is_some() {
-                request.body = Body { length: None, reader: &mut reader };
+                request.body = Body { length: None, is_awaited: true, reader: &mut reader };
             } else if text("SERVER_PROTOCOL") == "HTTP/1.0" {
                 // A server that speaks HTTP/1.0 to us does not take chunks apart; a chunked message would be lost
                 // without a word. RFC 1945, 7.2.2: a body must have a length then.
-                request.body = Body { length: None, reader: &mut no_length };
+                request.body = Body { length: None, is_awaited: true, reader: &mut no_length };
             }
             false
         }

@@ -10,8 +10,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
 use std::fmt::Write as _;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,10 +29,13 @@ const HEAD_FIELDS: usize = 100;
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How long a client may take none of an answer's bytes.
 const WRITE_TIME: Duration = Duration::from_secs(30);
+/// How long sent bytes may stay unacknowledged, in milliseconds, before a connection counts as broken.
+const USER_TIMEOUT: u32 = 30_000;
 /// The longest line of a chunk's size, with its extensions, and the most bytes of trailer fields.
 const CHUNK_LINE_SIZE: usize = 256;
 const TRAILER_SIZE: usize = 8 * 1024;
-/// An unread body up to this size is read for the sake of the connection; behind a longer one it is closed.
+/// An unread body up to this size, or up to what the relay takes, is read for the sake of the connection; behind a longer
+/// one it is closed.
 const WORTH_DRAINING: u64 = 256 * 1024;
 /// How long streams and answers may take to end when the server stops.
 const STOP_TIME: Duration = Duration::from_millis(4500);
@@ -66,11 +70,17 @@ impl Listening {
         let listening = match address {
             Address::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
             Address::Unix(path) => {
-                // A socket that a killed server has left behind answers nobody, and keeps its place.
-                if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+                // A socket that a killed server has left behind answers nobody, and keeps its place. Any other file
+                // refuses connections too, and is not ours to remove.
+                let is_socket = std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket());
+                let refuses = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+                if is_socket && UnixStream::connect(path).is_err_and(refuses) {
                     std::fs::remove_file(path)?;
                 }
-                Self::Unix(UnixListener::bind(path)?, path.clone())
+                let listener = UnixListener::bind(path)?;
+                // Who may use it is for the folder to say, as with a port: the proxy in front is another user.
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+                Self::Unix(listener, path.clone())
             }
         };
         // The standard library's backlog is too short for thousands of clients who come back at once.
@@ -91,6 +101,8 @@ impl Listening {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
                 stream.set_nodelay(true)?;
+                // A client whose power was cut says nothing; its machine stops acknowledging.
+                let _ = sockopt::set_tcp_user_timeout(&stream, USER_TIMEOUT);
                 (stream.into(), peer.ip().to_string())
             }
             Self::Unix(listener, _) => (listener.accept()?.0.into(), "-".to_owned()),
@@ -161,7 +173,7 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
             Err(error) => {
                 // Out of descriptors or memory: those who are here finish, and then there is room again.
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
-                    eprintln!("uhst-relay: a connection could not be accepted: {error}");
+                    say(&format!("uhst-relay: a connection could not be accepted: {error}"));
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 continue;
@@ -190,7 +202,7 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
         });
         if let Err(error) = thread {
             shared.connections.fetch_sub(1, Ordering::AcqRel);
-            eprintln!("uhst-relay: no thread for a connection: {error}");
+            say(&format!("uhst-relay: no thread for a connection: {error}"));
         }
     }
     drop(listening);
@@ -256,6 +268,7 @@ struct Head {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Malformed {
     Head(&'static str),
+    MethodTooLong,
     TargetTooLong,
     HeadTooLarge,
     Version,
@@ -268,9 +281,11 @@ impl Malformed {
     fn reply(self) -> Reply {
         let (status, sentence) = match self {
             Self::Head(sentence) => (Status::BadRequest, sentence),
+            // RFC 9112, 3.
+            Self::MethodTooLong => (Status::NotImplemented, "There is no method as long as this."),
             Self::TargetTooLong => (Status::UriTooLong, "The URL is too long."),
             Self::HeadTooLarge => (Status::RequestHeaderFieldsTooLarge, "The header fields are too many or too long."),
-            Self::Version => (Status::HttpVersionNotSupported, "Only HTTP/1.0 and HTTP/1.1 are spoken here."),
+            Self::Version => (Status::HttpVersionNotSupported, "Only HTTP/1.1 and HTTP/1.0 are spoken here."),
             Self::TransferCoding => (Status::NotImplemented, "The only transfer coding is chunked."),
             Self::Expectation => (Status::ExpectationFailed, "The only expectation is 100-continue."),
             Self::TooSlow => (Status::RequestTimeout, "The request took too long to arrive."),
@@ -278,6 +293,10 @@ impl Malformed {
         Reply::error(status, sentence).header("Access-Control-Allow-Origin", "*")
     }
 }
+
+/// Optional white space (RFC 9110, 5.6.3). What `trim` takes for white space too, such as U+00A0, belongs to the value:
+/// a proxy may not see a length or a coding in it.
+const OWS: [char; 2] = [' ', '\t'];
 
 /// Finds a head in what has arrived: it and its size, or `None` when the rest has yet to come.
 fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Malformed> {
@@ -292,8 +311,10 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Malformed> {
             Ok(None)
         } else if bytes.contains(&b'\n') {
             Err(Malformed::HeadTooLarge)
-        } else {
+        } else if bytes.contains(&b' ') {
             Err(Malformed::TargetTooLong)
+        } else {
+            Err(Malformed::MethodTooLong)
         };
     };
     if end > HEAD_SIZE {
@@ -301,6 +322,14 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Malformed> {
     }
     let line = &head[..head.iter().position(|byte| *byte == b'\r').unwrap_or(0)];
     check_request_line(line)?;
+    // RFC 9110, 2.5: a later minor version is taken for the last that is known here, and to httparse.
+    let as_1_1;
+    let head = if matches!(line.last(), Some(b'2'..=b'9')) {
+        as_1_1 = [&head[..line.len() - 1], b"1", &head[line.len()..]].concat();
+        &as_1_1
+    } else {
+        head
+    };
 
     let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
@@ -308,6 +337,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Malformed> {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(Malformed::Head("The head ends early.")),
         Err(httparse::Error::TooManyHeaders) => return Err(Malformed::HeadTooLarge),
+        Err(httparse::Error::Token) => return Err(Malformed::Head("The method or the target is malformed.")),
         Err(_) => return Err(Malformed::Head("A header field is malformed.")),
     }
     let target = request.path.unwrap_or_default();
@@ -317,7 +347,9 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Malformed> {
     let fields: Vec<_> = request
         .headers
         .iter()
-        .map(|field| (field.name.to_ascii_lowercase(), String::from_utf8_lossy(field.value).trim().to_owned()))
+        .map(|field| {
+            (field.name.to_ascii_lowercase(), String::from_utf8_lossy(field.value).trim_matches(OWS).to_owned())
+        })
         .collect();
     let is_http_1_1 = request.version == Some(1);
     let length = body_length(&fields, is_http_1_1)?;
@@ -359,7 +391,7 @@ fn check_request_line(line: &[u8]) -> Result<(), Malformed> {
     let is_number =
         |part: &[u8]| part.len() == 3 && part[0].is_ascii_digit() && part[1] == b'.' && part[2].is_ascii_digit();
     match version.strip_prefix(b"HTTP/") {
-        Some(b"1.1" | b"1.0") => {}
+        Some([b'1', b'.', b'0'..=b'9']) => {}
         Some(number) if is_number(number) => return Err(Malformed::Version),
         _ => return Err(Malformed::Head("The request line does not end with an HTTP version.")),
     }
@@ -393,7 +425,19 @@ fn body_length(fields: &[(String, String)], is_http_1_1: bool) -> Result<Length,
             if !is_http_1_1 {
                 return Err(Malformed::Head("HTTP/1.0 has no Transfer-Encoding."));
             }
-            if coding.eq_ignore_ascii_case("chunked") { Ok(Length::Chunked) } else { Err(Malformed::TransferCoding) }
+            let mut codings = coding.rsplit(',').map(|coding| coding.trim_matches(OWS));
+            let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
+            if !codings.next().is_some_and(is_chunked) {
+                return Err(Malformed::Head("The last transfer coding is not chunked."));
+            }
+            let below: Vec<_> = codings.collect();
+            match below[..] {
+                [] => Ok(Length::Chunked),
+                _ if below.iter().any(|coding| coding.is_empty() || is_chunked(coding)) => {
+                    Err(Malformed::Head("Transfer-Encoding is not a list of codings with chunked once."))
+                }
+                _ => Err(Malformed::TransferCoding),
+            }
         }
         ([], _) => Err(Malformed::Head("There is more than one Transfer-Encoding.")),
         (_, []) => Err(Malformed::Head("There is more than one Content-Length.")),
@@ -408,9 +452,24 @@ fn check_host(fields: &[(String, String)], is_http_1_1: bool) -> Result<(), Malf
     if (host.is_none() && is_http_1_1) || hosts.next().is_some() {
         return Err(Malformed::Head("There must be one Host."));
     }
-    let is_plausible =
-        |host: &String| host.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#@\\,<>\"".contains(&byte));
-    if host.is_none_or(is_plausible) { Ok(()) } else { Err(Malformed::Head("Host is not a host.")) }
+    // It is empty where the target has no authority.
+    if host.is_none_or(|host| host.is_empty() || is_authority(host)) {
+        Ok(())
+    } else {
+        Err(Malformed::Head("Host is not a host."))
+    }
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110, 4.2), without the commas that would make it a list.
+fn is_authority(text: &str) -> bool {
+    let (is_host, port) = if let Some((address, port)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        (address.contains(':') && address.bytes().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(&byte)), port)
+    } else {
+        let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+        let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
+        (!name.is_empty() && name.bytes().all(is_name_byte), port)
+    };
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit())))
 }
 
 impl Head {
@@ -424,14 +483,20 @@ impl Head {
     fn keeps_alive(&self) -> bool {
         let connection = self.field("connection").unwrap_or_default().to_ascii_lowercase();
         let has = |option: &str| connection.split(',').any(|item| item.trim() == option);
-        if self.is_http_1_1 { !has("close") } else { has("keep-alive") }
+        // Behind a CONNECT comes what is meant for the tunnel that there is not (RFC 9110, 9.3.6), not a request.
+        !has("close") && (self.is_http_1_1 || has("keep-alive")) && self.method != "CONNECT"
     }
 
     /// Path and query of the target: origin form, or absolute form (RFC 9112, 3.2.2), or `*`.
     fn path_and_query(&self) -> Result<(String, Vec<u8>), Malformed> {
         let target = match self.target.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") => {
-                rest.find(['/', '?']).map_or("/", |at| &rest[at..])
+                let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+                // RFC 9110, 4.2.1 and 4.2.4: neither an empty host nor a user.
+                if !is_authority(authority) {
+                    return Err(Malformed::Head("The target's host is not a host."));
+                }
+                path
             }
             _ => &self.target,
         };
@@ -451,10 +516,15 @@ impl Head {
         let (path, query) = self.target.split_once('?').unwrap_or((&self.target, ""));
         let mut text = path.to_owned();
         for (index, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // Only what is known to be harmless; `%74oken` is a token too.
-            let shown = if matches!(name, "action" | "hostId" | "timestamp") { value } else { "-" };
-            let _ = write!(text, "{}{name}={shown}", if index == 0 { '?' } else { '&' });
+            text.push(if index == 0 { '?' } else { '&' });
+            // Only what is known to be harmless; `%74oken` is a token too, and so is one whose name was forgotten.
+            match pair.split_once('=') {
+                Some(("action" | "hostId" | "timestamp", _)) => text.push_str(pair),
+                Some((name @ ("token" | "lastEventId" | "last_event_id" | "evs_last_event_id"), _)) => {
+                    let _ = write!(text, "{name}=-");
+                }
+                _ => text.push('-'),
+            }
         }
         text.chars().map(|c| if c.is_control() || c == '"' || c == '\\' { '_' } else { c }).collect()
     }
@@ -483,10 +553,10 @@ impl Connection {
                 Ok(None) => return,
                 Err(malformed) => {
                     let reply = malformed.reply();
-                    log(server, &self.peer, "-", reply.status, 0);
                     let mut out = Vec::new();
                     write_head(&mut out, &reply, "HTTP/1.1", Some(false), None);
                     if let Content::Whole(body) = &reply.content {
+                        log(server, &self.peer, "-", reply.status, body.len());
                         out.extend_from_slice(body);
                     }
                     let _ = self.write_all(&out);
@@ -527,10 +597,9 @@ impl Connection {
 
     /// Puts what arrives next into the buffer.
     fn receive(&mut self) -> io::Result<usize> {
-        if self.taken == self.buffer.len() {
-            self.buffer.clear();
-            self.taken = 0;
-        }
+        // Only what is not read yet stays: a sender whose packets all end within a line would have everything kept.
+        self.buffer.drain(..self.taken);
+        self.taken = 0;
         let mut bytes = [0; 8192];
         loop {
             match rustix::io::read(&self.socket, &mut bytes) {
@@ -560,6 +629,7 @@ impl Connection {
         let expects = head.is_http_1_1 && head.field("expect").is_some();
         let header = |name: &str| head.field(name);
         let target = head.path_and_query();
+        let is_malformed = target.is_err();
         let left = match head.length {
             Length::Known(length) => BodyPart::Length(length),
             Length::Chunked => BodyPart::ChunkLine,
@@ -577,14 +647,15 @@ impl Connection {
                     header: &header,
                     body: Body {
                         length: if let Length::Known(length) = head.length { Some(length) } else { None },
+                        is_awaited: !expects,
                         reader: &mut body,
                     },
                 },
             ),
         };
         // Where the body ends, the next request begins; so it must be read.
-        let is_read = body.skip();
-        let keep_alive = head.keeps_alive() && is_read && !is_stopping();
+        let is_read = body.skip(server.settings.max_body.max(WORTH_DRAINING));
+        let keep_alive = head.keeps_alive() && is_read && !is_malformed && !is_stopping();
         let version = if head.is_http_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
         let head_only = head.method == "HEAD";
         let (status, line) = (reply.status, format!("{} {} {version}", head.method, head.loggable_target()));
@@ -673,7 +744,12 @@ fn log(server: &Server, peer: &str, line: &str, status: Status, size: usize) {
     let [_, day, month, year, time, _] = parts[..] else { return };
     let code = status.to_string();
     let code = code.split(' ').next().unwrap_or_default();
-    eprintln!("{peer} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}");
+    say(&format!("{peer} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}"));
+}
+
+/// Writes a line to stderr, in one piece. `eprintln!` panics once nobody reads it any more, and writes in many pieces.
+fn say(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 // ---- the body of a request
@@ -703,8 +779,8 @@ struct BodyReader<'c> {
 }
 
 impl BodyReader<'_> {
-    /// Reads and drops the rest. False when the connection cannot be used behind it.
-    fn skip(&mut self) -> bool {
+    /// Reads and drops the rest, if it is at most so long. False when the connection cannot be used behind it.
+    fn skip(&mut self, most: u64) -> bool {
         if self.part == BodyPart::Length(0) {
             return true;
         }
@@ -713,7 +789,7 @@ impl BodyReader<'_> {
         if self.failed || self.expects {
             return false;
         }
-        let read = io::copy(&mut self.take(WORTH_DRAINING), &mut io::sink());
+        let read = io::copy(&mut self.take(most), &mut io::sink());
         read.is_ok() && self.part == BodyPart::Length(0)
     }
 
@@ -815,8 +891,9 @@ impl Read for BodyReader<'_> {
 fn chunk_size(line: &[u8]) -> Option<u64> {
     let end = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
     let (digits, extension) = line.split_at(end);
-    let extension = extension.trim_ascii_start();
-    if digits.is_empty() || digits.len() > 15 || !(extension.is_empty() || extension[0] == b';') {
+    // White space only before the semicolon of an extension.
+    let begins = extension.iter().find(|byte| !b" \t".contains(byte));
+    if digits.is_empty() || digits.len() > 15 || !(extension.is_empty() || begins == Some(&b';')) {
         return None;
     }
     if extension.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
@@ -825,7 +902,332 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
+/// `field-name ":" field-value`, as httparse has it.
 fn is_field(line: &[u8]) -> bool {
-    let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
-    name.len() < line.len() && !name.is_empty() && name.iter().all(u8::is_ascii_graphic)
+    let field = [line, b"\r\n\r\n"].concat();
+    matches!(httparse::parse_headers(&field, &mut [httparse::EMPTY_HEADER]), Ok(httparse::Status::Complete(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    fn parse(head: impl AsRef<[u8]>) -> Result<Option<(Head, usize)>, Malformed> {
+        parse_head(head.as_ref())
+    }
+
+    /// The head of this text, which is one.
+    #[track_caller]
+    fn head(text: &str) -> Head {
+        let (head, size) = parse(text).unwrap_or_else(|error| panic!("{text:?}: {error:?}")).expect("a whole head");
+        assert_eq!(size, text.len(), "{text:?}");
+        head
+    }
+
+    fn fields(fields: &str) -> Result<Option<(Head, usize)>, Malformed> {
+        parse(format!("POST / HTTP/1.1\r\nHost: relay\r\n{fields}\r\n\r\n"))
+    }
+
+    #[test]
+    fn a_head_is_found_where_it_ends() {
+        let text = "\r\nPOST /?a=b HTTP/1.1\r\nHost: relay\r\nContent-Length: \t5 \r\nX: \u{e9}\r\n\r\n";
+        for end in 0..text.len() {
+            assert!(parse(&text.as_bytes()[..end]).is_ok_and(|head| head.is_none()), "{end}");
+        }
+        let (head, size) = parse(format!("{text}GET /second")).unwrap().unwrap();
+        assert_eq!(size, text.len());
+        assert_eq!((head.method.as_str(), head.target.as_str(), head.is_http_1_1), ("POST", "/?a=b", true));
+        assert_eq!(head.length, Length::Known(5));
+        assert_eq!(head.field("x").as_deref(), Some("\u{e9}"));
+        assert_eq!(head.path_and_query().unwrap(), ("/".to_owned(), b"a=b".to_vec()));
+    }
+
+    #[test]
+    fn what_is_not_a_length_is_none() {
+        let length = |lines: &str| fields(lines).map(|head| head.expect("a whole head").0.length);
+        assert_eq!(length("A: b"), Ok(Length::Known(0)));
+        assert_eq!(length("Content-Length: 18446744073709551615"), Ok(Length::Known(u64::MAX)));
+        assert_eq!(length("Transfer-Encoding: \tCHUNKED "), Ok(Length::Chunked));
+        for wrong in ["+5", "-5", "5, 5", "0x5", "", "5 5", "\u{a0}5", "5\u{3000}", "18446744073709551616"] {
+            assert!(matches!(length(&format!("Content-Length: {wrong}")), Err(Malformed::Head(_))), "{wrong}");
+        }
+        for wrong in ["identity", "chunked, gzip", "chunked, chunked", ",chunked", "chunked,", "\u{a0}chunked", "x"] {
+            assert!(matches!(length(&format!("Transfer-Encoding: {wrong}")), Err(Malformed::Head(_))), "{wrong}");
+        }
+        assert_eq!(length("Transfer-Encoding: gzip, chunked"), Err(Malformed::TransferCoding));
+        assert!(length("Transfer-Encoding: chunked\r\nContent-Length: 0").is_err());
+    }
+
+    #[test]
+    fn an_authority_is_a_host_and_perhaps_a_port() {
+        for right in ["a", "a:", "a:80", "127.0.0.1:1", "[::1]", "[::ffff:1.2.3.4]:80", "a_b.c-d~%20", "a;b=c"] {
+            assert!(is_authority(right), "{right}");
+        }
+        for wrong in
+            ["", ":80", "a:b", "a:8:0", "a b", "me@a", "a,b", "a/", "[", "[::1", "[]", "[::1]x", "[a]", "\u{e9}"]
+        {
+            assert!(!is_authority(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_target_is_seen_through_all_its_forms() {
+        let target =
+            |target: &str| head(&format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n")).path_and_query().ok();
+        let to = |path: &str, query: &str| Some((path.to_owned(), query.as_bytes().to_vec()));
+        assert_eq!(target("/a%20b?c%20d"), to("/a b", "c%20d"));
+        assert_eq!(target("http://a"), to("", ""));
+        assert_eq!(target("HTTP://a?b"), to("", "b"));
+        assert_eq!(target("https://a:1/b?c"), to("/b", "c"));
+        assert_eq!(target("*"), to("", ""));
+        assert_eq!(target("/?x=http://me@b"), to("/", "x=http://me@b"));
+        for wrong in ["a", "ftp://a/", "http:///", "http://me@a/", "http://a:b/", "/%00", "/%ff", "*x", "a:80"] {
+            assert_eq!(target(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_log_shows_no_token() {
+        let shown = |target: &str| head(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).loggable_target();
+        assert_eq!(shown("/?action=join&hostId=1"), "/?action=join&hostId=1");
+        assert_eq!(shown("/?token=secret&lastEventId=7"), "/?token=-&lastEventId=-");
+        for target in ["/?%74oken=secret", "/?Token=secret", "/?secret", "/?secret=", "/?a=secret", "/?&&secret&&"] {
+            assert!(!shown(target).contains("secret"), "{target}");
+        }
+        assert_eq!(shown("/\"\\\u{85}"), "/___");
+    }
+
+    #[test]
+    fn a_chunk_has_a_size_and_nothing_that_could_be_another() {
+        for (line, size) in
+            [("0", 0), ("0005", 5), ("fF", 255), ("5;a=b", 5), ("5 \t ;a", 5), ("fffffffffffffff", (1 << 60) - 1)]
+        {
+            assert_eq!(chunk_size(line.as_bytes()), Some(size), "{line}");
+        }
+        for line in [
+            "",
+            " 5",
+            "5 ",
+            "5\t",
+            "5\x0c;a",
+            "+5",
+            "-5",
+            "0x5",
+            "5g",
+            "5,5",
+            "5 5",
+            ";a",
+            "5;\x01",
+            "5;\x7f",
+            "1000000000000000",
+        ] {
+            assert_eq!(chunk_size(line.as_bytes()), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_trailer_is_a_field() {
+        assert!(is_field(b"A: b") && is_field(b"A:") && is_field(b"!#: \xff"));
+        for wrong in [&b"A"[..], b": b", b"A : b", b" A: b", b"A(: b", b"A: \0", b"A: \x7f", b"\xff: b"] {
+            assert!(!is_field(wrong), "{wrong:?}");
+        }
+    }
+
+    /// A connection on which these pieces arrive one by one, and then its end, or nothing.
+    fn connection<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, with_end: bool) -> (Connection, OwnedFd) {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        for piece in pieces.into_iter().filter(|piece| !piece.is_empty()) {
+            assert_eq!(send(&theirs, piece, SendFlags::DONTWAIT), Ok(piece.len()));
+        }
+        if with_end {
+            shutdown(&theirs, Shutdown::Write).unwrap();
+        }
+        (Connection { socket: ours, peer: String::new(), buffer: Vec::new(), taken: 0 }, theirs)
+    }
+
+    fn reader(connection: &mut Connection, part: BodyPart, time: Duration) -> BodyReader<'_> {
+        let until = Instant::now() + time;
+        BodyReader { connection, part, expects: false, until, failed: false }
+    }
+
+    #[test]
+    fn a_body_that_trickles_in_is_not_waited_for_forever() {
+        let (mut connection, theirs) = connection([b"1".as_slice()], false);
+        sockopt::set_socket_timeout(&connection.socket, sockopt::Timeout::Recv, Some(Duration::from_secs(10))).unwrap();
+        let trickle = std::thread::spawn(move || {
+            while send(&theirs, b"1", SendFlags::NOSIGNAL).is_ok() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let mut body = reader(&mut connection, BodyPart::Length(1 << 40), Duration::from_millis(200));
+        let error = io::copy(&mut body, &mut io::sink()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(!body.skip(u64::MAX));
+        drop(connection);
+        trickle.join().unwrap();
+    }
+
+    #[test]
+    fn what_has_been_read_of_a_body_is_not_kept() {
+        // Each packet ends in the middle of the next chunk's line.
+        let packet = format!("{}\r\n \r\n1;{}", "x".repeat(100), "x".repeat(100));
+        let pieces: Vec<_> =
+            std::iter::once(b"1;x".as_slice()).chain(std::iter::repeat_n(packet.as_bytes(), 100)).collect();
+        let (mut connection, _theirs) = connection(pieces, true);
+        let mut body = reader(&mut connection, BodyPart::ChunkLine, Duration::from_secs(10));
+        let mut byte = [0];
+        for _ in 0..100 {
+            body.read_exact(&mut byte).unwrap();
+            assert!(body.connection.buffer.len() <= 2 * packet.len(), "{}", body.connection.buffer.len());
+        }
+    }
+
+    /// A line of a head that a stranger may have thought of.
+    fn line() -> impl Strategy<Value = Vec<u8>> {
+        let length = prop::sample::select(vec![
+            "Content-Length: 5",
+            "content-length:5",
+            "Content-Length: 7",
+            "Content-Length: 5, 5",
+            "Content-Length : 5",
+            "Content-Length: +5",
+            "Content-Length:\u{a0}5",
+            "Content-Length: 0",
+            " Content-Length: 5",
+            "Content-Length: ",
+            "Transfer-Encoding: chunked",
+            "transfer-encoding:chunked",
+            "Transfer-Encoding: gzip",
+            "Transfer-Encoding:",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: chunked, identity",
+            "Transfer-Encoding:\u{b}chunked",
+            "Transfer-Encoding\t: chunked",
+            "\tTransfer-Encoding: chunked",
+            "Transfer-Encoding: xchunked",
+            "Host: relay",
+            "A: b",
+            "A: b\rTransfer-Encoding: chunked",
+            "A: b\nContent-Length: 5",
+            "A: \0",
+            "",
+        ]);
+        prop_oneof![
+            8 => length.prop_map(|line| line.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 0..20),
+        ]
+    }
+
+    /// Lengths and codings as the most credulous of proxies would see them: any line that names one, whatever ends the
+    /// line, stands around the name, or is in the value.
+    fn claims(head: &[u8]) -> Vec<(String, String)> {
+        let text = String::from_utf8_lossy(head).to_lowercase();
+        let lines = text.split(['\n', '\r']).filter_map(|line| line.split_once(':'));
+        lines
+            .map(|(name, value)| (name.trim().to_owned(), value.trim_matches([' ', '\t']).to_owned()))
+            .filter(|(name, _)| name == "content-length" || name == "transfer-encoding")
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn no_bytes_make_the_reader_of_heads_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let _ = parse(&bytes);
+            let _ = parse([b"GET / HTTP/1.1\r\n".as_slice(), &bytes, b"\r\n\r\n"].concat());
+            if let Ok(Some((head, size))) = parse([b"GET ".as_slice(), &bytes, b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat()) {
+                prop_assert!(size <= bytes.len() + 40);
+                let _ = head.path_and_query();
+                prop_assert!(!head.loggable_target().contains(['\r', '\n', '"']));
+            }
+        }
+
+        #[test]
+        fn no_two_readers_disagree_about_where_a_body_ends(
+            lines in prop::collection::vec(line(), 0..5),
+            version in prop::sample::select(vec!["HTTP/1.1", "HTTP/1.0", "HTTP/1.2"]),
+            ends in prop::collection::vec(prop::sample::select(vec!["\r\n", "\r\n", "\r\n", "\r\n", "\r\n", "\n", "\r", "\r\r\n"]), 5),
+        ) {
+            let mut bytes = format!("POST / {version}\r\nHost: relay\r\n").into_bytes();
+            for (line, end) in lines.iter().zip(&ends) {
+                bytes.extend_from_slice(line);
+                bytes.extend_from_slice(end.as_bytes());
+            }
+            bytes.extend_from_slice(b"\r\n");
+            if let Ok(Some((head, size))) = parse(&bytes) {
+                // What is accepted leaves no other reading.
+                let claims = claims(&bytes[..size]);
+                let expected = match &claims[..] {
+                    [] => Some(Length::Known(0)),
+                    [(name, value)] if name == "content-length" && value.bytes().all(|byte| byte.is_ascii_digit()) => {
+                        value.parse().ok().map(Length::Known)
+                    }
+                    [(name, value)] if name == "transfer-encoding" && value == "chunked" && version != "HTTP/1.0" => {
+                        Some(Length::Chunked)
+                    }
+                    _ => None,
+                };
+                prop_assert_eq!(Some(head.length), expected, "{:?}", String::from_utf8_lossy(&bytes));
+            }
+        }
+
+        #[test]
+        fn chunks_make_the_same_body_however_they_arrive(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..12),
+            extension in prop::sample::select(vec!["", ";a", " ; a=\"b\"", ";0=5"]),
+            trailer in prop::sample::select(vec!["", "A: b\r\n", "Content-Length: 5\r\nA: \r\n"]),
+            tears in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
+            size in 1..64_usize,
+        ) {
+            let mut bytes = Vec::new();
+            for chunk in &chunks {
+                bytes.extend_from_slice(format!("{:x}{extension}\r\n", chunk.len()).as_bytes());
+                bytes.extend_from_slice(chunk);
+                bytes.extend_from_slice(b"\r\n");
+            }
+            bytes.extend_from_slice(format!("0{extension}\r\n{trailer}\r\n").as_bytes());
+            let behind = b"GET /next HTTP/1.1\r\n";
+            bytes.extend_from_slice(behind);
+
+            let mut tears: Vec<_> = tears.iter().map(|tear| tear.index(bytes.len())).collect();
+            tears.extend([0, bytes.len()]);
+            tears.sort_unstable();
+            let (mut connection, _theirs) = connection(tears.windows(2).map(|ends| &bytes[ends[0]..ends[1]]), true);
+            let mut body = reader(&mut connection, BodyPart::ChunkLine, Duration::from_secs(10));
+            let mut found = Vec::new();
+            let mut buffer = vec![0; size];
+            loop {
+                match body.read(&mut buffer).unwrap() {
+                    0 => break,
+                    count => found.extend_from_slice(&buffer[..count]),
+                }
+            }
+            prop_assert_eq!(found, chunks.concat());
+            prop_assert!(body.skip(0));
+            // Not a byte of the next request is gone.
+            while connection.receive().unwrap() > 0 {}
+            prop_assert_eq!(&connection.buffer[connection.taken..], behind);
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_of_chunks_panic(
+            pieces in prop::collection::vec(prop_oneof![
+                prop::collection::vec(any::<u8>(), 1..30),
+                prop::sample::select(vec!["5\r\n12345\r\n", "0\r\n", "\r\n", "1;", "ffffffffffffffff\r\n", "A: b\r\n"])
+                    .prop_map(|text| text.as_bytes().to_vec()),
+            ], 0..12),
+        ) {
+            let (mut connection, _theirs) = connection(pieces.iter().map(Vec::as_slice), true);
+            let mut body = reader(&mut connection, BodyPart::ChunkLine, Duration::from_secs(10));
+            let mut found = Vec::new();
+            let read = body.read_to_end(&mut found);
+            prop_assert!(found.len() <= pieces.concat().len());
+            // A body that has failed leaves a connection that cannot be used.
+            prop_assert_eq!(body.skip(u64::MAX), read.is_ok());
+        }
+    }
 }

@@ -35,6 +35,9 @@ pub struct Request<'a> {
 pub struct Body<'a> {
     /// Its length where the sender said it (`Content-Length`); `None` for a chunked one.
     pub length: Option<u64>,
+    /// Whether it comes without being asked for. Otherwise the first read asks the client for it
+    /// (`Expect: 100-continue`).
+    pub is_awaited: bool,
     /// The bytes, up to their end.
     pub reader: &'a mut dyn Read,
 }
@@ -85,6 +88,9 @@ impl Body<'_> {
     /// A client that is still sending would not see the refusal, only a broken connection; a few times the limit is
     /// read and thrown away for its sake, more is not our problem.
     fn drain(&mut self, limit: u64) {
+        if !self.is_awaited {
+            return;
+        }
         let _ = io::copy(&mut self.reader.take(limit.saturating_mul(8)), &mut io::sink());
     }
 }
@@ -258,6 +264,20 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn new(fd: BorrowedFd<'a>, framing: Framing, broken: bool) -> Self {
         Self { fd, framing, broken, chunk: Vec::new(), sent: 0, carries: 0 }
+    }
+
+    /// Whether the way to the client is our own socket, and not a web server's.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.framing != Framing::WebServer
+    }
+
+    /// Whether the client is there and can take bytes.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        let mut client = [PollFd::from_borrowed_fd(self.fd, PollFlags::OUT)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        !self.broken && poll(&mut client, Some(&now)).is_ok() && client[0].revents() == PollFlags::OUT
     }
 
     /// Sleeps until the client has hung up, the process is asked to stop, `knock` is readable, the client can take

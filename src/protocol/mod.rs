@@ -31,7 +31,8 @@ pub fn sweep_is_due(settings: &Settings) -> bool {
 
 /// Does a little of the sweep, after an answer has gone out.
 pub fn sweep_some(settings: &Settings) {
-    // Half a lifetime a round: nothing dead stays for longer than one and a half.
+    // Half a lifetime a round: as long as there are requests or streams, nothing dead stays for much longer than one and
+    // a half.
     let round = settings.session_lifetime / 2;
     let swept = Store::new(&settings.data_dir).sweep_some(round, |session| uhst::sweep(settings, session));
     if let Err(error) = swept {

@@ -123,7 +123,7 @@ mod tests {
             path: String::new(),
             query: query.into(),
             header: &|name| accept.filter(|_| name == "accept").map(str::to_owned),
-            body: Body { length: None, reader: &mut std::io::empty() },
+            body: Body { length: None, is_awaited: true, reader: &mut std::io::empty() },
         })
     }
 

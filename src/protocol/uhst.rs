@@ -17,7 +17,7 @@ use super::{options, store_status};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status};
 use crate::sse::{self, Care, End};
-use crate::store::mailbox::{Knock, Listener, Mailbox, Presence, Standing};
+use crate::store::mailbox::{Knock, Listener, Mailbox, Presence, Standing, has_passed};
 use crate::store::queue::now_ms;
 use crate::store::session::{Session, SessionRecord};
 use crate::store::{self, Store, random_hex};
@@ -31,6 +31,9 @@ const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
 /// A host that was registered less than this ago and has not opened its stream yet still may; nobody else gets its id.
 const OPENING_TIME: Duration = Duration::from_secs(10);
+
+/// How long a stream that ends with its process waits for the closed events of its peers, which end with it.
+const LAST_WORDS_TIME: Duration = Duration::from_millis(500);
 
 /// Random ids are tried this often. Of 10,000 ids (with a prefix) with 9,500 in use, all tries fail once in 150
 /// registrations; of a million (without), never.
@@ -84,6 +87,7 @@ enum Refusal {
     HostIdTaken,
     UnknownHost,
     HostGone,
+    HostNotThere,
     ClientGone,
     NoIdLeft,
     TooManyHosts(u64),
@@ -123,6 +127,7 @@ impl Refusal {
             | Self::HostIdTaken
             | Self::UnknownHost
             | Self::HostGone
+            | Self::HostNotThere
             | Self::ClientGone
             | Self::BadJson(_)
             | Self::Body(BodyError::CutShort | BodyError::Malformed) => Status::BadRequest,
@@ -167,6 +172,7 @@ impl fmt::Display for Refusal {
             Self::HostIdTaken => f.write_str("Another host has this hostId: take another one, or none to get a free one."),
             Self::UnknownHost => f.write_str("There is no such host: check the hostId, and that the host is listening."),
             Self::HostGone => f.write_str("The host is not listening any more: nothing was sent."),
+            Self::HostNotThere => f.write_str("The host is not listening any more: there is nobody to hear from."),
             Self::ClientGone => f.write_str("The client is not listening any more: nothing was sent."),
             Self::NoIdLeft => f.write_str("No free host id was found: try again later, or choose a hostId."),
             Self::TooManyHosts(limit) => write!(f, "The relay has its {limit} hosts (RELAY_MAX_HOSTS): try again later."),
@@ -204,10 +210,10 @@ impl Relay<'_> {
             ("POST", Some("host"), _) => self.register(query.get("hostId")),
             ("POST", Some("join"), _) => self.join(query.get("hostId")),
             ("POST", Some("ping"), _) => Ok(ping(query.get("timestamp"))),
-            (_, Some("host" | "join" | "ping"), None) => Err(Refusal::MethodNotAllowed("POST, OPTIONS")),
+            (_, Some("host" | "join" | "ping"), _) => Err(Refusal::MethodNotAllowed("POST, OPTIONS")),
             ("POST", None, Some(token)) => self.send(token, request),
             ("GET", None, Some(token)) => self.listen(token, resume_id(&query, request)),
-            ("HEAD", None, Some(token)) => self.verify(token).and_then(|(token, _)| self.would_listen(&token)),
+            ("HEAD", None, Some(token)) => self.would_listen(token, resume_id(&query, request)),
             (_, None, None) => Err(Refusal::NoToken),
             _ => Err(Refusal::UnknownAction),
         }
@@ -264,13 +270,13 @@ impl Relay<'_> {
             let taken = match session.host().presence()? {
                 Presence::Listening => true,
                 Presence::Waiting => is_recent(session.touched()?, OPENING_TIME),
-                Presence::Ended { .. } => false,
+                Presence::Ended { at, told } => !told && !has_passed(at, self.settings.grace),
             };
             if taken || only_unused {
                 return Ok(false);
             }
             // Clients of the earlier registration may be listening still; theirs is over.
-            self.tell_clients(&session, host_id)?;
+            Self::tell_clients(&session, host_id)?;
             session.clear()?;
         }
         session.set_record(SessionRecord {
@@ -401,6 +407,7 @@ impl Relay<'_> {
             }
             Token::Client { host_id, client_id, registration } => {
                 let session = self.session_of_client(host_id, client_id, registration.as_deref())?;
+                self.check_worth_listening(&session, &session.client(client_id), resume)?;
                 session.client(client_id).listen(resume, lifetime)?
             }
             Token::Response { .. } => return Err(Refusal::ResponseTokenListens),
@@ -410,33 +417,48 @@ impl Relay<'_> {
             let mut listener = listener;
             let relay = Relay { store: Store::new(&settings.data_dir), settings: &settings };
             let mut listening = Listening { relay: &relay, token: &token, missing: 0 };
-            if sse::feed(out, &mut listener, &mut listening, &settings) == End::Gone
-                && let Err(error) = relay.end(&token, listener)
+            let end = sse::feed(out, &mut listener, &mut listening, &settings);
+            if matches!(end, End::Gone | End::Stopped)
+                && let Err(error) = relay.end(&token, &listener)
             {
                 error.log();
+            }
+            match end {
+                // All streams of this process end at this moment; so they hear of each other. A web server that stops
+                // us has closed the client's connection already.
+                End::Stopped if out.is_own() => sse::last_words(out, &mut listener, LAST_WORDS_TIME),
+                End::Over => sse::last_words(out, &mut listener, Duration::ZERO),
+                _ => {}
             }
         };
         Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
     }
 
     /// What GET would answer, without listening: a HEAD must not take the stream away from whoever has it.
-    fn would_listen(&self, token: &Token) -> Result<Reply, Refusal> {
-        match token {
+    fn would_listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
+        let (token, _) = self.verify(token)?;
+        match &token {
             Token::Host { host_id, registration } => {
                 self.session_of_host(host_id, registration.as_deref())?;
             }
-            Token::Client { host_id, registration: None, .. } => {
-                let session = self.store.session(host_id)?.ok_or(Refusal::UnknownHost)?;
-                if !self.host_is_present(&session)? {
-                    return Err(Refusal::UnknownHost);
-                }
-            }
             Token::Client { host_id, client_id, registration } => {
-                self.session_of_client(host_id, client_id, registration.as_deref())?;
+                let session = self.session_of_client(host_id, client_id, registration.as_deref())?;
+                self.check_worth_listening(&session, &session.client(client_id), resume)?;
             }
             Token::Response { .. } => return Err(Refusal::ResponseTokenListens),
         }
         Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() })
+    }
+
+    /// A client whose host has left may only fetch what is waiting, the host's closed event among it.
+    fn check_worth_listening(
+        &self,
+        session: &Session,
+        client: &Mailbox<'_>,
+        resume: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let worth = self.host_is_present(session)? || client.has_waiting(resume)?;
+        if worth { Ok(()) } else { Err(Refusal::HostNotThere) }
     }
 
     // ---- who is who
@@ -444,7 +466,12 @@ impl Relay<'_> {
     /// The session of a host's token. `None` where an application has minted the token and there is no session yet.
     fn session_of_host(&self, host_id: &HostId, registration: Option<&str>) -> Result<Option<Session>, Refusal> {
         let session = self.store.session(host_id)?;
-        let Some(registration) = registration else { return Ok(session) };
+        let Some(registration) = registration else {
+            if let Some(session) = &session {
+                self.keep(session.touched()?, || session.touch())?;
+            }
+            return Ok(session);
+        };
         let session = session.ok_or(Refusal::ExpiredToken)?;
         let touched = session.touched()?;
         if session.record().and_then(|record| record.registration.as_deref()) != Some(registration)
@@ -476,11 +503,10 @@ impl Relay<'_> {
         let Some(registration) = registration else {
             let session = session.ok_or(Refusal::UnknownHost)?;
             let client = session.client(client_id);
-            if client.touched()?.is_none() {
-                if !self.host_is_present(&session)? {
-                    return Err(Refusal::UnknownHost);
-                }
-                self.add_client(&session, client_id)?;
+            match client.touched()? {
+                Some(touched) => self.keep(touched, || client.touch())?,
+                None if self.host_is_present(&session)? => self.add_client(&session, client_id)?,
+                None => return Err(Refusal::UnknownHost),
             }
             return Ok(session);
         };
@@ -505,15 +531,13 @@ impl Relay<'_> {
     /// promised to be kept.
     fn is_over(&self, mailbox: &Mailbox<'_>, touched: SystemTime) -> Result<bool, store::Error> {
         let lifetime = self.settings.session_lifetime;
-        Ok(match mailbox.presence()? {
-            Presence::Listening => false,
-            Presence::Ended { at, .. } => has_passed(at, lifetime) && !is_recent(touched, lifetime),
-            Presence::Waiting => {
-                let message = mailbox.last_message()?;
-                !is_recent(touched, lifetime)
-                    && !message.is_some_and(|at| is_recent(at, self.settings.message_lifetime))
-            }
-        })
+        match mailbox.presence()? {
+            Presence::Listening => return Ok(false),
+            Presence::Ended { at, .. } if !has_passed(at, lifetime) => return Ok(false),
+            Presence::Ended { .. } | Presence::Waiting => {}
+        }
+        let message = mailbox.last_message()?;
+        Ok(!is_recent(touched, lifetime) && !message.is_some_and(|at| is_recent(at, self.settings.message_lifetime)))
     }
 
     fn host_is_present(&self, session: &Session) -> Result<bool, store::Error> {
@@ -542,12 +566,16 @@ impl Relay<'_> {
     /// Tells the peers of every stream of the session that has ended, once its grace is over.
     fn tell_all(&self, session: &Session, host_id: &HostId) -> Result<(), store::Error> {
         self.tell_of_host(session, host_id)?;
-        session.clients()?.iter().try_for_each(|client_id| self.tell_of_client(session, client_id))
+        let mut outcome = Ok(());
+        for client_id in session.clients()? {
+            outcome = outcome.and(self.tell_of_client(session, &client_id));
+        }
+        outcome
     }
 
     fn tell_of_host(&self, session: &Session, host_id: &HostId) -> Result<(), store::Error> {
         if self.is_news(&session.host())? {
-            self.tell_clients(session, host_id)?;
+            Self::tell_clients(session, host_id)?;
             session.host().set_told()?;
         }
         Ok(())
@@ -567,13 +595,11 @@ impl Relay<'_> {
     }
 
     /// Notes that a stream has ended, and tells its peers unless it may still come back unnoticed.
-    fn end(&self, token: &Token, listener: Listener) -> Result<(), store::Error> {
+    fn end(&self, token: &Token, listener: &Listener) -> Result<(), store::Error> {
         let Some(session) = self.store.session(token.host_id())? else { return Ok(()) };
-        if !mailbox_of(&session, token).end(&listener)? {
+        if !mailbox_of(&session, token).end(listener)? {
             return Ok(());
         }
-        // The stream is listening for as long as its listener lives.
-        drop(listener);
         match token {
             Token::Host { host_id, .. } => self.tell_of_host(&session, host_id),
             Token::Client { client_id, .. } | Token::Response { client_id, .. } => {
@@ -582,12 +608,16 @@ impl Relay<'_> {
         }
     }
 
-    fn tell_clients(&self, session: &Session, host_id: &HostId) -> Result<(), store::Error> {
+    /// Every client, also one that is away and may come back. One whose mailbox is broken does not keep the others from
+    /// knowing.
+    fn tell_clients(session: &Session, host_id: &HostId) -> Result<(), store::Error> {
         let event = relay_event("host_closed", host_id.as_str());
         for client_id in session.clients()? {
-            let client = session.client(&client_id);
-            if self.client_is_present(&client)? {
-                drop(client.put("relay_event", &event, None)?);
+            match session.client(&client_id).put("relay_event", &event, None) {
+                Ok(knock) => drop(knock),
+                // Tried again with the next look; until then some hear it twice, which is better than never.
+                Err(error @ store::Error::DiskFull(_)) => return Err(error),
+                Err(error) => error.log(),
             }
         }
         Ok(())
@@ -606,7 +636,7 @@ impl Relay<'_> {
         if self.is_over(&session.host(), session.touched()?)? {
             // One that never opened has not been told of yet.
             if session.host().presence()? == Presence::Waiting {
-                self.tell_clients(&session, &host_id)?;
+                Self::tell_clients(&session, &host_id)?;
             }
             return session.remove();
         }
@@ -675,15 +705,24 @@ impl Care for Listening<'_> {
         self.missing = 0;
         let Relay { settings, store } = self.relay;
         let (host_id, is_host) = (self.token.host_id(), matches!(self.token, Token::Host { .. }));
+        if listener.has_lost_wake()?
+            && let Some(session) = store.session(host_id)?
+        {
+            mailbox_of(&session, self.token).mend_wake(listener)?;
+        }
         if let Some(keep_from) = listener.can_go(settings.max_queue)
             && let Some(session) = store.session(host_id)?
         {
             mailbox_of(&session, self.token).compact(listener, keep_from)?;
         }
-        if store.has_news(host_id, is_host)
+        if store.has_news(host_id, is_host, settings.grace)
             && let Some(session) = store.session(host_id)?
         {
-            self.relay.tell_all(&session, host_id)?;
+            if is_host {
+                self.relay.tell_all(&session, host_id)?;
+            } else {
+                self.relay.tell_of_host(&session, host_id)?;
+            }
         }
         if store.sweep_is_due() {
             super::sweep_some(settings);
@@ -770,11 +809,6 @@ fn now_s() -> u64 {
 /// Whether `time` is less than `duration` ago. The future (a clock was set back) is recent.
 fn is_recent(time: SystemTime, duration: Duration) -> bool {
     time.elapsed().is_ok_and(|elapsed| elapsed < duration) || time > SystemTime::now()
-}
-
-/// Whether `duration` has passed since `at`, in milliseconds since 1970.
-fn has_passed(at: u64, duration: Duration) -> bool {
-    Duration::from_millis(now_ms().saturating_sub(at)) >= duration
 }
 
 #[cfg(test)]

@@ -178,19 +178,13 @@ impl Mailbox<'_> {
     /// # Errors
     /// When the mailbox cannot be read or written.
     pub fn listen(&self, resume: Option<u64>, lifetime: Duration) -> Result<Listener, Error> {
-        let position = match &open_stream(&self.path)? {
-            Some(file) => StreamRecord::read(file)?.position,
-            None => 0,
-        };
         let end = Writer::open(&self.path.join(QUEUE))?.end();
-        let mut queue = Reader::open(&self.path.join(QUEUE), position)?;
-        if let Some(id) = resume {
-            queue.resume(id)?;
-        }
+        let queue = self.reader(resume)?;
         let oldest = now_ms().saturating_sub(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
         let older = Knock::at(&self.path);
+        let stream = HeldStream::prepare(&self.path, queue.position())?;
         let wake = Wake::make(&self.path);
-        let stream = HeldStream::make(&self.path, queue.position())?;
+        let stream = stream.take_place(&self.path)?;
         // Only now does the older stream find itself replaced.
         drop(older);
         Ok(Listener {
@@ -205,6 +199,44 @@ impl Mailbox<'_> {
         })
     }
 
+    /// The queue behind the event `resume` if it has it, else behind what the last stream has been given.
+    fn reader(&self, resume: Option<u64>) -> Result<Reader, Error> {
+        let position = match &open_stream(&self.path)? {
+            Some(file) => StreamRecord::read(file)?.position,
+            None => 0,
+        };
+        let mut queue = Reader::open(&self.path.join(QUEUE), position)?;
+        if let Some(id) = resume {
+            queue.resume(id)?;
+        }
+        Ok(queue)
+    }
+
+    /// Whether who [listens](Self::listen) now finds something waiting.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn has_waiting(&self, resume: Option<u64>) -> Result<bool, Error> {
+        match self.reader(resume) {
+            Ok(queue) => Ok(queue.has_more()?),
+            Err(Error::Io(error)) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives `listener` its FIFO back after a stranger has removed it.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn mend_wake(&self, listener: &mut Listener) -> Result<(), Error> {
+        if identity_at(&self.path.join(STREAM))? == Some(listener.stream.identity) {
+            listener.wake = Wake::make(&self.path);
+        }
+        Ok(())
+    }
+
     /// Gives `listener` its place back after a stranger has removed its files. What it has not read of the old queue
     /// it still reads.
     ///
@@ -213,12 +245,14 @@ impl Mailbox<'_> {
     pub fn listen_again(&self, listener: &mut Listener) -> Result<(), Error> {
         self.make()?;
         Writer::open(&self.path.join(QUEUE))?;
+        let stream = HeldStream::prepare(&self.path, listener.queue.position())?;
         listener.wake = Wake::make(&self.path);
-        listener.stream = HeldStream::make(&self.path, listener.queue.position())?;
+        listener.stream = stream.take_place(&self.path)?;
         Ok(())
     }
 
-    /// Ends the listening. False when a newer stream has taken over, so that there is nothing to tell anybody.
+    /// Ends the listening; what waits can still be taken. False when a newer stream has taken over, so that there is
+    /// nothing to tell anybody.
     ///
     /// # Errors
     /// When the end cannot be written; it is then noticed as that of a killed stream.
@@ -228,6 +262,7 @@ impl Mailbox<'_> {
         }
         let record = StreamRecord { ended: Some(now_ms()), ..StreamRecord::read(&listener.stream.file)? };
         record.write(&listener.stream.file)?;
+        fs2::FileExt::unlock(&listener.stream.file)?;
         Ok(true)
     }
 
@@ -270,9 +305,17 @@ fn modified(path: &Path) -> Result<Option<SystemTime>, Error> {
 
 /// Whether the stream of the mailbox at `path` has ended and nobody has taken note: a look without the session's lock,
 /// to be repeated under it when the answer is yes.
-pub(super) fn has_news(path: &Path) -> bool {
+pub(super) fn has_news(path: &Path, grace: Duration) -> bool {
     let Ok(Some(file)) = open_stream(path) else { return false };
-    matches!(is_locked(&file), Ok(false)) && !StreamRecord::read(&file).is_ok_and(|record| record.told)
+    matches!(is_locked(&file), Ok(false))
+        && StreamRecord::read(&file)
+            .is_ok_and(|record| !record.told && record.ended.is_none_or(|at| has_passed(at, grace)))
+}
+
+/// Whether `duration` has passed since `at`, in milliseconds since 1970.
+#[must_use]
+pub fn has_passed(at: u64, duration: Duration) -> bool {
+    Duration::from_millis(now_ms().saturating_sub(at)) >= duration
 }
 
 fn open_stream(path: &Path) -> io::Result<Option<File>> {
@@ -321,16 +364,20 @@ struct HeldStream {
 }
 
 impl HeldStream {
-    fn make(path: &Path, position: u64) -> Result<Self, Error> {
+    fn prepare(path: &Path, position: u64) -> Result<Self, Error> {
         let beside = path.join(BESIDE[1]);
         // A leftover of a killed process may still be looked at; a new file is nobody else's.
         remove_file(&beside)?;
         let file = private_file(&beside)?;
         file.lock_exclusive()?;
         StreamRecord { position, ..StreamRecord::default() }.write(&file)?;
-        std::fs::rename(&beside, path.join(STREAM))?;
         let identity = identity(&file.metadata()?);
         Ok(Self { file, identity })
+    }
+
+    fn take_place(self, path: &Path) -> Result<Self, Error> {
+        std::fs::rename(path.join(BESIDE[1]), path.join(STREAM))?;
+        Ok(self)
     }
 }
 
@@ -448,7 +495,11 @@ impl Listener {
         let here = identity(&self.queue.file().metadata()?);
         match identity_at(&path)? {
             Some(there) if there != here => match Reader::open(&path, self.queue.position()) {
-                Ok(queue) => self.queue = queue,
+                Ok(queue) => {
+                    self.queue = queue;
+                    // They are positions of the old one, and a stranger's new one may begin anywhere.
+                    self.marks.clear();
+                }
                 // It is being made at this moment.
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
                     self.look_for_new_queue = true;
@@ -493,22 +544,25 @@ impl Listener {
         Some(at)
     }
 
-    /// Looks whether it is still the mailbox's stream; mends its FIFO, and sees a queue that was replaced.
+    /// Looks whether it is still the mailbox's stream, and makes it see a queue that was replaced.
     ///
     /// # Errors
     /// When that cannot be seen.
     pub fn standing(&mut self) -> Result<Standing, Error> {
         self.look_for_new_queue = true;
-        match identity_at(&self.path.join(STREAM))? {
-            None => return Ok(Standing::Lost),
-            Some(identity) if identity != self.stream.identity => return Ok(Standing::Superseded),
-            Some(_) => {}
-        }
-        if let Some(wake) = &self.wake
-            && identity_at(&self.path.join(WAKE))? != Some(wake.identity)
-        {
-            self.wake = Wake::make(&self.path);
-        }
-        Ok(Standing::Listening)
+        Ok(match identity_at(&self.path.join(STREAM))? {
+            None => Standing::Lost,
+            Some(identity) if identity != self.stream.identity => Standing::Superseded,
+            Some(_) => Standing::Listening,
+        })
+    }
+
+    /// Whether somebody has removed its FIFO, see [`Mailbox::mend_wake`].
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn has_lost_wake(&self) -> Result<bool, Error> {
+        let Some(wake) = &self.wake else { return Ok(false) };
+        Ok(identity_at(&self.path.join(WAKE))? != Some(wake.identity))
     }
 }

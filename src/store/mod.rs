@@ -155,10 +155,9 @@ impl Store {
             [(".htaccess", include_str!("../../data/.htaccess")), ("index.html", include_str!("../../data/index.html"))]
         {
             // For people whose web server would publish the folder; the relay itself does not need them.
-            match OpenOptions::new().write(true).create_new(true).mode(0o644).open(self.root.join(name)) {
-                Ok(mut file) => file.write_all(content.as_bytes())?,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error.into()),
+            let path = self.root.join(name);
+            if identity_at(&path)?.is_none() {
+                replace(&path, &self.root.join(format!("{name}.new")), content.as_bytes())?;
             }
         }
         Ok(make_dirs(&self.root.join(inside))?)
@@ -251,7 +250,7 @@ fn replace(path: &Path, beside: &Path, content: &[u8]) -> io::Result<()> {
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside)?;
         file.write_all(content)?;
-        // The only content that must survive a power cut: without it every token is void.
+        // What is written this way must survive a power cut: without the secret every token is void.
         file.sync_all()?;
         std::fs::rename(beside, path)
     })();

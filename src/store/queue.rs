@@ -267,6 +267,11 @@ impl Reader {
         self.base
     }
 
+    /// Whether there is anything behind the position.
+    pub fn has_more(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.len() > HEADER_LEN + (self.position - self.base))
+    }
+
     pub fn file(&self) -> &File {
         &self.file
     }

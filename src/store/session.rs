@@ -2,14 +2,14 @@
 
 use super::folder::Folder;
 use super::mailbox::{Mailbox, has_news};
-use super::{Error, Store};
+use super::{Error, Store, identity_at};
 use crate::token::{ClientId, HostId};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The folder of all sessions.
 const KIND: &str = "hosts";
@@ -54,12 +54,18 @@ impl Store {
         }
         let shard = path.parent().and_then(Path::file_name).unwrap_or_default();
         let number = shard.to_str().and_then(|name| usize::from_str_radix(name, 16).ok()).unwrap_or(0);
+        let inside = Path::new(KIND).join(shard);
+        let make = || self.with_root(&inside, || Folder::open_or_make(&path));
         let mut counts = Counts::lock(self)?;
+        if identity_at(&path)?.is_some() {
+            // Somebody was faster, and has counted it. He may hold its lock, so let go of the counts first.
+            drop(counts);
+            return Ok(Some(Session::read(make()?)?));
+        }
         if counts.total() >= most {
             return Ok(None);
         }
-        let inside = Path::new(KIND).join(shard);
-        let folder = self.with_root(&inside, || Folder::open_or_make(&path))?;
+        let folder = make()?;
         counts.set(number, counts.get(number) + 1)?;
         Ok(Some(Session::read(folder)?))
     }
@@ -88,16 +94,17 @@ impl Store {
         Ok(())
     }
 
-    /// Whether the host's stream, or the stream of one of its clients, has ended without a word. A look without the
-    /// lock: it costs a few microseconds a client and holds nobody up.
+    /// Whether the host's stream, or (`of_clients`) the stream of one of its clients, has ended more than `grace` ago, or
+    /// without a word, and its peers do not know. A look without the lock: it costs a few microseconds a client and holds
+    /// nobody up.
     #[must_use]
-    pub fn has_news(&self, host: &HostId, of_clients: bool) -> bool {
+    pub fn has_news(&self, host: &HostId, of_clients: bool, grace: Duration) -> bool {
         let path = self.folder(KIND, host.as_str());
         if !of_clients {
-            return has_news(&path);
+            return has_news(&path, grace);
         }
         let Ok(clients) = std::fs::read_dir(path.join(CLIENTS)) else { return false };
-        clients.flatten().any(|client| has_news(&client.path()))
+        clients.flatten().any(|client| has_news(&client.path(), grace))
     }
 }
 

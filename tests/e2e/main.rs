@@ -1,7 +1,8 @@
 //! End to end: what a user of the relay relies on, seen from outside.
 //!
-//! The protocol is tested through each web server, started from the files in `deploy/`, and on the bare program
-//! (`bare::`), where the test itself plays the web server, and through the program's own server (`serve::`). A name tells what a user would lose if the test failed.
+//! The protocol is tested through each web server, started from the files in `deploy/`, through the program's own server
+//! (`serve::`), and on the bare program (`bare::`), where the test itself plays the web server. A name tells what a user
+//! would lose if the test failed.
 //!
 //! `tests/run` builds the program and installs the servers first. A server that is not there skips its tests with a
 //! line on stderr, or fails them when `CI=true`.

@@ -72,6 +72,24 @@ fn a_stream_that_may_say_goodbye_does_so_at_once() {
     }
 }
 
+/// A stream that only looked now and then would deliver these too, but it would take its time.
+#[test]
+fn a_message_wakes_the_stream_it_is_for() {
+    let relay = Bare::with(&[("RELAY_POLL_TICK", "60000")]);
+    let (host, mut host_stream) = relay.listening_host();
+    let mut client = relay.listening_client(&host.id);
+    let ((), time) = timed(|| {
+        for number in 0..20 {
+            relay.send(&client.token, number.to_string()).expect(200);
+            let event = host_stream.event();
+            assert_eq!(event.body(), json!(number));
+            relay.send(&event.response_token(), number.to_string()).expect(200);
+            assert_eq!(client.stream.body(), json!(number));
+        }
+    });
+    assert!(time < Duration::from_secs(5), "{time:?} for forty messages");
+}
+
 #[test]
 fn nobody_can_join_or_write_once_a_host_was_killed() {
     let relay = Bare::new();
