@@ -37,6 +37,8 @@ const TRAILER_SIZE: usize = 8 * 1024;
 /// An unread body up to this size, or up to what the relay takes, is read for the sake of the connection; behind a longer
 /// one it is closed.
 const WORTH_DRAINING: u64 = 256 * 1024;
+/// So many connections above the limit are refused at leisure; any more are cut off behind the refusal.
+const MOST_REFUSED: usize = 100;
 /// How long streams and answers may take to end when the server stops.
 const STOP_TIME: Duration = Duration::from_millis(4500);
 /// What a thread needs at most; only what it really uses becomes memory.
@@ -123,8 +125,16 @@ struct Server {
     settings: Settings,
     quiet: bool,
     connections: AtomicUsize,
+    /// Connections above the limit, which are closed as soon as they have taken the refusal.
+    refused: AtomicUsize,
     /// Requests that are being answered.
     answering: AtomicUsize,
+}
+
+impl Server {
+    fn count(&self, is_refused: bool) -> &AtomicUsize {
+        if is_refused { &self.refused } else { &self.connections }
+    }
 }
 
 /// Counts itself while it lives.
@@ -157,7 +167,13 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
         Listening::Unix(_, path) => Address::Unix(path.clone()),
     });
     let most = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
-    let server = Arc::new(Server { settings, quiet, connections: AtomicUsize::new(0), answering: AtomicUsize::new(0) });
+    let server = Arc::new(Server {
+        settings,
+        quiet,
+        connections: AtomicUsize::new(0),
+        refused: AtomicUsize::new(0),
+        answering: AtomicUsize::new(0),
+    });
     let sweeper = Arc::clone(&server);
     std::thread::Builder::new().stack_size(STACK_SIZE).spawn(move || {
         loop {
@@ -181,27 +197,32 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
         };
         let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(HEAD_TIME));
         let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(WRITE_TIME));
-        let shared = Arc::clone(&server);
-        let crowded = shared.connections.load(Ordering::Acquire) >= most;
-        if crowded {
+        let is_refused = server.connections.load(Ordering::Acquire) >= most;
+        if is_refused && server.refused.load(Ordering::Acquire) >= MOST_REFUSED {
             refuse(&socket);
             continue;
         }
-        shared.connections.fetch_add(1, Ordering::AcqRel);
+        server.count(is_refused).fetch_add(1, Ordering::AcqRel);
         let serving = Arc::clone(&server);
         let thread = std::thread::Builder::new().stack_size(STACK_SIZE).spawn(move || {
             // Also when a handler panics: its connection breaks, and nobody else's.
-            struct Leave(Arc<Server>);
+            struct Leave(Arc<Server>, bool);
             impl Drop for Leave {
                 fn drop(&mut self) {
-                    self.0.connections.fetch_sub(1, Ordering::AcqRel);
+                    self.0.count(self.1).fetch_sub(1, Ordering::AcqRel);
                 }
             }
-            let leave = Leave(serving);
-            Connection { socket, peer, buffer: Vec::new(), taken: 0 }.run(&leave.0);
+            let leave = Leave(serving, is_refused);
+            let mut connection = Connection { socket, peer, buffer: Vec::new(), taken: 0 };
+            if is_refused {
+                refuse(&connection.socket);
+                connection.linger();
+            } else {
+                connection.run(&leave.0);
+            }
         });
         if let Err(error) = thread {
-            shared.connections.fetch_sub(1, Ordering::AcqRel);
+            server.count(is_refused).fetch_sub(1, Ordering::AcqRel);
             say(&format!("uhst-relay: no thread for a connection: {error}"));
         }
     }
@@ -496,12 +517,13 @@ impl Head {
                 if !is_authority(authority) {
                     return Err(Malformed::Head("The target's host is not a host."));
                 }
-                path
+                // Nothing behind the authority is the path `/` (RFC 9110, 4.2.3).
+                if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
             }
-            _ => &self.target,
+            _ => self.target.clone(),
         };
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        if !(path.is_empty() || path.starts_with('/') || (path == "*" && self.method == "OPTIONS")) {
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        if !(path.starts_with('/') || (path == "*" && self.method == "OPTIONS")) {
             return Err(Malformed::Head("The target is not a path."));
         }
         let path = if path == "*" { "" } else { path };
@@ -978,12 +1000,12 @@ mod tests {
             |target: &str| head(&format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n")).path_and_query().ok();
         let to = |path: &str, query: &str| Some((path.to_owned(), query.as_bytes().to_vec()));
         assert_eq!(target("/a%20b?c%20d"), to("/a b", "c%20d"));
-        assert_eq!(target("http://a"), to("", ""));
-        assert_eq!(target("HTTP://a?b"), to("", "b"));
+        assert_eq!(target("http://a"), to("/", ""));
+        assert_eq!(target("HTTP://a?b"), to("/", "b"));
         assert_eq!(target("https://a:1/b?c"), to("/b", "c"));
         assert_eq!(target("*"), to("", ""));
         assert_eq!(target("/?x=http://me@b"), to("/", "x=http://me@b"));
-        for wrong in ["a", "ftp://a/", "http:///", "http://me@a/", "http://a:b/", "/%00", "/%ff", "*x", "a:80"] {
+        for wrong in ["a", "?b", "ftp://a/", "http:///", "http://me@a/", "http://a:b/", "/%00", "/%ff", "*x", "a:80"] {
             assert_eq!(target(wrong), None, "{wrong}");
         }
     }

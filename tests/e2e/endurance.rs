@@ -266,15 +266,15 @@ fn sweeping_never_touches_the_living_and_leaves_nothing_of_the_dead() {
 /// The owner of a host sets up no cron job: requests do the sweeping.
 #[test]
 fn a_relay_in_use_sweeps_by_itself() {
-    let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "1")]);
+    let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "2")]);
     let dead: Vec<PathBuf> = {
         for _ in 0..30 {
             relay.host("");
         }
         relay.sessions()
     };
-    assert_eq!(dead.len(), 30);
-    until("thirty dead sessions are swept by other requests", LONG, || {
+    assert!(dead.len() > 10, "only {} sessions are left to die", dead.len());
+    until("dead sessions are swept by other requests", LONG, || {
         relay.post("action=host&hostId=living", "");
         !dead.iter().any(|session| session.exists())
     });

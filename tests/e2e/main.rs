@@ -88,4 +88,10 @@ web_server!(nginx_fcgiwrap = NginxFcgiwrap);
 
 mod browser {
     tests! { Lighttpd: web::the_page_works_in_a_browser, }
+
+    #[test]
+    fn the_page_of_serve_works_in_a_browser() {
+        let relay = crate::serve::Serve::new();
+        crate::web::page_works_in_a_browser(&format!("{}/", relay.url().trim_end_matches('/')));
+    }
 }

@@ -109,10 +109,17 @@ pub fn the_published_client_works(door: Door) {
 /// `tests/browser/page.mjs`.
 pub fn the_page_works_in_a_browser(door: Door) {
     let Some(server) = door.server(&[]) else { return };
+    page_works_in_a_browser(&server.url());
+}
+
+pub fn page_works_in_a_browser(url: &str) {
+    // A browser needs a machine to itself, more or less.
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !have("chromium") {
         return skip("chromium is not installed");
     }
-    passes("tests/browser", "page.mjs", &server.url());
+    passes("tests/browser", "page.mjs", url);
 }
 
 /// Runs a script on Node against a relay. It has a time limit of its own for every step, and says PASSED at its end.

@@ -1,0 +1,190 @@
+//! Too many, too slow, and a thousand at once.
+
+use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::{Serve, Wire, ping, sweep};
+use crate::place::{LONG, everything_below, until};
+use crate::relay::Talk as _;
+
+/// This process holds the other end of every connection.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+    let most = limit.maximum.unwrap_or(u64::MAX);
+    assert!(most >= 4096, "these tests need 4096 descriptors, and the limit here is {most}");
+}
+
+#[test]
+fn five_hundred_slow_senders_keep_nobody_from_being_served_and_are_sent_away() {
+    raise_descriptor_limit();
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let token = relay.join(&host.id);
+    // Bytes that make a head, a body or a chunk longer, and never end it.
+    let begin = format!("POST /?token={token} HTTP/1.1\r\nHost: relay\r\n");
+    let kinds = [(begin + "A: ", "b"), ("GET /".to_owned(), "x"), ("\r\n".to_owned(), "G"), (String::new(), "P")];
+    let start = Instant::now();
+    let mut slow: Vec<Option<Wire>> = (0..500).map(|_| Some(relay.wire())).collect();
+    for (number, wire) in slow.iter_mut().flatten().enumerate() {
+        wire.send(&kinds[number % kinds.len()].0);
+        wire.socket.set_nonblocking(true).unwrap();
+    }
+    let mut slowest = Duration::ZERO;
+    let mut refused = 0;
+    while slow.iter().any(Option::is_some) {
+        assert!(start.elapsed() < Duration::from_secs(40), "some slow senders are still served");
+        let round = Instant::now();
+        for (number, place) in slow.iter_mut().enumerate() {
+            let Some(wire) = place else { continue };
+            let _ = wire.socket.write_all(kinds[number % kinds.len()].1.as_bytes());
+            let mut bytes = [0; 1000];
+            match wire.socket.read(&mut bytes) {
+                Ok(count) => {
+                    refused += u32::from(bytes[..count].starts_with(b"HTTP/1.1 408 "));
+                    *place = None;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => *place = None,
+            }
+        }
+        // Meanwhile everybody else is served: a new connection, a message, a stream.
+        while round.elapsed() < Duration::from_millis(500) {
+            let sent = Instant::now();
+            relay.serves(7);
+            relay.send(&token, "1").expect(200);
+            stream.body();
+            slowest = slowest.max(sent.elapsed());
+        }
+    }
+    assert!(slowest < Duration::from_secs(3), "others waited for {slowest:?}");
+    assert!(start.elapsed() > Duration::from_secs(5), "nobody is slow before some time has passed");
+    assert!(refused >= 490, "{refused} of 500 were told why");
+}
+
+#[test]
+fn a_body_that_does_not_come_is_not_waited_for() {
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let token = relay.join(&host.id);
+    let request = |rest: &str| format!("POST /?token={token} HTTP/1.1\r\nHost: relay\r\n{rest}");
+    let mut wires: Vec<_> = [
+        request("Content-Length: 10\r\n\r\n12"),
+        request("Transfer-Encoding: chunked\r\n\r\n"),
+        request("Transfer-Encoding: chunked\r\n\r\n5\r\n12"),
+        request("Transfer-Encoding: chunked\r\n\r\n2\r\n12\r\n0\r\nA: b\r\n"),
+    ]
+    .map(|bytes| {
+        let mut wire = relay.wire();
+        wire.send(bytes);
+        wire
+    })
+    .into();
+    let start = Instant::now();
+    for wire in &mut wires {
+        let reply = wire.answer();
+        assert_eq!(reply.header("connection"), Some("close"));
+        reply.expect_error(408);
+        wire.expect_end();
+    }
+    assert!(start.elapsed() > Duration::from_secs(5), "a client may take a breath");
+    relay.send(&token, "1").expect(200);
+    assert_eq!(stream.body(), serde_json::json!(1), "half a message does not arrive");
+}
+
+#[test]
+fn who_comes_when_all_connections_are_taken_is_told_so() {
+    let relay = Serve::with(&[("RELAY_MAX_CONNECTIONS", "5")]);
+    let mut wires: Vec<_> = (0..5).map(|_| relay.wire()).collect();
+    for wire in &mut wires {
+        wire.send(ping(7));
+        wire.expect_pong(7);
+    }
+    for round in 0..100 {
+        let mut wire = relay.wire();
+        // With a request that the server has no place to read, and without.
+        if round % 2 == 0 {
+            let body = "x".repeat(round * 100);
+            let length = body.len();
+            wire.try_send(format!("POST /?token=x HTTP/1.1\r\nHost: relay\r\nContent-Length: {length}\r\n\r\n{body}"));
+        }
+        let reply = wire.answer();
+        assert_eq!(reply.header("connection"), Some("close"));
+        assert!(reply.header("retry-after").is_some_and(|after| after.parse::<u32>().is_ok()), "{reply:?}");
+        reply.expect_error(503);
+        wire.expect_end();
+    }
+    // Those who are in are served all the same.
+    for wire in &mut wires {
+        wire.send(ping(8));
+        wire.expect_pong(8);
+    }
+    wires.pop();
+    until("there is room again", LONG, || {
+        let mut wire = relay.wire();
+        wire.try_send(ping(9));
+        wire.answer().status == 200
+    });
+}
+
+/// How many threads and descriptors the server has.
+fn counts(relay: &Serve) -> [usize; 2] {
+    let process = format!("/proc/{}", relay.pid().as_raw_nonzero());
+    ["task", "fd"].map(|kind| fs::read_dir(format!("{process}/{kind}")).expect("the server runs").count())
+}
+
+#[test]
+fn a_thousand_streams_leave_nothing_behind() {
+    const STREAMS: usize = 1000;
+    raise_descriptor_limit();
+    let relay = Serve::with(&[("RELAY_SESSION_LIFETIME", "1"), ("RELAY_MESSAGE_LIFETIME", "1")]);
+    let idle = || {
+        let mut last = [usize::MAX; 2];
+        until("the number of threads and descriptors is steady", LONG, || {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = counts(&relay);
+            std::mem::replace(&mut last, now) == now
+        });
+        last
+    };
+    let mut wire = relay.wire();
+    let mut post = |query: &str| {
+        wire.send(format!("POST /?{query} HTTP/1.1\r\nHost: relay\r\nContent-Length: 0\r\n\r\n"));
+        wire.answer().expect(200).json()
+    };
+    // Once for what the server makes when it is first needed and keeps.
+    drop(relay.open_wire(post("action=host")["hostToken"].as_str().unwrap()));
+    let before = idle();
+
+    for round in 0..2 {
+        let mut streams = Vec::new();
+        while streams.len() < STREAMS {
+            let host = post("action=host");
+            streams.push(relay.open_wire(host["hostToken"].as_str().unwrap()));
+            let client = post(&format!("action=join&hostId={}", host["hostId"].as_str().unwrap()));
+            streams.push(relay.open_wire(client["clientToken"].as_str().unwrap()));
+        }
+        let [threads, descriptors] = counts(&relay);
+        assert!(threads >= before[0] + STREAMS && descriptors >= before[1] + STREAMS, "{threads}, {descriptors}");
+        // With FIN and in any order.
+        for number in 0..STREAMS {
+            streams.swap_remove(number * 7919 % streams.len());
+        }
+        until("every thread and every descriptor is given back", LONG, || {
+            let now = counts(&relay);
+            now[0] <= before[0] && now[1] <= before[1]
+        });
+        post(&format!("action=ping&timestamp={round}"));
+    }
+    let hosts = relay.data().join("hosts");
+    let files = || everything_below(&hosts).into_iter().filter(|path| !path.is_dir()).count();
+    until("every file of a session is swept", LONG, || {
+        sweep(&relay.data());
+        let sessions = everything_below(&hosts).into_iter().filter(|path| path.ends_with("session.json")).count();
+        // Files of the relay itself may stay, but not one for each session that there ever was.
+        sessions == 0 && files() <= 256
+    });
+}

@@ -1,0 +1,421 @@
+//! HTTP/1.1 done properly: connections that are used again, requests that do not wait for answers, bodies however their
+//! length is told, and clients that are older than that.
+
+use std::fmt::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use super::{Serve, Wire, ping};
+use crate::place::{have, skip};
+use crate::relay::{Relay as _, Talk as _, header};
+
+#[test]
+fn a_connection_serves_again_and_again() {
+    let relay = Serve::new();
+    let mut wire = relay.wire();
+    for number in 0..200 {
+        wire.send(ping(number));
+        let reply = wire.expect_pong(number);
+        assert_eq!(reply.header("connection"), Some("keep-alive"));
+        let date = reply.header("date").unwrap_or_default();
+        assert!(date.ends_with(" GMT") && date.len() == 29, "RFC 9110, 6.6.1: {reply:?}");
+    }
+    // A refusal is an answer like any other.
+    for (query, status) in [("token=nonsense", 401), ("action=dance", 400), ("action=join&hostId=nobody", 400)] {
+        wire.send(format!("POST /?{query} HTTP/1.1\r\nHost: relay\r\nContent-Length: 5\r\n\r\nhello"));
+        let reply = wire.answer();
+        assert_eq!(reply.header("connection"), Some("keep-alive"));
+        reply.expect_error(status);
+    }
+    wire.send("GET /nothing HTTP/1.1\r\nHost: relay\r\n\r\n");
+    wire.answer().expect_error(404);
+    wire.send(ping(7));
+    wire.expect_pong(7);
+}
+
+#[test]
+fn a_connection_ends_when_the_client_says_so_and_not_before() {
+    let relay = Serve::new();
+    let begin = "POST /?action=ping&timestamp=7";
+    for (request, keeps) in [
+        (format!("{begin} HTTP/1.1\r\nHost: relay\r\n\r\n"), true),
+        (format!("{begin} HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade, keep-alive\r\n\r\n"), true),
+        (format!("{begin} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n"), false),
+        (format!("{begin} HTTP/1.1\r\nHost: relay\r\nconnection:CLOSE\r\n\r\n"), false),
+        (format!("{begin} HTTP/1.1\r\nHost: relay\r\nConnection: keep-alive\r\nConnection: x, close\r\n\r\n"), false),
+        (format!("{begin} HTTP/1.0\r\n\r\n"), false),
+        (format!("{begin} HTTP/1.0\r\nHost: relay\r\nConnection: keep-alive\r\n\r\n"), true),
+        (format!("{begin} HTTP/1.0\r\nConnection: Keep-Alive\r\nContent-Length: 0\r\n\r\n"), true),
+        (format!("{begin} HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n"), false),
+        (format!("{begin} HTTP/1.0\r\nConnection: close\r\n\r\n"), false),
+    ] {
+        let mut wire = relay.wire();
+        wire.send(&request);
+        wire.send(ping(8));
+        let reply = wire.expect_pong(7);
+        assert_eq!(reply.header("connection"), Some(if keeps { "keep-alive" } else { "close" }), "{request:?}");
+        if keeps {
+            wire.expect_pong(8);
+        } else {
+            wire.expect_end();
+        }
+    }
+}
+
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    let relay = Serve::new();
+    let mut silent = relay.wire();
+    let mut served = relay.wire();
+    served.send(ping(7));
+    served.expect_pong(7);
+    silent.expect_end();
+    served.expect_end();
+}
+
+/// Requests of every kind in one go, and their answers.
+struct Batch {
+    bytes: Vec<u8>,
+    /// Where each request ends.
+    ends: Vec<usize>,
+    answers: Vec<(u16, String)>,
+}
+
+impl Batch {
+    fn new(token: &str) -> Self {
+        let mut batch = Self { bytes: Vec::new(), ends: Vec::new(), answers: Vec::new() };
+        let chunked = "Transfer-Encoding: chunked\r\n\r\n";
+        let send = format!("POST /?token={token} HTTP/1.1\r\nHost: relay\r\n");
+        batch.add(ping(1), 200, r#"{"pong":1}"#);
+        batch.add(format!("{send}Content-Length: 3\r\n\r\n\"1\""), 200, "{}");
+        batch.add(format!("{send}{chunked}2;x=y\r\n\"2\r\n1\r\n\"\r\n0\r\nTrailer: x\r\n\r\n"), 200, "{}");
+        batch.add(format!("\r\n{}", ping(2)), 200, r#"{"pong":2}"#);
+        // Bodies that nobody asked for do not become requests.
+        let smuggled = ping(666);
+        let length = smuggled.len();
+        batch.add(
+            format!(
+                "POST /?action=ping&timestamp=3 HTTP/1.1\r\nHost: relay\r\nContent-Length: {length}\r\n\r\n{smuggled}"
+            ),
+            200,
+            r#"{"pong":3}"#,
+        );
+        batch.add(
+            format!(
+                "POST /?action=ping&timestamp=4 HTTP/1.1\r\nHost: relay\r\n{chunked}{length:x}\r\n{smuggled}\r\n0\r\n\r\n"
+            ),
+            200,
+            r#"{"pong":4}"#,
+        );
+        batch.add("OPTIONS * HTTP/1.1\r\nHost: relay\r\n\r\n".to_owned(), 204, "");
+        batch.add(format!("{send}Content-Length: 3\r\n\r\n\"3\""), 200, "{}");
+        batch
+    }
+
+    fn add(&mut self, request: String, status: u16, body: &str) {
+        self.bytes.extend(request.into_bytes());
+        self.ends.push(self.bytes.len());
+        self.answers.push((status, body.to_owned()));
+    }
+
+    #[track_caller]
+    fn expect(wire: &mut Wire, answers: &[(u16, String)]) {
+        for (status, body) in answers {
+            let reply = wire.answer();
+            assert_eq!((reply.status, &reply.body), (*status, body), "{reply:?}");
+        }
+    }
+}
+
+#[test]
+fn requests_in_one_packet_are_answered_in_order() {
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let batch = Batch::new(&relay.join(&host.id));
+    let mut wire = relay.wire();
+    for _ in 0..20 {
+        wire.send(&batch.bytes);
+    }
+    for _ in 0..20 {
+        Batch::expect(&mut wire, &batch.answers);
+        for number in ["1", "2", "3"] {
+            assert_eq!(stream.body(), json!(number));
+        }
+    }
+    wire.done();
+    wire.expect_end();
+}
+
+#[test]
+fn requests_may_be_torn_anywhere() {
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let batch = Batch::new(&relay.join(&host.id));
+    let mut wire = relay.wire();
+    for at in 1..batch.bytes.len() {
+        let (first, second) = batch.bytes.split_at(at);
+        wire.send(first);
+        // What is whole is answered before the rest is there.
+        let whole = batch.ends.iter().filter(|end| **end <= at).count();
+        Batch::expect(&mut wire, &batch.answers[..whole]);
+        std::thread::yield_now();
+        wire.send(second);
+        Batch::expect(&mut wire, &batch.answers[whole..]);
+        for number in ["1", "2", "3"] {
+            assert_eq!(stream.body(), json!(number), "torn at {at}");
+        }
+    }
+    for byte in &batch.bytes {
+        wire.send([*byte]);
+    }
+    Batch::expect(&mut wire, &batch.answers);
+}
+
+#[test]
+fn a_large_message_arrives_in_chunks_of_any_size() {
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let token = relay.join(&host.id);
+    let text: String = ('a'..='z').cycle().take(1_048_574).collect();
+    let message = format!("\"{text}\"");
+    let mut wire = relay.wire();
+    let mut random = crate::endurance::Random::new(3);
+    for largest in [100, 5_000, 100_000, 2_000_000] {
+        let mut body = String::new();
+        let mut rest = &message[..];
+        while !rest.is_empty() {
+            let size = 1 + random.index(largest);
+            let (chunk, more) = rest.split_at(size.min(rest.len()));
+            write!(body, "{:x}\r\n{chunk}\r\n", chunk.len()).unwrap();
+            rest = more;
+        }
+        wire.send(format!("POST /?token={token} HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n"));
+        wire.send(body + "0\r\n\r\n");
+        wire.answer().expect(200);
+        assert!(stream.body() == json!(text), "chunks of up to {largest} bytes changed the message");
+    }
+    // One byte more than a message may have.
+    wire.send(format!("POST /?token={token} HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n"));
+    wire.send(format!("100001\r\n{message} \r\n0\r\n\r\n"));
+    wire.answer().expect_error(413);
+}
+
+#[test]
+fn a_client_that_waits_for_permission_gets_it() {
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let token = relay.join(&host.id);
+    let head = |version: &str, length: &str| {
+        format!("POST /?token={token} HTTP/{version}\r\nHost: relay\r\nExpect: 100-continue\r\n{length}\r\n\r\n")
+    };
+    let mut wire = relay.wire();
+    for (length, body) in [
+        ("Content-Length: 3", "123"),
+        ("Transfer-Encoding: chunked", "3\r\n123\r\n0\r\n\r\n"),
+        ("Content-Length: 3", "123"),
+    ] {
+        wire.send(head("1.1", length));
+        let reply = wire.answer();
+        assert_eq!((reply.status, reply.headers.len()), (100, 0), "{reply:?}");
+        wire.send(body);
+        wire.answer().expect(200);
+        assert_eq!(stream.body(), json!(123));
+    }
+    // Nothing to wait for.
+    wire.send(head("1.1", "Content-Length: 0"));
+    assert_eq!(wire.answer().expect(200).header("connection"), Some("keep-alive"));
+    assert_eq!(stream.body(), json!({}));
+
+    // HTTP/1.0 knows no interim answers (RFC 9110, 10.1.1).
+    let mut old = relay.wire();
+    old.send(head("1.0", "Content-Length: 3"));
+    old.send("123");
+    old.answer().expect(200);
+    assert_eq!(stream.body(), json!(123));
+}
+
+/// What is refused need not be sent (RFC 9110, 10.1.1); and where the next request would begin is then not known.
+#[test]
+fn a_client_that_waits_for_permission_is_spared_a_refused_upload() {
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let token = relay.join(&host.id);
+    for (query, length, status) in [
+        (format!("token={token}"), 3_000_000, 413),
+        (format!("token={token}"), 20_000_000_000_u64, 413),
+        ("token=nonsense".to_owned(), 3, 401),
+        ("action=dance".to_owned(), 3, 400),
+    ] {
+        let mut wire = relay.wire();
+        wire.send(format!(
+            "POST /?{query} HTTP/1.1\r\nHost: relay\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        ));
+        let reply = wire.answer();
+        assert_eq!(reply.header("connection"), Some("close"), "{query}");
+        reply.expect_error(status);
+        wire.expect_end();
+    }
+    relay.send(&token, "1").expect(200);
+    assert_eq!(stream.body(), json!(1));
+}
+
+/// `curl` sends the body of a large upload by itself only after `100 Continue`, or after a second.
+#[test]
+fn curl_talks_to_the_relay() {
+    if !have("curl") {
+        return skip("curl is not installed");
+    }
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let token = relay.join(&host.id);
+    let curl = |arguments: &[&str]| {
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "60", "--expect100-timeout", "50"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("curl runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said} {}", String::from_utf8_lossy(&output.stderr));
+        said
+    };
+    let url = format!("{}/?token={token}", relay.url());
+    let text: String = ('a'..='z').cycle().take(200_000).collect();
+    let file = relay.folder().join("message");
+    std::fs::write(&file, format!("\"{text}\"")).unwrap();
+    let data = format!("@{}", file.display());
+    // To HTTP/1.0 no interim answer is sent, whatever it expects.
+    for (version, header) in [
+        ("--http1.1", "Expect: 100-continue"),
+        ("--http1.1", "Expect:"),
+        ("--http1.1", "Transfer-Encoding: chunked"),
+        ("--http1.0", "Expect:"),
+    ] {
+        assert_eq!(curl(&[version, "--data-binary", &data, "-H", header, &url]), "{}", "{version} {header}");
+        assert!(stream.body() == json!(text), "{version} {header} changed the message");
+    }
+    // Two requests over one connection.
+    let one = format!("{}/?action=ping&timestamp=1", relay.url());
+    let said = curl(&["-X", "POST", "-w", "%{num_connects}", &one, &one]);
+    assert_eq!(said, r#"{"pong":1}1{"pong":1}0"#);
+    assert!(curl(&["-I", &format!("{}/?token={}", relay.url(), host.token)]).contains("text/event-stream"));
+}
+
+#[test]
+fn asking_for_the_head_alone_gives_the_head_alone() {
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let client = relay.join(&host.id);
+    let mut wire = relay.wire();
+    for (target, status) in [
+        ("/?token=nonsense".to_owned(), 401),
+        ("/".to_owned(), 401),
+        ("/nothing".to_owned(), 404),
+        (format!("/?token={}", host.token), 200),
+        ("/?action=ping".to_owned(), 405),
+    ] {
+        for method in ["HEAD", "GET"] {
+            if method == "GET" && status == 200 {
+                continue; // that is a stream
+            }
+            wire.send(format!("{method} {target} HTTP/1.1\r\nHost: relay\r\n\r\n{}", ping(7)));
+            let reply = wire.answer_to(method);
+            assert_eq!(reply.status, status, "{method} {target}");
+            wire.expect_pong(7);
+        }
+    }
+    relay.send(&client, "1").expect(200);
+    assert_eq!(stream.body(), json!(1), "the stream stays where it is");
+    // To an old client too, whose connection then ends.
+    let mut wire = relay.wire();
+    wire.send(format!("HEAD /?token={} HTTP/1.0\r\n\r\n", host.token));
+    assert_eq!(wire.answer_to("HEAD").status, 200);
+    wire.expect_end();
+}
+
+#[test]
+fn every_way_to_name_the_relay_reaches_it() {
+    let relay = Serve::new();
+    let mut wire = relay.wire();
+    for target in
+        ["/?action=ping&timestamp=7", "http://relay/?action=ping&timestamp=7", "HTTPS://a:1?action=ping&timestamp=7"]
+    {
+        wire.send(format!("POST {target} HTTP/1.1\r\nHost: relay\r\n\r\n"));
+        wire.expect_pong(7);
+    }
+    for target in ["*", "/", "http://relay", "http://relay/", "/?token=x"] {
+        wire.send(format!("OPTIONS {target} HTTP/1.1\r\nHost: relay\r\n\r\n"));
+        let reply = wire.answer().expect(204);
+        assert_eq!(reply.header("allow"), Some("GET, HEAD, POST, OPTIONS"), "{target}");
+        assert_eq!((reply.header("content-length"), reply.header("transfer-encoding")), (None, None), "RFC 9110, 8.6");
+    }
+    for target in ["/x", "http://relay/x", "//relay/", "/%2e", "/..", "/*"] {
+        wire.send(format!("POST {target} HTTP/1.1\r\nHost: relay\r\n\r\n"));
+        wire.answer().expect_error(404);
+    }
+}
+
+#[test]
+fn a_stream_comes_in_chunks_to_those_who_know_them_and_without_to_others() {
+    let relay = Serve::with(&[("RELAY_KEEP_ALIVE", "0.3")]);
+    let (host, _stream) = relay.listening_host();
+    for (version, coding) in [("1.1", Some("chunked")), ("1.0", None)] {
+        let token = relay.join(&host.id);
+        // An old client gets no chunks even if it wants to keep the connection.
+        let head = format!("GET /?token={token} HTTP/{version}\r\nHost: relay\r\nConnection: keep-alive\r\n\r\n");
+        let (socket, mut stream) = relay.stream(&head);
+        assert_eq!(header(&stream.headers, "transfer-encoding"), coding);
+        assert_eq!(header(&stream.headers, "content-length"), None);
+        assert_eq!(header(&stream.headers, "connection"), Some(if version == "1.1" { "keep-alive" } else { "close" }));
+        relay.send(&host.token, r#""hello""#).expect(200);
+        assert_eq!(stream.body(), json!("hello"));
+        for _ in 0..3 {
+            stream.expect_comment("sse-keep-alive");
+        }
+        // A newer stream ends it, for an old client with the connection.
+        let _newer = relay.resume(&token, &stream.last_id);
+        stream.expect_end();
+        let mut wire = Wire::new(socket);
+        if version == "1.1" {
+            wire.send(ping(7));
+            wire.expect_pong(7);
+        } else {
+            wire.expect_end();
+        }
+    }
+}
+
+#[test]
+fn a_request_behind_a_stream_waits_for_its_end() {
+    let relay = Serve::new();
+    let host = relay.host("");
+    let mut wire = relay.wire();
+    wire.send(format!("GET /?token={} HTTP/1.1\r\nHost: relay\r\n\r\n{}", host.token, ping(7)));
+    wire.hear_text(": Connected.\n");
+    relay.send(&relay.join(&host.id), r#""hello""#).expect(200);
+    wire.hear_text("hello");
+    let _newer = relay.open(&host.token);
+    let heard = wire.hear_text(r#"{"pong":7}"#);
+    let position = |text| heard.find(text).unwrap_or_else(|| panic!("no {text:?} in {heard:?}"));
+    assert!(position("hello") < position("\r\n0\r\n\r\nHTTP/1.1 200"), "{heard:?}");
+}
+
+/// A client that reads nothing for a while gets every byte, in order, in chunks that are whole.
+#[test]
+fn a_slow_reader_gets_every_message() {
+    let relay = Serve::with(&[("RELAY_MAX_QUEUE", "100000000")]);
+    let (host, mut stream) = relay.listening_host();
+    let token = relay.join(&host.id);
+    let text = "x".repeat(500_000);
+    // Far more than the sockets hold between them.
+    for number in 0..40 {
+        relay.send(&token, json!([number, text]).to_string()).expect(200);
+    }
+    for number in 0..40 {
+        let body = stream.body();
+        assert!(body[0] == json!(number) && body[1] == json!(text), "message {number} arrived changed");
+    }
+    relay.send(&token, "1").expect(200);
+    assert_eq!(stream.body(), json!(1));
+}
