@@ -157,7 +157,8 @@ impl Store {
             // For people whose web server would publish the folder; the relay itself does not need them.
             let path = self.root.join(name);
             if identity_at(&path)?.is_none() {
-                replace(&path, &self.root.join(format!("{name}.new")), content.as_bytes())?;
+                // Two processes may be at it at once, so each writes beside it under a name of its own.
+                replace(&path, &self.root.join(format!("{name}.{}", random_hex(4)?)), content.as_bytes())?;
             }
         }
         Ok(make_dirs(&self.root.join(inside))?)

@@ -229,7 +229,11 @@ async function theClientWorksFromAnotherOrigin(browser) {
             const app = new uhst.UHST({ relayUrl });
             const host = app.host();
             const failed = new Promise((_, reject) => host.on('error', reject));
-            host.on('connection', (socket) => socket.on('message', (message) => socket.send(`echo: ${message}`)));
+            // One after the other: requests side by side may overtake each other.
+            let turn = Promise.resolve();
+            host.on('connection', (socket) => socket.on('message', (message) => {
+                turn = turn.then(() => socket.send(`echo: ${message}`));
+            }));
             await within('the host', Promise.race([failed, new Promise((resolve) => host.once('ready', resolve))]));
             const client = app.join(host.hostId);
             client.on('error', (error) => console.error(String(error)));

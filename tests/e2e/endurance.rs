@@ -182,7 +182,7 @@ fn writers_killed_at_any_moment_never_corrupt_a_queue() {
 /// Lifetimes as short as a test can wait for, and processes that do nothing but sweep.
 #[test]
 fn sweeping_never_touches_the_living_and_leaves_nothing_of_the_dead() {
-    let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "3")]);
+    let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "3"), ("RELAY_MESSAGE_LIFETIME", "10")]);
     let (idle, mut idle_stream) = relay.listening_host();
     let mut idle_client = relay.listening_client(&idle.id);
     let (speaker, speaker_stream) = relay.listening_host();

@@ -134,7 +134,8 @@ fn a_message_lives_only_for_its_lifetime() {
 
 #[test]
 fn a_session_lives_only_for_its_lifetime() {
-    let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "2")]);
+    // A session with a message that was promised to be kept outlives it until that is over as well.
+    let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "2"), ("RELAY_MESSAGE_LIFETIME", "2")]);
     let (host, stream) = relay.listening_host();
     let mut client = relay.listening_client(&host.id);
     stream.hang_up();
