@@ -46,7 +46,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (command, data) = match parse(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
-            eprintln!("uhst-relay: {error}\nTry uhst-relay --help.");
+            say!("uhst-relay: {error}\nTry uhst-relay --help.");
             return ExitCode::from(2);
         }
     };
@@ -72,7 +72,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("uhst-relay: {error}");
+            say!("uhst-relay: {error}");
             ExitCode::FAILURE
         }
     }
@@ -132,7 +132,7 @@ fn serve(listen: Option<&str>, settings: Settings, quiet: bool) -> Result<(), Bo
     let data = settings.data_dir.clone();
     crate::store::Store::new(&data).prepare().map_err(|error| format!("{error} [{}]", data.display()))?;
     serve(&address, settings, quiet, |address| {
-        eprintln!("uhst-relay {} at {address}, data in {}", env!("CARGO_PKG_VERSION"), data.display());
+        say!("uhst-relay {} at {address}, data in {}", env!("CARGO_PKG_VERSION"), data.display());
     })
     .map_err(|error| format!("cannot listen at {listen}: {error}").into())
 }

@@ -16,6 +16,16 @@
 //! Every handler is blocking: under CGI it has a process to itself. Every coordination primitive is a kernel object
 //! (a lock, a FIFO) that cleans up after a killed process, so no crash leaves a lie behind.
 
+/// Writes a line to stderr, which web servers keep as their error log. A log that cannot be written (its disk is full, its
+/// reader has gone) is no reason to fail, as `eprintln!` would.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        // One write a line, so that the lines of several threads or processes do not mix.
+        let _ = std::io::stderr().write_all(format!("{}\n", format_args!($($words)*)).as_bytes());
+    }};
+}
+
 pub mod cli;
 pub mod config;
 pub mod gateway;

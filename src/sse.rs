@@ -98,8 +98,11 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
                 Err(error) => trouble.log(&error),
             }
             // A knock without a message may be a newer stream's, which must not wait for the next round.
-            if std::mem::take(&mut knocked) && !events && matches!(listener.standing(), Ok(Standing::Superseded)) {
-                return End::Superseded;
+            if knocked && !events {
+                knocked = false;
+                if matches!(listener.standing(), Ok(Standing::Superseded)) {
+                    return End::Superseded;
+                }
             }
             if events || now >= next_keep_alive {
                 if !events && !half_said {
@@ -137,6 +140,9 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
                     && let Err(error) = listener.delivered()
                 {
                     trouble.log(&error);
+                }
+                if listener.has_grown_beyond(2 * settings.max_queue) {
+                    next_round = Instant::now();
                 }
                 written = 0;
                 pending.clear();

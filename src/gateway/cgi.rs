@@ -56,7 +56,7 @@ pub fn run() -> ExitCode {
     let mut sweep = None;
     let reply = match settings {
         Err(error) => {
-            eprintln!("uhst-relay: {error}");
+            say!("uhst-relay: {error}");
             if page::is_asked_for(&request) { page::answer(Err(&error)) } else { unreadable(&error) }
         }
         Ok(settings) if malformed || !path_is_text => {
@@ -75,7 +75,7 @@ pub fn run() -> ExitCode {
     let nph = is_nph(&text("SCRIPT_NAME"));
     if let Err(error) = send(&stdout, reply, nph, head_only) {
         // The web server or its client has gone. Streams have noticed by themselves.
-        eprintln!("uhst-relay: the answer could not be written: {error}");
+        say!("uhst-relay: the answer could not be written: {error}");
     }
 
     if let Some(settings) = sweep.filter(protocol::sweep_is_due) {

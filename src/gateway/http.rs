@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
 use std::fmt::Write as _;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -189,7 +189,7 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
             Err(error) => {
                 // Out of descriptors or memory: those who are here finish, and then there is room again.
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
-                    say(&format!("uhst-relay: a connection could not be accepted: {error}"));
+                    say!("uhst-relay: a connection could not be accepted: {error}");
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 continue;
@@ -223,7 +223,7 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
         });
         if let Err(error) = thread {
             server.count(is_refused).fetch_sub(1, Ordering::AcqRel);
-            say(&format!("uhst-relay: no thread for a connection: {error}"));
+            say!("uhst-relay: no thread for a connection: {error}");
         }
     }
     drop(listening);
@@ -766,12 +766,7 @@ fn log(server: &Server, peer: &str, line: &str, status: Status, size: usize) {
     let [_, day, month, year, time, _] = parts[..] else { return };
     let code = status.to_string();
     let code = code.split(' ').next().unwrap_or_default();
-    say(&format!("{peer} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}"));
-}
-
-/// Writes a line to stderr, in one piece. `eprintln!` panics once nobody reads it any more, and writes in many pieces.
-fn say(line: &str) {
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    say!("{peer} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}");
 }
 
 // ---- the body of a request

@@ -691,7 +691,7 @@ impl Listening<'_> {
         if session.record().is_none_or(|record| record.registration != *registration && registration.is_some()) {
             return Ok(false);
         }
-        eprintln!("uhst-relay: files of a running stream were removed; they are made anew");
+        say!("uhst-relay: files of a running stream were removed; they are made anew");
         mailbox_of(session, self.token).listen_again(listener)?;
         Ok(true)
     }

@@ -8,7 +8,7 @@
 //! gets it looks whether the path still means the file he has locked, and starts over if not. Nobody ever works on a
 //! folder that is gone, and a sweep may remove a folder that others are about to lock.
 
-use super::{Error, identity, identity_at, make_dir, private_file, read_small};
+use super::{Error, identity, make_dir, private_file, read_small};
 use fs2::FileExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -79,7 +79,9 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.into()),
             }
-            if identity_at(&record)? == Some(identity(&file.metadata()?)) {
+            // By a link, if somebody made one: it is as good as its file.
+            let there = std::fs::metadata(&record).ok().map(|there| identity(&there));
+            if there == Some(identity(&file.metadata()?)) {
                 return Ok(Some(Self { path: path.to_owned(), file, record: PhantomData }));
             }
         }
@@ -93,7 +95,7 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
         }
         let record = serde_json::from_slice(&bytes);
         if record.is_err() {
-            eprintln!("uhst-relay: a session's record is damaged and counts as missing: {}", self.path.display());
+            say!("uhst-relay: a session's record is damaged and counts as missing: {}", self.path.display());
         }
         Ok(record.ok())
     }

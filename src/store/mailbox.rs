@@ -527,6 +527,12 @@ impl Listener {
         Ok(())
     }
 
+    /// Whether that many bytes of what was given are still kept.
+    #[must_use]
+    pub fn has_grown_beyond(&self, bytes: u64) -> bool {
+        self.queue.position().saturating_sub(self.queue.base()) > bytes
+    }
+
     /// The position up to which the queue may be compacted, if that is worth it: what was given longer than a lifetime
     /// ago, and more than `most` bytes of what was given at all.
     #[must_use]

@@ -110,9 +110,9 @@ impl Error {
         match self {
             Self::QueueFull(_) => {}
             Self::DiskFull(cause) | Self::Unusable(cause) | Self::Io(cause) => {
-                eprintln!("uhst-relay: {self} [{cause}]");
+                say!("uhst-relay: {self} [{cause}]");
             }
-            Self::BadSecret => eprintln!("uhst-relay: {self}"),
+            Self::BadSecret => say!("uhst-relay: {self}"),
         }
     }
 }

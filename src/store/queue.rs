@@ -93,12 +93,17 @@ impl Writer {
         };
         let size = file.metadata()?.len();
         let mut head = [0; HEADER_SIZE];
-        if let Some(base) = file.read_exact_at(&mut head, 0).ok().and_then(|()| parse_header(&head)) {
+        match file.read_exact_at(&mut head, 0) {
+            // It is not the queue that is damaged; what it holds is not to be given up for that.
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error.into()),
+            _ => {}
+        }
+        if let Some(base) = parse_header(&head) {
             let mut writer = Self { file, base, size };
             writer.cut_torn_tail()?;
             return Ok(writer);
         }
-        eprintln!("uhst-relay: a queue was damaged and begins anew: {}", path.display());
+        say!("uhst-relay: a queue was damaged and begins anew: {}", path.display());
         // Under another identity, so that whoever still reads the old one notices.
         super::remove_file(path)?;
         Ok(Self::create(path)?)
@@ -285,7 +290,7 @@ impl Reader {
             return Ok(false);
         }
         if !self.is_record_end(self.position)? {
-            eprintln!("uhst-relay: a queue was cut off where it had been read already; what is left is read again");
+            say!("uhst-relay: a queue was cut off where it had been read already; what is left is read again");
             self.position = self.base;
         }
         let offset = HEADER_LEN + (self.position - self.base);
@@ -308,9 +313,10 @@ impl Reader {
         };
         for line in self.buffer[..whole].split_inclusive(|byte| *byte == b'\n') {
             self.position += line.len() as u64;
-            match parse_line(&line[..line.len() - 1], self.position) {
-                Some(record) => take(record),
-                None => eprintln!("uhst-relay: a queue holds a line that is no record; it is passed over"),
+            if let Some(record) = parse_line(&line[..line.len() - 1], self.position) {
+                take(record);
+            } else {
+                say!("uhst-relay: a queue holds a line that is no record; it is passed over");
             }
         }
         if self.buffer.capacity() > 4 * READ_SIZE {
@@ -387,7 +393,7 @@ mod tests {
                 .append(true)
                 .open(&path)
                 .unwrap()
-                .write_all("1 message ".repeat(1 + torn / 10)[..torn].as_bytes())
+                .write_all(&"1 message ".repeat(1 + torn / 10).as_bytes()[..torn])
                 .unwrap();
             assert_eq!(data(&path), ["a"]);
             append(&path, "b");

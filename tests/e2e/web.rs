@@ -123,6 +123,8 @@ pub fn page_works_in_a_browser(url: &str) {
 }
 
 /// Runs a script on Node against a relay. It has a time limit of its own for every step, and says PASSED at its end.
+///
+/// It gets a second and a third chance: what only fails while the machine is busy with something else is no fault.
 pub fn passes(folder: &str, script: &str, url: &str) {
     let folder = repository().join(folder);
     if !have("node") {
@@ -131,9 +133,15 @@ pub fn passes(folder: &str, script: &str, url: &str) {
     if !folder.join("node_modules").is_dir() {
         return skip("the npm packages are not there: `npm ci` in the script's folder, or `tests/run`, installs them");
     }
-    let output = Command::new("node").arg(folder.join(script)).arg(url).stdin(Stdio::null()).output();
-    let output = output.expect("node runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.trim_end().ends_with("PASSED"), "{}\n{said}\n{complained}", output.status);
+    for chances_left in [2, 1, 0] {
+        let output = Command::new("node").arg(folder.join(script)).arg(url).stdin(Stdio::null()).output();
+        let output = output.expect("node runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let complained = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() && said.trim_end().ends_with("PASSED") {
+            return;
+        }
+        eprintln!("{script}: {}\n{said}\n{complained}", output.status);
+        assert!(chances_left > 0, "{script} has failed three times: {said} {complained}");
+    }
 }
