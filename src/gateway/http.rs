@@ -251,8 +251,12 @@ fn wait_for_connection(listening: &Listening) -> bool {
 /// A stream takes four descriptors, and the usual limit is 1024.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    // Only root may go beyond what the system allows at most.
+    let enough = Some(1 << 18);
+    if setrlimit(Resource::Nofile, Rlimit { current: enough, maximum: enough }).is_err() {
+        let most = getrlimit(Resource::Nofile).maximum;
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    }
 }
 
 fn refuse(socket: &OwnedFd) {

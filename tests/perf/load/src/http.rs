@@ -34,7 +34,12 @@ impl Target {
 
     /// A whole POST request.
     pub fn post(&self, query: &str, body: &[u8]) -> Vec<u8> {
-        let mut head = self.head("POST", query);
+        self.request("POST", query, body)
+    }
+
+    /// A whole request with a body.
+    pub fn request(&self, method: &str, query: &str, body: &[u8]) -> Vec<u8> {
+        let mut head = self.head(method, query);
         let _ = write!(head, "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
         let mut request = head.into_bytes();
         request.extend_from_slice(body);

@@ -12,6 +12,7 @@ mod streams;
 mod turns;
 
 use std::collections::{HashMap, HashSet};
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,8 @@ const USAGE: &str = "\
 load TEST URL [--option value]...
 
   ping       ask for a pong, and check it
-  request    POST the same request again and again: --query Q, --size BYTES of body, --expect STATUS
+  request    send the same request again and again: --method M (else POST), --query Q, --size BYTES of body (0: none),
+             --expect STATUS
   register   register a host
   post       send messages to hosts that listen: --hosts N
   oneway     send a message and wait until its event has been read
@@ -35,16 +37,13 @@ load TEST URL [--option value]...
   fanout     a host sends to all its clients: --clients N
   streams    open --streams N, spread --rate R messages a second over them for --seconds S
 
-All but `streams` take --connections N (requests under way at once), --seconds S or --count N, and --warmup N (turns not counted).
+All but `streams` take --connections N (requests under way at once), --seconds S or --count N, --warmup N (turns not counted),
+and --runs N: set up once, print {\"ready\":true}, and then measure each time a line comes in, N times at most.
 All that send messages take --size BYTES.";
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1).collect()) {
-        Ok(report) => {
-            println!("{report}");
-            let bad = |name: &str| report[name].as_u64().unwrap_or(0) > 0;
-            ExitCode::from(u8::from(bad("errors") || bad("lost") || bad("twice") || bad("out_of_order")))
-        }
+        Ok(faultless) => ExitCode::from(u8::from(!faultless)),
         Err(error) => {
             eprintln!("load: {error}");
             ExitCode::from(2)
@@ -52,7 +51,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Vec<String>) -> Result<Value> {
+/// Measures and prints; whether nothing went wrong.
+fn run(arguments: Vec<String>) -> Result<bool> {
     let mut arguments = arguments.into_iter();
     let (Some(test), Some(url)) = (arguments.next(), arguments.next()) else {
         return Err(USAGE.to_owned());
@@ -68,7 +68,7 @@ fn run(arguments: Vec<String>) -> Result<Value> {
             size,
         };
         options.all_known()?;
-        return streams::run(&mut client, &plan).map(|report| named(report, &test, &url));
+        return print(streams::run(&mut client, &plan)?, &test, &url);
     }
     let stop = match options.0.remove("count") {
         Some(count) => Stop::Count(count.parse().map_err(|_| format!("--count {count}: not a number"))?),
@@ -77,11 +77,16 @@ fn run(arguments: Vec<String>) -> Result<Value> {
     let one_at_a_time = matches!(test.as_str(), "oneway" | "roundtrip" | "fanout");
     let connections = options.number("connections", if one_at_a_time { 1 } else { 4 })?;
     let plan = Plan { connections, stop, warmup: options.number("warmup", 20)? };
+    let runs: Option<usize> = match options.0.remove("runs") {
+        Some(count) => Some(count.parse().map_err(|_| format!("--runs {count}: not a number"))?),
+        None => None,
+    };
     let mut work: Box<dyn Work> = match test.as_str() {
         "ping" => Box::new(Ping),
         "request" => Box::new(Request {
+            method: options.0.remove("method").unwrap_or_else(|| "POST".to_owned()),
             query: options.0.remove("query").unwrap_or_default(),
-            body: Message { from: 0, n: 0 }.body(size),
+            body: if size == 0 { Vec::new() } else { Message { from: 0, n: 0 }.body(size) },
             expect: options.number("expect", 200)?,
         }),
         "register" => Box::new(Register),
@@ -92,13 +97,27 @@ fn run(arguments: Vec<String>) -> Result<Value> {
         _ => return Err(USAGE.to_owned()),
     };
     options.all_known()?;
-    turns::run(&mut client, &plan, work.as_mut()).map(|report| named(report, &test, &url))
+    let keys = turns::lines(&mut client, &plan);
+    let Some(runs) = runs else {
+        return print(turns::run(&mut client, &plan, &keys, work.as_mut())?, &test, &url);
+    };
+    // What is compared takes turns, and a stream can take seconds to begin: so it is begun before.
+    print(json!({ "ready": true }), &test, &url)?;
+    let mut faultless = true;
+    for line in std::io::stdin().lines().take(runs) {
+        line.map_err(|error| error.to_string())?;
+        faultless &= print(turns::run(&mut client, &plan, &keys, work.as_mut())?, &test, &url)?;
+    }
+    Ok(faultless)
 }
 
-fn named(mut report: Value, test: &str, url: &str) -> Value {
+/// Prints a report; whether nothing went wrong.
+fn print(mut report: Value, test: &str, url: &str) -> Result<bool> {
     report["test"] = test.into();
     report["url"] = url.into();
-    report
+    writeln!(std::io::stdout(), "{report}").map_err(|error| error.to_string())?;
+    let bad = |name: &str| report[name].as_u64().unwrap_or(0) > 0;
+    Ok(!["errors", "lost", "twice", "out_of_order"].into_iter().any(bad))
 }
 
 /// `--name value`, in any order.
@@ -161,6 +180,7 @@ impl Work for Ping {
 }
 
 struct Request {
+    method: String,
     query: String,
     body: Vec<u8>,
     expect: u16,
@@ -168,7 +188,7 @@ struct Request {
 
 impl Work for Request {
     fn begin(&mut self, client: &Client, _worker: usize, _begun: Instant) -> (Vec<u8>, usize) {
-        (client.target.post(&self.query, &self.body), 0)
+        (client.target.request(&self.method, &self.query, &self.body), 0)
     }
 
     fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {

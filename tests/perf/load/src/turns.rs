@@ -109,12 +109,16 @@ impl Tally {
     }
 }
 
-/// Lets the workers take turns, and reports.
-pub fn run(client: &mut Client, plan: &Plan, work: &mut dyn Work) -> Result<Value> {
+/// The connections of the workers.
+pub fn lines(client: &mut Client, plan: &Plan) -> Vec<Key> {
+    (0..plan.connections).map(|_| client.line()).collect()
+}
+
+/// Lets the workers take turns, each on its own one of `lines`, and reports.
+pub fn run(client: &mut Client, plan: &Plan, lines: &[Key], work: &mut dyn Work) -> Result<Value> {
     let now = Instant::now();
-    let mut workers: Vec<Worker> = (0..plan.connections)
-        .map(|_| Worker { key: client.line(), begun: now, answered: true, waits_for: 0, idle: true })
-        .collect();
+    let mut workers: Vec<Worker> =
+        lines.iter().map(|&key| Worker { key, begun: now, answered: true, waits_for: 0, idle: true }).collect();
     let mut tally = Tally::begin(Vec::new());
     let mut warm = plan.warmup == 0;
     let mut begun = 0;
