@@ -160,7 +160,8 @@ class Prepared:
         self.process.stdin.flush()
         report = self.process.stdout.readline()
         if not report:
-            raise SystemExit("load %s failed" % " ".join(str(argument) for argument in self.arguments))
+            call = " ".join(str(argument) for argument in self.arguments)
+            raise SystemExit("load %s ended with %s" % (call, self.process.wait(10)))
         return self.load.judged(self.arguments, json.loads(report))
 
 
