@@ -5,6 +5,7 @@ use crate::gateway::{Outgoing, Woken};
 use crate::store::Error;
 use crate::store::mailbox::{Listener, Standing};
 use crate::store::queue::Record;
+use rustix::event::{PollFd, PollFlags};
 use std::time::{Duration, Instant};
 
 /// How often a stream looks after things that nobody wakes it for: a killed peer is noticed within this time.
@@ -132,7 +133,8 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
         let tick = tick.min(until.saturating_duration_since(now));
         // Who has something to write need not be told that there is more.
         let knock = if to_write { None } else { listener.wake() };
-        match out.wait(knock, to_write, tick) {
+        let knock = knock.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN));
+        match out.wait(knock.as_slice(), to_write, tick) {
             Woken::HungUp => return End::Gone,
             Woken::Stopped => return End::Stopped,
             Woken::Knock => {

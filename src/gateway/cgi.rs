@@ -1,14 +1,16 @@
 //! The door of a web server: RFC 3875, a process a request.
 
-use super::{BODY_TIME, Body, Content, Framing, Outgoing, Reply, Request, Status, TimedReader};
+use super::{BODY_TIME, Body, Client, Content, Framing, Outgoing, Reply, Request, Source, Status, TimedReader};
 use crate::config::{SettingError, Settings};
 use crate::protocol::{self, page};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Answers the one request this process was started for.
 #[must_use]
@@ -27,6 +29,11 @@ pub fn run() -> ExitCode {
         path: path.and_then(Result::ok).unwrap_or_default(),
         query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
         header: &header,
+        mount: text("SCRIPT_NAME"),
+        remote: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
+        // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
+        is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
+        client: Client::new(stdout.as_fd(), false),
         body: Body { length: None, is_awaited: true, reader: &mut io::empty() },
     };
     // RFC 3875, 4.1.2: without CONTENT_LENGTH there is no body, except that servers which take the chunks out of a
@@ -35,7 +42,7 @@ pub fn run() -> ExitCode {
     let mut no_length = NoLength;
     let malformed = match length.map(|text| digits(&text)) {
         Some(Some(length)) => {
-            counted = reader.take(length);
+            counted = Counted { reader, left: length };
             request.body = Body { length: Some(length), is_awaited: true, reader: &mut counted };
             false
         }
@@ -103,6 +110,9 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
     for (name, value) in &reply.headers {
         write!(out, "{name}: {value}\r\n")?;
     }
+    if let Content::Sized(length, _) = reply.content {
+        write!(out, "Content-Length: {length}\r\n")?;
+    }
     match reply.content {
         Content::Whole(body) => {
             if reply.status != Status::NoContent {
@@ -114,7 +124,7 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
             }
             write_all(stdout, &out)
         }
-        Content::Stream(produce) => {
+        Content::Stream(produce) | Content::Sized(_, produce) => {
             out.extend_from_slice(b"\r\n");
             let written = write_all(stdout, &out);
             if !head_only {
@@ -156,8 +166,40 @@ fn hush_shared_stderr() {
     }
 }
 
+/// The first bytes of the input, as many as the body has.
+struct Counted<'a> {
+    reader: TimedReader<'a>,
+    left: u64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = Read::by_ref(&mut self.reader).take(self.left).read(buffer)?;
+        self.left -= got as u64;
+        Ok(got)
+    }
+}
+
+impl Source for Counted<'_> {
+    fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        self.reader.awaited().filter(|_| self.left > 0)
+    }
+
+    fn give_time(&mut self, time: Duration) {
+        self.reader.give_time(time);
+    }
+}
+
 /// A body that cannot be read, because its end cannot be seen.
 struct NoLength;
+
+impl Source for NoLength {
+    fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn give_time(&mut self, _: Duration) {}
+}
 
 impl Read for NoLength {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {

@@ -3,7 +3,7 @@
 //! It is strict where leniency lets two servers on one connection disagree about where a request ends: a body has one
 //! length or is chunked, never both; lines end with CR LF; nothing is folded.
 
-use super::{BODY_TIME, Body, Content, Framing, Outgoing, Reply, Request, Status};
+use super::{BODY_TIME, Body, Client, Content, Framing, Outgoing, Reply, Request, Source, Status};
 use crate::config::Settings;
 use crate::protocol;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -11,7 +11,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
 use std::fmt::Write as _;
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -97,17 +97,17 @@ impl Listening {
         }
     }
 
-    /// The next connection, and who it is from, as the log shows it.
-    fn accept(&self) -> io::Result<(OwnedFd, String)> {
+    /// The next connection, and who it is from.
+    fn accept(&self) -> io::Result<(OwnedFd, Option<IpAddr>)> {
         Ok(match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
                 stream.set_nodelay(true)?;
                 // A client whose power was cut says nothing; its machine stops acknowledging.
                 let _ = sockopt::set_tcp_user_timeout(&stream, USER_TIMEOUT);
-                (stream.into(), peer.ip().to_string())
+                (stream.into(), Some(peer.ip().to_canonical()))
             }
-            Self::Unix(listener, _) => (listener.accept()?.0.into(), "-".to_owned()),
+            Self::Unix(listener, _) => (listener.accept()?.0.into(), None),
         })
     }
 }
@@ -213,7 +213,7 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
                 }
             }
             let leave = Leave(serving, is_refused);
-            let mut connection = Connection { socket, peer, buffer: Vec::new(), taken: 0 };
+            let mut connection = Connection { socket: Arc::new(socket), peer, buffer: Vec::new(), taken: 0 };
             if is_refused {
                 refuse(&connection.socket);
                 connection.linger();
@@ -559,8 +559,8 @@ impl Head {
 // ---- a connection
 
 struct Connection {
-    socket: OwnedFd,
-    peer: String,
+    socket: Arc<OwnedFd>,
+    peer: Option<IpAddr>,
     /// What has arrived; the first `taken` bytes have been read already.
     buffer: Vec<u8>,
     taken: usize,
@@ -582,7 +582,7 @@ impl Connection {
                     let mut out = Vec::new();
                     write_head(&mut out, &reply, "HTTP/1.1", Some(false), None);
                     if let Content::Whole(body) = &reply.content {
-                        log(server, &self.peer, "-", reply.status, body.len());
+                        log(server, self.peer, "-", reply.status, body.len());
                         out.extend_from_slice(body);
                     }
                     let _ = self.write_all(&out);
@@ -628,7 +628,7 @@ impl Connection {
         self.taken = 0;
         let mut bytes = [0; 8192];
         loop {
-            match rustix::io::read(&self.socket, &mut bytes) {
+            match rustix::io::read(&*self.socket, &mut bytes) {
                 Ok(got) => {
                     self.buffer.extend_from_slice(&bytes[..got]);
                     return Ok(got);
@@ -641,7 +641,7 @@ impl Connection {
 
     fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+            match send(&*self.socket, bytes, SendFlags::NOSIGNAL) {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -660,8 +660,9 @@ impl Connection {
             Length::Known(length) => BodyPart::Length(length),
             Length::Chunked => BodyPart::ChunkLine,
         };
+        let (socket, remote) = (Arc::clone(&self.socket), self.peer);
         let mut body =
-            BodyReader { connection: self, part: left, expects, until: Instant::now() + BODY_TIME, failed: false };
+            BodyReader { connection: self, part: left, expects, until: Instant::now() + BODY_TIME, failed: None };
         let reply = match target {
             Err(malformed) => malformed.reply(),
             Ok((path, query)) => protocol::answer(
@@ -671,6 +672,10 @@ impl Connection {
                     path,
                     query,
                     header: &header,
+                    mount: String::new(),
+                    remote,
+                    is_https: false,
+                    client: Client::new(socket.as_fd(), true),
                     body: Body {
                         length: if let Length::Known(length) = head.length { Some(length) } else { None },
                         is_awaited: !expects,
@@ -681,6 +686,15 @@ impl Connection {
         };
         // Where the body ends, the next request begins; so it must be read.
         let is_read = body.skip(server.settings.max_body.max(WORTH_DRAINING));
+        // Also where the protocol has not looked at it, as for a ping (RFC 9112, 7.1).
+        let reply = match reply.content {
+            Content::Whole(_)
+                if body.failed == Some(io::ErrorKind::InvalidData) && reply.status < Status::BadRequest =>
+            {
+                Malformed::Head("The chunks of the body are malformed.").reply()
+            }
+            _ => reply,
+        };
         let keep_alive = head.keeps_alive() && is_read && !is_malformed && !is_stopping();
         let version = if head.is_http_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
         let head_only = head.method == "HEAD";
@@ -692,15 +706,19 @@ impl Connection {
                 if !head_only {
                     out.extend_from_slice(body);
                 }
-                log(server, &self.peer, &line, status, if head_only { 0 } else { body.len() });
+                log(server, self.peer, &line, status, if head_only { 0 } else { body.len() });
                 self.write_all(&out).is_ok() && keep_alive
             }
-            Content::Stream(_) => {
-                let framing = if head.is_http_1_1 { Framing::Chunked } else { Framing::UntilClose };
-                let keep_alive = keep_alive && framing == Framing::Chunked;
+            Content::Stream(_) | Content::Sized(..) => {
+                let framing = match reply.content {
+                    Content::Sized(length, _) => Framing::Length(length),
+                    _ if head.is_http_1_1 => Framing::Chunked,
+                    _ => Framing::UntilClose,
+                };
+                let keep_alive = keep_alive && framing != Framing::UntilClose;
                 write_head(&mut out, &reply, "HTTP/1.1", Some(keep_alive), Some(framing));
-                log(server, &self.peer, &line, status, 0);
-                let Content::Stream(produce) = reply.content else { return false };
+                log(server, self.peer, &line, status, 0);
+                let (Content::Stream(produce) | Content::Sized(_, produce)) = reply.content else { return false };
                 let written = self.write_all(&out);
                 if head_only {
                     return written.is_ok() && keep_alive;
@@ -710,7 +728,7 @@ impl Connection {
                 self.buffer.shrink_to_fit();
                 let mut outgoing = Outgoing::new(self.socket.as_fd(), framing, written.is_err());
                 produce(&mut outgoing);
-                outgoing.finish() && keep_alive
+                outgoing.finish(WRITE_TIME) && keep_alive
             }
         }
     }
@@ -718,10 +736,10 @@ impl Connection {
     /// Closes such that a client that is still sending gets to see the answer: a socket closed with unread bytes in it
     /// resets the connection (RFC 9112, 9.6).
     fn linger(&mut self) {
-        if shutdown(&self.socket, Shutdown::Write).is_err() {
+        if shutdown(&*self.socket, Shutdown::Write).is_err() {
             return;
         }
-        let _ = sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(Duration::from_millis(500)));
+        let _ = sockopt::set_socket_timeout(&*self.socket, sockopt::Timeout::Recv, Some(Duration::from_millis(500)));
         let until = Instant::now() + Duration::from_secs(2);
         for _ in 0..64 {
             self.taken = self.buffer.len();
@@ -749,6 +767,7 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, version: &str, keep_alive: Optio
         (Content::Whole(body), _) if reply.status != Status::NoContent => {
             let _ = write!(head, "Content-Length: {}\r\n", body.len());
         }
+        (Content::Sized(length, _), _) => _ = write!(head, "Content-Length: {length}\r\n"),
         (Content::Stream(_), Some(Framing::Chunked)) => head.push_str("Transfer-Encoding: chunked\r\n"),
         _ => {}
     }
@@ -760,7 +779,7 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, version: &str, keep_alive: Optio
 }
 
 /// The common log format, which log analysers read.
-fn log(server: &Server, peer: &str, line: &str, status: Status, size: usize) {
+fn log(server: &Server, peer: Option<IpAddr>, line: &str, status: Status, size: usize) {
     if server.quiet {
         return;
     }
@@ -768,6 +787,7 @@ fn log(server: &Server, peer: &str, line: &str, status: Status, size: usize) {
     let date = httpdate::HttpDate::from(SystemTime::now()).to_string();
     let parts: Vec<_> = date.split([' ', ',']).filter(|part| !part.is_empty()).collect();
     let [_, day, month, year, time, _] = parts[..] else { return };
+    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
     let code = status.to_string();
     let code = code.split(' ').next().unwrap_or_default();
     say!("{peer} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}");
@@ -796,7 +816,7 @@ struct BodyReader<'c> {
     /// The client waits for `100 Continue` before it sends.
     expects: bool,
     until: Instant,
-    failed: bool,
+    failed: Option<io::ErrorKind>,
 }
 
 impl BodyReader<'_> {
@@ -807,7 +827,7 @@ impl BodyReader<'_> {
         }
         // A client that still waits for our word may send the body or not (RFC 9110, 10.1.1): the place of the next
         // request is unknown.
-        if self.failed || self.expects {
+        if self.failed.is_some() || self.expects {
             return false;
         }
         let read = io::copy(&mut self.take(most), &mut io::sink());
@@ -897,13 +917,26 @@ impl BodyReader<'_> {
     }
 }
 
+impl Source for BodyReader<'_> {
+    fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        let waits = self.connection.taken == self.connection.buffer.len() && self.part != BodyPart::Length(0);
+        (waits && !self.expects && self.failed.is_none()).then(|| self.connection.socket.as_fd())
+    }
+
+    fn give_time(&mut self, time: Duration) {
+        self.until = Instant::now() + time;
+    }
+}
+
 impl Read for BodyReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if out.is_empty() {
             return Ok(0);
         }
         let read = self.read_some(out);
-        self.failed |= read.is_err();
+        if let Err(error) = &read {
+            self.failed = Some(error.kind());
+        }
         read
     }
 }
@@ -1066,18 +1099,19 @@ mod tests {
         if with_end {
             shutdown(&theirs, Shutdown::Write).unwrap();
         }
-        (Connection { socket: ours, peer: String::new(), buffer: Vec::new(), taken: 0 }, theirs)
+        (Connection { socket: Arc::new(ours), peer: None, buffer: Vec::new(), taken: 0 }, theirs)
     }
 
     fn reader(connection: &mut Connection, part: BodyPart, time: Duration) -> BodyReader<'_> {
         let until = Instant::now() + time;
-        BodyReader { connection, part, expects: false, until, failed: false }
+        BodyReader { connection, part, expects: false, until, failed: None }
     }
 
     #[test]
     fn a_body_that_trickles_in_is_not_waited_for_forever() {
         let (mut connection, theirs) = connection([b"1".as_slice()], false);
-        sockopt::set_socket_timeout(&connection.socket, sockopt::Timeout::Recv, Some(Duration::from_secs(10))).unwrap();
+        sockopt::set_socket_timeout(&*connection.socket, sockopt::Timeout::Recv, Some(Duration::from_secs(10)))
+            .unwrap();
         let trickle = std::thread::spawn(move || {
             while send(&theirs, b"1", SendFlags::NOSIGNAL).is_ok() {
                 std::thread::sleep(Duration::from_millis(10));

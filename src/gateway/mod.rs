@@ -9,8 +9,10 @@ pub mod http;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd};
+use rustix::io::writev;
 use std::fmt;
-use std::io::{self, PipeReader, Read};
+use std::io::{self, IoSlice, PipeReader, Read};
+use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,14 @@ pub struct Request<'a> {
     pub query: Vec<u8>,
     /// Header fields by lower-case name.
     pub header: &'a dyn Fn(&str) -> Option<String>,
+    /// Where the relay itself is on its server: `SCRIPT_NAME` under CGI, empty under `serve`.
+    pub mount: String,
+    /// Who opened the connection to the server; `None` where a UNIX socket has brought it.
+    pub remote: Option<IpAddr>,
+    /// Whether that connection is HTTPS.
+    pub is_https: bool,
+    /// Who waits for the answer.
+    pub client: Client<'a>,
     /// What is sent along.
     pub body: Body<'a>,
 }
@@ -39,7 +49,26 @@ pub struct Body<'a> {
     /// (`Expect: 100-continue`).
     pub is_awaited: bool,
     /// The bytes, up to their end.
-    pub reader: &'a mut dyn Read,
+    pub reader: &'a mut dyn Source,
+}
+
+/// Where the bytes of a body come from. A read blocks, and fails when the time is up.
+pub trait Source: Read {
+    /// What becomes readable once there is more; `None` while a read has something to give already, or has to ask the
+    /// client for it.
+    fn awaited(&self) -> Option<BorrowedFd<'_>>;
+
+    /// From now on there is that much time for all the rest. Without it, a body has to come within a minute.
+    fn give_time(&mut self, time: Duration);
+}
+
+/// No body.
+impl Source for io::Empty {
+    fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn give_time(&mut self, _: Duration) {}
 }
 
 /// Why a body could not be read.
@@ -96,10 +125,11 @@ impl Body<'_> {
 }
 
 /// Status codes that the relay gives (RFC 9110, 15; 429 and 507 are RFC 6585 and RFC 4918).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 #[expect(missing_docs, reason = "they are the RFC's own names")]
 pub enum Status {
     Ok,
+    Created,
     NoContent,
     BadRequest,
     Unauthorized,
@@ -107,6 +137,8 @@ pub enum Status {
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    Conflict,
+    Gone,
     LengthRequired,
     ContentTooLarge,
     UriTooLong,
@@ -115,7 +147,9 @@ pub enum Status {
     RequestHeaderFieldsTooLarge,
     InternalServerError,
     NotImplemented,
+    BadGateway,
     ServiceUnavailable,
+    GatewayTimeout,
     HttpVersionNotSupported,
     InsufficientStorage,
 }
@@ -124,6 +158,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ok => "200 OK",
+            Self::Created => "201 Created",
             Self::NoContent => "204 No Content",
             Self::BadRequest => "400 Bad Request",
             Self::Unauthorized => "401 Unauthorized",
@@ -131,6 +166,8 @@ impl fmt::Display for Status {
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::RequestTimeout => "408 Request Timeout",
+            Self::Conflict => "409 Conflict",
+            Self::Gone => "410 Gone",
             Self::LengthRequired => "411 Length Required",
             Self::ContentTooLarge => "413 Content Too Large",
             Self::UriTooLong => "414 URI Too Long",
@@ -139,7 +176,9 @@ impl fmt::Display for Status {
             Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
             Self::InternalServerError => "500 Internal Server Error",
             Self::NotImplemented => "501 Not Implemented",
+            Self::BadGateway => "502 Bad Gateway",
             Self::ServiceUnavailable => "503 Service Unavailable",
+            Self::GatewayTimeout => "504 Gateway Timeout",
             Self::HttpVersionNotSupported => "505 HTTP Version Not Supported",
             Self::InsufficientStorage => "507 Insufficient Storage",
         })
@@ -155,6 +194,8 @@ pub enum Content {
     Whole(Vec<u8>),
     /// Whatever the function writes, for as long as it runs.
     Stream(Producer),
+    /// So many bytes, which the function writes. Where it writes fewer, the client sees that the body is cut short.
+    Sized(u64, Producer),
 }
 
 /// An answer.
@@ -236,6 +277,55 @@ pub enum Woken {
     Stopped,
 }
 
+/// Who waits for an answer.
+#[derive(Clone, Copy)]
+pub struct Client<'a> {
+    fd: BorrowedFd<'a>,
+    is_own: bool,
+}
+
+impl<'a> Client<'a> {
+    /// Behind `fd`, which is our own socket, or (not `is_own`) what a web server shares with us.
+    #[must_use]
+    pub fn new(fd: BorrowedFd<'a>, is_own: bool) -> Self {
+        Self { fd, is_own }
+    }
+
+    /// Sleeps until the client has hung up, the process is asked to stop, one of `others` is ready, the client can take
+    /// bytes (if `to_write`), or `limit` is over.
+    #[must_use]
+    pub fn wait(self, others: &[PollFd<'_>], to_write: bool, limit: Duration) -> Woken {
+        // POLLHUP and POLLERR are reported without being asked for: HUP by a pipe's or UNIX socket's other end that
+        // is closed, ERR by a pipe that nobody reads any more. RDHUP is a client that has closed our own socket; a web
+        // server may close its half of the socket it shares with us at once, and mean nothing by it.
+        let mut wanted = if to_write { PollFlags::OUT } else { PollFlags::empty() };
+        if self.is_own {
+            wanted |= PollFlags::RDHUP;
+        }
+        let stop = stop_signal();
+        let wanted_of_stop = if stop.is_some() { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds = Vec::with_capacity(2 + others.len());
+        fds.push(PollFd::from_borrowed_fd(self.fd, wanted));
+        fds.push(PollFd::from_borrowed_fd(stop.unwrap_or(self.fd), wanted_of_stop));
+        fds.extend_from_slice(others);
+        let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 });
+        // Interrupted by a signal: the next one has it in the stop pipe.
+        let _ = poll(&mut fds, Some(&limit));
+        let (client, stop) = (fds[0].revents(), fds[1].revents());
+        if stop.contains(PollFlags::IN) {
+            Woken::Stopped
+        } else if client.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR | PollFlags::NVAL) {
+            Woken::HungUp
+        } else if fds[2..].iter().any(|other| !other.revents().is_empty()) {
+            Woken::Knock
+        } else if client.contains(PollFlags::OUT) {
+            Woken::Writable
+        } else {
+            Woken::Tick
+        }
+    }
+}
+
 /// How the bytes of a stream reach the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
@@ -243,78 +333,49 @@ pub enum Framing {
     WebServer,
     /// On our own socket, in chunks (RFC 9112, 7.1).
     Chunked,
+    /// On our own socket, so many bytes.
+    Length(u64),
     /// On our own socket; the end of the connection ends the body.
     UntilClose,
 }
 
 /// The way to the client, once the head of a streamed reply is out.
 pub struct Outgoing<'a> {
-    fd: BorrowedFd<'a>,
+    client: Client<'a>,
     framing: Framing,
     broken: bool,
-    /// A chunk that is being sent, and how much of it is.
-    chunk: Vec<u8>,
-    sent: usize,
-    /// How many bytes of content the chunk carries.
-    carries: usize,
+    /// What has to go out before any more content: a chunk's size, the end of the chunk before it.
+    delimiter: Vec<u8>,
+    /// How much of the chunk's content is still to come.
+    chunk: usize,
 }
 
 impl<'a> Outgoing<'a> {
     /// `broken` says that not even the head could be written.
     #[must_use]
     pub fn new(fd: BorrowedFd<'a>, framing: Framing, broken: bool) -> Self {
-        Self { fd, framing, broken, chunk: Vec::new(), sent: 0, carries: 0 }
+        let client = Client::new(fd, framing != Framing::WebServer);
+        Self { client, framing, broken, delimiter: Vec::new(), chunk: 0 }
     }
 
     /// Whether the way to the client is our own socket, and not a web server's.
     #[must_use]
     pub fn is_own(&self) -> bool {
-        self.framing != Framing::WebServer
+        self.client.is_own
     }
 
     /// Whether the client is there and can take bytes.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        let mut client = [PollFd::from_borrowed_fd(self.fd, PollFlags::OUT)];
+        let mut client = [PollFd::from_borrowed_fd(self.client.fd, PollFlags::OUT)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         !self.broken && poll(&mut client, Some(&now)).is_ok() && client[0].revents() == PollFlags::OUT
     }
 
-    /// Sleeps until the client has hung up, the process is asked to stop, `knock` is readable, the client can take
-    /// bytes (if `to_write`), or `limit` is over.
-    pub fn wait(&mut self, knock: Option<BorrowedFd<'_>>, to_write: bool, limit: Duration) -> Woken {
-        if self.broken {
-            return Woken::HungUp;
-        }
-        // POLLHUP and POLLERR are reported without being asked for: HUP by a pipe's or UNIX socket's other end that
-        // is closed, ERR by a pipe that nobody reads any more. RDHUP is a client that has closed our own socket; a web
-        // server may close its half of the socket it shares with us at once, and mean nothing by it.
-        let mut wanted = if to_write { PollFlags::OUT } else { PollFlags::empty() };
-        if self.framing != Framing::WebServer {
-            wanted |= PollFlags::RDHUP;
-        }
-        let absent = |fd: Option<BorrowedFd<'_>>| if fd.is_some() { PollFlags::IN } else { PollFlags::empty() };
-        let stop = stop_signal();
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.fd, wanted),
-            PollFd::from_borrowed_fd(knock.unwrap_or(self.fd), absent(knock)),
-            PollFd::from_borrowed_fd(stop.unwrap_or(self.fd), absent(stop)),
-        ];
-        let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 });
-        // Interrupted by a signal: the next one has it in the stop pipe.
-        let _ = poll(&mut fds, Some(&limit));
-        let [client, knock, stop] = fds.map(|fd| fd.revents());
-        if stop.contains(PollFlags::IN) {
-            Woken::Stopped
-        } else if client.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR | PollFlags::NVAL) {
-            Woken::HungUp
-        } else if knock.contains(PollFlags::IN) {
-            Woken::Knock
-        } else if client.contains(PollFlags::OUT) {
-            Woken::Writable
-        } else {
-            Woken::Tick
-        }
+    /// Sleeps as [`Client::wait`] does.
+    #[must_use]
+    pub fn wait(&mut self, others: &[PollFd<'_>], to_write: bool, limit: Duration) -> Woken {
+        if self.broken { Woken::HungUp } else { self.client.wait(others, to_write, limit) }
     }
 
     /// Writes some of `bytes` to a client that [`Outgoing::wait`] found writable, and says how many are on their way.
@@ -327,37 +388,47 @@ impl<'a> Outgoing<'a> {
         match self.framing {
             Framing::WebServer => self.try_write(&bytes[..bytes.len().min(PIPE_BUF)]),
             Framing::UntilClose => self.try_write(bytes),
+            Framing::Length(left) => {
+                let written = self.try_write(&bytes[..bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX))]);
+                self.framing = Framing::Length(left - written as u64);
+                written
+            }
             Framing::Chunked => {
-                if self.chunk.is_empty() {
-                    let content = &bytes[..bytes.len().min(CHUNK)];
-                    self.chunk.extend_from_slice(format!("{:x}\r\n", content.len()).as_bytes());
-                    self.chunk.extend_from_slice(content);
-                    self.chunk.extend_from_slice(b"\r\n");
-                    self.carries = content.len();
+                if self.chunk == 0 && !bytes.is_empty() {
+                    self.chunk = bytes.len().min(CHUNK);
+                    self.delimiter.extend_from_slice(format!("{:x}\r\n", self.chunk).as_bytes());
                 }
-                let chunk = std::mem::take(&mut self.chunk);
-                self.sent += self.try_write(&chunk[self.sent..]);
-                if self.sent < chunk.len() {
-                    self.chunk = chunk;
-                    return 0;
-                }
-                self.sent = 0;
-                self.carries
+                let content = &bytes[..bytes.len().min(self.chunk)];
+                self.write_chunk(content)
             }
         }
     }
 
+    /// Writes the delimiter, and then some of the chunk. One system call for all of it.
+    fn write_chunk(&mut self, content: &[u8]) -> usize {
+        const END: &[u8] = b"\r\n";
+        let delimiter = std::mem::take(&mut self.delimiter);
+        let end = if !content.is_empty() && content.len() == self.chunk { END } else { b"" };
+        let written = self.try_write_all(&[IoSlice::new(&delimiter), IoSlice::new(content), IoSlice::new(end)]);
+        if written < delimiter.len() {
+            self.delimiter.extend_from_slice(&delimiter[written..]);
+            return 0;
+        }
+        let written = written - delimiter.len();
+        let taken = written.min(content.len());
+        self.chunk -= taken;
+        if self.chunk == 0 && taken > 0 {
+            self.delimiter.extend_from_slice(&END[written - taken..]);
+        }
+        taken
+    }
+
     fn try_write(&mut self, bytes: &[u8]) -> usize {
-        let written = match self.framing {
-            Framing::WebServer => rustix::io::write(self.fd, bytes),
-            #[cfg(feature = "serve")]
-            _ => {
-                use rustix::net::{SendFlags, send};
-                send(self.fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
-            }
-            #[cfg(not(feature = "serve"))]
-            _ => Err(rustix::io::Errno::OPNOTSUPP),
-        };
+        self.try_write_all(&[IoSlice::new(bytes)])
+    }
+
+    fn try_write_all(&mut self, pieces: &[IoSlice<'_>]) -> usize {
+        let written = if self.client.is_own { send(self.client.fd, pieces) } else { writev(self.client.fd, pieces) };
         match written {
             Ok(written) => written,
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => 0,
@@ -370,13 +441,35 @@ impl<'a> Outgoing<'a> {
 
     /// Ends the body where that takes bytes. False when the client has not got all of it.
     #[cfg(feature = "serve")]
-    fn finish(mut self) -> bool {
-        const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+    fn finish(mut self, limit: Duration) -> bool {
         match self.framing {
-            Framing::Chunked if !self.broken && self.chunk.is_empty() => self.try_write(LAST_CHUNK) == LAST_CHUNK.len(),
+            Framing::Chunked if self.chunk == 0 => {
+                self.delimiter.extend_from_slice(b"0\r\n\r\n");
+                let until = Instant::now() + limit;
+                while !self.delimiter.is_empty() {
+                    self.write_chunk(b"");
+                    let left = until.saturating_duration_since(Instant::now());
+                    if !self.delimiter.is_empty() && self.wait(&[], true, left) != Woken::Writable {
+                        return false;
+                    }
+                }
+                true
+            }
+            Framing::Length(left) => left == 0,
             _ => false,
         }
     }
+}
+
+#[cfg(feature = "serve")]
+fn send(socket: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
+    use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+    sendmsg(socket, pieces, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+}
+
+#[cfg(not(feature = "serve"))]
+fn send(_: BorrowedFd<'_>, _: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
+    Err(rustix::io::Errno::OPNOTSUPP)
 }
 
 /// Reads from `fd`, but not for longer than `limit` in all: a client that sends a byte an hour must not keep a process.
@@ -390,6 +483,16 @@ impl<'a> TimedReader<'a> {
     #[must_use]
     pub fn new(fd: BorrowedFd<'a>, limit: Duration) -> Self {
         Self { fd, until: Instant::now() + limit }
+    }
+}
+
+impl Source for TimedReader<'_> {
+    fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd)
+    }
+
+    fn give_time(&mut self, time: Duration) {
+        self.until = Instant::now() + time;
     }
 }
 

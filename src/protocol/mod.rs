@@ -6,6 +6,7 @@ pub mod uhst;
 
 use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
+use crate::store::sweep::Found;
 use crate::store::{self, Store};
 
 /// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
@@ -34,7 +35,7 @@ pub fn sweep_some(settings: &Settings) {
     // Half a lifetime a round: as long as there are requests or streams, nothing dead stays for much longer than one and
     // a half.
     let round = settings.session_lifetime / 2;
-    let swept = Store::new(&settings.data_dir).sweep_some(round, |session| uhst::sweep(settings, session));
+    let swept = Store::new(&settings.data_dir).sweep_some(round, |found| sweep(settings, found));
     if let Err(error) = swept {
         error.log();
     }
@@ -45,7 +46,14 @@ pub fn sweep_some(settings: &Settings) {
 /// # Errors
 /// The first failure.
 pub fn sweep_all(settings: &Settings) -> Result<(), store::Error> {
-    Store::new(&settings.data_dir).sweep_all(|session| uhst::sweep(settings, session))
+    Store::new(&settings.data_dir).sweep_all(|found| sweep(settings, found))
+}
+
+/// Removes it if it is dead.
+fn sweep(settings: &Settings, found: Found) -> Result<(), store::Error> {
+    match found {
+        Found::Session(session) => uhst::sweep(settings, session),
+    }
 }
 
 fn origin_is_allowed(settings: &Settings, request: &Request<'_>) -> bool {

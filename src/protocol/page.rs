@@ -115,7 +115,7 @@ fn content_of(element: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::Body;
+    use crate::gateway::{Body, Client};
 
     fn is_page(method: &str, query: &str, accept: Option<&str>) -> bool {
         is_asked_for(&Request {
@@ -123,6 +123,10 @@ mod tests {
             path: String::new(),
             query: query.into(),
             header: &|name| accept.filter(|_| name == "accept").map(str::to_owned),
+            mount: String::new(),
+            remote: None,
+            is_https: false,
+            client: Client::new(rustix::stdio::stdout(), false),
             body: Body { length: None, is_awaited: true, reader: &mut std::io::empty() },
         })
     }

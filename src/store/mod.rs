@@ -26,10 +26,12 @@ pub mod mailbox;
 pub mod probe;
 pub mod queue;
 pub mod session;
+mod shelf;
 pub mod sweep;
 
 use fs2::FileExt;
 use sha2::{Digest, Sha256};
+use shelf::Kind;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -132,14 +134,14 @@ impl Store {
 
     /// The folder of `id` among the folders of `kind`. The name is a hash, so that no id can become a path, whatever
     /// it is made of and however long.
-    fn folder(&self, kind: &str, id: &str) -> PathBuf {
+    fn folder(&self, kind: Kind, id: &str) -> PathBuf {
         let hash = Sha256::digest(id.as_bytes());
         let mut name = String::with_capacity(40);
         for byte in &hash[..20] {
             use fmt::Write as _;
             let _ = write!(name, "{byte:02x}");
         }
-        let mut path = self.root.join(kind);
+        let mut path = self.root.join(kind.name());
         path.push(&name[..2]);
         path.push(&name);
         path

@@ -1,18 +1,20 @@
 //! The sweep: a little of it after many an answer, so that no request waits for it and its cost does not grow with the
 //! number of sessions.
 //!
-//! Sessions are spread over 256 shards. Whoever finds the sweep due takes as many shards as are due by then; nobody
-//! waits for a sweep that somebody else is doing, and a session that is in use is left for the next round.
+//! Everything is spread over 256 shards. Whoever finds the sweep due takes as many shards as are due by then; nobody
+//! waits for a sweep that somebody else is doing, and what is in use is left for the next round.
 
+use super::folder::Folder;
 use super::session::Session;
+use super::shelf::Kind;
 use super::{Error, Store, private_file, read_small};
 use fs2::FileExt as _;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-const SHARDS: u64 = 256;
+const SHARDS: u64 = super::shelf::SHARDS as u64;
 
 /// No shorter than this between two sweeps.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -26,6 +28,21 @@ struct Cursor {
     shard: u8,
 }
 
+/// What a sweep has come upon, locked.
+pub enum Found {
+    /// A host with its clients.
+    Session(Session),
+}
+
+impl Found {
+    /// `None` where it is gone or in use.
+    fn lock(kind: Kind, path: &Path) -> Result<Option<Self>, Error> {
+        Ok(match kind {
+            Kind::Hosts => Folder::try_open(path)?.map(Session::read).transpose()?.map(Self::Session),
+        })
+    }
+}
+
 impl Store {
     fn sweep_file(&self) -> PathBuf {
         self.root.join("sweep")
@@ -37,15 +54,18 @@ impl Store {
         match std::fs::metadata(self.sweep_file()).and_then(|metadata| metadata.modified()) {
             // A time in the future is a clock that was set back.
             Ok(last) => last.elapsed().is_ok_and(|elapsed| elapsed >= PAUSE) || last > SystemTime::now() + PAUSE,
-            Err(error) => error.kind() == io::ErrorKind::NotFound && self.root.join("hosts").exists(),
+            Err(error) => {
+                error.kind() == io::ErrorKind::NotFound
+                    && Kind::ALL.iter().any(|kind| self.root.join(kind.name()).exists())
+            }
         }
     }
 
-    /// Gives the sessions of the shards that are due to `look`, such that all shards have their turn in `round`.
+    /// Gives what stands in the shards that are due to `look`, such that all shards have their turn in `round`.
     ///
     /// # Errors
     /// The first failure; what is behind it is for the next sweep.
-    pub fn sweep_some(&self, round: Duration, look: impl FnMut(Session) -> Result<(), Error>) -> Result<(), Error> {
+    pub fn sweep_some(&self, round: Duration, look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
         let file = match private_file(&self.sweep_file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
@@ -68,11 +88,11 @@ impl Store {
         swept
     }
 
-    /// Gives the sessions of all shards to `look`.
+    /// Gives what stands in all shards to `look`.
     ///
     /// # Errors
     /// The first failure.
-    pub fn sweep_all(&self, look: impl FnMut(Session) -> Result<(), Error>) -> Result<(), Error> {
+    pub fn sweep_all(&self, look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
         self.sweep_shards(0, SHARDS, look)
     }
 
@@ -80,28 +100,26 @@ impl Store {
         &self,
         first: u64,
         count: u64,
-        mut look: impl FnMut(Session) -> Result<(), Error>,
+        mut look: impl FnMut(Found) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut outcome = Ok(());
         for number in first..first + count {
             let number = u8::try_from(number % SHARDS).unwrap_or(0);
-            let entries = match std::fs::read_dir(self.shard(number)) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error.into()),
-            };
-            for entry in entries {
-                let path = entry?.path();
-                // One session that cannot be swept does not keep the others from it.
-                match Self::session_at(&path) {
-                    Ok(Some(session)) => outcome = outcome.and(look(session)),
-                    // In use, or made by a process that was killed before it wrote the record: then it is empty, and
-                    // removing it fails unless nobody is about to use it.
-                    Ok(None) => _ = std::fs::remove_dir(&path),
-                    Err(error) => outcome = outcome.and(Err(error)),
+            for kind in Kind::ALL {
+                let Some(entries) = self.read_shard(kind, number)? else { continue };
+                for entry in entries {
+                    let path = entry?.path();
+                    // One that cannot be swept does not keep the others from it.
+                    match Found::lock(kind, &path) {
+                        Ok(Some(found)) => outcome = outcome.and(look(found)),
+                        // In use, or made by a process that was killed before it wrote the record: then it is empty, and
+                        // removing it fails unless nobody is about to use it.
+                        Ok(None) => _ = std::fs::remove_dir(&path),
+                        Err(error) => outcome = outcome.and(Err(error)),
+                    }
                 }
+                self.count_shard(kind, number)?;
             }
-            self.count_shard(number)?;
         }
         outcome
     }

@@ -259,6 +259,8 @@ const CHUNKS: &[(&str, &[u8])] = &[
     ("7.1.2 a request in place of a trailer", b"5\r\n12345\r\n0\r\nGET / HTTP/1.1\r\n\r\n"),
 ];
 
+const PING_IN_CHUNKS: &[u8] = b"POST /?action=ping HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n";
+
 fn join(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
@@ -283,6 +285,8 @@ fn cases(token: &str) -> Vec<Case> {
     let chunked = format!("POST /?token={token} HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n");
     for &(section, chunks) in CHUNKS {
         cases.push(case(section, join(&[chunked.as_bytes(), chunks]), 400));
+        // Also where nobody has a use for the body.
+        cases.push(case(section, join(&[PING_IN_CHUNKS, chunks]), 400));
     }
 
     let ping = |fields: &str| format!("POST /?action=ping HTTP/1.1\r\nHost: relay\r\n{fields}\r\n\r\n");

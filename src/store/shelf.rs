@@ -1,0 +1,174 @@
+//! Where the folders of one kind stand: spread over shards, so that no folder gets too long and a sweep has an end, and
+//! counted, so that there is a limit to how many strangers can make.
+
+use super::folder::Folder;
+use super::{Error, Store, identity_at};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Write as _;
+use std::fs::ReadDir;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+/// The first two hexadecimal digits of a folder's name are its shard.
+pub(super) const SHARDS: usize = 256;
+
+/// What has a folder for each of its ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The sessions of the UHST relay, by host id.
+    Hosts,
+}
+
+impl Kind {
+    pub const ALL: [Self; 1] = [Self::Hosts];
+
+    /// The folder under the data folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hosts => "hosts",
+        }
+    }
+}
+
+impl Store {
+    /// Locks the folder of `id`; `None` where there is none.
+    pub(super) fn open<R: Serialize + DeserializeOwned>(
+        &self,
+        kind: Kind,
+        id: &str,
+    ) -> Result<Option<Folder<R>>, Error> {
+        Folder::open(&self.folder(kind, id))
+    }
+
+    /// Locks the folder of `id`, made if it is missing. `None` where there are `most` of its kind already.
+    pub(super) fn open_or_make<R: Serialize + DeserializeOwned>(
+        &self,
+        kind: Kind,
+        id: &str,
+        most: u64,
+    ) -> Result<Option<Folder<R>>, Error> {
+        let path = self.folder(kind, id);
+        if let Some(folder) = Folder::open(&path)? {
+            return Ok(Some(folder));
+        }
+        let shard = path.parent().and_then(Path::file_name).unwrap_or_default();
+        let number = shard.to_str().and_then(|name| usize::from_str_radix(name, 16).ok()).unwrap_or(0);
+        let inside = Path::new(kind.name()).join(shard);
+        let make = || self.with_root(&inside, || Folder::open_or_make(&path));
+        let mut counts = Counts::lock(self, kind)?;
+        if identity_at(&path)?.is_some() {
+            // Somebody was faster, and has counted it. He may hold its lock, so let go of the counts first.
+            drop(counts);
+            return Ok(Some(make()?));
+        }
+        if counts.total() >= most {
+            return Ok(None);
+        }
+        let folder = make()?;
+        counts.set(number, counts.get(number) + 1)?;
+        Ok(Some(folder))
+    }
+
+    fn shard(&self, kind: Kind, number: u8) -> PathBuf {
+        self.root.join(kind.name()).join(format!("{number:02x}"))
+    }
+
+    /// What stands in a shard; `None` where nothing ever has.
+    pub(super) fn read_shard(&self, kind: Kind, number: u8) -> Result<Option<ReadDir>, Error> {
+        match std::fs::read_dir(self.shard(kind, number)) {
+            Ok(entries) => Ok(Some(entries)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Corrects the number of folders in a shard, which killed processes may have left wrong.
+    pub(super) fn count_shard(&self, kind: Kind, number: u8) -> Result<(), Error> {
+        let mut counts = Counts::lock(self, kind)?;
+        let folders = self.read_shard(kind, number)?.map_or(0, |entries| entries.count() as u64);
+        if counts.get(usize::from(number)) != folders {
+            counts.set(usize::from(number), folders)?;
+        }
+        Ok(())
+    }
+}
+
+/// How many folders each shard of a kind has: a table of 256 lines, so that a limit on them costs one read of 2 KiB and
+/// not a walk through all. Kill a process between two writes and it is off by one until the next sweep.
+struct Counts {
+    file: std::fs::File,
+    table: Vec<u8>,
+}
+
+impl Counts {
+    /// Seven digits and a line end.
+    const ENTRY: usize = 8;
+
+    fn lock(store: &Store, kind: Kind) -> Result<Self, Error> {
+        let path = store.root.join(kind.name()).join("counts");
+        let file = store.with_root(Path::new(kind.name()), || Ok(super::private_file(&path)?))?;
+        fs2::FileExt::lock_exclusive(&file)?;
+        let mut table = super::read_small(&file)?;
+        if table.len() != SHARDS * Self::ENTRY {
+            table = "      0\n".repeat(SHARDS).into_bytes();
+            super::folder::write_in_place(&file, &table)?;
+        }
+        Ok(Self { file, table })
+    }
+
+    fn get(&self, shard: usize) -> u64 {
+        let entry = &self.table[shard * Self::ENTRY..][..Self::ENTRY];
+        std::str::from_utf8(entry).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    fn total(&self) -> u64 {
+        (0..SHARDS).map(|shard| self.get(shard)).sum()
+    }
+
+    fn set(&mut self, shard: usize, count: u64) -> Result<(), Error> {
+        let mut entry = String::with_capacity(Self::ENTRY);
+        let _ = writeln!(entry, "{:7}", count.min(9_999_999));
+        self.table[shard * Self::ENTRY..][..Self::ENTRY].copy_from_slice(entry.as_bytes());
+        Ok(self.file.write_all_at(entry.as_bytes(), (shard * Self::ENTRY) as u64)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::session::SessionRecord;
+    use super::super::test_dir::TestDir;
+    use super::*;
+    use crate::token::HostId;
+
+    fn host(id: &str) -> HostId {
+        HostId::new(id).unwrap()
+    }
+
+    #[test]
+    fn the_limit_on_hosts_counts_what_is_there() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let record = |id: &str| SessionRecord { host_id: id.to_owned(), registration: None };
+        for id in ["a", "b", "c"] {
+            store.session_or_new(&host(id), 3).unwrap().unwrap().set_record(record(id)).unwrap();
+        }
+        assert!(store.session_or_new(&host("d"), 3).unwrap().is_none());
+        assert!(store.session_or_new(&host("c"), 3).unwrap().is_some(), "an existing one is no more");
+        store.session(&host("b")).unwrap().unwrap().remove().unwrap();
+        for shard in 0..=255 {
+            store.count_shard(Kind::Hosts, shard).unwrap();
+        }
+        assert!(store.session_or_new(&host("d"), 3).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_table_of_counts_that_is_damaged_begins_anew() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        store.session_or_new(&host("a"), 3).unwrap().unwrap();
+        std::fs::write(dir.join("data/hosts/counts"), "garbage").unwrap();
+        assert!(store.session_or_new(&host("b"), 3).unwrap().is_some());
+    }
+}
