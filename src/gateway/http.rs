@@ -248,7 +248,7 @@ fn wait_for_connection(listening: &Listening) -> bool {
     }
 }
 
-/// A stream takes four descriptors, and the usual limit is 1024.
+/// A stream takes three descriptors, and the usual limit is 1024.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     // Only root may go beyond what the system allows at most.
@@ -741,10 +741,12 @@ impl Connection {
         }
         let _ = sockopt::set_socket_timeout(&*self.socket, sockopt::Timeout::Recv, Some(Duration::from_millis(500)));
         let until = Instant::now() + Duration::from_secs(2);
-        for _ in 0..64 {
+        let mut left = WORTH_DRAINING;
+        while left > 0 && Instant::now() < until {
             self.taken = self.buffer.len();
-            if !matches!(self.receive(), Ok(got) if got > 0) || Instant::now() > until {
-                return;
+            match self.receive() {
+                Ok(got) if got > 0 => left = left.saturating_sub(got as u64),
+                _ => return,
             }
         }
     }

@@ -713,7 +713,7 @@ impl Care for Listening<'_> {
         if let Some(keep_from) = listener.can_go(settings.max_queue)
             && let Some(session) = store.session(host_id)?
         {
-            mailbox_of(&session, self.token).compact(listener, keep_from)?;
+            mailbox_of(&session, self.token).compact(keep_from)?;
         }
         if store.has_news(host_id, is_host, settings.grace)
             && let Some(session) = store.session(host_id)?
@@ -771,20 +771,28 @@ fn message(body: &[u8]) -> Result<String, Refusal> {
         return Ok("{}".to_owned());
     }
     let json: &RawValue = serde_json::from_slice(body).map_err(|error| Refusal::BadJson(error.to_string()))?;
-    let mut message = String::with_capacity(json.get().len());
-    let (mut in_string, mut escaped) = (false, false);
-    for c in json.get().chars() {
-        if in_string {
-            in_string = escaped || c != '"';
-            escaped = !escaped && c == '\\';
-        } else if c.is_ascii_whitespace() {
-            continue;
-        } else {
-            in_string = c == '"';
-        }
-        message.push(c);
+    let mut rest = json.get();
+    let mut message = String::with_capacity(rest.len());
+    while let Some(quote) = memchr::memchr(b'"', rest.as_bytes()) {
+        let end = quote + string_len(&rest.as_bytes()[quote..]);
+        message.extend(rest[..quote].split_ascii_whitespace());
+        message.push_str(&rest[quote..end]);
+        rest = &rest[end..];
     }
+    message.extend(rest.split_ascii_whitespace());
     Ok(message)
+}
+
+/// The length of the JSON string that begins here, with its quotes.
+fn string_len(json: &[u8]) -> usize {
+    let mut len = 1;
+    while let Some(at) = memchr::memchr2(b'"', b'\\', &json[len..]) {
+        if json[len + at] == b'"' {
+            return len + at + 1;
+        }
+        len = (len + at + 2).min(json.len());
+    }
+    json.len()
 }
 
 fn relay_event(event_type: &str, body: &str) -> String {

@@ -193,7 +193,7 @@ impl Mailbox<'_> {
             wake,
             queue,
             backlog: (end, oldest),
-            look_for_new_queue: false,
+            may_have_more: true,
             marks: VecDeque::new(),
             lifetime,
         })
@@ -218,7 +218,7 @@ impl Mailbox<'_> {
     /// When that cannot be seen.
     pub fn has_waiting(&self, resume: Option<u64>) -> Result<bool, Error> {
         match self.reader(resume) {
-            Ok(queue) => Ok(queue.has_more()?),
+            Ok(mut queue) => Ok(queue.has_more()?),
             Err(Error::Io(error)) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
                 Ok(false)
             }
@@ -266,14 +266,13 @@ impl Mailbox<'_> {
         Ok(true)
     }
 
-    /// Drops from the queue what `listener` says can go.
+    /// Drops from the queue what lies before `keep_from`, which [`Listener::can_go`] has named.
     ///
     /// # Errors
     /// When there is no room for the rest; the queue is then as it was.
-    pub fn compact(&self, listener: &mut Listener, keep_from: u64) -> Result<(), Error> {
+    pub fn compact(&self, keep_from: u64) -> Result<(), Error> {
         let path = self.path.join(QUEUE);
         Writer::open(&path)?.compact(&path, &self.path.join(BESIDE[0]), keep_from)?;
-        listener.look_for_new_queue = true;
         Ok(())
     }
 
@@ -444,7 +443,8 @@ pub struct Listener {
     queue: Reader,
     /// Up to which id there were messages when it began, and how old (in ms since 1970) they may be.
     backlog: (u64, u64),
-    look_for_new_queue: bool,
+    /// Whether it is worth looking: after a knock, once a round, and until nothing is found.
+    may_have_more: bool,
     /// When which position was reached, oldest first: what has been given longer than a lifetime ago can go.
     marks: VecDeque<(u64, u64)>,
     lifetime: Duration,
@@ -470,7 +470,7 @@ impl Listener {
         if let Some(wake) = &self.wake {
             let _ = rustix::io::read(&wake.fifo, &mut knocks);
         }
-        self.look_for_new_queue = true;
+        self.may_have_more = true;
     }
 
     /// Gives the next events to `take`; false when there is none.
@@ -484,32 +484,17 @@ impl Listener {
                 take(record);
             }
         };
-        if self.queue.read(&mut fresh)? {
-            return Ok(true);
-        }
-        if !std::mem::take(&mut self.look_for_new_queue) {
+        // Whoever puts something in knocks; without that it is looked for every time.
+        if self.is_surely_woken() && !self.may_have_more {
             return Ok(false);
         }
-        // This one has been read to its end. If the path means another file by now, the rest is there.
-        let path = self.path.join(QUEUE);
-        let here = identity(&self.queue.file().metadata()?);
-        match identity_at(&path)? {
-            Some(there) if there != here => match Reader::open(&path, self.queue.position()) {
-                Ok(queue) => {
-                    self.queue = queue;
-                    // They are positions of the old one, and a stranger's new one may begin anywhere.
-                    self.marks.clear();
-                }
-                // It is being made at this moment.
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
-                    self.look_for_new_queue = true;
-                    return Ok(false);
-                }
-                Err(error) => return Err(error.into()),
-            },
-            _ => return Ok(false),
+        let base = self.queue.base();
+        self.may_have_more = self.queue.read(&mut fresh)?;
+        if self.queue.base() != base {
+            // They may be positions of another queue; a stranger's new one begins anywhere.
+            self.marks.clear();
         }
-        Ok(self.queue.read(&mut fresh)?)
+        Ok(self.may_have_more)
     }
 
     /// Notes that everything [`Listener::next`] has given was written to the stream.
@@ -555,7 +540,7 @@ impl Listener {
     /// # Errors
     /// When that cannot be seen.
     pub fn standing(&mut self) -> Result<Standing, Error> {
-        self.look_for_new_queue = true;
+        self.may_have_more = true;
         Ok(match identity_at(&self.path.join(STREAM))? {
             None => Standing::Lost,
             Some(identity) if identity != self.stream.identity => Standing::Superseded,

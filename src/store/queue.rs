@@ -12,9 +12,9 @@
 
 use super::{Error, Full};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const HEADER_START: &str = "uhst-relay queue ";
@@ -27,8 +27,8 @@ const HEADER_LEN: u64 = HEADER_SIZE as u64;
 /// JavaScript reads exactly, until the year 2095.
 const FIRST_BASE_TIME: Duration = Duration::from_secs(1_767_225_600);
 
-/// How much a reader takes from the file at once.
-const READ_SIZE: usize = 64 * 1024;
+/// How much a reader takes from the file at once, if that is a whole record.
+const READ_SIZE: usize = 16 * 1024;
 
 /// Milliseconds since 1970.
 #[must_use]
@@ -59,7 +59,10 @@ pub struct Record<'a> {
 /// Takes one line apart. `None` for anything that no writer wrote.
 fn parse_line(line: &[u8], id: u64) -> Option<Record<'_>> {
     // A CR would end a line of the event stream, and NUL is what a crashed file system leaves behind.
-    let line = std::str::from_utf8(line).ok().filter(|line| !line.contains(['\r', '\0']))?;
+    if memchr::memchr2(b'\r', 0, line).is_some() {
+        return None;
+    }
+    let line = std::str::from_utf8(line).ok()?;
     let (time, rest) = line.split_once(' ')?;
     let (event, data) = rest.split_once(' ')?;
     if event.is_empty() || !time.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -221,47 +224,57 @@ impl Writer {
     }
 }
 
-/// A queue's file as a reader has it. No lock is needed.
+/// A queue as a reader has it. No lock is needed, and no file is held open between two reads: there may be thousands of
+/// readers in a process, and a queue that was compacted is found without looking for it.
 pub(super) struct Reader {
-    file: File,
+    path: PathBuf,
     base: u64,
     /// The id up to which records have been taken.
     position: u64,
-    buffer: Vec<u8>,
 }
 
 impl Reader {
-    /// Opens a queue that a [`Writer`] has made, to read what lies behind `position`. A position that is not in this
-    /// file (from a queue that was lost) means its beginning.
+    /// Opens a queue that a [`Writer`] has made, to read what lies behind `position`. A position that is not in it (from a
+    /// queue that was lost) means its beginning.
     pub fn open(path: &Path, position: u64) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let mut head = [0; HEADER_SIZE];
-        file.read_exact_at(&mut head, 0)?;
-        let base = parse_header(&head).ok_or(io::ErrorKind::InvalidData)?;
-        let mut reader = Self { file, base, position, buffer: Vec::new() };
-        if !reader.is_record_end(position)? {
-            reader.position = base;
+        let mut reader = Self { path: path.to_owned(), base: 0, position };
+        let file = reader.file()?;
+        if !reader.is_record_end(&file, position)? {
+            reader.position = reader.base;
         }
         Ok(reader)
     }
 
+    fn file(&mut self) -> io::Result<File> {
+        let file = File::open(&self.path)?;
+        let mut head = [0; HEADER_SIZE];
+        file.read_exact_at(&mut head, 0)?;
+        self.base = parse_header(&head).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(file)
+    }
+
     /// Goes to `id`, which a stranger gives: to the beginning if it is older than the file; nowhere if no record ends there.
     pub fn resume(&mut self, id: u64) -> io::Result<()> {
+        let file = self.file()?;
         if id < self.base {
             self.position = self.base;
-        } else if self.is_record_end(id)? {
+        } else if self.is_record_end(&file, id)? {
             self.position = id;
         }
         Ok(())
     }
 
+    /// Where the byte before `id`'s next record is; `None` where no file reaches.
+    fn offset_before(&self, id: u64) -> Option<u64> {
+        let behind = id.checked_sub(self.base)?;
+        (behind <= i64::MAX as u64 - HEADER_LEN).then_some(HEADER_LEN + behind - 1)
+    }
+
     /// Whether `id` is where a record ends, or the file begins.
-    fn is_record_end(&self, id: u64) -> io::Result<bool> {
-        let Some(behind) = id.checked_sub(self.base).filter(|behind| *behind <= i64::MAX as u64 - HEADER_LEN) else {
-            return Ok(false);
-        };
+    fn is_record_end(&self, file: &File, id: u64) -> io::Result<bool> {
+        let Some(offset) = self.offset_before(id) else { return Ok(false) };
         let mut byte = [0];
-        Ok(self.file.read_at(&mut byte, HEADER_LEN + behind - 1)? == 1 && byte == *b"\n")
+        Ok(file.read_at(&mut byte, offset)? == 1 && byte == *b"\n")
     }
 
     pub fn position(&self) -> u64 {
@@ -273,56 +286,76 @@ impl Reader {
     }
 
     /// Whether there is anything behind the position.
-    pub fn has_more(&self) -> io::Result<bool> {
-        Ok(self.file.metadata()?.len() > HEADER_LEN + (self.position - self.base))
+    pub fn has_more(&mut self) -> io::Result<bool> {
+        let size = self.file()?.metadata()?.len();
+        Ok(size > HEADER_LEN + self.position.saturating_sub(self.base))
     }
 
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Reads the next whole records and gives each to `take`. False when there is none.
+    /// Reads the next whole records and gives each to `take`. False when there is none, or no queue.
     ///
     /// A line that is no record is passed over: what a stranger put there must not stop what comes behind it.
     pub fn read(&mut self, mut take: impl FnMut(Record<'_>)) -> io::Result<bool> {
-        let size = self.file.metadata()?.len();
-        if size == HEADER_LEN + (self.position - self.base) {
-            return Ok(false);
-        }
-        if !self.is_record_end(self.position)? {
-            say!("uhst-relay: a queue was cut off where it had been read already; what is left is read again");
-            self.position = self.base;
-        }
-        let offset = HEADER_LEN + (self.position - self.base);
-        if size <= offset {
-            return Ok(false);
-        }
-        let mut wanted = READ_SIZE;
-        let whole = loop {
-            let available = usize::try_from(size - offset).unwrap_or(usize::MAX);
-            self.buffer.resize(wanted.min(available), 0);
-            let got = self.file.read_at(&mut self.buffer, offset)?;
-            self.buffer.truncate(got);
-            match self.buffer.iter().rposition(|byte| *byte == b'\n') {
-                Some(line_end) => break line_end + 1,
-                // The record is longer than the buffer.
-                None if wanted < available => wanted = wanted.saturating_mul(4),
-                // The record is still being written, or was never finished.
-                None => return Ok(false),
+        let file = match self.file() {
+            // It is gone, or being made at this moment.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
+                return Ok(false);
             }
+            other => other?,
         };
-        for line in self.buffer[..whole].split_inclusive(|byte| *byte == b'\n') {
-            self.position += line.len() as u64;
-            if let Some(record) = parse_line(&line[..line.len() - 1], self.position) {
+        let bytes = self.whole_lines(&file)?;
+        // The first line end is that of what was taken before.
+        let mut start = 1;
+        for end in memchr::memchr_iter(b'\n', &bytes).skip(1) {
+            let line = &bytes[start..end];
+            start = end + 1;
+            self.position += line.len() as u64 + 1;
+            if let Some(record) = parse_line(line, self.position) {
                 take(record);
             } else {
                 say!("uhst-relay: a queue holds a line that is no record; it is passed over");
             }
         }
-        if self.buffer.capacity() > 4 * READ_SIZE {
-            self.buffer = Vec::new();
+        Ok(start > 1)
+    }
+
+    /// The lines behind the position, as many as one read gives, with their ends and the line end before them.
+    fn whole_lines(&mut self, file: &File) -> io::Result<Vec<u8>> {
+        // Where no line ends before it, this reader has never been.
+        let mut bytes = Vec::with_capacity(READ_SIZE);
+        loop {
+            let got = match self.offset_before(self.position) {
+                Some(offset) => read_some_at(file, &mut bytes, offset)?,
+                None => 0,
+            };
+            if bytes.first() != Some(&b'\n') {
+                if self.position == self.base {
+                    return Ok(Vec::new());
+                }
+                say!("uhst-relay: a queue was cut off where it had been read already; what is left is read again");
+                self.position = self.base;
+                bytes.clear();
+            } else if let Some(end) = memchr::memrchr(b'\n', &bytes).filter(|end| *end > 0) {
+                bytes.truncate(end + 1);
+                return Ok(bytes);
+            } else if got == 0 || bytes.len() < bytes.capacity() {
+                // The record is still being written, or was never finished.
+                return Ok(Vec::new());
+            } else {
+                // It is longer than the buffer.
+                bytes.reserve(7 * bytes.len());
+            }
         }
-        Ok(true)
+    }
+}
+
+/// Reads what lies behind the bytes that were read from `offset` on, as far as there is capacity for it.
+fn read_some_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+    let offset = offset + bytes.len() as u64;
+    loop {
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(bytes), offset) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other?),
+        }
     }
 }
 
@@ -428,12 +461,14 @@ mod tests {
             append(&path, &n.to_string());
         }
         let all = read_all(&mut Reader::open(&path, 0).unwrap());
+        let mut reader = Reader::open(&path, all[4].0).unwrap();
         Writer::open(&path).unwrap().compact(&path, &beside, all[3].0).unwrap();
         append(&path, "6");
         let kept = read_all(&mut Reader::open(&path, all[3].0).unwrap());
         assert_eq!(kept[..2], all[4..]);
         assert_eq!(kept[2].2, "6");
         assert!(kept[2].0 > all[5].0);
+        assert_eq!(read_all(&mut reader), kept[1..], "who was reading reads on");
     }
 
     #[test]
