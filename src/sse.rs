@@ -141,6 +141,8 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
                 listener.hear();
                 knocked = true;
             }
+            // Streams are many and mostly idle.
+            Woken::Tick if !to_write => pending.shrink_to_fit(),
             Woken::Tick => {}
             Woken::Writable => {
                 written += out.write(&pending[written..]);
@@ -158,8 +160,6 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
                 }
                 written = 0;
                 pending.clear();
-                // Not more than a burst needed: streams are many and mostly idle.
-                pending.shrink_to(64 * 1024);
             }
         }
     }

@@ -37,6 +37,8 @@ const TRAILER_SIZE: usize = 8 * 1024;
 /// An unread body up to this size, or up to what the relay takes, is read for the sake of the connection; behind a longer
 /// one it is closed.
 const WORTH_DRAINING: u64 = 256 * 1024;
+/// How much is received at once; what a body can take more of goes straight to its place.
+const RECEIVE_SIZE: usize = 8 * 1024;
 /// So many connections above the limit are refused at leisure; any more are cut off behind the refusal.
 const MOST_REFUSED: usize = 100;
 /// How long streams and answers may take to end when the server stops.
@@ -626,17 +628,10 @@ impl Connection {
         // Only what is not read yet stays: a sender whose packets all end within a line would have everything kept.
         self.buffer.drain(..self.taken);
         self.taken = 0;
-        let mut bytes = [0; 8192];
-        loop {
-            match rustix::io::read(&*self.socket, &mut bytes) {
-                Ok(got) => {
-                    self.buffer.extend_from_slice(&bytes[..got]);
-                    return Ok(got);
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let mut bytes = [0; RECEIVE_SIZE];
+        let got = read_socket(&self.socket, &mut bytes)?;
+        self.buffer.extend_from_slice(&bytes[..got]);
+        Ok(got)
     }
 
     fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
@@ -836,19 +831,17 @@ impl BodyReader<'_> {
         read.is_ok() && self.part == BodyPart::Length(0)
     }
 
-    fn fill(&mut self) -> io::Result<()> {
+    /// Before a read that may block.
+    fn await_more(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.expects) {
             self.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
-        if Instant::now() > self.until {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match self.connection.receive() {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => Err(error),
-        }
+        if Instant::now() > self.until { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        self.await_more()?;
+        expect_more(self.connection.receive()).map(|_| ())
     }
 
     /// A line without its CR LF, at most `most` bytes long.
@@ -876,14 +869,20 @@ impl BodyReader<'_> {
             match self.part {
                 BodyPart::Length(0) => return Ok(0),
                 BodyPart::Length(left) | BodyPart::Chunk(left) => {
+                    let most = out.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                     let ready = &self.connection.buffer[self.connection.taken..];
-                    if ready.is_empty() {
+                    let size = if !ready.is_empty() {
+                        let size = ready.len().min(most);
+                        out[..size].copy_from_slice(&ready[..size]);
+                        self.connection.taken += size;
+                        size
+                    } else if most >= RECEIVE_SIZE {
+                        self.await_more()?;
+                        expect_more(read_socket(&self.connection.socket, &mut out[..most]))?
+                    } else {
                         self.fill()?;
                         continue;
-                    }
-                    let size = ready.len().min(out.len()).min(usize::try_from(left).unwrap_or(usize::MAX));
-                    out[..size].copy_from_slice(&ready[..size]);
-                    self.connection.taken += size;
+                    };
                     let left = left - size as u64;
                     self.part = match self.part {
                         BodyPart::Chunk(_) if left == 0 => BodyPart::ChunkEnd,
@@ -940,6 +939,24 @@ impl Read for BodyReader<'_> {
             self.failed = Some(error.kind());
         }
         read
+    }
+}
+
+/// A body that is not over yet has more.
+fn expect_more(read: io::Result<usize>) -> io::Result<usize> {
+    match read {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
+        other => other,
+    }
+}
+
+fn read_socket(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match rustix::io::read(socket, &mut *bytes) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other?),
+        }
     }
 }
 
