@@ -68,7 +68,10 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
     let mut written = 0;
     // Whether `pending` holds events, so that having written it means having delivered them.
     let mut events = false;
-    let mut knocked = false;
+    // How often somebody has knocked of whom nothing was found.
+    let mut knocks: usize = 0;
+    // Whether nobody has tried to write `pending` yet.
+    let mut is_fresh = true;
     let mut half_said = false;
     let mut trouble = Trouble::default();
     let mut next_keep_alive = Instant::now() + settings.keep_alive;
@@ -94,7 +97,12 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
                 pending.extend_from_slice(KEEP_ALIVE[1]);
             }
             let begun = pending.len();
-            match listener.next(|record| write_event(&mut pending, &record)) {
+            is_fresh = true;
+            let mut take = |record: Record<'_>| {
+                knocks = knocks.saturating_sub(1);
+                write_event(&mut pending, &record);
+            };
+            match listener.next(&mut take) {
                 Ok(true) if pending.len() == begun => {
                     // All of it was too old; there may be more.
                     pending.clear();
@@ -104,11 +112,8 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
                 Err(error) => trouble.log(&error),
             }
             // A knock without a message may be a newer stream's, which must not wait for the next round.
-            if knocked && !events {
-                knocked = false;
-                if matches!(listener.standing(), Ok(Standing::Superseded)) {
-                    return End::Superseded;
-                }
+            if std::mem::take(&mut knocks) > 0 && matches!(listener.standing(), Ok(Standing::Superseded)) {
+                return End::Superseded;
             }
             if events || now >= next_keep_alive {
                 if !events && !half_said {
@@ -134,13 +139,16 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
         // Who has something to write need not be told that there is more.
         let knock = if to_write { None } else { listener.wake() };
         let knock = knock.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN));
-        match out.wait(knock.as_slice(), to_write, tick) {
+        // Our own socket nearly always takes it at once, and a write to it never blocks.
+        let woken = if to_write && std::mem::take(&mut is_fresh) && out.is_own() {
+            Woken::Writable
+        } else {
+            out.wait(knock.as_slice(), to_write, tick)
+        };
+        match woken {
             Woken::HungUp => return End::Gone,
             Woken::Stopped => return End::Stopped,
-            Woken::Knock => {
-                listener.hear();
-                knocked = true;
-            }
+            Woken::Knock => knocks += listener.hear(),
             // Streams are many and mostly idle.
             Woken::Tick if !to_write => pending.shrink_to_fit(),
             Woken::Tick => {}

@@ -140,19 +140,22 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
 /// Overwrites the beginning of a file with one write. A longer old content is cut to the new size afterwards: both ends
 /// of that are JSON and white space, so a reader in between is not misled.
 pub(super) fn write_in_place(file: &File, bytes: &[u8]) -> io::Result<()> {
+    overwrite(file, bytes)?;
+    if file.metadata()?.len() != bytes.len() as u64 {
+        file.set_len(bytes.len() as u64)?;
+    }
+    Ok(())
+}
+
+/// Overwrites a file that always has the same size, with one write.
+pub(super) fn overwrite(file: &File, bytes: &[u8]) -> io::Result<()> {
     let written = loop {
         match file.write_at(bytes, 0) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => break other?,
         }
     };
-    if written != bytes.len() {
-        return Err(io::ErrorKind::StorageFull.into());
-    }
-    if file.metadata()?.len() != bytes.len() as u64 {
-        file.set_len(bytes.len() as u64)?;
-    }
-    Ok(())
+    if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! lives, and says how far it has come. `wake` is the FIFO it sleeps on. A mailbox without `stream` has never been
 //! listened to. All of it changes under the lock of the session, which a [`Mailbox`] borrows.
 
-use super::folder::write_in_place;
+use super::folder::overwrite;
 use super::queue::{Reader, Record, Writer, now_ms};
 use super::{Error, FileIdentity, identity, identity_at, make_dir, private_file, read_small, remove_file};
 use fs2::FileExt as _;
@@ -67,7 +67,7 @@ impl StreamRecord {
         let mut bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
         bytes.resize(STREAM_RECORD_SIZE - 1, b' ');
         bytes.push(b'\n');
-        write_in_place(file, &bytes)
+        overwrite(file, &bytes)
     }
 }
 
@@ -464,16 +464,15 @@ impl Listener {
         self.wake.as_ref().is_some_and(|wake| wake.is_local)
     }
 
-    /// To be called when [`Listener::wake`] was readable, before looking for events.
-    pub fn hear(&mut self) {
-        let mut knocks = [0; 512];
-        if let Some(wake) = &self.wake {
-            let _ = rustix::io::read(&wake.fifo, &mut knocks);
-        }
+    /// To be called when [`Listener::wake`] was readable, before looking for events. How many have knocked: everybody who
+    /// puts in a message does, and whoever takes the mailbox over.
+    pub fn hear(&mut self) -> usize {
         self.may_have_more = true;
+        let mut knocks = [0; 512];
+        self.wake.as_ref().map_or(0, |wake| rustix::io::read(&wake.fifo, &mut knocks).unwrap_or(0))
     }
 
-    /// Gives the next events to `take`; false when there is none.
+    /// Gives the next events to `take`; false when there are no more than these for now.
     ///
     /// # Errors
     /// When the queue cannot be read.

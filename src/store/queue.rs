@@ -293,7 +293,8 @@ impl Reader {
         Ok(size > HEADER_LEN + self.position.saturating_sub(self.base))
     }
 
-    /// Reads the next whole records and gives each to `take`. False when there is none, or no queue.
+    /// Reads the next whole records, as many as one read gives, and gives each to `take`. False when there were no more
+    /// than these, or no queue.
     ///
     /// A line that is no record is passed over: what a stranger put there must not stop what comes behind it.
     pub fn read(&mut self, mut take: impl FnMut(Record<'_>)) -> io::Result<bool> {
@@ -304,7 +305,7 @@ impl Reader {
             }
             other => other?,
         };
-        let bytes = self.whole_lines(&file)?;
+        let (bytes, is_end) = self.whole_lines(&file)?;
         // The first line end is that of what was taken before.
         let mut start = 1;
         for end in memchr::memchr_iter(b'\n', &bytes).skip(1) {
@@ -317,11 +318,11 @@ impl Reader {
                 say!("uhst-relay: a queue holds a line that is no record; it is passed over");
             }
         }
-        Ok(start > 1)
+        Ok(!is_end)
     }
 
-    /// The lines behind the position, as many as one read gives, with their ends and the line end before them.
-    fn whole_lines(&mut self, file: &File) -> io::Result<Vec<u8>> {
+    /// The lines behind the position, with their ends and the line end before them, and whether there were no more.
+    fn whole_lines(&mut self, file: &File) -> io::Result<(Vec<u8>, bool)> {
         // Where no line ends before it, this reader has never been.
         let mut bytes = Vec::with_capacity(READ_SIZE);
         loop {
@@ -331,17 +332,18 @@ impl Reader {
             };
             if bytes.first() != Some(&b'\n') {
                 if self.position == self.base {
-                    return Ok(Vec::new());
+                    return Ok((Vec::new(), true));
                 }
                 say!("uhst-relay: a queue was cut off where it had been read already; what is left is read again");
                 self.position = self.base;
                 bytes.clear();
             } else if let Some(end) = memchr::memrchr(b'\n', &bytes).filter(|end| *end > 0) {
+                let is_end = bytes.len() < bytes.capacity();
                 bytes.truncate(end + 1);
-                return Ok(bytes);
+                return Ok((bytes, is_end));
             } else if got == 0 || bytes.len() < bytes.capacity() {
                 // The record is still being written, or was never finished.
-                return Ok(Vec::new());
+                return Ok((Vec::new(), true));
             } else {
                 // It is longer than the buffer.
                 bytes.reserve(3 * bytes.len());
