@@ -218,7 +218,7 @@ impl Mailbox<'_> {
     /// When that cannot be seen.
     pub fn has_waiting(&self, resume: Option<u64>) -> Result<bool, Error> {
         match self.reader(resume) {
-            Ok(mut queue) => Ok(queue.has_more()?),
+            Ok(queue) => Ok(queue.has_more()?),
             Err(Error::Io(error)) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
                 Ok(false)
             }
@@ -534,12 +534,13 @@ impl Listener {
         Some(at)
     }
 
-    /// Looks whether it is still the mailbox's stream, and makes it see a queue that was replaced.
+    /// Looks whether it is still the mailbox's stream, and whether there is something that nobody has knocked for.
     ///
     /// # Errors
     /// When that cannot be seen.
     pub fn standing(&mut self) -> Result<Standing, Error> {
-        self.may_have_more = true;
+        // A sender may have been killed before he knocked.
+        self.may_have_more |= self.queue.has_more()?;
         Ok(match identity_at(&self.path.join(STREAM))? {
             None => Standing::Lost,
             Some(identity) if identity != self.stream.identity => Standing::Superseded,

@@ -287,10 +287,13 @@ impl Reader {
         self.base
     }
 
-    /// Whether there is anything behind the position.
-    pub fn has_more(&mut self) -> io::Result<bool> {
-        let size = self.file()?.metadata()?.len();
-        Ok(size > HEADER_LEN + self.position.saturating_sub(self.base))
+    /// Whether the queue ends elsewhere than where this reader is.
+    pub fn has_more(&self) -> io::Result<bool> {
+        match std::fs::metadata(&self.path) {
+            Ok(metadata) => Ok(metadata.len() != HEADER_LEN + self.position.saturating_sub(self.base)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the next whole records, as many as one read gives, and gives each to `take`. False when there were no more
