@@ -183,6 +183,11 @@ fn unusable(error: &Error) -> Check {
             "Give the folder to the user whom the relay runs as: `chown -R www-data: data`, or permissions 700 on shared \
              hosting. If it is missing, make it yourself.",
         ),
+        Error::Busy => Check::problem(
+            NAME,
+            "Another process of the relay does not let go of a lock.",
+            "Look for a process of the relay that is stopped, and end it.",
+        ),
         Error::Io(_) | Error::QueueFull(_) => {
             Check::problem(NAME, "It failed while it was tried out.", "The web server's error log has the cause.")
         }

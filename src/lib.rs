@@ -17,13 +17,20 @@
 //! (a lock, a FIFO) that cleans up after a killed process, so no crash leaves a lie behind.
 
 /// Writes a line to stderr, which web servers keep as their error log. A log that cannot be written (its disk is full, its
-/// reader has gone) is no reason to fail, as `eprintln!` would.
+/// reader has gone, or sleeps) is no reason to fail or to wait, as `eprintln!` would.
 macro_rules! say {
-    ($($words:tt)*) => {{
-        use std::io::Write as _;
+    ($($words:tt)*) => { $crate::write_to_log(&format!("{}\n", format_args!($($words)*))) };
+}
+
+fn write_to_log(line: &str) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stderr = rustix::stdio::stderr();
+    let mut ready = [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut ready, Some(&now)).is_ok() && ready[0].revents().contains(PollFlags::OUT) {
         // One write a line, so that the lines of several threads or processes do not mix.
-        let _ = std::io::stderr().write_all(format!("{}\n", format_args!($($words)*)).as_bytes());
-    }};
+        let _ = rustix::io::write(stderr, line.as_bytes());
+    }
 }
 
 pub mod cli;

@@ -205,7 +205,8 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
             continue;
         }
         server.count(is_refused).fetch_add(1, Ordering::AcqRel);
-        let serving = Arc::clone(&server);
+        let (serving, socket) = (Arc::clone(&server), Arc::new(socket));
+        let of_thread = Arc::clone(&socket);
         let thread = std::thread::Builder::new().stack_size(STACK_SIZE).spawn(move || {
             // Also when a handler panics: its connection breaks, and nobody else's.
             struct Leave(Arc<Server>, bool);
@@ -215,7 +216,7 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
                 }
             }
             let leave = Leave(serving, is_refused);
-            let mut connection = Connection { socket: Arc::new(socket), peer, buffer: Vec::new(), taken: 0 };
+            let mut connection = Connection { socket: of_thread, peer, buffer: Vec::new(), taken: 0 };
             if is_refused {
                 refuse(&connection.socket);
                 connection.linger();
@@ -226,6 +227,7 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
         if let Err(error) = thread {
             server.count(is_refused).fetch_sub(1, Ordering::AcqRel);
             say!("uhst-relay: no thread for a connection: {error}");
+            refuse(&socket);
         }
     }
     drop(listening);

@@ -814,9 +814,10 @@ fn now_s() -> u64 {
     now_ms() / 1000
 }
 
-/// Whether `time` is less than `duration` ago. The future (a clock was set back) is recent.
+/// Whether `time` is less than `duration` ago, or ahead: a clock that was set back must not keep things for as long as
+/// it was set back.
 fn is_recent(time: SystemTime, duration: Duration) -> bool {
-    time.elapsed().is_ok_and(|elapsed| elapsed < duration) || time > SystemTime::now()
+    time.elapsed().unwrap_or_else(|ahead| ahead.duration()) < duration
 }
 
 #[cfg(test)]

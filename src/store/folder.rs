@@ -17,13 +17,19 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// The record's file name.
 const RECORD: &str = "session.json";
 
 /// The size of every record on disk; what JSON does not need is white space.
 const RECORD_SIZE: usize = 1024;
+
+/// How long to wait for a lock, and how long to sleep between two tries: as long as a lock is usually held, and no longer
+/// than a disk takes. Who sleeps longer comes too late again and again where many want the same lock.
+const LOCK_TIME: Duration = Duration::from_secs(10);
+const SHORTEST_PAUSE: Duration = Duration::from_micros(20);
+const LONGEST_PAUSE: Duration = Duration::from_micros(250);
 
 /// A locked folder with its record. Dropping it releases the lock.
 pub struct Folder<R> {
@@ -73,11 +79,12 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory && !create => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            match if wait == Wait::Yes { file.lock_exclusive() } else { file.try_lock_exclusive() } {
-                Ok(()) => {}
-                Err(error) if wait == Wait::No && error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error.into()),
+            match wait {
+                Wait::Yes => lock_in_time(&file)?,
+                Wait::No => match file.try_lock_exclusive() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                    other => other?,
+                },
             }
             // By a link, if somebody made one: it is as good as its file.
             let there = std::fs::metadata(&record).ok().map(|there| identity(&there));
@@ -133,6 +140,26 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
                 Err(error.into())
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Waits for a lock, but not forever. Locks are held for microseconds, and the kernel lets go of a killed holder's; one
+/// that is stopped (by a debugger, a frozen container, a suspended file server) must not take everybody else with it.
+pub(super) fn lock_in_time(file: &File) -> Result<(), Error> {
+    let begin = Instant::now();
+    let mut pause = SHORTEST_PAUSE;
+    loop {
+        match file.try_lock_exclusive() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if begin.elapsed() > LOCK_TIME {
+                    return Err(Error::Busy);
+                }
+                std::thread::sleep(pause);
+                pause = (2 * pause).min(LONGEST_PAUSE);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return Ok(other?),
         }
     }
 }

@@ -311,10 +311,11 @@ pub(super) fn has_news(path: &Path, grace: Duration) -> bool {
             .is_ok_and(|record| !record.told && record.ended.is_none_or(|at| has_passed(at, grace)))
 }
 
-/// Whether `duration` has passed since `at`, in milliseconds since 1970.
+/// Whether `duration` has passed since `at`, in milliseconds since 1970. Further ahead than that it lies only where a clock
+/// was set back, which must not stop anything.
 #[must_use]
 pub fn has_passed(at: u64, duration: Duration) -> bool {
-    Duration::from_millis(now_ms().saturating_sub(at)) >= duration
+    Duration::from_millis(now_ms().abs_diff(at)) >= duration
 }
 
 fn open_stream(path: &Path) -> io::Result<Option<File>> {

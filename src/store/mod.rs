@@ -29,7 +29,6 @@ pub mod session;
 mod shelf;
 pub mod sweep;
 
-use fs2::FileExt;
 use sha2::{Digest, Sha256};
 use shelf::Kind;
 use std::fmt;
@@ -46,6 +45,8 @@ pub enum Error {
     DiskFull(io::Error),
     /// One recipient has too much waiting.
     QueueFull(Full),
+    /// Somebody has held a lock for much too long.
+    Busy,
     /// The data folder cannot be used by this process.
     Unusable(io::Error),
     /// Any other failure.
@@ -70,6 +71,7 @@ impl fmt::Display for Error {
             Self::QueueFull(Full { limit }) => {
                 write!(f, "More than {limit} bytes are waiting for this recipient: wait until it has read some.")
             }
+            Self::Busy => f.write_str("Another process of the relay does not let go of a lock: try again later."),
             Self::Unusable(cause) => write!(
                 f,
                 "The relay cannot use its data folder ({}): make it a folder that the web server's user may write, or set RELAY_DATA_DIR.",
@@ -114,7 +116,7 @@ impl Error {
             Self::DiskFull(cause) | Self::Unusable(cause) | Self::Io(cause) => {
                 say!("uhst-relay: {self} [{cause}]");
             }
-            Self::BadSecret => say!("uhst-relay: {self}"),
+            Self::Busy | Self::BadSecret => say!("uhst-relay: {self}"),
         }
     }
 }
@@ -205,7 +207,7 @@ impl Store {
 
     fn make_secret(&self, path: &Path) -> Result<Vec<u8>, Error> {
         let lock = self.with_root(Path::new(""), || Ok(private_file(&self.root.join("secret.lock"))?))?;
-        lock.lock_exclusive()?;
+        folder::lock_in_time(&lock)?;
         match std::fs::read(path) {
             Ok(secret) => return Ok(secret),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -109,7 +109,7 @@ impl Counts {
     fn lock(store: &Store, kind: Kind) -> Result<Self, Error> {
         let path = store.root.join(kind.name()).join("counts");
         let file = store.with_root(Path::new(kind.name()), || Ok(super::private_file(&path)?))?;
-        fs2::FileExt::lock_exclusive(&file)?;
+        super::folder::lock_in_time(&file)?;
         let mut table = super::read_small(&file)?;
         if table.len() != SHARDS * Self::ENTRY {
             table = "      0\n".repeat(SHARDS).into_bytes();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::bare::Bare;
 use crate::place::{LONG, everything_below, give_to, is_root, set_mode, skip, until, user, write_settings};
-use crate::relay::{Relay as _, Reply, Talk as _, encode};
+use crate::relay::{Call, Relay as _, Reply, Talk as _, encode};
 use crate::stream::{Item, Stream};
 use crate::token;
 
@@ -560,4 +560,29 @@ fn a_folder_in_place_of_a_file_does_no_lasting_harm() {
         remove(path);
         let _ = fs::create_dir(path); // a running stream may have made the file anew already
     });
+}
+
+/// A process of the relay that is stopped while it holds a lock (by a debugger, a frozen container) is not everybody's end.
+#[test]
+fn a_lock_that_nobody_lets_go_of_is_not_waited_for_forever() {
+    let relay = Bare::new();
+    let host = relay.host("");
+    let other = relay.host("");
+    let session = everything_below(&relay.data())
+        .into_iter()
+        .find(|path| {
+            path.ends_with("session.json")
+                && fs::read_to_string(path).is_ok_and(|record| record.contains(&format!("\"{}\"", host.id)))
+        })
+        .expect("the host's session");
+    let held = fs::File::open(session).unwrap();
+    held.lock().unwrap();
+    let begin = Instant::now();
+    let reply = relay.call(&Call { query: &format!("action=join&hostId={}", host.id), ..Call::default() });
+    assert!(reply.header("retry-after").is_some(), "{reply:?}");
+    reply.expect_error(503);
+    assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
+    relay.join(&other.id);
+    held.unlock().unwrap();
+    relay.join(&host.id);
 }
