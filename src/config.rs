@@ -30,12 +30,18 @@ pub struct Settings {
     pub max_clients: u64,
     /// `RELAY_MAX_HOSTS`: how many hosts may be registered.
     pub max_hosts: u64,
+    /// `RELAY_BUS_MESSAGE`: the largest message on a bus, in bytes.
+    pub bus_message: u64,
+    /// `RELAY_MAX_BUSES`: how many buses there may be.
+    pub max_buses: u64,
     /// `RELAY_MAX_CONNECTIONS`: how many connections `serve` has at once.
     pub max_connections: u64,
     /// `RELAY_MESSAGE_LIFETIME` in seconds: how long a message is kept for a recipient who is away.
     pub message_lifetime: Duration,
     /// `RELAY_SESSION_LIFETIME` in seconds: how long a session outlives its stream.
     pub session_lifetime: Duration,
+    /// `RELAY_BUS_LIFETIME` in seconds: how long a bus, and a user registered with it, outlives its last use.
+    pub bus_lifetime: Duration,
     /// `RELAY_KEEP_ALIVE` in seconds: how often an idle stream says so.
     pub keep_alive: Duration,
     /// `RELAY_POLL_TICK` in milliseconds: how long a stream sleeps at most before it looks for messages itself. Unset, it
@@ -56,9 +62,12 @@ impl Default for Settings {
             max_queue: 8 << 20,
             max_clients: 1_000,
             max_hosts: 10_000,
+            bus_message: 10_240,
+            max_buses: 1_000,
             max_connections: 10_000,
             message_lifetime: Duration::from_secs(60),
             session_lifetime: Duration::from_secs(60),
+            bus_lifetime: Duration::from_secs(86_400),
             keep_alive: Duration::from_secs(5),
             poll_tick: None,
             grace: Duration::ZERO,
@@ -134,9 +143,12 @@ impl Settings {
             max_queue: whole(&get, "RELAY_MAX_QUEUE", default.max_queue)?,
             max_clients: whole(&get, "RELAY_MAX_CLIENTS", default.max_clients)?,
             max_hosts: whole(&get, "RELAY_MAX_HOSTS", default.max_hosts)?,
+            bus_message: whole(&get, "RELAY_BUS_MESSAGE", default.bus_message)?,
+            max_buses: whole(&get, "RELAY_MAX_BUSES", default.max_buses)?,
             max_connections: whole(&get, "RELAY_MAX_CONNECTIONS", default.max_connections)?,
             message_lifetime: positive_time(&get, "RELAY_MESSAGE_LIFETIME", 1.0, default.message_lifetime)?,
             session_lifetime: positive_time(&get, "RELAY_SESSION_LIFETIME", 1.0, default.session_lifetime)?,
+            bus_lifetime: positive_time(&get, "RELAY_BUS_LIFETIME", 1.0, default.bus_lifetime)?,
             keep_alive: positive_time(&get, "RELAY_KEEP_ALIVE", 1.0, default.keep_alive)?,
             poll_tick: match get("RELAY_POLL_TICK")? {
                 None => None,

@@ -5,8 +5,8 @@
 //! - [`config`]: every setting, its default, its environment variable, in one struct.
 //! - [`gateway`]: how a request comes in and an answer goes out. [`gateway::cgi`] is the door of a web server
 //!   (RFC 3875); what it hands on ([`gateway::Request`]) and takes back ([`gateway::Reply`]) is the same for every door.
-//! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first.
-//! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and their locks, queues,
+//! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`].
+//! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and buses, their locks, queues,
 //!   presence, wake-ups and the sweep.
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
 //! - [`sse`]: how an event stream is fed, kept alive and ended, whatever the protocol.

@@ -6,10 +6,11 @@ use crate::store::Error;
 use crate::store::mailbox::{Listener, Standing};
 use crate::store::queue::Record;
 use rustix::event::{PollFd, PollFlags};
+use rustix::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// How often a stream looks after things that nobody wakes it for: a killed peer is noticed within this time.
-const ROUND: Duration = Duration::from_secs(2);
+pub const ROUND: Duration = Duration::from_secs(2);
 
 /// The same where thousands of streams live in one process: they end together, and only a peer of another process can be
 /// killed alone. To wake a thread is most of what an idle stream costs, so a round that is due [soon](SOON) is done
@@ -52,20 +53,103 @@ pub fn write_event(out: &mut Vec<u8>, record: &Record<'_>) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// What [`Events::write_next`] has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// How many events.
+    pub count: usize,
+    /// Whether there may be more by now.
+    pub has_more: bool,
+}
+
+/// Where the events of a stream come from.
+pub trait Events {
+    /// What becomes readable when there is something new.
+    fn wake(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether everything new is sure to make [`Events::wake`] readable.
+    fn is_surely_woken(&self) -> bool;
+
+    /// To be called when [`Events::wake`] was readable, before looking for events. How many have knocked.
+    fn hear(&mut self) -> usize;
+
+    /// Writes the next events to `out`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, Error>;
+
+    /// Notes that everything [`Events::write_next`] has given was written to the stream.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    fn delivered(&mut self) -> Result<(), Error>;
+
+    /// Whether so much of what was given is still kept that it is worth a [round](Care::round).
+    fn has_grown_beyond(&self, bytes: u64) -> bool;
+
+    /// What has become of the stream's place.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    fn standing(&mut self) -> Result<Standing, Error>;
+}
+
+impl Events for Listener {
+    fn wake(&self) -> Option<BorrowedFd<'_>> {
+        self.wake()
+    }
+
+    fn is_surely_woken(&self) -> bool {
+        self.is_surely_woken()
+    }
+
+    fn hear(&mut self) -> usize {
+        self.hear()
+    }
+
+    fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, Error> {
+        let mut count = 0;
+        let has_more = self.next(|record| {
+            count += 1;
+            write_event(out, &record);
+        })?;
+        Ok(Given { count, has_more })
+    }
+
+    fn delivered(&mut self) -> Result<(), Error> {
+        self.delivered()
+    }
+
+    fn has_grown_beyond(&self, bytes: u64) -> bool {
+        self.has_grown_beyond(bytes)
+    }
+
+    fn standing(&mut self) -> Result<Standing, Error> {
+        self.standing()
+    }
+}
+
+/// How long somebody who waits sleeps at most before he looks for messages himself.
+#[must_use]
+pub fn tick(settings: &Settings, is_surely_woken: bool, round: Duration) -> Duration {
+    settings.poll_tick.unwrap_or(if is_surely_woken { round } else { TICK })
+}
+
 /// What a protocol has to do for a stream of its own.
-pub trait Care {
+pub trait Care<E> {
     /// Called every [few seconds](ROUND). `Ok(false)` ends the stream.
     ///
     /// # Errors
     /// Is logged; the stream goes on.
-    fn round(&mut self, listener: &mut Listener, standing: Standing) -> Result<bool, Error>;
+    fn round(&mut self, events: &mut E, standing: Standing) -> Result<bool, Error>;
 }
 
-/// Gives a listener's events to the client until one of them has gone.
+/// Gives events to the client until one of them has gone.
 ///
 /// One loop, one sleep: whatever can happen to a stream (a message, a hang-up, a signal, a slow client that can take
 /// more, the keep-alive, a newer stream) ends the same `poll`, so nothing can block the notice of anything else.
-pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, settings: &Settings) -> End {
+pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, care: &mut dyn Care<E>, settings: &Settings) -> End {
     let mut pending = b": Connected.\n".to_vec();
     let mut written = 0;
     // Whether `pending` holds events, so that having written it means having delivered them.
@@ -98,19 +182,17 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
             if half_said {
                 pending.extend_from_slice(KEEP_ALIVE[1]);
             }
-            let begun = pending.len();
             is_fresh = true;
-            let mut take = |record: Record<'_>| {
-                knocks = knocks.saturating_sub(1);
-                write_event(&mut pending, &record);
-            };
-            match listener.next(&mut take) {
-                Ok(true) if pending.len() == begun => {
+            match listener.write_next(&mut pending) {
+                Ok(Given { count: 0, has_more: true }) => {
                     // All of it was too old; there may be more.
                     pending.clear();
                     continue;
                 }
-                Ok(_) => events = pending.len() > begun,
+                Ok(Given { count, .. }) => {
+                    events = count > 0;
+                    knocks = knocks.saturating_sub(count);
+                }
                 Err(error) => trouble.log(&error),
             }
             // A knock without a message may be a newer stream's, which must not wait for the next round.
@@ -132,7 +214,7 @@ pub fn feed(out: &mut Outgoing, listener: &mut Listener, care: &mut dyn Care, se
             }
         }
         let to_write = !pending.is_empty();
-        let tick = settings.poll_tick.unwrap_or(if listener.is_surely_woken() { round } else { TICK });
+        let tick = tick(settings, listener.is_surely_woken(), round);
         let mut until = next_round;
         if !to_write {
             until = until.min(next_keep_alive);

@@ -86,6 +86,33 @@ pub enum BodyError {
     TooSlow,
 }
 
+impl BodyError {
+    /// The status that says it.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            Self::TooLarge(_) => Status::ContentTooLarge,
+            Self::CutShort | Self::Malformed => Status::BadRequest,
+            Self::NoLength => Status::LengthRequired,
+            Self::TooSlow => Status::RequestTimeout,
+        }
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge(limit) => write!(f, "The body is larger than {limit} bytes: send less at once."),
+            Self::CutShort => f.write_str("The body ended before its Content-Length: send all of it."),
+            Self::NoLength => {
+                f.write_str("The body has no Content-Length, and this web server does not take chunks: send a length.")
+            }
+            Self::Malformed => f.write_str("The body's chunks are malformed: see RFC 9112, 7.1."),
+            Self::TooSlow => f.write_str("The body took too long to arrive: send it faster, or less."),
+        }
+    }
+}
+
 impl Body<'_> {
     /// Reads the whole body.
     ///

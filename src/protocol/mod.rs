@@ -1,5 +1,7 @@
 //! What is said: the router, and one file a protocol, its routes first.
 
+pub mod bus;
+pub mod message;
 pub mod page;
 pub mod query;
 pub mod uhst;
@@ -8,6 +10,8 @@ use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
 use crate::store::sweep::Found;
 use crate::store::{self, Store};
+use query::Query;
+use std::time::{Duration, SystemTime};
 
 /// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
 pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
@@ -15,10 +19,12 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
         Reply::error(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.")
     } else if let "" | "/" = request.path.as_str() {
         if page::is_asked_for(request) { page::answer(Ok(settings)) } else { uhst::answer(settings, request) }
+    } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
+        bus::answer(settings, request, &name)
     } else {
         Reply::error(
             Status::NotFound,
-            "There is nothing at this path: the relay is at its own URL, without a path behind it.",
+            "There is nothing at this path: the relay is at its own URL, without a path behind it, and the buses are at /bus/NAME.",
         )
     };
     with_cors(settings, request, reply)
@@ -53,6 +59,7 @@ pub fn sweep_all(settings: &Settings) -> Result<(), store::Error> {
 fn sweep(settings: &Settings, found: Found) -> Result<(), store::Error> {
     match found {
         Found::Session(session) => uhst::sweep(settings, session),
+        Found::Bus(bus) => bus::sweep(settings, bus),
     }
 }
 
@@ -96,4 +103,30 @@ fn store_status(error: &store::Error) -> Status {
         store::Error::Busy => Status::ServiceUnavailable,
         store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret => Status::InternalServerError,
     }
+}
+
+fn stream_head() -> Reply {
+    Reply::empty(Status::Ok)
+        .header("Content-Type", "text/event-stream")
+        .header("Cache-Control", "no-cache")
+        // nginx would collect the stream otherwise.
+        .header("X-Accel-Buffering", "no")
+}
+
+/// Where a stream wants to go on. The header is what a browser sends when it reconnects by itself; the parameters are
+/// for clients that cannot set headers, and are older than it then.
+fn resume_id(query: &Query, request: &Request<'_>) -> Option<u64> {
+    (request.header)("last-event-id")
+        .or_else(|| {
+            let names = ["lastEventId", "last_event_id", "evs_last_event_id"];
+            names.iter().find_map(|name| query.get(name)).map(str::to_owned)
+        })?
+        .parse()
+        .ok()
+}
+
+/// Whether `time` is less than `duration` ago, or ahead: a clock that was set back must not keep things for as long as
+/// it was set back.
+fn is_recent(time: SystemTime, duration: Duration) -> bool {
+    time.elapsed().unwrap_or_else(|ahead| ahead.duration()) < duration
 }

@@ -38,6 +38,12 @@ impl Query {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
+
+    /// Whether there is a parameter of that name, with a value or without one.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, _)| key == name)
+    }
 }
 
 fn decode(part: &[u8]) -> Result<String, NotUtf8> {
@@ -59,6 +65,7 @@ mod tests {
         assert_eq!(query.get("d"), Some("x=y=z"));
         assert_eq!(query.get("e"), Some("a b+c"));
         assert_eq!(query.get("f"), Some("g"));
+        assert!(query.has("a") && query.has("b") && query.has("c") && !query.has("g"));
     }
 
     #[test]

@@ -12,18 +12,19 @@
 //! it has stopped. Who is not present is not sent to, and its peers have been told so with a `relay_event`. It may come
 //! back with its token for as long as the session lifetime.
 
+use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
-use super::{options, store_status};
+use super::{is_recent, options, resume_id, store_status, stream_head};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status};
 use crate::sse::{self, Care, End};
-use crate::store::mailbox::{Knock, Listener, Mailbox, Presence, Standing, has_passed};
+use crate::store::mailbox::{Listener, Mailbox, Presence, Standing, has_passed};
 use crate::store::queue::now_ms;
 use crate::store::session::{Session, SessionRecord};
+use crate::store::wake::Knock;
 use crate::store::{self, Store, random_hex};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
 use serde_json::json;
-use serde_json::value::RawValue;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -92,7 +93,7 @@ enum Refusal {
     NoIdLeft,
     TooManyHosts(u64),
     TooManyClients(u64),
-    BadJson(String),
+    BadJson(BadJson),
     Body(BodyError),
     /// A broadcast that some clients have and others have not.
     PartlySent {
@@ -115,9 +116,7 @@ impl Refusal {
             Self::MethodNotAllowed(_) => Status::MethodNotAllowed,
             Self::NoToken | Self::BadToken(_) | Self::ExpiredToken => Status::Unauthorized,
             Self::NoIdLeft | Self::TooManyHosts(_) | Self::TooManyClients(_) => Status::ServiceUnavailable,
-            Self::Body(BodyError::TooLarge(_)) => Status::ContentTooLarge,
-            Self::Body(BodyError::TooSlow) => Status::RequestTimeout,
-            Self::Body(BodyError::NoLength) => Status::LengthRequired,
+            Self::Body(error) => error.status(),
             Self::PartlySent { cause: error, .. } | Self::Store(error) => store_status(error),
             Self::BadQuery(_)
             | Self::ResponseTokenListens
@@ -129,8 +128,7 @@ impl Refusal {
             | Self::HostGone
             | Self::HostNotThere
             | Self::ClientGone
-            | Self::BadJson(_)
-            | Self::Body(BodyError::CutShort | BodyError::Malformed) => Status::BadRequest,
+            | Self::BadJson(_) => Status::BadRequest,
         }
     }
 
@@ -177,14 +175,8 @@ impl fmt::Display for Refusal {
             Self::NoIdLeft => f.write_str("No free host id was found: try again later, or choose a hostId."),
             Self::TooManyHosts(limit) => write!(f, "The relay has its {limit} hosts (RELAY_MAX_HOSTS): try again later."),
             Self::TooManyClients(limit) => write!(f, "The host has its {limit} clients (RELAY_MAX_CLIENTS): try again later."),
-            Self::BadJson(reason) => write!(f, "The body is not JSON ({reason}): send one JSON value in UTF-8."),
-            Self::Body(BodyError::TooLarge(limit)) => write!(f, "The body is larger than {limit} bytes: send less at once."),
-            Self::Body(BodyError::CutShort) => f.write_str("The body ended before its Content-Length: send all of it."),
-            Self::Body(BodyError::NoLength) => {
-                f.write_str("The body has no Content-Length, and this web server does not take chunks: send a length.")
-            }
-            Self::Body(BodyError::Malformed) => f.write_str("The body's chunks are malformed: see RFC 9112, 7.1."),
-            Self::Body(BodyError::TooSlow) => f.write_str("The body took too long to arrive: send it faster, or less."),
+            Self::BadJson(error) => error.fmt(f),
+            Self::Body(error) => error.fmt(f),
             Self::PartlySent { sent, all, cause } => write!(f, "{sent} of {all} clients got the message. {cause}"),
             Self::Store(error) => error.fmt(f),
         }
@@ -324,7 +316,8 @@ impl Relay<'_> {
 
     fn send(&self, token: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
         let (token, key) = self.verify(token)?;
-        let message = message(&request.body.read(self.settings.max_body).map_err(Refusal::Body)?)?;
+        let body = request.body.read(self.settings.max_body).map_err(Refusal::Body)?;
+        let message = compact(&body).map_err(Refusal::BadJson)?.unwrap_or_else(|| "{}".to_owned());
         match token {
             Token::Client { host_id, client_id, registration } => {
                 let response_token = Token::Response { host_id: host_id.clone(), client_id: client_id.clone() };
@@ -697,7 +690,7 @@ impl Listening<'_> {
     }
 }
 
-impl Care for Listening<'_> {
+impl Care<Listener> for Listening<'_> {
     fn round(&mut self, listener: &mut Listener, standing: Standing) -> Result<bool, store::Error> {
         if standing == Standing::Lost {
             return self.regain(listener);
@@ -738,61 +731,9 @@ fn mailbox_of<'s>(session: &'s Session, token: &Token) -> Mailbox<'s> {
     }
 }
 
-fn stream_head() -> Reply {
-    Reply::empty(Status::Ok)
-        .header("Content-Type", "text/event-stream")
-        .header("Cache-Control", "no-cache")
-        // nginx would collect the stream otherwise.
-        .header("X-Accel-Buffering", "no")
-}
-
 fn ping(timestamp: Option<&str>) -> Reply {
     let number = timestamp.filter(|text| serde_json::from_str::<serde_json::Number>(text).is_ok()).unwrap_or("null");
     Reply::json(Status::Ok, format!(r#"{{"pong":{}}}"#, number.trim()))
-}
-
-/// Where a stream wants to go on. The header is what a browser sends when it reconnects by itself; the parameters are
-/// for clients that cannot set headers, and are older than it then.
-fn resume_id(query: &Query, request: &Request<'_>) -> Option<u64> {
-    (request.header)("last-event-id")
-        .or_else(|| {
-            let names = ["lastEventId", "last_event_id", "evs_last_event_id"];
-            names.iter().find_map(|name| query.get(name)).map(str::to_owned)
-        })?
-        .parse()
-        .ok()
-}
-
-/// The body of a message: any JSON value, byte for byte, without the white space between its tokens (a line end would
-/// break the event stream's `data:` line). Nothing is parsed into numbers or maps, so big integers, the order of keys
-/// and duplicate keys survive.
-fn message(body: &[u8]) -> Result<String, Refusal> {
-    if body.trim_ascii().is_empty() {
-        return Ok("{}".to_owned());
-    }
-    let json: &RawValue = serde_json::from_slice(body).map_err(|error| Refusal::BadJson(error.to_string()))?;
-    let mut rest = json.get();
-    let mut message = String::with_capacity(rest.len());
-    while let Some(quote) = memchr::memchr(b'"', rest.as_bytes()) {
-        let end = quote + string_len(&rest.as_bytes()[quote..]);
-        message.extend(rest[..quote].split_ascii_whitespace());
-        message.push_str(&rest[quote..end]);
-        rest = &rest[end..];
-    }
-    message.extend(rest.split_ascii_whitespace());
-    Ok(message)
-}
-
-/// The length of the JSON string that begins here, with its quotes.
-fn string_len(json: &[u8]) -> usize {
-    let mut len = 1;
-    while let Some(at) = memchr::memchr2(b'"', b'\\', &json[len..]) {
-        if json[len + at] == b'"' {
-            return len + at + 1;
-        }
-        len = (len + at + 2).min(json.len());
-    }
-    json.len()
 }
 
 fn relay_event(event_type: &str, body: &str) -> String {
@@ -814,43 +755,9 @@ fn now_s() -> u64 {
     now_ms() / 1000
 }
 
-/// Whether `time` is less than `duration` ago, or ahead: a clock that was set back must not keep things for as long as
-/// it was set back.
-fn is_recent(time: SystemTime, duration: Duration) -> bool {
-    time.elapsed().unwrap_or_else(|ahead| ahead.duration()) < duration
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn text(body: &str) -> String {
-        message(body.as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn a_message_keeps_every_byte_but_white_space_between_tokens() {
-        assert_eq!(
-            text(" { \"b\" : 12345678901234567890123 ,\r\n\t\"a\":1.0e5, \"b\": [ ] } "),
-            r#"{"b":12345678901234567890123,"a":1.0e5,"b":[]}"#
-        );
-        assert_eq!(text(r#""a \" b\\" "#), r#""a \" b\\""#);
-        assert_eq!(text(r#""\ud800 \u0000""#), r#""\ud800 \u0000""#);
-        assert_eq!(text(" \n"), "{}");
-        assert_eq!(text(""), "{}");
-        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(text(&deep), deep);
-    }
-
-    #[test]
-    fn what_is_no_json_is_refused() {
-        for body in
-            [&b"{"[..], b"{}{}", b"'a'", b"\xff", b"\"\xff\"", b"\"a\nb\"", b"nul", b"01", b"\xef\xbb\xbf{}", b"\0"]
-        {
-            assert!(matches!(message(body), Err(Refusal::BadJson(_))), "{body:?}");
-        }
-    }
 
     #[test]
     fn ping_echoes_numbers_and_nothing_else() {
@@ -874,42 +781,5 @@ mod tests {
             assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
             assert!(parts[2].starts_with('4') && parts[3].starts_with(['8', '9', 'a', 'b']));
         }
-    }
-
-    proptest! {
-        #[test]
-        fn a_message_means_what_its_body_means(body in json_text(), space in "[ \t\r\n]{0,3}") {
-            let spaced = format!("{space}{body}{space}");
-            let message = text(&spaced);
-            prop_assert!(!message.contains(['\n', '\r']));
-            let meaning = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
-            prop_assert_eq!(meaning(&message), meaning(&body));
-        }
-
-        #[test]
-        fn any_bytes_are_a_message_or_refused(body in proptest::collection::vec(any::<u8>(), 0..100)) {
-            if let Ok(message) = message(&body) {
-                prop_assert!(!message.contains(['\n', '\r', '\0']));
-            }
-        }
-    }
-
-    fn json_text() -> impl Strategy<Value = String> {
-        let leaf = prop_oneof![
-            Just("null".to_owned()),
-            any::<i64>().prop_map(|number| number.to_string()),
-            "\\PC{0,10}|[\"\\\\ ]{0,5}".prop_map(|text| serde_json::to_string(&text).unwrap()),
-        ];
-        leaf.prop_recursive(4, 32, 5, |inner| {
-            prop_oneof![
-                proptest::collection::vec(inner.clone(), 0..5)
-                    .prop_map(|values| format!("[ {} ]", values.join(" ,\n"))),
-                proptest::collection::vec(inner, 0..5).prop_map(|values| {
-                    let pairs: Vec<_> =
-                        values.iter().enumerate().map(|(n, value)| format!("\"k {n}\" :\t{value}")).collect();
-                    format!("{{{}}}", pairs.join(", "))
-                }),
-            ]
-        })
     }
 }

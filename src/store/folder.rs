@@ -102,7 +102,7 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
         }
         let record = serde_json::from_slice(&bytes);
         if record.is_err() {
-            say!("uhst-relay: a session's record is damaged and counts as missing: {}", self.path.display());
+            say!("uhst-relay: a record is damaged and counts as missing: {}", self.path.display());
         }
         Ok(record.ok())
     }
@@ -122,9 +122,19 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
         Ok(self.file.metadata()?.modified()?)
     }
 
+    /// The same without the lock; `None` where there is no folder at `path`.
+    pub(super) fn touched_at(path: &Path) -> Result<Option<SystemTime>, Error> {
+        super::mailbox::modified(&path.join(RECORD))
+    }
+
     /// Makes the folder count as used now.
     pub(super) fn touch(&self) -> Result<(), Error> {
-        Ok(self.file.set_modified(SystemTime::now())?)
+        self.touch_at(SystemTime::now())
+    }
+
+    /// Makes the folder count as used then.
+    pub(super) fn touch_at(&self, time: SystemTime) -> Result<(), Error> {
+        Ok(self.file.set_modified(time)?)
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -6,10 +6,10 @@
 
 use super::folder::overwrite;
 use super::queue::{Reader, Record, Writer, now_ms};
+use super::wake::{Knock, Wake};
 use super::{Error, FileIdentity, identity, identity_at, make_dir, private_file, read_small, remove_file};
 use fs2::FileExt as _;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -28,7 +28,7 @@ const BESIDE: [&str; 3] = ["queue.new", "stream.new", "wake.new"];
 const STREAM_RECORD_SIZE: usize = 128;
 
 /// A queue is compacted once that many bytes of it can go: often enough to keep it small, seldom enough to be cheap.
-const WORTH_COMPACTING: u64 = 256 * 1024;
+pub(super) const WORTH_COMPACTING: u64 = 256 * 1024;
 
 /// Whether the recipient of a mailbox is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +169,7 @@ impl Mailbox<'_> {
         };
         let limit = limit.map(|limit| (limit, &delivered as &dyn Fn() -> u64));
         Writer::open(&self.path.join(QUEUE))?.append(event, data, limit)?;
-        Ok(Knock::at(&self.path))
+        Ok(Knock::at(&self.path.join(WAKE)))
     }
 
     /// Begins to listen, behind the event `resume` if the queue has it, else behind what the last stream has been given.
@@ -181,9 +181,9 @@ impl Mailbox<'_> {
         let end = Writer::open(&self.path.join(QUEUE))?.end();
         let queue = self.reader(resume)?;
         let oldest = now_ms().saturating_sub(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
-        let older = Knock::at(&self.path);
+        let older = Knock::at(&self.path.join(WAKE));
         let stream = HeldStream::prepare(&self.path, queue.position())?;
-        let wake = Wake::make(&self.path);
+        let wake = self.make_wake();
         let stream = stream.take_place(&self.path)?;
         // Only now does the older stream find itself replaced.
         drop(older);
@@ -226,13 +226,17 @@ impl Mailbox<'_> {
         }
     }
 
+    fn make_wake(&self) -> Option<Wake> {
+        Wake::make(&self.path.join(WAKE), &self.path.join(BESIDE[2]))
+    }
+
     /// Gives `listener` its FIFO back after a stranger has removed it.
     ///
     /// # Errors
     /// When that cannot be seen.
     pub fn mend_wake(&self, listener: &mut Listener) -> Result<(), Error> {
         if identity_at(&self.path.join(STREAM))? == Some(listener.stream.identity) {
-            listener.wake = Wake::make(&self.path);
+            listener.wake = self.make_wake();
         }
         Ok(())
     }
@@ -246,7 +250,7 @@ impl Mailbox<'_> {
         self.make()?;
         Writer::open(&self.path.join(QUEUE))?;
         let stream = HeldStream::prepare(&self.path, listener.queue.position())?;
-        listener.wake = Wake::make(&self.path);
+        listener.wake = self.make_wake();
         listener.stream = stream.take_place(&self.path)?;
         Ok(())
     }
@@ -294,7 +298,7 @@ impl Mailbox<'_> {
     }
 }
 
-fn modified(path: &Path) -> Result<Option<SystemTime>, Error> {
+pub(super) fn modified(path: &Path) -> Result<Option<SystemTime>, Error> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok(Some(metadata.modified()?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -336,27 +340,6 @@ fn is_locked(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Wakes a mailbox's stream when it is dropped.
-#[must_use]
-pub struct Knock(Option<OwnedFd>);
-
-impl Knock {
-    /// At the FIFO that is there now; nothing where nobody listens.
-    fn at(path: &Path) -> Self {
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        Self(rustix::fs::open(path.join(WAKE), flags, Mode::empty()).ok())
-    }
-}
-
-impl Drop for Knock {
-    fn drop(&mut self) {
-        if let Some(wake) = &self.0 {
-            // A full FIFO is a knock that has not been answered yet; a stream that has gone needs none.
-            let _ = rustix::io::write(wake, b"!");
-        }
-    }
-}
-
 /// The `stream` file of a living stream, locked.
 struct HeldStream {
     file: File,
@@ -378,50 +361,6 @@ impl HeldStream {
     fn take_place(self, path: &Path) -> Result<Self, Error> {
         std::fs::rename(path.join(BESIDE[1]), path.join(STREAM))?;
         Ok(self)
-    }
-}
-
-/// The reading end of a mailbox's FIFO.
-struct Wake {
-    fifo: OwnedFd,
-    identity: FileIdentity,
-    is_local: bool,
-}
-
-/// `f_type` (statfs(2)) of the file systems that several machines may share: NFS, SMB (three kinds), AFS, Coda, 9P, Ceph,
-/// Lustre, GFS2, OCFS2, GPFS, `BeeGFS`, and FUSE, which may be anything.
-const SHARED_FILE_SYSTEMS: [u64; 14] = [
-    0x6969,
-    0x517B,
-    0xFF53_4D42,
-    0xFE53_4D42,
-    0x5346_414F,
-    0x7375_7245,
-    0x0102_1997,
-    0x00C3_6400,
-    0x0BD0_0BD0,
-    0x0116_1970,
-    0x7461_636F,
-    0x4750_4653,
-    0x1983_0326,
-    0x6573_5546,
-];
-
-impl Wake {
-    /// `None` on a file system without FIFOs: messages are then found at the next tick.
-    fn make(path: &Path) -> Option<Self> {
-        let beside = path.join(BESIDE[2]);
-        remove_file(&beside).ok()?;
-        rustix::fs::mknodat(rustix::fs::CWD, &beside, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).ok()?;
-        // Opened for writing too, so that it never reads as ended when a sender closes it.
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fifo = rustix::fs::open(&beside, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&fifo).ok()?;
-        std::fs::rename(&beside, path.join(WAKE)).ok()?;
-        // Asked of the folder: the FIFO itself would do, but not on every kernel.
-        let kind = rustix::fs::statfs(path).ok().map(|fs| fs.f_type.cast_unsigned() & 0xFFFF_FFFF);
-        let is_local = kind.is_some_and(|kind| !SHARED_FILE_SYSTEMS.contains(&kind));
-        Some(Self { fifo, identity: FileIdentity(stat.st_dev, stat.st_ino), is_local })
     }
 }
 
@@ -455,22 +394,21 @@ impl Listener {
     /// What becomes readable when something was put into the mailbox.
     #[must_use]
     pub fn wake(&self) -> Option<BorrowedFd<'_>> {
-        self.wake.as_ref().map(|wake| wake.fifo.as_fd())
+        self.wake.as_ref().map(Wake::fd)
     }
 
     /// Whether every message is sure to make [`Listener::wake`] readable: not on a file system without FIFOs, nor on one
     /// that another machine may write to, because a FIFO wakes only its own machine.
     #[must_use]
     pub fn is_surely_woken(&self) -> bool {
-        self.wake.as_ref().is_some_and(|wake| wake.is_local)
+        self.wake.as_ref().is_some_and(Wake::is_sure)
     }
 
     /// To be called when [`Listener::wake`] was readable, before looking for events. How many have knocked: everybody who
     /// puts in a message does, and whoever takes the mailbox over.
     pub fn hear(&mut self) -> usize {
         self.may_have_more = true;
-        let mut knocks = [0; 512];
-        self.wake.as_ref().map_or(0, |wake| rustix::io::read(&wake.fifo, &mut knocks).unwrap_or(0))
+        self.wake.as_ref().map_or(0, Wake::hear)
     }
 
     /// Gives the next events to `take`; false when there are no more than these for now.
@@ -554,7 +492,6 @@ impl Listener {
     /// # Errors
     /// When that cannot be seen.
     pub fn has_lost_wake(&self) -> Result<bool, Error> {
-        let Some(wake) = &self.wake else { return Ok(false) };
-        Ok(identity_at(&self.path.join(WAKE))? != Some(wake.identity))
+        self.wake.as_ref().map_or(Ok(false), |wake| wake.is_lost(&self.path.join(WAKE)))
     }
 }

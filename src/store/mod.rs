@@ -14,13 +14,20 @@
 //!     queue stream wake         the host's mailbox: messages, presence and position, wake-up
 //!     clients/ID/               a client's mailbox
 //!       queue stream wake
+//!   buses/counts                how many buses each shard has
+//!   buses/XX/HASH/              a broadcast bus: HASH is of its name
+//!     session.json              its record, and the lock of everything below
+//!     queue                     its messages
+//!     wakes/NAME                a FIFO for each reader that waits
+//!     users/NUMBER              the key of a registered user, and the number of his last post
 //! ```
 //!
 //! Three rules keep it whole when processes are killed at any moment:
-//! everything in a session changes under the `flock` on its `session.json`, which only [`folder::Folder`] hands out;
+//! everything in a session, or a bus, changes under the `flock` on its `session.json`, which only [`folder::Folder`] hands out;
 //! presence is an `flock` that a listening stream holds as long as it lives; and a file is either appended to in whole
 //! records, overwritten with a single write of constant size, or replaced by a rename.
 
+pub mod bus;
 pub mod folder;
 pub mod mailbox;
 pub mod probe;
@@ -28,6 +35,7 @@ pub mod queue;
 pub mod session;
 mod shelf;
 pub mod sweep;
+pub mod wake;
 
 use sha2::{Digest, Sha256};
 use shelf::Kind;

@@ -38,9 +38,13 @@ pub fn now_ms() -> u64 {
 }
 
 fn new_base() -> u64 {
+    ms_since_2026().saturating_mul(4096)
+}
+
+/// What numbers begin with that must not come a second time.
+pub(super) fn ms_since_2026() -> u64 {
     let since_1970 = Duration::from_millis(now_ms());
-    let ms = since_1970.saturating_sub(FIRST_BASE_TIME).as_millis();
-    u64::try_from(ms).unwrap_or(0).saturating_mul(4096)
+    u64::try_from(since_1970.saturating_sub(FIRST_BASE_TIME).as_millis()).unwrap_or(0)
 }
 
 /// One event of a queue.
@@ -164,6 +168,11 @@ impl Writer {
             Err(_) => self.truncate(before)?,
         }
         outcome
+    }
+
+    /// The id at which this file begins.
+    pub fn base(&self) -> u64 {
+        self.base
     }
 
     /// The id of the last record (or of the beginning): where the next one starts.
@@ -337,7 +346,10 @@ impl Reader {
                 if self.position == self.base {
                     return Ok((Vec::new(), true));
                 }
-                say!("uhst-relay: a queue was cut off where it had been read already; what is left is read again");
+                // What lies before the file was dropped because nobody is to have it any more.
+                if self.position > self.base {
+                    say!("uhst-relay: a queue was cut off where it had been read already; what is left is read again");
+                }
                 self.position = self.base;
                 bytes.clear();
             } else if let Some(end) = memchr::memrchr(b'\n', &bytes).filter(|end| *end > 0) {

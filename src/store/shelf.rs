@@ -19,15 +19,18 @@ pub(super) const SHARDS: usize = 256;
 pub(super) enum Kind {
     /// The sessions of the UHST relay, by host id.
     Hosts,
+    /// The broadcast buses, by name.
+    Buses,
 }
 
 impl Kind {
-    pub const ALL: [Self; 1] = [Self::Hosts];
+    pub const ALL: [Self; 2] = [Self::Hosts, Self::Buses];
 
     /// The folder under the data folder.
     pub fn name(self) -> &'static str {
         match self {
             Self::Hosts => "hosts",
+            Self::Buses => "buses",
         }
     }
 }

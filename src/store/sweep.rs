@@ -4,6 +4,7 @@
 //! Everything is spread over 256 shards. Whoever finds the sweep due takes as many shards as are due by then; nobody
 //! waits for a sweep that somebody else is doing, and what is in use is left for the next round.
 
+use super::bus::Bus;
 use super::folder::Folder;
 use super::session::Session;
 use super::shelf::Kind;
@@ -32,6 +33,8 @@ struct Cursor {
 pub enum Found {
     /// A host with its clients.
     Session(Session),
+    /// A broadcast bus.
+    Bus(Bus),
 }
 
 impl Found {
@@ -39,6 +42,7 @@ impl Found {
     fn lock(kind: Kind, path: &Path) -> Result<Option<Self>, Error> {
         Ok(match kind {
             Kind::Hosts => Folder::try_open(path)?.map(Session::read).transpose()?.map(Self::Session),
+            Kind::Buses => Folder::try_open(path)?.map(Bus::read).transpose()?.map(Self::Bus),
         })
     }
 }

@@ -1,0 +1,606 @@
+//! The broadcast bus: whoever is on it posts JSON, and everybody else gets it, in one order. Users poll, or listen.
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `GET /bus/NAME` | a fresh user: `{"user":U,"id":LAST}` |
+//! | `GET /bus/NAME?id=I&user=U[&wait=SECONDS]` | `[{"id","user","data"},…]`: what is newer than I and not U's own |
+//! | `GET /bus/NAME?events[&id=I][&user=U]`, or with `Accept: text/event-stream` | the same as an event stream |
+//! | `POST /bus/NAME?user=U` | `{"user":U,"id":NEW}` |
+//! | `POST /bus/NAME?user=U&n=N&signature=HEX` | the same, of a registered user |
+//! | `POST /bus/NAME?register` | a registered user: `{"user":U,"id":LAST,"key":"…"}` |
+//! | `POST /bus/NAME?create=signed` | `{}`: makes a bus on which only registered users may post |
+//!
+//! `/bus` is the bus without a name. Any other call is 404. A GET without a query and `?register` make the bus.
+
+use super::message::{BadJson, compact};
+use super::query::{NotUtf8, Query};
+use super::{is_recent, options, resume_id, store_status, stream_head};
+use crate::config::Settings;
+use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
+use crate::sse::{self, Care, Events, Given};
+use crate::store::bus::{Bell, Bus, BusName, BusReader, Message, Registered, User};
+use crate::store::mailbox::Standing;
+use crate::store::{self, Store};
+use hmac::{Hmac, Mac};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::BorrowedFd;
+use serde_json::json;
+use sha2::Sha256;
+use std::fmt;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+const METHODS: &str = "GET, HEAD, POST, OPTIONS";
+
+/// A poll waits no longer than this: web servers and proxies give up on a silent program after a minute.
+const LONGEST_WAIT: Duration = Duration::from_secs(50);
+
+/// A bus without a record may be one that is being made.
+const MAKING_TIME: Duration = Duration::from_secs(10);
+
+/// The name of the bus at `path`; `None` where no bus can be.
+pub(super) fn name(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("/bus")?;
+    if rest.is_empty() { Some("") } else { rest.strip_prefix('/').filter(|name| !name.contains('/')) }
+}
+
+/// Answers a request to a bus.
+pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Reply {
+    let desk = Desk { settings, store: Store::new(&settings.data_dir) };
+    match desk.route(request, name) {
+        Ok(reply) => reply,
+        Err(refusal) => refusal.reply(),
+    }
+}
+
+/// Removes what is dead on a bus, and the bus itself when nobody has used it for its lifetime.
+///
+/// # Errors
+/// When the data folder cannot be used; a later sweep tries again.
+pub fn sweep(settings: &Settings, mut bus: Bus) -> Result<(), store::Error> {
+    let lifetime = if bus.is_made() { settings.bus_lifetime } else { MAKING_TIME };
+    let message_is_kept = bus.last_message()?.is_some_and(|at| is_recent(at, settings.message_lifetime));
+    if is_recent(bus.touched()?, lifetime) || (bus.is_made() && message_is_kept) {
+        bus.tidy(settings.message_lifetime, settings.bus_lifetime)
+    } else {
+        bus.remove()
+    }
+}
+
+/// Why a request is refused.
+#[derive(Debug)]
+enum Refusal {
+    BadQuery(NotUtf8),
+    BadName,
+    UnknownCall,
+    UnknownBus,
+    UnknownUser,
+    NotRegistered,
+    NotSigned,
+    WrongSignature,
+    StaleNumber(u64),
+    IsOpen,
+    TooManyBuses(u64),
+    TooManyUsers(u64),
+    TooManyReaders(u64),
+    BadJson(BadJson),
+    NoBody,
+    Body(BodyError),
+    Store(store::Error),
+}
+
+impl From<store::Error> for Refusal {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Refusal {
+    fn status(&self) -> Status {
+        match self {
+            Self::BadQuery(_) | Self::BadJson(_) | Self::NoBody => Status::BadRequest,
+            Self::BadName | Self::UnknownCall | Self::UnknownBus | Self::UnknownUser => Status::NotFound,
+            Self::NotRegistered | Self::NotSigned | Self::WrongSignature | Self::StaleNumber(_) => Status::Forbidden,
+            Self::IsOpen => Status::Conflict,
+            Self::TooManyBuses(_) | Self::TooManyUsers(_) | Self::TooManyReaders(_) => Status::ServiceUnavailable,
+            Self::Body(error) => error.status(),
+            Self::Store(error) => store_status(error),
+        }
+    }
+
+    fn reply(&self) -> Reply {
+        if let Self::Store(error) = self {
+            error.log();
+        }
+        let status = self.status();
+        let reply = Reply::error(status, &self.to_string());
+        match status {
+            Status::TooManyRequests => reply.header("Retry-After", "1"),
+            Status::ServiceUnavailable => reply.header("Retry-After", "30"),
+            _ => reply,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadQuery(error) => error.fmt(f),
+            Self::BadName => write!(
+                f,
+                "A bus cannot have this name: take up to {} bytes without control characters.",
+                BusName::LONGEST
+            ),
+            Self::UnknownCall => f.write_str(
+                "There is no such call: GET without a query, GET ?id=…&user=… or POST ?user=…, with whole numbers.",
+            ),
+            Self::UnknownBus => f.write_str("There is no such bus, or not any more: GET without a query makes it."),
+            Self::UnknownUser => {
+                f.write_str("This bus does not know the user: GET without a query gives out a new one.")
+            }
+            Self::NotRegistered => f.write_str("On this bus only registered users may post: POST to ?register first."),
+            Self::NotSigned => {
+                f.write_str("A registered user's post must be signed: add &n=… and &signature=…, see the README.")
+            }
+            Self::WrongSignature => f.write_str(
+                "The signature is not this user's: it is the HMAC-SHA256, in hexadecimal digits, of NAME, user and n, each with a line end, and the body.",
+            ),
+            Self::StaleNumber(last) => {
+                write!(f, "The n is used up: it must be larger than at this user's last post, {last}. Sign again.")
+            }
+            Self::IsOpen => f.write_str("The bus exists already, and is open to unsigned posts: choose another name."),
+            Self::TooManyBuses(limit) => {
+                write!(f, "The relay has its {limit} buses (RELAY_MAX_BUSES): try again later.")
+            }
+            Self::TooManyUsers(limit) => {
+                write!(f, "The bus has its {limit} registered users (RELAY_MAX_CLIENTS): try again later.")
+            }
+            Self::TooManyReaders(limit) => write!(
+                f,
+                "{limit} readers wait at this bus already (RELAY_MAX_CLIENTS): try again later, or poll without waiting."
+            ),
+            Self::BadJson(error) => error.fmt(f),
+            Self::NoBody => f.write_str("There is no body: send one JSON value in UTF-8."),
+            Self::Body(error) => error.fmt(f),
+            Self::Store(store::Error::QueueFull(full)) => {
+                write!(f, "The bus holds its {} bytes (RELAY_MAX_QUEUE): wait until older messages are gone.", full.limit)
+            }
+            Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+/// A parameter that is a whole number. One that is something else makes no call that we know.
+fn number(query: &Query, name: &str) -> Result<Option<u64>, Refusal> {
+    query.get(name).map(|text| text.parse().map_err(|_| Refusal::UnknownCall)).transpose()
+}
+
+/// A user's number. What is none is no user.
+fn user(query: &Query) -> Result<Option<User>, Refusal> {
+    query.get("user").map(|text| text.parse().map(User).map_err(|_| Refusal::UnknownUser)).transpose()
+}
+
+/// How long a poll waits: any number of seconds.
+fn wait(query: &Query) -> Result<Duration, Refusal> {
+    let Some(text) = query.get("wait") else { return Ok(Duration::ZERO) };
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds >= 0.0 => Ok(Duration::from_secs_f64(seconds.min(LONGEST_WAIT.as_secs_f64()))),
+        _ => Err(Refusal::UnknownCall),
+    }
+}
+
+/// Whether the list of media ranges names an event stream (RFC 9110, 12.5.1), as every `EventSource` does.
+fn accepts_events(request: &Request<'_>) -> bool {
+    (request.header)("accept").is_some_and(|accept| accept.to_ascii_lowercase().contains("text/event-stream"))
+}
+
+fn write_message(out: &mut Vec<u8>, Message { id, user, data }: Message<'_>) {
+    // Writing to memory does not fail.
+    let _ = write!(out, r#"{{"id":{id},"user":{user},"data":{data}}}"#);
+}
+
+struct Desk<'a> {
+    settings: &'a Settings,
+    store: Store,
+}
+
+impl Desk<'_> {
+    fn route(&self, request: &mut Request<'_>, name: &str) -> Result<Reply, Refusal> {
+        let method = request.method.as_str();
+        if method == "OPTIONS" {
+            return Ok(options(request, METHODS));
+        }
+        let name = &BusName::new(name).ok_or(Refusal::BadName)?;
+        let query = &Query::parse(&request.query).map_err(Refusal::BadQuery)?;
+        let is_head = method == "HEAD";
+        match method {
+            "GET" | "HEAD" if query.has("events") || accepts_events(request) => {
+                let after = match resume_id(query, request) {
+                    Some(id) => Some(id),
+                    None => number(query, "id")?,
+                };
+                self.listen(name, after, user(query)?, is_head)
+            }
+            "GET" | "HEAD" => match (number(query, "id")?, user(query)?) {
+                (Some(after), Some(user)) => {
+                    let wait = if is_head { Duration::ZERO } else { wait(query)? };
+                    self.poll(name, after, user, wait, request.client)
+                }
+                (None, None) if request.query.is_empty() => self.greet(name, is_head),
+                _ => Err(Refusal::UnknownCall),
+            },
+            "POST" if query.has("register") => self.register(name),
+            "POST" if query.get("create") == Some("signed") => self.create_signed(name),
+            "POST" => match user(query)? {
+                Some(user) => self.post(name, user, query, request),
+                None => Err(Refusal::UnknownCall),
+            },
+            _ => Err(Refusal::UnknownCall),
+        }
+    }
+
+    // ---- GET without a query
+
+    fn greet(&self, name: &BusName, is_head: bool) -> Result<Reply, Refusal> {
+        if is_head {
+            // Nobody is made who would not hear his number.
+            return Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..Reply::json(Status::Ok, "") });
+        }
+        let mut bus = self.bus_or_new(name)?;
+        let user = bus.new_user()?;
+        Ok(Reply::json(Status::Ok, json!({ "user": user.0, "id": bus.end()? }).to_string()))
+    }
+
+    // ---- GET ?id=&user=
+
+    fn poll(
+        &self,
+        name: &BusName,
+        after: u64,
+        user: User,
+        wait: Duration,
+        client: Client<'_>,
+    ) -> Result<Reply, Refusal> {
+        let mut reader = {
+            let bus = self.bus_of(name, user)?;
+            bus.reader(after, Some(user), self.settings.message_lifetime)?
+        };
+        let mut array = Vec::new();
+        take_all(&mut reader, &mut array)?;
+        if array.is_empty() && !wait.is_zero() {
+            self.wake(&self.bus_of(name, user)?, &mut reader)?;
+            self.await_message(&mut reader, &mut array, wait, client)?;
+        }
+        array.insert(0, b'[');
+        array.push(b']');
+        Ok(Reply::json(Status::Ok, array))
+    }
+
+    /// Sleeps until there is a message, the time is up, or the client has gone.
+    fn await_message(
+        &self,
+        reader: &mut BusReader,
+        array: &mut Vec<u8>,
+        wait: Duration,
+        client: Client<'_>,
+    ) -> Result<(), store::Error> {
+        let until = Instant::now() + wait;
+        loop {
+            // First of all: what was posted before there was somebody to knock for.
+            take_all(reader, array)?;
+            let left = until.saturating_duration_since(Instant::now());
+            if !array.is_empty() || left.is_zero() {
+                return Ok(());
+            }
+            let tick = sse::tick(self.settings, reader.is_surely_woken(), sse::ROUND);
+            let knock = reader.fd().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN));
+            match client.wait(knock.as_slice(), false, left.min(tick)) {
+                Woken::HungUp | Woken::Stopped => return Ok(()),
+                Woken::Knock | Woken::Tick | Woken::Writable => _ = reader.hear(),
+            }
+        }
+    }
+
+    // ---- GET ?events
+
+    fn listen(
+        &self,
+        name: &BusName,
+        after: Option<u64>,
+        except: Option<User>,
+        is_head: bool,
+    ) -> Result<Reply, Refusal> {
+        let bus = match except {
+            Some(user) => self.bus_of(name, user)?,
+            None if is_head => return Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() }),
+            None => self.bus_or_new(name)?,
+        };
+        if is_head {
+            return Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() });
+        }
+        let after = match after {
+            Some(id) => id,
+            None => bus.end()?,
+        };
+        let mut reader = bus.reader(after, except, self.settings.message_lifetime)?;
+        self.wake(&bus, &mut reader)?;
+        drop(bus);
+        let (settings, name) = (self.settings.clone(), name.clone());
+        let stream = move |out: &mut Outgoing| {
+            let desk = Desk { store: Store::new(&settings.data_dir), settings: &settings };
+            let mut listening = Listening { desk: &desk, name: &name, user: except };
+            sse::feed(out, &mut Feed(reader), &mut listening, &settings);
+        };
+        Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
+    }
+
+    fn wake(&self, bus: &Bus, reader: &mut BusReader) -> Result<(), Refusal> {
+        let limit = self.settings.max_clients;
+        if bus.wake(reader, limit)? { Ok(()) } else { Err(Refusal::TooManyReaders(limit)) }
+    }
+
+    // ---- POST ?user=
+
+    fn post(&self, name: &BusName, user: User, query: &Query, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+        let body = request.body.read(self.settings.bus_message).map_err(Refusal::Body)?;
+        let data = compact(&body).map_err(Refusal::BadJson)?.ok_or(Refusal::NoBody)?;
+        let mut bus = self.bus_of(name, user)?;
+        if user.is_registered() {
+            let mut registered = bus.registered(user)?.ok_or(Refusal::UnknownUser)?;
+            check_signature(name, user, query, &body, &mut registered)?;
+        } else if bus.is_signed_only() {
+            return Err(Refusal::NotRegistered);
+        }
+        let (id, bell): (u64, Bell) = bus.post(user, &data, self.settings.max_queue, self.settings.message_lifetime)?;
+        drop(bus);
+        drop(bell);
+        Ok(Reply::json(Status::Ok, json!({ "user": user.0, "id": id }).to_string()))
+    }
+
+    // ---- POST ?register, ?create=signed
+
+    fn register(&self, name: &BusName) -> Result<Reply, Refusal> {
+        let limit = self.settings.max_clients;
+        let mut bus = self.bus_or_new(name)?;
+        let (user, key) = bus.register(limit)?.ok_or(Refusal::TooManyUsers(limit))?;
+        Ok(Reply::json(Status::Ok, json!({ "user": user.0, "id": bus.end()?, "key": key }).to_string()))
+    }
+
+    fn create_signed(&self, name: &BusName) -> Result<Reply, Refusal> {
+        let limit = self.settings.max_buses;
+        let (bus, is_new) = self.store.bus_or_new(name, true, limit)?.ok_or(Refusal::TooManyBuses(limit))?;
+        if !bus.is_signed_only() {
+            return Err(Refusal::IsOpen);
+        }
+        self.keep(&bus)?;
+        Ok(Reply::json(if is_new { Status::Created } else { Status::Ok }, "{}"))
+    }
+
+    // ---- who is who
+
+    fn bus_or_new(&self, name: &BusName) -> Result<Bus, Refusal> {
+        let limit = self.settings.max_buses;
+        let (bus, _) = self.store.bus_or_new(name, false, limit)?.ok_or(Refusal::TooManyBuses(limit))?;
+        self.keep(&bus)?;
+        Ok(bus)
+    }
+
+    /// The bus, if it knows the user; both count as used.
+    fn bus_of(&self, name: &BusName, user: User) -> Result<Bus, Refusal> {
+        let bus = self.store.bus(name)?.ok_or(Refusal::UnknownBus)?;
+        if !bus.knows(user)? {
+            return Err(Refusal::UnknownUser);
+        }
+        self.keep(&bus)?;
+        if let Some(registered) = bus.registered(user)?
+            && !self.is_fresh(registered.touched()?)
+        {
+            registered.touch()?;
+        }
+        Ok(bus)
+    }
+
+    /// Makes a bus count as used, unless it was a while ago.
+    fn keep(&self, bus: &Bus) -> Result<(), store::Error> {
+        if self.is_fresh(bus.touched()?) { Ok(()) } else { bus.touch() }
+    }
+
+    fn is_fresh(&self, touched: std::time::SystemTime) -> bool {
+        is_recent(touched, self.settings.bus_lifetime / 4)
+    }
+}
+
+/// Gives what there is to `array`, without its brackets.
+fn take_all(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<(), store::Error> {
+    while reader.next(|message| {
+        if !array.is_empty() {
+            array.push(b',');
+        }
+        write_message(array, message);
+    })? {}
+    Ok(())
+}
+
+/// Whether a post is the user's own: signed with his key, and no repetition. The number it is signed with is then used up,
+/// whatever becomes of the post: a request that somebody has caught on its way is worth nothing.
+fn check_signature(
+    name: &BusName,
+    user: User,
+    query: &Query,
+    body: &[u8],
+    registered: &mut Registered,
+) -> Result<(), Refusal> {
+    let (Some(n), Some(signature)) = (query.get("n"), query.get("signature")) else { return Err(Refusal::NotSigned) };
+    let n: u64 = n.parse().map_err(|_| Refusal::NotSigned)?;
+    let signature = from_hex(signature).ok_or(Refusal::WrongSignature)?;
+    if !signs(registered.key(), name, user, n, body, &signature) {
+        return Err(Refusal::WrongSignature);
+    }
+    if n <= registered.last() {
+        return Err(Refusal::StaleNumber(registered.last()));
+    }
+    Ok(registered.set_last(n)?)
+}
+
+/// Compared in constant time.
+fn signs(key: &str, name: &BusName, user: User, n: u64, body: &[u8], signature: &[u8]) -> bool {
+    // HMAC takes a key of any length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return false };
+    mac.update(format!("{}\n{}\n{n}\n", name.as_str(), user.0).as_bytes());
+    mac.update(body);
+    mac.verify_slice(signature).is_ok()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| Some(digit(high)? * 16 + digit(low)?)).collect())?
+}
+
+/// A bus as an event stream.
+struct Feed(BusReader);
+
+impl Events for Feed {
+    fn wake(&self) -> Option<BorrowedFd<'_>> {
+        self.0.fd()
+    }
+
+    fn is_surely_woken(&self) -> bool {
+        self.0.is_surely_woken()
+    }
+
+    fn hear(&mut self) -> usize {
+        self.0.hear()
+    }
+
+    fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, store::Error> {
+        let mut count = 0;
+        let has_more = self.0.next(|message| {
+            count += 1;
+            // Writing to memory does not fail.
+            let _ = write!(out, "id: {}\ndata: ", message.id);
+            write_message(out, message);
+            out.extend_from_slice(b"\n\n");
+        })?;
+        Ok(Given { count, has_more })
+    }
+
+    /// What a reader has been given is not his to remember.
+    fn delivered(&mut self) -> Result<(), store::Error> {
+        Ok(())
+    }
+
+    fn has_grown_beyond(&self, _: u64) -> bool {
+        false
+    }
+
+    fn standing(&mut self) -> Result<Standing, store::Error> {
+        self.0.look();
+        Ok(if self.0.has_lost_wake()? { Standing::Lost } else { Standing::Listening })
+    }
+}
+
+/// What a stream does besides delivering.
+struct Listening<'a> {
+    desk: &'a Desk<'a>,
+    name: &'a BusName,
+    user: Option<User>,
+}
+
+impl Care<Feed> for Listening<'_> {
+    fn round(&mut self, feed: &mut Feed, standing: Standing) -> Result<bool, store::Error> {
+        let Desk { settings, store } = self.desk;
+        // A look without the lock, at what is nearly always the case.
+        let is_kept = standing == Standing::Listening
+            && store.bus_touched(self.name)?.is_some_and(|touched| self.desk.is_fresh(touched));
+        if !is_kept {
+            let bus = match self.user {
+                Some(user) => self.desk.bus_of(self.name, user),
+                None => store.bus(self.name).map_err(Refusal::from).and_then(|bus| bus.ok_or(Refusal::UnknownBus)),
+            };
+            match bus {
+                Ok(bus) => {
+                    self.desk.keep(&bus)?;
+                    if standing == Standing::Lost {
+                        say!("uhst-relay: the FIFO of a running stream was removed; it is made anew");
+                        bus.wake(&mut feed.0, u64::MAX)?;
+                    }
+                }
+                Err(Refusal::Store(error)) => return Err(error),
+                // The bus, or the user, is gone.
+                Err(_) => return Ok(false),
+            }
+        }
+        if store.sweep_is_due() {
+            super::sweep_some(settings);
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn query(text: &str) -> Query {
+        Query::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_bus_is_at_one_name_below_bus() {
+        for (path, expected) in [
+            ("/bus", Some("")),
+            ("/bus/", Some("")),
+            ("/bus/a", Some("a")),
+            ("/bus/..", Some("..")),
+            ("/bus/a/b", None),
+            ("/bus/a/", None),
+            ("/bus//a", None),
+            ("/buses", None),
+            ("/BUS", None),
+            ("bus", None),
+        ] {
+            assert_eq!(name(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_wait_has_an_end() {
+        for (text, seconds) in
+            [("", 0.0), ("wait=0.25", 0.25), ("wait=3", 3.0), ("wait=1e300", 50.0), ("wait=inf", 50.0)]
+        {
+            assert_eq!(wait(&query(text)).unwrap(), Duration::from_secs_f64(seconds), "{text}");
+        }
+        for text in ["wait=-1", "wait=x", "wait=NaN"] {
+            assert!(wait(&query(text)).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_signature_is_of_all_that_makes_a_post() {
+        // By `printf 'news\n7\n1\n"hi"' | openssl dgst -sha256 -hmac key`.
+        let signature = from_hex("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
+        let name = |text| BusName::new(text).unwrap();
+        assert!(signs("key", &name("news"), User(7), 1, b"\"hi\"", &signature));
+        assert!(!signs("yek", &name("news"), User(7), 1, b"\"hi\"", &signature));
+        assert!(!signs("key", &name("new"), User(7), 1, b"\"hi\"", &signature));
+        assert!(!signs("key", &name("news"), User(9), 1, b"\"hi\"", &signature));
+        assert!(!signs("key", &name("news"), User(7), 2, b"\"hi\"", &signature));
+        assert!(!signs("key", &name("news"), User(7), 1, b"\"ho\"", &signature));
+        assert!(!signs("key", &name("news"), User(7), 1, b"\"hi\"", &signature[..31]));
+        assert!(!signs("key", &name("news"), User(7), 1, b"\"hi\"", b""));
+    }
+
+    proptest! {
+        #[test]
+        fn hexadecimal_digits_are_read_and_nothing_else(bytes in proptest::collection::vec(any::<u8>(), 0..40), text in ".{0,8}") {
+            let hex = bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+            prop_assert_eq!(from_hex(&hex), Some(bytes.clone()));
+            prop_assert_eq!(from_hex(&hex.to_uppercase()), Some(bytes));
+            if from_hex(&text).is_some() {
+                prop_assert!(text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit()));
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! How a stream, or whoever else waits, is woken: by a byte in a FIFO of its own.
+
+use super::{Error, FileIdentity, identity_at, remove_file};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::path::Path;
+
+/// Wakes whoever sleeps on a FIFO when it is dropped.
+#[must_use]
+pub struct Knock(Option<OwnedFd>);
+
+impl Knock {
+    /// At the FIFO that is there now; nothing where nobody listens.
+    pub(super) fn at(fifo: &Path) -> Self {
+        Self(open_to_knock(fifo).ok())
+    }
+
+    /// As [`Knock::at`]. A FIFO that nobody has open is what a killed process has left: it is removed.
+    pub(super) fn at_or_remove(fifo: &Path) -> Self {
+        let opened = open_to_knock(fifo);
+        if let Err(Errno::NXIO) = opened {
+            // Whoever is faster has removed the same thing: its name is never used again.
+            let _ = remove_file(fifo);
+        }
+        Self(opened.ok())
+    }
+
+    /// Whether there is somebody to wake.
+    pub(super) fn is_heard(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Nobody is woken.
+    pub(super) fn cancel(mut self) {
+        self.0 = None;
+    }
+}
+
+fn open_to_knock(fifo: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+}
+
+impl Drop for Knock {
+    fn drop(&mut self) {
+        if let Some(wake) = &self.0 {
+            // A full FIFO is a knock that has not been answered yet; a stream that has gone needs none.
+            let _ = rustix::io::write(wake, b"!");
+        }
+    }
+}
+
+/// The reading end of a FIFO.
+pub(super) struct Wake {
+    fifo: OwnedFd,
+    identity: FileIdentity,
+    is_local: bool,
+}
+
+/// `f_type` (statfs(2)) of the file systems that several machines may share: NFS, SMB (three kinds), AFS, Coda, 9P, Ceph,
+/// Lustre, GFS2, OCFS2, GPFS, `BeeGFS`, and FUSE, which may be anything.
+const SHARED_FILE_SYSTEMS: [u64; 14] = [
+    0x6969,
+    0x517B,
+    0xFF53_4D42,
+    0xFE53_4D42,
+    0x5346_414F,
+    0x7375_7245,
+    0x0102_1997,
+    0x00C3_6400,
+    0x0BD0_0BD0,
+    0x0116_1970,
+    0x7461_636F,
+    0x4750_4653,
+    0x1983_0326,
+    0x6573_5546,
+];
+
+impl Wake {
+    /// Makes a FIFO `beside` its place, in the same folder, and renames it into it once it is open, so that nobody finds
+    /// one there that is not. `None` on a file system without FIFOs: messages are then found at the next tick.
+    pub fn make(place: &Path, beside: &Path) -> Option<Self> {
+        remove_file(beside).ok()?;
+        rustix::fs::mknodat(rustix::fs::CWD, beside, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).ok()?;
+        // Opened for writing too, so that it never reads as ended when a sender closes it.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fifo = rustix::fs::open(beside, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&fifo).ok()?;
+        std::fs::rename(beside, place).ok()?;
+        // Asked of the folder: the FIFO itself would do, but not on every kernel.
+        let kind = rustix::fs::statfs(place.parent()?).ok().map(|fs| fs.f_type.cast_unsigned() & 0xFFFF_FFFF);
+        let is_local = kind.is_some_and(|kind| !SHARED_FILE_SYSTEMS.contains(&kind));
+        Some(Self { fifo, identity: FileIdentity(stat.st_dev, stat.st_ino), is_local })
+    }
+
+    /// What becomes readable when somebody knocks.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fifo.as_fd()
+    }
+
+    /// Whether every knock is sure to be heard: not where another machine may knock, because a FIFO wakes only its own.
+    pub fn is_sure(&self) -> bool {
+        self.is_local
+    }
+
+    /// Takes the knocks, and says how many there were.
+    pub fn hear(&self) -> usize {
+        rustix::io::read(&self.fifo, &mut [0; 512]).unwrap_or(0)
+    }
+
+    /// Whether `place` does not name it any more.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_lost(&self, place: &Path) -> Result<bool, Error> {
+        Ok(identity_at(place)? != Some(self.identity))
+    }
+}
