@@ -24,7 +24,6 @@ use crate::store::{self, Store};
 use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
-use serde_json::json;
 use sha2::Sha256;
 use std::fmt;
 use std::io::Write as _;
@@ -248,7 +247,7 @@ impl Desk<'_> {
         }
         let mut bus = self.bus_or_new(name)?;
         let user = bus.new_user()?;
-        Ok(Reply::json(Status::Ok, json!({ "user": user.0, "id": bus.end()? }).to_string()))
+        Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{}}}"#, user.0, bus.end()?)))
     }
 
     // ---- GET ?id=&user=
@@ -354,7 +353,7 @@ impl Desk<'_> {
         let (id, bell): (u64, Bell) = bus.post(user, &data, self.settings.max_queue, self.settings.message_lifetime)?;
         drop(bus);
         drop(bell);
-        Ok(Reply::json(Status::Ok, json!({ "user": user.0, "id": id }).to_string()))
+        Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{id}}}"#, user.0)))
     }
 
     // ---- POST ?register, ?create=signed
@@ -363,7 +362,7 @@ impl Desk<'_> {
         let limit = self.settings.max_clients;
         let mut bus = self.bus_or_new(name)?;
         let (user, key) = bus.register(limit)?.ok_or(Refusal::TooManyUsers(limit))?;
-        Ok(Reply::json(Status::Ok, json!({ "user": user.0, "id": bus.end()?, "key": key }).to_string()))
+        Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{},"key":"{key}"}}"#, user.0, bus.end()?)))
     }
 
     fn create_signed(&self, name: &BusName) -> Result<Reply, Refusal> {

@@ -195,8 +195,8 @@ impl Relay for Bare {
         self.run(&mut self.request(call), call.body)
     }
 
-    fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply> {
-        let call = Call { method: "GET", query, headers, ..Call::default() };
+    fn listen_at(&self, path_info: &str, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply> {
+        let call = Call { method: "GET", path_info, query, headers, ..Call::default() };
         Stream::from_process(self.request(&call).spawn().expect("the program runs"))
     }
 

@@ -44,6 +44,11 @@ macro_rules! protocol_through {
             protocol::a_large_message_arrives_and_a_larger_one_is_refused,
             protocol::a_host_serves_forty_clients_at_once,
             protocol::an_idle_stream_is_kept_alive,
+            bus::users_hear_each_other_in_one_order_and_not_themselves,
+            bus::a_waiting_poll_is_answered_when_something_comes,
+            bus::a_bus_is_a_stream_that_goes_on_where_it_broke,
+            bus::nobody_posts_as_a_registered_user,
+            bus::a_wrong_call_says_what_is_wrong,
         }
     };
 }
@@ -63,6 +68,7 @@ macro_rules! web_server {
 }
 
 mod bare;
+mod bus;
 mod door;
 mod place;
 mod protocol;

@@ -76,8 +76,12 @@ pub struct Host {
 pub trait Relay: Sync {
     fn call(&self, call: &Call) -> Reply;
 
-    /// Asks for a stream. `Err` is an answer that is not one.
-    fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply>;
+    /// Asks for a stream at a path behind the relay's own. `Err` is an answer that is not one.
+    fn listen_at(&self, path_info: &str, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply>;
+
+    fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply> {
+        self.listen_at("", query, headers)
+    }
 
     /// The folder that holds `cgi-bin/relay.cgi`.
     fn folder(&self) -> &Folder;

@@ -178,9 +178,11 @@ impl Relay for Server {
         self.try_call(call).unwrap_or_else(|error| panic!("{} ?{}: {error}", call.method, call.query))
     }
 
-    fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply> {
-        let mut request =
-            format!("GET {PROGRAM}?{query} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nAccept: text/event-stream\r\n", self.port);
+    fn listen_at(&self, path_info: &str, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply> {
+        let mut request = format!(
+            "GET {PROGRAM}{path_info}?{query} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nAccept: text/event-stream\r\n",
+            self.port
+        );
         for (name, value) in headers {
             write!(request, "{name}: {value}\r\n").unwrap();
         }

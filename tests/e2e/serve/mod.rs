@@ -178,8 +178,10 @@ impl Relay for Serve {
         Reply { status: answer.status().as_u16(), headers, body }
     }
 
-    fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply> {
-        let mut request = format!("GET /?{query} HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\n", self.address);
+    fn listen_at(&self, path_info: &str, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply> {
+        let path = if path_info.is_empty() { "/" } else { path_info };
+        let mut request =
+            format!("GET {path}?{query} HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\n", self.address);
         for (name, value) in headers {
             write!(request, "{name}: {value}\r\n").unwrap();
         }
