@@ -46,9 +46,10 @@ pub(super) fn name(path: &str) -> Option<&str> {
 /// Answers a request to a bus.
 pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Reply {
     let desk = Desk { settings, store: Store::new(&settings.data_dir) };
-    match desk.route(request, name) {
-        Ok(reply) => reply,
-        Err(refusal) => refusal.reply(),
+    match desk.route(request, name).unwrap_or_else(|refusal| refusal.reply()) {
+        // A poll is a GET, and the next one is another matter.
+        reply @ Reply { content: Content::Whole(_), .. } => reply.header("Cache-Control", "no-store"),
+        stream => stream,
     }
 }
 

@@ -236,7 +236,7 @@ impl Wire {
     }
 
     #[track_caller]
-    fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         assert!(self.try_send(bytes), "the server has closed the connection");
     }
 
@@ -279,7 +279,7 @@ impl Wire {
 
     /// The next answer, however its end is told.
     #[track_caller]
-    fn answer(&mut self) -> Reply {
+    pub fn answer(&mut self) -> Reply {
         self.answer_to("POST")
     }
 
