@@ -14,6 +14,7 @@ use sha2::Sha256;
 
 use crate::bare::{Bare, timed};
 use crate::door::Door;
+use crate::faults::{Disk, overwrite, remove};
 use crate::place::{LONG, everything_below, have, kill, repository, skip, until};
 use crate::relay::{Call, Relay, Reply};
 use crate::serve::Serve;
@@ -474,6 +475,124 @@ fn a_stream_survives_whoever_removes_its_wake_up() {
     let id = bus.post(user, "1");
     assert_eq!(stream.event().id, id.to_string());
     until("it has a new one", LONG, || wakes(&relay.data()).len() == 1);
+}
+
+#[test]
+fn a_full_disk_loses_nothing_that_was_answered() {
+    let mut relay = Bare::new();
+    let Some(disk) = Disk::under(&mut relay, "1m") else { return };
+    disk.fill(800_000);
+    let bus = news(&relay);
+    let (user, last) = bus.greet();
+    let (reader, _) = bus.greet();
+    let ann = bus.register();
+    let mut accepted = Vec::new();
+    // Large ones until it is full, then small ones into what is left.
+    for size in [9_000, 500, 10] {
+        let reply = loop {
+            let reply = bus.call("POST", &format!("user={user}"), format!("\"{}\"", "x".repeat(size)));
+            if reply.status != 200 {
+                break reply;
+            }
+            accepted.push(whole(&reply.json()["id"]));
+            assert!(accepted.len() < 10_000, "the disk does not fill");
+        };
+        let reason = reply.expect_error(507);
+        assert!(reason.contains("full"), "{reason}");
+    }
+    let signed = format!("\"{}\"", "x".repeat(100));
+    bus.call("POST", &ann.sign(NAME, 1, &signed), &signed).expect_error(507);
+    BusAt { relay: &relay, path: "/bus/other" }.get("").expect_error(507);
+    assert_eq!(ids(&bus.poll(last, reader)), accepted, "who reads needs no room");
+    disk.clear();
+    accepted.push(bus.post(user, "1"));
+    let signed = bus.call("POST", &ann.sign(NAME, 2, "1"), "1").expect(200);
+    accepted.push(whole(&signed.json()["id"]));
+    assert_eq!(ids(&bus.poll(last, reader)), accepted);
+    BusAt { relay: &relay, path: "/bus/other" }.greet();
+}
+
+/// A way to break a file or a folder.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+
+#[test]
+fn damage_to_any_file_of_a_bus_does_no_lasting_harm() {
+    const NAMES: usize = 7;
+    let half = |path: &Path| {
+        let whole = if path.is_file() { fs::read(path).unwrap() } else { Vec::new() };
+        overwrite(path, &whole[..whole.len() / 2]);
+    };
+    let folder = |path: &Path| {
+        remove(path);
+        let _ = fs::create_dir(path); // a running stream may have made it anew already
+    };
+    let kinds: [Damage; 5] = [
+        ("removed", &remove),
+        ("emptied", &|path| overwrite(path, b"")),
+        ("overwritten", &|path| overwrite(path, br#"{"first":-1,"x":[null,{"y":1e999}]}"#)),
+        ("cut in half", &half),
+        ("replaced by a folder", &folder),
+    ];
+    let relay = Bare::new();
+    let paths: Vec<String> = (0..kinds.len() * NAMES).map(|number| format!("/bus/{number}")).collect();
+    let mut broken = Vec::new();
+    for (what, damage) in &kinds {
+        for number in 0..NAMES {
+            let bus = BusAt { relay: &relay, path: &paths[broken.len()] };
+            let before = everything_below(&relay.data().join("buses"));
+            let (user, _) = bus.greet();
+            bus.register();
+            bus.post(user, "0");
+            let stream = bus.listen("events", &[]);
+            let below = everything_below(&relay.data().join("buses"));
+            let is_new = |path: &&PathBuf| !before.contains(path) && path.components().count() > 2;
+            let record = below.iter().filter(is_new).find(|path| path.ends_with("session.json")).expect("its record");
+            let mut names = everything_below(record.parent().unwrap());
+            names.sort();
+            assert_eq!(names.len(), NAMES, "a folder, session.json, queue, users and one, wakes and one: {names:?}");
+            damage(&names[number]);
+            broken.push((*what, names[number].clone(), bus, stream));
+        }
+    }
+    for (what, path, bus, _) in &broken {
+        let works = || {
+            let greeting = bus.get("");
+            if greeting.status != 200 {
+                return greeting.expect_error(500).is_empty();
+            }
+            let user = whole(&greeting.json()["user"]);
+            let registration = bus.call("POST", "register", "");
+            let listening = bus.relay.listen_at(bus.path, "events", &[]);
+            if registration.status != 200 || listening.is_err() {
+                return false;
+            }
+            let id = bus.post(user, r#""well""#);
+            listening.is_ok_and(|mut stream| stream.event().id == id.to_string())
+                && bus.poll(id - 1, bus.greet().0).len() == 1
+        };
+        if !works() {
+            // Something else is in the place of a file, or of a folder: its owner has to take it away.
+            assert!(
+                ["overwritten", "emptied", "cut in half", "replaced by a folder"].contains(what),
+                "{}",
+                path.display()
+            );
+            remove(path);
+        }
+        until(&format!("{} was {what}", path.display()), LONG, works);
+    }
+    // Who was listening hears of it, or is told to come back.
+    for (what, path, _, mut stream) in broken {
+        let deadline = Instant::now() + LONG;
+        loop {
+            match stream.next_event(deadline.saturating_duration_since(Instant::now())) {
+                Item::Event(event) if event.data.contains("well") => break,
+                Item::Event(_) => {}
+                Item::End => break,
+                other => panic!("{} was {what}: a stream hears {other:?}", path.display()),
+            }
+        }
+    }
 }
 
 /// What a process has read so far, from files and sockets, in bytes.

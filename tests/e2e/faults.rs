@@ -15,11 +15,11 @@ use crate::stream::{Item, Stream};
 use crate::token;
 
 /// A small disk as the relay's data folder.
-struct Disk(PathBuf);
+pub struct Disk(PathBuf);
 
 impl Disk {
     /// `None` where a test may not mount anything.
-    fn under(relay: &mut Bare, size: &str) -> Option<Self> {
+    pub fn under(relay: &mut Bare, size: &str) -> Option<Self> {
         let place = relay.folder().join("disk");
         fs::create_dir(&place).unwrap();
         let mount =
@@ -40,7 +40,7 @@ impl Disk {
     }
 
     /// Somebody else's file takes all that is left.
-    fn fill(&self, size: usize) {
+    pub fn fill(&self, size: usize) {
         let mut filler = fs::File::create(self.0.join("filler")).unwrap();
         for _ in 0..size / 4096 {
             if filler.write_all(&[0; 4096]).is_err() {
@@ -49,7 +49,7 @@ impl Disk {
         }
     }
 
-    fn clear(&self) {
+    pub fn clear(&self) {
         fs::remove_file(self.0.join("filler")).unwrap();
     }
 }
@@ -507,7 +507,7 @@ fn break_each_file(break_it: impl Fn(&Path)) {
     }
 }
 
-fn remove(path: &Path) {
+pub fn remove(path: &Path) {
     let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
 }
 
@@ -517,7 +517,7 @@ fn a_file_removed_under_a_running_stream_does_no_lasting_harm() {
 }
 
 /// Writes garbage into a file; where there is a FIFO or a folder, puts a file in its place.
-fn overwrite(path: &Path, garbage: &[u8]) {
+pub fn overwrite(path: &Path, garbage: &[u8]) {
     if path.is_file() {
         return fs::write(path, garbage).unwrap();
     }
