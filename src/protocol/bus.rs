@@ -495,7 +495,6 @@ impl Events for Feed {
     }
 
     fn standing(&mut self) -> Result<Standing, store::Error> {
-        self.0.look();
         Ok(if self.0.has_lost_wake()? { Standing::Lost } else { Standing::Listening })
     }
 }

@@ -591,16 +591,13 @@ impl BusReader {
         self.wake.as_ref().map_or(0, |own| own.wake.hear())
     }
 
-    /// Looks for messages next time, whether somebody has knocked or not.
-    pub fn look(&mut self) {
-        self.may_have_more = true;
-    }
-
-    /// Whether somebody has removed its FIFO, or the whole bus.
+    /// Whether somebody has removed its FIFO, or the whole bus; and whether there is something that nobody has knocked for.
     ///
     /// # Errors
     /// When that cannot be seen.
-    pub fn has_lost_wake(&self) -> Result<bool, Error> {
+    pub fn has_lost_wake(&mut self) -> Result<bool, Error> {
+        // A poster may have been killed before he knocked.
+        self.may_have_more |= self.queue.has_more()?;
         match &self.wake {
             Some(own) => own.wake.is_lost(&own.place),
             None => Ok(identity_at(&self.path)?.is_none()),

@@ -595,6 +595,28 @@ fn damage_to_any_file_of_a_bus_does_no_lasting_harm() {
     }
 }
 
+#[test]
+fn a_poll_that_waits_ends_with_its_client_and_with_its_server() {
+    let relay = Serve::with(&[]);
+    let bus = news(&relay);
+    let (user, last) = bus.greet();
+    let query = format!("id={last}&user={user}&wait=45");
+    let mut wire = relay.wire();
+    wire.send(format!("GET {}?{query} HTTP/1.1\r\nHost: relay\r\n\r\n", bus.path));
+    until("it waits", LONG, || wakes(&relay.data()).len() == 1);
+    drop(wire);
+    until("it has noticed that its client left", Duration::from_secs(30), || wakes(&relay.data()).is_empty());
+
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| timed(|| messages(bus.get(&query))));
+        until("it waits", LONG, || wakes(&relay.data()).len() == 1);
+        kill(relay.pid(), Signal::TERM);
+        let (heard, took) = waiting.join().unwrap();
+        assert_eq!(heard, Vec::<Value>::new());
+        assert!(took < Duration::from_secs(30), "{took:?}");
+    });
+}
+
 /// What a process has read so far, from files and sockets, in bytes.
 fn bytes_read(pid: Pid) -> u64 {
     let io = fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).expect("a child's figures are readable");
