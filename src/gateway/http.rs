@@ -361,21 +361,16 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Malformed> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
     let head = &bytes[..end.unwrap_or(bytes.len())];
     check_lines(head)?;
-    let Some(end) = end else {
-        return if bytes.len() < HEAD_SIZE {
-            Ok(None)
-        } else if bytes.contains(&b'\n') {
-            Err(Malformed::HeadTooLarge)
-        } else if bytes.contains(&b' ') {
-            Err(Malformed::TargetTooLong)
-        } else {
-            Err(Malformed::MethodTooLong)
+    let line = head.iter().position(|byte| *byte == b'\r').map(|at| &head[..at]);
+    let Some(end) = end.filter(|end| *end <= HEAD_SIZE) else {
+        return match line {
+            _ if bytes.len() < HEAD_SIZE => Ok(None),
+            Some(line) => Err(check_request_line(line).err().unwrap_or(Malformed::HeadTooLarge)),
+            None if bytes.contains(&b' ') => Err(Malformed::TargetTooLong),
+            None => Err(Malformed::MethodTooLong),
         };
     };
-    if end > HEAD_SIZE {
-        return Err(Malformed::HeadTooLarge);
-    }
-    let line = &head[..head.iter().position(|byte| *byte == b'\r').unwrap_or(0)];
+    let line = line.unwrap_or_default();
     check_request_line(line)?;
     // RFC 9110, 2.5: a later minor version is taken for the last that is known here, and to httparse.
     let as_1_1;
