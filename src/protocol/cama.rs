@@ -492,8 +492,9 @@ impl Relay<'_> {
         if let Some(duplex) = self.store.duplex(id)? {
             duplex.touch()?;
         }
-        let reply = Reply::empty(Status::Ok).header("X-Bytes-Delivered", delivered.to_string());
-        Ok(if head.length.is_none() { reply.header("X-Bytes-Relayed", delivered.to_string()) } else { reply })
+        let delivered = delivered.to_string();
+        // The second is for chunked bodies, but a web server may have made a whole one of those.
+        Ok(Reply::empty(Status::Ok).header("X-Bytes-Delivered", delivered.clone()).header("X-Bytes-Relayed", delivered))
     }
 
     /// Waits for a receiver.
