@@ -1,6 +1,6 @@
 //! Two parties and a pipe each way (`/cama/session`), through web servers and `serve`.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -232,11 +232,28 @@ fn hear(mut socket: TcpStream) -> Answer {
             Ok(0) => break,
             Ok(got) => heard.extend_from_slice(&bytes[..got]),
             // A reset behind the answer.
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => panic!("{error} after {} bytes", heard.len()),
         }
     }
     understand(heard)
+}
+
+/// What comes next of an answer that is not at its end.
+#[track_caller]
+fn hear_more(socket: &mut TcpStream, heard: &mut Vec<u8>) {
+    let mut some = [0; 65536];
+    loop {
+        match socket.read(&mut some) {
+            Ok(got) => {
+                assert!(got > 0, "the end after {:?}", String::from_utf8_lossy(heard));
+                return heard.extend_from_slice(&some[..got]);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(heard)),
+        }
+    }
 }
 
 #[track_caller]
@@ -298,7 +315,9 @@ pub fn a_body_reaches_who_waits_for_it(door: Door) {
                 assert!(got.is_whole && got.body == body, "{} of {} bytes", got.body.len(), body.len());
                 assert_eq!(got.header("content-type"), "a/b");
                 assert_eq!(sent.delivered(), body.len() as u64);
-                assert!(!sent.header("server").is_empty() && !got.header("server").is_empty());
+                // mini_httpd leaves it out of what a CGI program answers.
+                let names_server = |answer: &Answer| !answer.header("server").is_empty();
+                assert!(door == Door::MiniHttpd || (names_server(&sent) && names_server(&got)));
                 session.until_waiting(0);
             }
         }
@@ -418,8 +437,12 @@ pub fn a_secure_session_serves_the_address_its_host_named(door: Door) {
 
 pub fn a_wrong_pipe_request_says_what_is_wrong(door: Door) {
     let Some(scene) = Scene::new(door, &[("RELAY_MAX_PIPES", "1")]) else { return };
-    for (method, path) in [("GET", "/cama/session/x"), ("POST", "/cama/session/x"), ("GET", "/cama/session/..%2fx")] {
-        scene.call(method, path, &[], b"").expect_error(404);
+    for method in ["GET", "POST"] {
+        scene.call(method, "/cama/session/x", &[], b"").expect_error(404);
+    }
+    // Other servers refuse that themselves.
+    if door == Door::Serve {
+        scene.call("GET", "/cama/session/..%2f..%2fx", &[], b"").expect_error(404);
     }
     scene.call("GET", "/cama/session", &[], b"").expect_error(405);
     let session = scene.session(&[]);
@@ -524,8 +547,9 @@ pub fn a_receiver_that_leaves_half_way_is_told_in_bytes(door: Door) {
     let sending = session.send_large(&body);
     let mut read = 0;
     while read < 4 << 20 {
-        let mut some = [0; 65536];
-        read += receiver.read(&mut some).unwrap();
+        let mut some = Vec::new();
+        hear_more(&mut receiver, &mut some);
+        read += some.len();
     }
     receiver.shutdown(Shutdown::Both).unwrap();
     drop(receiver);
@@ -582,7 +606,30 @@ pub fn a_sender_that_leaves_half_way_leaves_half_a_body(door: Door) {
     }
 }
 
+pub fn a_body_flows_before_it_is_complete(door: Door) {
+    let Some(scene) = Scene::new(door, &[]) else { return };
+    let session = scene.session(&[]);
+    let mut receiver = session.start(Who::Host, "GET", &[], None);
+    let mut socket = scene.connect();
+    socket.write_all(scene.head("POST", &session.path, &[], "Content-Length: 10\r\n").as_bytes()).unwrap();
+    let mut heard = Vec::new();
+    for half in [b"Hello", b"World"] {
+        socket.write_all(half).unwrap();
+        while !heard.ends_with(half) {
+            hear_more(&mut receiver, &mut heard);
+        }
+    }
+    assert_eq!(hear(socket).delivered(), 10);
+    receiver.read_to_end(&mut heard).unwrap();
+    assert!(understand(heard).is_whole);
+}
+
 pub fn chunks_flow_before_the_body_ends(door: Door) {
+    // lighttpd collects chunks, and mini_httpd knows none.
+    if matches!(door, Door::Lighttpd | Door::MiniHttpd) {
+        return;
+    }
+
     let Some(scene) = Scene::new(door, &[]) else { return };
     let session = scene.session(&[]);
     let mut receiver = session.start(Who::Host, "GET", &[], None);
@@ -593,10 +640,7 @@ pub fn chunks_flow_before_the_body_ends(door: Door) {
     for word in ["one", "two", "three"] {
         socket.write_all(format!("{:x}\r\n{word}\r\n", word.len()).as_bytes()).unwrap();
         while !heard.windows(word.len()).any(|part| part == word.as_bytes()) {
-            let mut some = [0; 1000];
-            let got = receiver.read(&mut some).unwrap();
-            assert!(got > 0);
-            heard.extend_from_slice(&some[..got]);
+            hear_more(&mut receiver, &mut heard);
         }
     }
     socket.write_all(b"0\r\n\r\n").unwrap();
@@ -615,10 +659,7 @@ pub fn deleting_a_session_ends_what_flows(door: Door) {
     sender.write_all(b"some").unwrap();
     let mut heard = Vec::new();
     while !heard.ends_with(b"some") {
-        let mut some = [0; 1000];
-        let got = receiver.read(&mut some).unwrap();
-        assert!(got > 0, "{:?}", String::from_utf8_lossy(&heard));
-        heard.extend_from_slice(&some[..got]);
+        hear_more(&mut receiver, &mut heard);
     }
     session.call(Who::Host, "DELETE", &[], b"").expect(200);
     hear(sender).expect_error(410);

@@ -59,6 +59,8 @@ macro_rules! pipe_through {
             cama::a_body_reaches_who_waits_for_it,
             cama::both_directions_flow_at_once,
             cama::chunks_arrive_and_their_sum_is_told,
+            cama::a_body_flows_before_it_is_complete,
+            cama::chunks_flow_before_the_body_ends,
             cama::deleting_a_session_answers_everybody_in_it,
             cama::who_waits_in_vain_is_told_in_time,
             cama::a_second_receiver_is_refused_and_a_second_sender_waits,
