@@ -92,13 +92,13 @@ impl<'a, 'b> Feed<'a, 'b> {
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
                         Woken::Tick => return End::Body(BodyError::TooSlow),
                         _ if !fds[1].revents().is_empty() && place.is_gone() => return End::Removed,
-                        _ if !fds[0].revents().is_empty() => return End::ReceiverLeft,
+                        _ if !fds[0].revents().is_empty() => return receiver_left(place),
                         _ => {}
                     }
                 }
                 // EPIPE of the FIFO, which has no reader any more.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    return if place.is_gone() { End::Removed } else { End::ReceiverLeft };
+                    return receiver_left(place);
                 }
                 Err(error) => return End::Body((&error).into()),
             }
@@ -171,6 +171,11 @@ fn wait_for_receiver(sender: &Sender, place: &Place, client: Client<'_>) -> End 
             _ => {}
         }
     }
+}
+
+/// A receiver whose pipe is removed leaves too.
+fn receiver_left(place: &Place) -> End {
+    if place.is_gone() { End::Removed } else { End::ReceiverLeft }
 }
 
 fn would_block<T>(result: io::Result<T>) -> io::Result<Option<T>> {

@@ -178,12 +178,14 @@ impl Pipe<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
         };
+        // Nobody is woken before all are gone: a sender whose receiver leaves has to see why.
+        let mut knocks = Vec::new();
         for entry in entries {
             let path = entry?.path();
-            let knock = Knock::at(&path);
+            knocks.push(Knock::at(&path));
             remove_file(&path)?;
-            drop(knock);
         }
+        drop(knocks);
         match std::fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),

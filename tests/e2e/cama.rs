@@ -1,5 +1,6 @@
 //! Two parties and a pipe each way (`/cama/session`), through web servers and `serve`.
 
+use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
@@ -126,20 +127,20 @@ impl Scene {
         let mut method = method;
         if self.door.passes_every_method() {
             for (name, value) in headers {
-                lines += &format!("{name}: {value}\r\n");
+                write!(lines, "{name}: {value}\r\n").unwrap();
             }
         } else {
             if !["GET", "POST"].contains(&method) {
-                query += &format!("&method={method}");
+                write!(query, "&method={method}").unwrap();
                 method = "POST";
             }
             for (name, value) in headers {
                 match *name {
-                    "X-Timeout" => query += &format!("&timeout={value}"),
-                    "X-Type" => query += &format!("&type={value}"),
-                    "X-Peer-Address" => query += &format!("&peer-address={value}"),
-                    "Token" => query += &format!("&token={value}"),
-                    _ => lines += &format!("{name}: {value}\r\n"),
+                    "X-Timeout" => write!(query, "&timeout={value}").unwrap(),
+                    "X-Type" => write!(query, "&type={value}").unwrap(),
+                    "X-Peer-Address" => write!(query, "&peer-address={value}").unwrap(),
+                    "Token" => write!(query, "&token={value}").unwrap(),
+                    _ => write!(lines, "{name}: {value}\r\n").unwrap(),
                 }
             }
         }
@@ -227,7 +228,7 @@ impl Session<'_> {
 fn hear(mut socket: TcpStream) -> Answer {
     let mut heard = Vec::new();
     loop {
-        let mut bytes = [0; 65536];
+        let mut bytes = [0; 16384];
         match socket.read(&mut bytes) {
             Ok(0) => break,
             Ok(got) => heard.extend_from_slice(&bytes[..got]),
@@ -237,13 +238,13 @@ fn hear(mut socket: TcpStream) -> Answer {
             Err(error) => panic!("{error} after {} bytes", heard.len()),
         }
     }
-    understand(heard)
+    understand(&heard)
 }
 
 /// What comes next of an answer that is not at its end.
 #[track_caller]
 fn hear_more(socket: &mut TcpStream, heard: &mut Vec<u8>) {
-    let mut some = [0; 65536];
+    let mut some = [0; 16384];
     loop {
         match socket.read(&mut some) {
             Ok(got) => {
@@ -257,13 +258,12 @@ fn hear_more(socket: &mut TcpStream, heard: &mut Vec<u8>) {
 }
 
 #[track_caller]
-fn understand(heard: Vec<u8>) -> Answer {
-    let mut rest = &heard[..];
+fn understand(heard: &[u8]) -> Answer {
+    let mut rest = heard;
     let (status, headers) = loop {
-        let end = end_of_head(rest).unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(&heard)));
-        let (head, behind) = rest.split_at(end);
-        rest = behind;
-        let (status, headers) = parse_head(head);
+        let end = end_of_head(rest).unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(heard)));
+        let (status, headers) = parse_head(&rest[..end]);
+        rest = &rest[end..];
         if status >= 200 {
             break (status, headers);
         }
@@ -385,7 +385,7 @@ pub fn who_waits_in_vain_is_told_in_time(door: Door) {
     let first = start.elapsed();
     assert!(first >= Duration::from_secs(1), "{first:?}");
     session.call(Who::Guest, "POST", &[], b"x").expect_error(504);
-    assert!(start.elapsed() - first >= Duration::from_millis(1500), "the setting");
+    assert!(start.elapsed() >= first + Duration::from_millis(1500), "the setting");
     for wrong in ["0", "301", "-1", "+1", "x"] {
         session.call(Who::Host, "GET", &[("X-Timeout", wrong)], b"").expect_error(400);
         session.call(Who::Host, "POST", &[("X-Timeout", wrong)], b"").expect_error(400);
@@ -609,24 +609,26 @@ pub fn a_sender_that_leaves_half_way_leaves_half_a_body(door: Door) {
 pub fn a_body_flows_before_it_is_complete(door: Door) {
     let Some(scene) = Scene::new(door, &[]) else { return };
     let session = scene.session(&[]);
+    let body = bytes(200_000);
+    let (half, rest) = body.split_at(100_000);
     let mut receiver = session.start(Who::Host, "GET", &[], None);
     let mut socket = scene.connect();
-    socket.write_all(scene.head("POST", &session.path, &[], "Content-Length: 10\r\n").as_bytes()).unwrap();
+    socket.write_all(scene.head("POST", &session.path, &[], "Content-Length: 200000\r\n").as_bytes()).unwrap();
+    socket.write_all(half).unwrap();
     let mut heard = Vec::new();
-    for half in [b"Hello", b"World"] {
-        socket.write_all(half).unwrap();
-        while !heard.ends_with(half) {
-            hear_more(&mut receiver, &mut heard);
-        }
+    // fcgiwrap keeps what is less than 8 KiB.
+    while heard.len() < 90_000 {
+        hear_more(&mut receiver, &mut heard);
     }
-    assert_eq!(hear(socket).delivered(), 10);
+    socket.write_all(rest).unwrap();
+    assert_eq!(hear(socket).delivered(), 200_000);
     receiver.read_to_end(&mut heard).unwrap();
-    assert!(understand(heard).is_whole);
+    assert!(understand(&heard).body == body);
 }
 
 pub fn chunks_flow_before_the_body_ends(door: Door) {
-    // lighttpd collects chunks, and mini_httpd knows none.
-    if matches!(door, Door::Lighttpd | Door::MiniHttpd) {
+    // lighttpd collects chunks, mini_httpd knows none, and fcgiwrap keeps what is less than 8 KiB.
+    if matches!(door, Door::Lighttpd | Door::MiniHttpd | Door::NginxFcgiwrap) {
         return;
     }
 
@@ -646,7 +648,7 @@ pub fn chunks_flow_before_the_body_ends(door: Door) {
     socket.write_all(b"0\r\n\r\n").unwrap();
     assert_eq!(hear(socket).delivered(), 11);
     receiver.read_to_end(&mut heard).unwrap();
-    assert!(understand(heard).is_whole);
+    assert!(understand(&heard).is_whole);
 }
 
 pub fn deleting_a_session_ends_what_flows(door: Door) {
@@ -654,8 +656,8 @@ pub fn deleting_a_session_ends_what_flows(door: Door) {
     let session = scene.session(&[]);
     let mut receiver = session.start(Who::Guest, "GET", &[], None);
     let mut sender = scene.connect();
-    let head = scene.head("POST", &session.path, &[("Cookie", &session.cookie)], "Content-Length: 1000\r\n");
-    sender.write_all(head.as_bytes()).unwrap();
+    let request = scene.head("POST", &session.path, &[("Cookie", &session.cookie)], "Content-Length: 1000\r\n");
+    sender.write_all(request.as_bytes()).unwrap();
     sender.write_all(b"some").unwrap();
     let mut heard = Vec::new();
     while !heard.ends_with(b"some") {
@@ -664,7 +666,7 @@ pub fn deleting_a_session_ends_what_flows(door: Door) {
     session.call(Who::Host, "DELETE", &[], b"").expect(200);
     hear(sender).expect_error(410);
     assert!(receiver.read_to_end(&mut heard).is_ok() || !heard.is_empty());
-    assert!(!understand(heard).is_whole);
+    assert!(!understand(&heard).is_whole);
 }
 
 pub fn a_session_ends_after_its_last_use(door: Door) {
@@ -782,7 +784,7 @@ pub fn killing_the_receiver_half_way_tells_the_sender_what_was_taken() {
     input.write_all(&[7; 1000]).unwrap();
     let mut output = receiver.stdout.take().unwrap();
     let mut got = Vec::new();
-    while got.iter().filter(|byte| **byte == 7).count() < 1000 {
+    while !got.ends_with(&[7; 1000]) {
         let mut some = [0; 4096];
         let count = output.read(&mut some).unwrap();
         got.extend_from_slice(&some[..count]);
