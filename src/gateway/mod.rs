@@ -89,6 +89,12 @@ pub trait Source: Read {
 /// Moves bytes between two files of which one is a pipe, as far as that goes without waiting; `None` where it does not go.
 fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Result<Option<u64>> {
     use rustix::pipe::SpliceFlags;
+    // Linux waits for the bytes of a socket whatever the flags say, and keeps the pipe locked meanwhile, so that not even
+    // what is in it can be read.
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut [PollFd::from_borrowed_fd(from, PollFlags::IN)], Some(&now)) == Ok(0) {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
     loop {
         match rustix::pipe::splice(from, None, to, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
             Ok(moved) => return Ok(Some(moved as u64)),

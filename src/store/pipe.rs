@@ -37,7 +37,10 @@ const BESIDE: &str = "beside";
 /// kernel keeps only what is really there.
 const CAPACITY: usize = 512 * 1024;
 
-/// The longest head in bytes: it has to fit into the smallest FIFO together with its length.
+/// How long a receiver may take to read a head.
+const HEAD_TIME: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// The longest head in bytes.
 pub const LONGEST_HEAD: usize = 32 * 1024;
 
 /// The head's length stands before it, in so many bytes.
@@ -362,17 +365,31 @@ impl Sender {
         self.receiver.as_fd()
     }
 
-    /// Sends what precedes the bytes. False when the receiver has gone.
+    /// Sends what precedes the bytes. False when the receiver has gone, or does not take it.
     ///
     /// # Panics
     /// When it is longer than [`LONGEST_HEAD`].
     #[must_use]
     pub fn send_head(&self, head: &[u8]) -> bool {
-        assert!(head.len() <= LONGEST_HEAD, "a head that does not fit");
+        assert!(head.len() <= LONGEST_HEAD, "a head that is too long");
+        let Some(data) = &self.data else { return false };
         let length = u32::try_from(head.len()).unwrap_or_default();
         let bytes = [&length.to_be_bytes(), head].concat();
-        // Into an empty FIFO, so all of it goes at once.
-        self.data.as_ref().is_some_and(|data| rustix::io::write(data, &bytes) == Ok(bytes.len()))
+        let mut left = &bytes[..];
+        while !left.is_empty() {
+            match rustix::io::write(data, left) {
+                Ok(written) => left = &left[written..],
+                Err(Errno::INTR) => {}
+                // A FIFO is as small as 8 KiB for a user who has many of them. The receiver reads its head at once.
+                Err(Errno::AGAIN) => {
+                    if poll(&mut [PollFd::new(data, PollFlags::OUT)], Some(&HEAD_TIME)) != Ok(1) {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     /// Ends the bytes.
