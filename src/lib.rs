@@ -4,7 +4,8 @@
 //!
 //! - [`config`]: every setting, its default, its environment variable, in one struct.
 //! - [`gateway`]: how a request comes in and an answer goes out. [`gateway::cgi`] is the door of a web server
-//!   (RFC 3875); what it hands on ([`gateway::Request`]) and takes back ([`gateway::Reply`]) is the same for every door.
+//!   (RFC 3875), `gateway::http` the embedded server of `serve`; what they hand on ([`gateway::Request`]) and take back
+//!   ([`gateway::Reply`]) is the same for every door.
 //! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`],
 //!   [`protocol::cama`].
 //! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and buses, their locks, queues,

@@ -70,8 +70,9 @@ pub trait Events {
     /// Whether everything new is sure to make [`Events::wake`] readable.
     fn is_surely_woken(&self) -> bool;
 
-    /// To be called when [`Events::wake`] was readable, before looking for events. How many have knocked.
-    fn hear(&mut self) -> usize;
+    /// To be called when [`Events::wake`] was readable, and from time to time where it may not be, before looking for
+    /// events. Whether somebody has come to take the stream's place.
+    fn hear(&mut self) -> bool;
 
     /// Writes the next events to `out`.
     ///
@@ -104,7 +105,7 @@ impl Events for Listener {
         self.is_surely_woken()
     }
 
-    fn hear(&mut self) -> usize {
+    fn hear(&mut self) -> bool {
         self.hear()
     }
 
@@ -136,6 +137,49 @@ pub fn tick(settings: &Settings, is_surely_woken: bool, round: Duration) -> Dura
     settings.poll_tick.unwrap_or(if is_surely_woken { round } else { TICK })
 }
 
+/// What was taken for the client and is not all on its way yet.
+pub struct Unsent {
+    bytes: Vec<u8>,
+    written: usize,
+    /// The first half of a keep-alive is out, and its second half comes before anything else.
+    half_said: bool,
+}
+
+impl Default for Unsent {
+    fn default() -> Self {
+        Self { bytes: b": Connected.\n".to_vec(), written: 0, half_said: false }
+    }
+}
+
+impl Unsent {
+    /// Adds an event without an id: one that no queue has.
+    pub fn add_event(&mut self, event: &str, data: &str) {
+        self.finish_keep_alive();
+        self.bytes.extend_from_slice(format!("event: {event}\ndata: {data}\n\n").as_bytes());
+    }
+
+    fn finish_keep_alive(&mut self) {
+        if std::mem::take(&mut self.half_said) {
+            self.bytes.extend_from_slice(KEEP_ALIVE[1]);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Writes some of it. True when all of it is on its way.
+    fn write(&mut self, out: &mut Outgoing) -> bool {
+        self.written += out.write(&self.bytes[self.written..]);
+        let is_done = self.written == self.bytes.len();
+        if is_done {
+            self.written = 0;
+            self.bytes.clear();
+        }
+        is_done
+    }
+}
+
 /// What a protocol has to do for a stream of its own.
 pub trait Care<E> {
     /// Called every [few seconds](ROUND). `Ok(false)` ends the stream.
@@ -149,16 +193,19 @@ pub trait Care<E> {
 ///
 /// One loop, one sleep: whatever can happen to a stream (a message, a hang-up, a signal, a slow client that can take
 /// more, the keep-alive, a newer stream) ends the same `poll`, so nothing can block the notice of anything else.
-pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, care: &mut dyn Care<E>, settings: &Settings) -> End {
-    let mut pending = b": Connected.\n".to_vec();
-    let mut written = 0;
-    // Whether `pending` holds events, so that having written it means having delivered them.
+pub fn feed<E: Events>(
+    out: &mut Outgoing,
+    listener: &mut E,
+    unsent: &mut Unsent,
+    care: &mut dyn Care<E>,
+    settings: &Settings,
+) -> End {
+    // Whether there are events in `unsent`, so that having written it means having delivered them.
     let mut events = false;
-    // How often somebody has knocked of whom nothing was found.
-    let mut knocks: usize = 0;
-    // Whether nobody has tried to write `pending` yet.
+    // Whether somebody has knocked, and whether it was a newer stream.
+    let (mut is_heard, mut is_challenged) = (false, false);
+    // Whether nobody has tried to write `unsent` yet.
     let mut is_fresh = true;
-    let mut half_said = false;
     let mut trouble = Trouble::default();
     let mut next_keep_alive = Instant::now() + settings.keep_alive;
     let round = if out.is_own() { ROUND_OF_MANY } else { ROUND };
@@ -177,43 +224,35 @@ pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, care: &mut dyn Care
                 Err(error) => trouble.log(&error),
             }
         }
-        if pending.is_empty() {
+        if unsent.is_empty() {
             // What is begun is finished first.
-            if half_said {
-                pending.extend_from_slice(KEEP_ALIVE[1]);
-            }
+            let half_said = unsent.half_said;
+            unsent.finish_keep_alive();
             is_fresh = true;
-            match listener.write_next(&mut pending) {
-                Ok(Given { count: 0, has_more: true }) => {
-                    // All of it was too old; there may be more.
-                    pending.clear();
-                    continue;
-                }
-                Ok(Given { count, .. }) => {
-                    events = count > 0;
-                    knocks = knocks.saturating_sub(count);
-                }
+            match listener.write_next(&mut unsent.bytes) {
+                // All of it was too old; there may be more.
+                Ok(Given { count: 0, has_more: true }) if !half_said => continue,
+                Ok(Given { count, .. }) => events = count > 0,
                 Err(error) => trouble.log(&error),
             }
-            // A knock without a message may be a newer stream's, which must not wait for the next round.
-            if std::mem::take(&mut knocks) > 0 && matches!(listener.standing(), Ok(Standing::Superseded)) {
-                return End::Superseded;
+            // A knock without a message may be of somebody who has taken the place, or removed it: that must not wait.
+            if (std::mem::take(&mut is_heard) && !events) || std::mem::take(&mut is_challenged) {
+                match listener.standing() {
+                    Ok(Standing::Superseded) => return End::Superseded,
+                    Ok(Standing::Lost) => next_round = now,
+                    _ => {}
+                }
             }
-            if events || now >= next_keep_alive {
-                if !events && !half_said {
-                    pending.extend_from_slice(KEEP_ALIVE[0]);
-                }
-                half_said = !events && !half_said;
-                if half_said && out.is_own() {
+            if !events && !half_said && now >= next_keep_alive {
+                unsent.bytes.extend_from_slice(KEEP_ALIVE[0]);
+                unsent.half_said = true;
+                if out.is_own() {
                     // Our own socket tells at once; one piece is half the work.
-                    pending.extend_from_slice(KEEP_ALIVE[1]);
-                    half_said = false;
+                    unsent.finish_keep_alive();
                 }
-            } else {
-                pending.clear();
             }
         }
-        let to_write = !pending.is_empty();
+        let to_write = !unsent.is_empty();
         let tick = tick(settings, listener.is_surely_woken(), round);
         let mut until = next_round;
         if !to_write {
@@ -232,16 +271,24 @@ pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, care: &mut dyn Care
         match woken {
             Woken::HungUp => return End::Gone,
             Woken::Stopped => return End::Stopped,
-            Woken::Knock => knocks += listener.hear(),
-            // Streams are many and mostly idle.
-            Woken::Tick if !to_write => pending.shrink_to_fit(),
-            Woken::Tick => {}
+            Woken::Knock => {
+                is_heard = true;
+                is_challenged |= listener.hear();
+            }
+            Woken::Tick => {
+                if settings.poll_tick.is_some() || !listener.is_surely_woken() {
+                    is_challenged |= listener.hear();
+                }
+                if !to_write {
+                    // Streams are many and mostly idle.
+                    unsent.bytes.shrink_to_fit();
+                }
+            }
             Woken::Writable => {
-                written += out.write(&pending[written..]);
-                if written < pending.len() {
+                if !unsent.write(out) {
                     continue;
                 }
-                next_keep_alive = Instant::now() + if half_said { BETWEEN } else { settings.keep_alive };
+                next_keep_alive = Instant::now() + if unsent.half_said { BETWEEN } else { settings.keep_alive };
                 if std::mem::take(&mut events)
                     && let Err(error) = listener.delivered()
                 {
@@ -250,8 +297,6 @@ pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, care: &mut dyn Care
                 if listener.has_grown_beyond(2 * settings.max_queue) {
                     next_round = Instant::now();
                 }
-                written = 0;
-                pending.clear();
             }
         }
     }
@@ -259,13 +304,13 @@ pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, care: &mut dyn Care
 
 /// Gives the client what is still waiting, and what comes within `time`: a stream that ends because its session or its
 /// process does should not keep the reason to itself.
-pub fn last_words(out: &mut Outgoing, listener: &mut Listener, time: Duration) {
+pub fn last_words(out: &mut Outgoing, listener: &mut Listener, unsent: &mut Unsent, time: Duration) {
     let until = Instant::now() + time;
-    let (mut pending, mut written) = (Vec::new(), 0);
+    unsent.finish_keep_alive();
     loop {
-        while matches!(listener.next(|record| write_event(&mut pending, &record)), Ok(true)) {}
-        while written < pending.len() && out.is_writable() {
-            written += out.write(&pending[written..]);
+        while matches!(listener.next(|record| write_event(&mut unsent.bytes, &record)), Ok(true)) {}
+        while !unsent.is_empty() && out.is_writable() {
+            unsent.write(out);
         }
         if Instant::now() >= until {
             return;

@@ -12,9 +12,9 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt}
 use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -25,7 +25,7 @@ const HEAD_SIZE: usize = 16 * 1024;
 const TARGET_SIZE: usize = 8 * 1024;
 /// The most header fields.
 const HEAD_FIELDS: usize = 100;
-/// How long a head may take from its first byte, and how long a connection may be idle.
+/// How long a client may send nothing: between two requests, in a head, in a body. A head may take twice that in all.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How long a client may take none of an answer's bytes.
 const WRITE_TIME: Duration = Duration::from_secs(30);
@@ -41,6 +41,11 @@ const WORTH_DRAINING: u64 = 256 * 1024;
 const RECEIVE_SIZE: usize = 8 * 1024;
 /// So many connections above the limit are refused at leisure; any more are cut off behind the refusal.
 const MOST_REFUSED: usize = 100;
+/// What a stream takes: its socket, its presence, its wake-up. And what is kept for files that are open for a moment.
+const DESCRIPTORS_OF_STREAM: u64 = 3;
+const SPARE_DESCRIPTORS: u64 = 64;
+/// A thread's stack with its guards, its memory, and a large body.
+const MAPS_OF_THREAD: u64 = 5;
 /// How long streams and answers may take to end when the server stops.
 const STOP_TIME: Duration = Duration::from_millis(4500);
 /// What a thread needs at most; only what it really uses becomes memory.
@@ -66,7 +71,8 @@ impl std::fmt::Display for Address {
 
 enum Listening {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    /// With its path, and which file was made there.
+    Unix(UnixListener, PathBuf, Option<(u64, u64)>),
 }
 
 impl Listening {
@@ -84,7 +90,7 @@ impl Listening {
                 let listener = UnixListener::bind(path)?;
                 // Who may use it is for the folder to say, as with a port: the proxy in front is another user.
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-                Self::Unix(listener, path.clone())
+                Self::Unix(listener, path.clone(), file_at(path))
             }
         };
         // The standard library's backlog is too short for thousands of clients who come back at once.
@@ -95,7 +101,7 @@ impl Listening {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener, _) => listener.as_fd(),
+            Self::Unix(listener, ..) => listener.as_fd(),
         }
     }
 
@@ -109,17 +115,25 @@ impl Listening {
                 let _ = sockopt::set_tcp_user_timeout(&stream, USER_TIMEOUT);
                 (stream.into(), Some(peer.ip().to_canonical()))
             }
-            Self::Unix(listener, _) => (listener.accept()?.0.into(), None),
+            Self::Unix(listener, ..) => (listener.accept()?.0.into(), None),
         })
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
+        if let Self::Unix(_, path, file) = self
+            // A newer server may have taken its place.
+            && file_at(path) == *file
+        {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Which file a path names.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// What all connections share.
@@ -161,14 +175,19 @@ impl Drop for Counted<'_> {
 /// When it cannot listen there, or cannot catch signals.
 pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl FnOnce(&Address)) -> io::Result<()> {
     super::catch_signals()?;
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let listening = Listening::bind(address)?;
     started(&match &listening {
         // Port 0 means that the system has chosen one.
         Listening::Tcp(listener) => Address::Tcp(listener.local_addr()?),
-        Listening::Unix(_, path) => Address::Unix(path.clone()),
+        Listening::Unix(_, path, _) => Address::Unix(path.clone()),
     });
-    let most = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
+    // Whoever has a connection shall have what a stream needs.
+    let most = settings
+        .max_connections
+        .min(descriptors.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS_OF_STREAM)
+        .min(memory_maps() / MAPS_OF_THREAD);
+    let most = usize::try_from(most.max(1)).unwrap_or(usize::MAX);
     let server = Arc::new(Server {
         settings,
         quiet,
@@ -252,8 +271,8 @@ fn wait_for_connection(listening: &Listening) -> bool {
     }
 }
 
-/// A stream takes three descriptors, and the usual limit is 1024.
-fn raise_descriptor_limit() {
+/// The usual limit is 1024 descriptors. Returns the new one.
+fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     // Only root may go beyond what the system allows at most.
     let enough = Some(1 << 18);
@@ -261,6 +280,13 @@ fn raise_descriptor_limit() {
         let most = getrlimit(Resource::Nofile).maximum;
         let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// How many memory maps a process may have (`max_map_count` of Linux). Without one to spare, a new thread is the end of the process.
+fn memory_maps() -> u64 {
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    most.ok().and_then(|most| most.trim().parse().ok()).unwrap_or(65_530)
 }
 
 fn refuse(socket: &OwnedFd) {
@@ -588,7 +614,7 @@ impl Connection {
                 Err(malformed) => {
                     let reply = malformed.reply();
                     let mut out = Vec::new();
-                    write_head(&mut out, &reply, "HTTP/1.1", Some(false), None);
+                    write_head(&mut out, &reply, false, None);
                     if let Content::Whole(body) = &reply.content {
                         log(server, self.peer, "-", reply.status, body.len());
                         out.extend_from_slice(body);
@@ -709,7 +735,7 @@ impl Connection {
         let mut out = Vec::with_capacity(512);
         match reply.content {
             Content::Whole(ref body) => {
-                write_head(&mut out, &reply, "HTTP/1.1", Some(keep_alive), None);
+                write_head(&mut out, &reply, keep_alive, None);
                 if !head_only {
                     out.extend_from_slice(body);
                 }
@@ -723,7 +749,7 @@ impl Connection {
                     _ => Framing::UntilClose,
                 };
                 let keep_alive = keep_alive && framing != Framing::UntilClose;
-                write_head(&mut out, &reply, "HTTP/1.1", Some(keep_alive), Some(framing));
+                write_head(&mut out, &reply, keep_alive, Some(framing));
                 log(server, self.peer, &line, status, 0);
                 let (Content::Stream(produce) | Content::Sized(_, produce)) = reply.content else { return false };
                 let written = self.write_all(&out);
@@ -732,6 +758,8 @@ impl Connection {
                 }
                 // A stream may last for days; what it does not need is given back.
                 drop((out, line));
+                self.buffer.drain(..self.taken);
+                self.taken = 0;
                 self.buffer.shrink_to_fit();
                 let mut outgoing = Outgoing::new(self.socket.as_fd(), framing, written.is_err());
                 produce(&mut outgoing);
@@ -766,8 +794,8 @@ fn is_stopping() -> bool {
     })
 }
 
-fn write_head(out: &mut Vec<u8>, reply: &Reply, version: &str, keep_alive: Option<bool>, framing: Option<Framing>) {
-    let mut head = format!("{version} {}\r\n", reply.status);
+fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, framing: Option<Framing>) {
+    let mut head = format!("HTTP/1.1 {}\r\n", reply.status);
     let _ = write!(head, "Date: {}\r\nServer: uhst-relay\r\n", httpdate::HttpDate::from(SystemTime::now()));
     for (name, value) in &reply.headers {
         let _ = write!(head, "{name}: {value}\r\n");
@@ -780,10 +808,7 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, version: &str, keep_alive: Optio
         (Content::Stream(_), Some(Framing::Chunked)) => head.push_str("Transfer-Encoding: chunked\r\n"),
         _ => {}
     }
-    if let Some(keep_alive) = keep_alive {
-        head.push_str(if keep_alive { "Connection: keep-alive\r\n" } else { "Connection: close\r\n" });
-    }
-    head.push_str("\r\n");
+    head.push_str(if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" });
     out.extend_from_slice(head.as_bytes());
 }
 

@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// How long a client may take to send the whole body of a request.
 const BODY_TIME: Duration = Duration::from_secs(60);
 
+/// No more memory than this is reserved for what has not arrived yet.
+const WORTH_RESERVING: u64 = 1 << 20;
+
 /// A request, as far as the protocols look at it.
 pub struct Request<'a> {
     /// The method, in capitals (RFC 9110, 9.1).
@@ -182,7 +185,7 @@ impl Body<'_> {
             self.drain(limit);
             return Err(BodyError::TooLarge(limit));
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(self.length.unwrap_or(0)).unwrap_or(0));
+        let mut bytes = Vec::with_capacity(usize::try_from(self.length.unwrap_or(0).min(WORTH_RESERVING)).unwrap_or(0));
         self.reader.take(limit + 1).read_to_end(&mut bytes).map_err(|error| BodyError::from(&error))?;
         let got = bytes.len() as u64;
         if got > limit {
@@ -346,11 +349,20 @@ static STOP: OnceLock<PipeReader> = OnceLock::new();
 pub fn catch_signals() -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let (reader, writer) = io::pipe()?;
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
+    let ignored = ignored_signals();
+    // Who ignores one (nohup, a shell's background) has a reason.
+    for signal in [SIGTERM, SIGINT, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
         signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
     }
     let _ = STOP.set(reader);
     Ok(())
+}
+
+/// The signals that this process was started to ignore, a bit for each; none where the system does not tell.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// What becomes readable when this process is asked to stop.

@@ -17,7 +17,7 @@ use super::query::{NotUtf8, Query};
 use super::{is_recent, options, resume_id, store_status, stream_head};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
-use crate::sse::{self, Care, Events, Given};
+use crate::sse::{self, Care, Events, Given, Unsent};
 use crate::store::bus::{Bell, Bus, BusName, BusReader, Message, Registered, User};
 use crate::store::mailbox::Standing;
 use crate::store::{self, Store};
@@ -296,7 +296,7 @@ impl Desk<'_> {
             let knock = reader.fd().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN));
             match client.wait(knock.as_slice(), false, left.min(tick)) {
                 Woken::HungUp | Woken::Stopped => return Ok(()),
-                Woken::Knock | Woken::Tick | Woken::Writable => _ = reader.hear(),
+                Woken::Knock | Woken::Tick | Woken::Writable => reader.hear(),
             }
         }
     }
@@ -329,7 +329,7 @@ impl Desk<'_> {
         let stream = move |out: &mut Outgoing| {
             let desk = Desk { store: Store::new(&settings.data_dir), settings: &settings };
             let mut listening = Listening { desk: &desk, name: &name, user: except };
-            sse::feed(out, &mut Feed(reader), &mut listening, &settings);
+            sse::feed(out, &mut Feed(reader), &mut Unsent::default(), &mut listening, &settings);
         };
         Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
     }
@@ -469,8 +469,10 @@ impl Events for Feed {
         self.0.is_surely_woken()
     }
 
-    fn hear(&mut self) -> usize {
-        self.0.hear()
+    fn hear(&mut self) -> bool {
+        self.0.hear();
+        // There is a place for every reader.
+        false
     }
 
     fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, store::Error> {

@@ -17,7 +17,7 @@ use super::query::{NotUtf8, Query};
 use super::{is_recent, options, resume_id, store_status, stream_head};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status};
-use crate::sse::{self, Care, End};
+use crate::sse::{self, Care, End, Unsent};
 use crate::store::mailbox::{Listener, Mailbox, Presence, Standing, has_passed};
 use crate::store::queue::now_ms;
 use crate::store::session::{Session, SessionRecord};
@@ -389,19 +389,19 @@ impl Relay<'_> {
 
     fn listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
         let (token, _) = self.verify(token)?;
-        let lifetime = self.settings.message_lifetime;
+        let (lifetime, most) = (self.settings.message_lifetime, self.settings.max_queue);
         let listener = match &token {
             Token::Host { host_id, registration } => {
                 let session = match self.session_of_host(host_id, registration.as_deref())? {
                     Some(session) => session,
                     None => self.session_for_minted(host_id)?,
                 };
-                session.host().listen(resume, lifetime)?
+                session.host().listen(resume, lifetime, most)?
             }
             Token::Client { host_id, client_id, registration } => {
                 let session = self.session_of_client(host_id, client_id, registration.as_deref())?;
                 self.check_worth_listening(&session, &session.client(client_id), resume)?;
-                session.client(client_id).listen(resume, lifetime)?
+                session.client(client_id).listen(resume, lifetime, most)?
             }
             Token::Response { .. } => return Err(Refusal::ResponseTokenListens),
         };
@@ -410,7 +410,8 @@ impl Relay<'_> {
             let mut listener = listener;
             let relay = Relay { store: Store::new(&settings.data_dir), settings: &settings };
             let mut listening = Listening { relay: &relay, token: &token, missing: 0 };
-            let end = sse::feed(out, &mut listener, &mut listening, &settings);
+            let mut unsent = Unsent::default();
+            let end = sse::feed(out, &mut listener, &mut unsent, &mut listening, &settings);
             if matches!(end, End::Gone | End::Stopped)
                 && let Err(error) = relay.end(&token, &listener)
             {
@@ -419,8 +420,14 @@ impl Relay<'_> {
             match end {
                 // All streams of this process end at this moment; so they hear of each other. A web server that stops
                 // us has closed the client's connection already.
-                End::Stopped if out.is_own() => sse::last_words(out, &mut listener, LAST_WORDS_TIME),
-                End::Over => sse::last_words(out, &mut listener, Duration::ZERO),
+                End::Stopped if out.is_own() => sse::last_words(out, &mut listener, &mut unsent, LAST_WORDS_TIME),
+                End::Over => {
+                    if let Token::Client { host_id, .. } = &token {
+                        // Its session is gone, and the mailbox with the host's own closed event in it.
+                        unsent.add_event("relay_event", &relay_event("host_closed", host_id.as_str()));
+                    }
+                    sse::last_words(out, &mut listener, &mut unsent, Duration::ZERO);
+                }
                 _ => {}
             }
         };
@@ -703,7 +710,7 @@ impl Care<Listener> for Listening<'_> {
         {
             mailbox_of(&session, self.token).mend_wake(listener)?;
         }
-        if let Some(keep_from) = listener.can_go(settings.max_queue)
+        if let Some(keep_from) = listener.can_go(settings.max_queue)?
             && let Some(session) = store.session(host_id)?
         {
             mailbox_of(&session, self.token).compact(keep_from)?;

@@ -11,7 +11,6 @@ use super::{Error, FileIdentity, identity, identity_at, make_dir, private_file, 
 use fs2::FileExt as _;
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
@@ -173,15 +172,20 @@ impl Mailbox<'_> {
     }
 
     /// Begins to listen, behind the event `resume` if the queue has it, else behind what the last stream has been given.
-    /// An older stream of this mailbox is told to end. Waiting messages that are older than `lifetime` are not given.
+    /// An older stream of this mailbox is told to end. Waiting messages that are older than `lifetime` are not given; what
+    /// was given is kept as long, but no more than `most` bytes of it.
     ///
     /// # Errors
     /// When the mailbox cannot be read or written.
-    pub fn listen(&self, resume: Option<u64>, lifetime: Duration) -> Result<Listener, Error> {
+    pub fn listen(&self, resume: Option<u64>, lifetime: Duration, most: u64) -> Result<Listener, Error> {
         let end = Writer::open(&self.path.join(QUEUE))?.end();
-        let queue = self.reader(resume)?;
-        let oldest = now_ms().saturating_sub(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
-        let older = Knock::at(&self.path.join(WAKE));
+        let mut queue = self.reader(resume)?;
+        // Also for those who never listen for long; and before anything is made, because the disk may be full.
+        if let Some(keep_from) = can_go(&mut queue, lifetime, most)? {
+            self.compact(keep_from)?;
+        }
+        let oldest = oldest(lifetime);
+        let older = Knock::of_challenger(&self.path.join(WAKE));
         let stream = HeldStream::prepare(&self.path, queue.position())?;
         let wake = self.make_wake();
         let stream = stream.take_place(&self.path)?;
@@ -194,7 +198,6 @@ impl Mailbox<'_> {
             queue,
             backlog: (end, oldest),
             may_have_more: true,
-            marks: VecDeque::new(),
             lifetime,
         })
     }
@@ -237,12 +240,13 @@ impl Mailbox<'_> {
     pub fn mend_wake(&self, listener: &mut Listener) -> Result<(), Error> {
         if identity_at(&self.path.join(STREAM))? == Some(listener.stream.identity) {
             listener.wake = self.make_wake();
+            // Whoever put something in meanwhile found nobody to knock for.
+            listener.may_have_more = true;
         }
         Ok(())
     }
 
-    /// Gives `listener` its place back after a stranger has removed its files. What it has not read of the old queue
-    /// it still reads.
+    /// Gives `listener` its place back after a stranger has removed its files.
     ///
     /// # Errors
     /// When the mailbox cannot be written.
@@ -251,6 +255,7 @@ impl Mailbox<'_> {
         Writer::open(&self.path.join(QUEUE))?;
         let stream = HeldStream::prepare(&self.path, listener.queue.position())?;
         listener.wake = self.make_wake();
+        listener.may_have_more = true;
         listener.stream = stream.take_place(&self.path)?;
         Ok(())
     }
@@ -313,6 +318,19 @@ pub(super) fn has_news(path: &Path, grace: Duration) -> bool {
     matches!(is_locked(&file), Ok(false))
         && StreamRecord::read(&file)
             .is_ok_and(|record| !record.told && record.ended.is_none_or(|at| has_passed(at, grace)))
+}
+
+fn oldest(lifetime: Duration) -> u64 {
+    now_ms().saturating_sub(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn can_go(queue: &mut Reader, lifetime: Duration, most: u64) -> Result<Option<u64>, Error> {
+    let worth = WORTH_COMPACTING.min(most);
+    if queue.position().saturating_sub(queue.base()) < worth {
+        return Ok(None);
+    }
+    let dead = queue.dead_up_to(oldest(lifetime), most)?;
+    Ok((dead.saturating_sub(queue.base()) >= worth).then_some(dead))
 }
 
 /// Whether `duration` has passed since `at`, in milliseconds since 1970. Further ahead than that it lies only where a clock
@@ -385,8 +403,6 @@ pub struct Listener {
     backlog: (u64, u64),
     /// Whether it is worth looking: after a knock, once a round, and until nothing is found.
     may_have_more: bool,
-    /// When which position was reached, oldest first: what has been given longer than a lifetime ago can go.
-    marks: VecDeque<(u64, u64)>,
     lifetime: Duration,
 }
 
@@ -404,11 +420,11 @@ impl Listener {
         self.wake.as_ref().is_some_and(Wake::is_sure)
     }
 
-    /// To be called when [`Listener::wake`] was readable, before looking for events. How many have knocked: everybody who
-    /// puts in a message does, and whoever takes the mailbox over.
-    pub fn hear(&mut self) -> usize {
+    /// To be called when [`Listener::wake`] was readable, and from time to time where it may not be, before looking for
+    /// events. Whether a newer stream has knocked.
+    pub fn hear(&mut self) -> bool {
         self.may_have_more = true;
-        self.wake.as_ref().map_or(0, Wake::hear)
+        self.wake.as_ref().is_some_and(Wake::hear)
     }
 
     /// Gives the next events to `take`; false when there are no more than these for now.
@@ -422,16 +438,10 @@ impl Listener {
                 take(record);
             }
         };
-        // Whoever puts something in knocks; without that it is looked for every time.
-        if self.is_surely_woken() && !self.may_have_more {
+        if !self.may_have_more {
             return Ok(false);
         }
-        let base = self.queue.base();
         self.may_have_more = self.queue.read(&mut fresh)?;
-        if self.queue.base() != base {
-            // They may be positions of another queue; a stranger's new one begins anywhere.
-            self.marks.clear();
-        }
         Ok(self.may_have_more)
     }
 
@@ -442,11 +452,6 @@ impl Listener {
     pub fn delivered(&mut self) -> Result<(), Error> {
         let position = self.queue.position();
         StreamRecord { position, ..StreamRecord::default() }.write(&self.stream.file)?;
-        let now = now_ms();
-        let coarse = |(time, at): &(u64, u64)| now < time + 1000 && position < at + WORTH_COMPACTING;
-        if !self.marks.back().is_some_and(coarse) {
-            self.marks.push_back((now, position));
-        }
         Ok(())
     }
 
@@ -456,21 +461,13 @@ impl Listener {
         self.queue.position().saturating_sub(self.queue.base()) > bytes
     }
 
-    /// The position up to which the queue may be compacted, if that is worth it: what was given longer than a lifetime
-    /// ago, and more than `most` bytes of what was given at all.
-    #[must_use]
-    pub fn can_go(&mut self, most: u64) -> Option<u64> {
-        let lifetime = u64::try_from(self.lifetime.as_millis()).unwrap_or(u64::MAX);
-        let (now, position) = (now_ms(), self.queue.position());
-        let may_go =
-            |(time, at): &(u64, u64)| time.saturating_add(lifetime) < now || position.saturating_sub(*at) > most;
-        let count = self.marks.iter().take_while(|mark| may_go(mark)).count();
-        let (_, at) = *self.marks.get(count.checked_sub(1)?)?;
-        if at.saturating_sub(self.queue.base()) < WORTH_COMPACTING {
-            return None;
-        }
-        self.marks.drain(..count);
-        Some(at)
+    /// The position up to which the queue may be [compacted](Mailbox::compact), if that is worth it: what was given, and
+    /// is older than a lifetime or more than `most` bytes ago.
+    ///
+    /// # Errors
+    /// When the queue cannot be read.
+    pub fn can_go(&mut self, most: u64) -> Result<Option<u64>, Error> {
+        can_go(&mut self.queue, self.lifetime, most)
     }
 
     /// Looks whether it is still the mailbox's stream, and whether there is something that nobody has knocked for.

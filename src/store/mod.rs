@@ -191,7 +191,7 @@ impl Store {
     pub fn prepare(&self) -> Result<(), Error> {
         self.make_root(Path::new("hosts"))?;
         private_file(&self.root.join("secret.lock"))?;
-        Ok(())
+        self.all_is_ours()
     }
 
     /// Runs `make`, and if it finds no folder to make something in, makes the data folder and `inside` and tries again.

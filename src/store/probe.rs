@@ -78,7 +78,7 @@ impl Store {
         let (written, now) = (folder.touched()?, SystemTime::now());
         let clocks_apart = now.duration_since(written).unwrap_or_else(|error| error.duration());
 
-        let mut listener = mailbox.listen(None, Duration::from_secs(60))?;
+        let mut listener = mailbox.listen(None, Duration::from_secs(60), u64::MAX)?;
         drop(mailbox.put("message", MESSAGE, None)?);
         let wakes = listener
             .wake()
@@ -98,7 +98,7 @@ impl Store {
 
     /// Fails where something in the data folder belongs to somebody else, such as the administrator who has run the relay
     /// by hand once.
-    fn all_is_ours(&self) -> Result<(), Error> {
+    pub(super) fn all_is_ours(&self) -> Result<(), Error> {
         let hosts = self.root.join("hosts");
         let inside = match std::fs::read_dir(&hosts) {
             Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,

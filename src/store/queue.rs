@@ -30,6 +30,9 @@ const FIRST_BASE_TIME: Duration = Duration::from_secs(1_767_225_600);
 /// How much a reader takes from the file at once, if that is a whole record.
 const READ_SIZE: usize = 96 * 1024;
 
+/// It is not worth looking for less than this that can go.
+const GRAIN: u64 = 64 * 1024;
+
 /// Milliseconds since 1970.
 #[must_use]
 pub fn now_ms() -> u64 {
@@ -110,14 +113,21 @@ impl Writer {
             writer.cut_torn_tail()?;
             return Ok(writer);
         }
+        if size == 0 {
+            // Made when there was no room for the header.
+            return Ok(Self::begin(file)?);
+        }
         say!("uhst-relay: a queue was damaged and begins anew: {}", path.display());
-        // Under another identity, so that whoever still reads the old one notices.
         super::remove_file(path)?;
         Ok(Self::create(path)?)
     }
 
     fn create(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(path)?;
+        Self::begin(file)
+    }
+
+    fn begin(file: File) -> io::Result<Self> {
         let mut writer = Self { file, base: new_base(), size: 0 };
         writer.write_whole(&[header(writer.base).as_bytes()])?;
         Ok(writer)
@@ -197,7 +207,7 @@ impl Writer {
     }
 
     /// Drops everything up to the id `keep_from` (a record's end): what lies behind it moves to a new file, which takes
-    /// this one's place under `path`. Readers of the old file finish it and find the new one.
+    /// this one's place under `path`. A reader who has the old one open at that moment finds the new one next time.
     ///
     /// On a full disk there is no room for that. Then the blocks of what is dropped are given back to it, and the file
     /// has a hole.
@@ -303,6 +313,57 @@ impl Reader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Up to where the queue may be [compacted](Writer::compact): what lies before the position and was written before
+    /// `oldest` (ms since 1970), or more than `most` bytes before the position. The beginning, if that is nothing.
+    ///
+    /// It is found by halving, not by reading all of it, and may be up to [`GRAIN`] too little.
+    pub fn dead_up_to(&mut self, oldest: u64, most: u64) -> io::Result<u64> {
+        let file = self.file()?;
+        let end = self.position.max(self.base);
+        let mut dead = self.base;
+        if end - self.base > most {
+            dead = self.record_end(&file, end - most)?.unwrap_or(self.base);
+        }
+        let mut alive = end;
+        while alive.saturating_sub(dead) > GRAIN {
+            let middle = dead + (alive - dead) / 2;
+            match self.record_end(&file, middle)? {
+                // Who was written before this one is older.
+                Some(id) if id < alive && self.time_behind(&file, id)? < oldest => dead = id,
+                _ => alive = middle,
+            }
+        }
+        Ok(dead)
+    }
+
+    /// The first id from this one on, and not behind the position.
+    fn record_end(&self, file: &File, from: u64) -> io::Result<Option<u64>> {
+        let mut block = [0; 4096];
+        let mut id = from;
+        while id <= self.position
+            && let Some(offset) = self.offset_before(id)
+        {
+            let got = file.read_at(&mut block, offset)?;
+            if let Some(at) = memchr::memchr(b'\n', &block[..got]) {
+                return Ok(Some(id + at as u64).filter(|id| *id <= self.position));
+            }
+            if got == 0 {
+                break;
+            }
+            id += got as u64;
+        }
+        Ok(None)
+    }
+
+    /// When the record behind `id` was written; 0 where there is none.
+    fn time_behind(&self, file: &File, id: u64) -> io::Result<u64> {
+        let Some(offset) = self.offset_before(id) else { return Ok(0) };
+        let mut start = [0; 21];
+        let got = file.read_at(&mut start, offset + 1)?;
+        let digits = start[..got].split(|byte| *byte == b' ').next().unwrap_or_default();
+        Ok(std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0))
     }
 
     /// Reads the next whole records, as many as one read gives, and gives each to `take`. False when there were no more
@@ -488,6 +549,32 @@ mod tests {
         assert_eq!(kept[2].2, "6");
         assert!(kept[2].0 > all[5].0);
         assert_eq!(read_all(&mut reader), kept[1..], "who was reading reads on");
+    }
+
+    #[test]
+    fn what_is_dead_is_found_without_reading_all_of_it() {
+        let dir = TestDir::new();
+        let path = dir.join("queue");
+        let mut writer = Writer::open(&path).unwrap();
+        // Long and short ones; the time counts up.
+        for n in 0..3000_usize {
+            let size = if n % 100 == 0 { 20_000 } else { n % 300 };
+            writer.write_whole(&[format!("{} message {}\n", 1000 + n, "x".repeat(size)).as_bytes()]).unwrap();
+        }
+        let all = read_all(&mut Reader::open(&path, 0).unwrap());
+        let end = writer.end();
+        for oldest in [0, 1000, 1001, 1500, 2999, 3999, 4000, u64::MAX] {
+            let dead = Reader::open(&path, end).unwrap().dead_up_to(oldest, u64::MAX).unwrap();
+            let exact = usize::try_from(oldest.saturating_sub(1000)).unwrap_or(usize::MAX).min(all.len());
+            let exact = if exact == 0 { writer.base } else { all[exact - 1].0 };
+            assert!(dead <= exact && exact - dead <= GRAIN + 20_100, "{oldest}: {dead} of {exact}");
+            assert!(dead == writer.base || all.iter().any(|(id, ..)| *id == dead));
+        }
+        for most in [0, 1, 50_000, 300_000] {
+            let dead = Reader::open(&path, end).unwrap().dead_up_to(0, most).unwrap();
+            assert!(end - dead <= most && end - dead + 20_100 > most.min(end - writer.base), "{most}: {}", end - dead);
+        }
+        assert_eq!(Reader::open(&path, all[9].0).unwrap().dead_up_to(u64::MAX, 0).unwrap(), all[9].0);
     }
 
     #[test]

@@ -6,14 +6,23 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::path::Path;
 
+/// What is written into a FIFO: that there is something new, or that the sleeper's place is taken.
+const NEWS: u8 = b'!';
+const CHALLENGE: u8 = b'>';
+
 /// Wakes whoever sleeps on a FIFO when it is dropped.
 #[must_use]
-pub struct Knock(Option<OwnedFd>);
+pub struct Knock(Option<OwnedFd>, u8);
 
 impl Knock {
     /// At the FIFO that is there now; nothing where nobody listens.
     pub(super) fn at(fifo: &Path) -> Self {
-        Self(open_to_knock(fifo).ok())
+        Self(open_to_knock(fifo).ok(), NEWS)
+    }
+
+    /// At the FIFO of a stream whose place is being taken.
+    pub(super) fn of_challenger(fifo: &Path) -> Self {
+        Self(open_to_knock(fifo).ok(), CHALLENGE)
     }
 
     /// As [`Knock::at`]. A FIFO that nobody has open is what a killed process has left: it is removed.
@@ -23,7 +32,7 @@ impl Knock {
             // Whoever is faster has removed the same thing: its name is never used again.
             let _ = remove_file(fifo);
         }
-        Self(opened.ok())
+        Self(opened.ok(), NEWS)
     }
 
     /// Whether there is somebody to wake.
@@ -51,7 +60,7 @@ impl Drop for Knock {
     fn drop(&mut self) {
         if let Some(wake) = &self.0 {
             // A full FIFO is a knock that has not been answered yet; a stream that has gone needs none.
-            let _ = rustix::io::write(wake, b"!");
+            let _ = rustix::io::write(wake, &[self.1]);
         }
     }
 }
@@ -109,9 +118,11 @@ impl Wake {
         self.is_local
     }
 
-    /// Takes the knocks, and says how many there were.
-    pub fn hear(&self) -> usize {
-        rustix::io::read(&self.fifo, &mut [0; 512]).unwrap_or(0)
+    /// Takes the knocks, and says whether one of them was a challenger's.
+    pub fn hear(&self) -> bool {
+        let mut knocks = [0; 512];
+        let count = rustix::io::read(&self.fifo, &mut knocks).unwrap_or(0);
+        knocks[..count].contains(&CHALLENGE)
     }
 
     /// Whether `place` does not name it any more.

@@ -144,6 +144,33 @@ fn who_hangs_does_not_keep_the_server_from_stopping() {
     assert!(start.elapsed() >= Duration::from_secs(1), "the one with half a message was given no time");
 }
 
+/// What was on its way to a slow reader when the server stopped, he gets whole or fetches later: nothing is missing, twice or
+/// spoilt, though the closed events of his peers come on top.
+#[test]
+fn a_slow_reader_misses_nothing_when_the_server_stops() {
+    let mut relay = Serve::with(&[("RELAY_MAX_QUEUE", "100000000"), ("RELAY_GRACE", "30")]);
+    let (host, mut stream) = relay.listening_host();
+    let client = relay.listening_client(&host.id);
+    let text = "x".repeat(500_000);
+    for number in 0..24 {
+        relay.send(&client.token, json!([number, text]).to_string()).expect(200);
+    }
+    let first = stream.event();
+    kill(relay.pid(), Signal::TERM);
+    let mut events = vec![first];
+    events.extend(stream.rest());
+    assert_eq!(relay.ends().0.code(), Some(0));
+    let cgi = relay.cgi();
+    let mut rest = cgi.resume(&host.token, &stream.last_id);
+    while events.iter().filter(|event| event.name == "message").count() < 24 {
+        events.push(rest.event());
+    }
+    let messages: Vec<_> = events.iter().filter(|event| event.name == "message").map(Event::body).collect();
+    for (number, body) in messages.iter().enumerate() {
+        assert!(body[0] == json!(number) && body[1] == json!(text), "message {number} is {:.50}", body.to_string());
+    }
+}
+
 #[test]
 fn peers_of_the_server_and_of_a_cgi_program_talk_to_each_other() {
     let relay = Serve::new();
