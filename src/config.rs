@@ -5,6 +5,7 @@
 //! environment variables, so `SetEnv` in an `.htaccess` never arrives.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,6 +50,31 @@ pub struct Settings {
     pub poll_tick: Option<Duration>,
     /// `RELAY_GRACE` in seconds: how long an ended stream still counts as present. At most the session lifetime.
     pub grace: Duration,
+    /// `RELAY_MAX_PIPES`: how many sessions of two parties with a pipe each way there may be.
+    pub max_pipes: u64,
+    /// `RELAY_PIPE_TIMEOUT` in seconds: how long each of the two waits for the other, unless he says so himself.
+    pub pipe_timeout: Duration,
+    /// `RELAY_PIPE_LIFETIME` in seconds: how long a session of two parties outlives its last use.
+    pub pipe_lifetime: Duration,
+    /// `RELAY_TRUSTED_PROXIES`: who is believed about whom it speaks for.
+    pub trusted_proxies: TrustedProxies,
+}
+
+/// The reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies {
+    /// Those with an address.
+    pub addresses: Vec<IpAddr>,
+    /// `unix`: whoever comes through `serve`'s UNIX socket.
+    pub unix: bool,
+}
+
+impl TrustedProxies {
+    /// Whether a connection from there is a proxy's; `None` is a UNIX socket.
+    #[must_use]
+    pub fn include(&self, remote: Option<IpAddr>) -> bool {
+        remote.map_or(self.unix, |address| self.addresses.contains(&address))
+    }
 }
 
 impl Default for Settings {
@@ -71,6 +97,10 @@ impl Default for Settings {
             keep_alive: Duration::from_secs(5),
             poll_tick: None,
             grace: Duration::ZERO,
+            max_pipes: 1_000,
+            pipe_timeout: Duration::from_secs(30),
+            pipe_lifetime: Duration::from_secs(3600),
+            trusted_proxies: TrustedProxies::default(),
         }
     }
 }
@@ -155,6 +185,10 @@ impl Settings {
                 Some(_) => Some(positive_time(&get, "RELAY_POLL_TICK", 0.001, Duration::ZERO)?),
             },
             grace: time(&get, "RELAY_GRACE", 1.0, default.grace)?,
+            max_pipes: whole(&get, "RELAY_MAX_PIPES", default.max_pipes)?,
+            pipe_timeout: positive_time(&get, "RELAY_PIPE_TIMEOUT", 1.0, default.pipe_timeout)?,
+            pipe_lifetime: positive_time(&get, "RELAY_PIPE_LIFETIME", 1.0, default.pipe_lifetime)?,
+            trusted_proxies: proxies(get("RELAY_TRUSTED_PROXIES")?)?,
         };
         if settings.grace > settings.session_lifetime {
             return Err(unreadable("RELAY_GRACE", "it must not be longer than RELAY_SESSION_LIFETIME"));
@@ -232,6 +266,20 @@ fn origins(list: Option<String>) -> Result<Vec<String>, SettingError> {
     Ok(origins.into_iter().map(str::to_owned).collect())
 }
 
+fn proxies(list: Option<String>) -> Result<TrustedProxies, SettingError> {
+    let mut proxies = TrustedProxies::default();
+    for item in list.unwrap_or_default().split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        match item.parse::<IpAddr>() {
+            Ok(address) => proxies.addresses.push(address.to_canonical()),
+            Err(_) if item == "unix" => proxies.unix = true,
+            Err(_) => {
+                return Err(unreadable("RELAY_TRUSTED_PROXIES", "it must be a list such as 127.0.0.1,::1,unix"));
+            }
+        }
+    }
+    Ok(proxies)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,8 +302,11 @@ mod tests {
             ("RELAY_POLL_TICK", "10"),
             ("RELAY_MAX_BODY", "7"),
             ("RELAY_ALLOWED_ORIGINS", "https://a.example, http://b.example:8080"),
+            ("RELAY_TRUSTED_PROXIES", "::ffff:10.0.0.1, unix"),
         ])
         .unwrap();
+        assert!(settings.trusted_proxies.include(Some([10, 0, 0, 1].into())) && settings.trusted_proxies.include(None));
+        assert!(!settings.trusted_proxies.include(Some([10, 0, 0, 2].into())));
         assert_eq!(settings.keep_alive, Duration::from_millis(500));
         assert_eq!(settings.poll_tick, Some(Duration::from_millis(10)));
         assert_eq!(settings.max_body, 7);
@@ -273,6 +324,8 @@ mod tests {
             ("RELAY_POLL_TICK", "inf"),
             ("RELAY_GRACE", "61"),
             ("RELAY_ALLOWED_ORIGINS", "example.com"),
+            ("RELAY_TRUSTED_PROXIES", "proxy.example.org"),
+            ("RELAY_PIPE_TIMEOUT", "0"),
             ("JWT_SECRET", ""),
         ] {
             let error = from(&[(key, value)]).expect_err(key).to_string();

@@ -6,11 +6,13 @@
 //! - [`gateway`]: how a request comes in and an answer goes out. [`gateway::cgi`] is the door of a web server
 //!   (RFC 3875), `gateway::http` the embedded server of `serve`; what they hand on ([`gateway::Request`]) and take back
 //!   ([`gateway::Reply`]) is the same for every door.
-//! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`].
+//! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`],
+//!   [`protocol::cama`].
 //! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and buses, their locks, queues,
-//!   presence, wake-ups and the sweep.
+//!   presence, wake-ups, pipes and the sweep.
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
 //! - [`sse`]: how an event stream is fed, kept alive and ended, whatever the protocol.
+//! - [`transfer`]: how a body gets from one process to another through a pipe, whatever the protocol.
 //! - [`health`]: whether everything the relay needs works, and what to do where it does not.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
@@ -42,3 +44,4 @@ pub mod protocol;
 pub mod sse;
 pub mod store;
 pub mod token;
+pub mod transfer;

@@ -188,6 +188,36 @@ impl Source for Counted<'_> {
     fn give_time(&mut self, time: Duration) {
         self.reader.give_time(time);
     }
+
+    fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 || buffer.is_empty() {
+            return Ok(0);
+        }
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let got = self.reader.read_now(&mut buffer[..most])?;
+        self.count(got as u64)?;
+        Ok(got)
+    }
+
+    fn splice_now(&mut self, pipe: BorrowedFd<'_>, most: usize) -> io::Result<Option<u64>> {
+        if self.left == 0 {
+            return Ok(Some(0));
+        }
+        let most = most.min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let moved = self.reader.splice_now(pipe, most)?;
+        if let Some(moved) = moved {
+            self.count(moved)?;
+        }
+        Ok(moved)
+    }
+}
+
+impl Counted<'_> {
+    /// So many have come; none where the body ends before its length.
+    fn count(&mut self, bytes: u64) -> io::Result<()> {
+        self.left -= bytes;
+        if bytes == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
 }
 
 /// A body that cannot be read, because its end cannot be seen.
@@ -199,6 +229,10 @@ impl Source for NoLength {
     }
 
     fn give_time(&mut self, _: Duration) {}
+
+    fn read_now(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl Read for NoLength {

@@ -8,7 +8,7 @@ use crate::config::Settings;
 use crate::protocol;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -565,7 +565,11 @@ impl Head {
     /// The target as the log may show it: a token is a secret.
     fn loggable_target(&self) -> String {
         let (path, query) = self.target.split_once('?').unwrap_or((&self.target, ""));
-        let mut text = path.to_owned();
+        // Who knows the id of a pipe's session may use it.
+        let mut text = match path.rfind("/cama/session/") {
+            Some(at) => format!("{}/cama/session/-", &path[..at]),
+            None => path.to_owned(),
+        };
         for (index, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
             text.push(if index == 0 { '?' } else { '&' });
             // Only what is known to be harmless; `%74oken` is a token too, and so is one whose name was forgotten.
@@ -630,7 +634,7 @@ impl Connection {
                 self.taken = size;
                 return Ok(Some(head));
             }
-            match self.receive() {
+            match self.receive(true) {
                 Ok(0) if self.buffer.is_empty() => return Ok(None),
                 Ok(0) => return Err(Malformed::Head("The request ends in its head.")),
                 Ok(_) => {}
@@ -647,12 +651,12 @@ impl Connection {
     }
 
     /// Puts what arrives next into the buffer.
-    fn receive(&mut self) -> io::Result<usize> {
+    fn receive(&mut self, waits: bool) -> io::Result<usize> {
         // Only what is not read yet stays: a sender whose packets all end within a line would have everything kept.
         self.buffer.drain(..self.taken);
         self.taken = 0;
         let mut bytes = [0; RECEIVE_SIZE];
-        let got = read_socket(&self.socket, &mut bytes)?;
+        let got = read_socket(&self.socket, &mut bytes, waits)?;
         self.buffer.extend_from_slice(&bytes[..got]);
         Ok(got)
     }
@@ -679,8 +683,14 @@ impl Connection {
             Length::Chunked => BodyPart::ChunkLine,
         };
         let (socket, remote) = (Arc::clone(&self.socket), self.peer);
-        let mut body =
-            BodyReader { connection: self, part: left, expects, until: Instant::now() + BODY_TIME, failed: None };
+        let mut body = BodyReader {
+            connection: self,
+            part: left,
+            expects,
+            until: Instant::now() + BODY_TIME,
+            waits: true,
+            failed: None,
+        };
         let reply = match target {
             Err(malformed) => malformed.reply(),
             Ok((path, query)) => protocol::answer(
@@ -764,7 +774,7 @@ impl Connection {
         let mut left = WORTH_DRAINING;
         while left > 0 && Instant::now() < until {
             self.taken = self.buffer.len();
-            match self.receive() {
+            match self.receive(true) {
                 Ok(got) if got > 0 => left = left.saturating_sub(got as u64),
                 _ => return,
             }
@@ -835,6 +845,8 @@ struct BodyReader<'c> {
     /// The client waits for `100 Continue` before it sends.
     expects: bool,
     until: Instant,
+    /// Whether a read waits for bytes to come.
+    waits: bool,
     failed: Option<io::ErrorKind>,
 }
 
@@ -855,15 +867,25 @@ impl BodyReader<'_> {
 
     /// Before a read that may block.
     fn await_more(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.expects) {
-            self.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-        }
-        if Instant::now() > self.until { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+        self.ask()?;
+        if self.waits && Instant::now() > self.until { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 
     fn fill(&mut self) -> io::Result<()> {
         self.await_more()?;
-        expect_more(self.connection.receive()).map(|_| ())
+        let received = self.connection.receive(self.waits);
+        self.expect_more(received).map(|_| ())
+    }
+
+    /// Something has to come before the body's end, and in time.
+    fn expect_more(&self, read: io::Result<usize>) -> io::Result<usize> {
+        match read {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if self.waits && error.kind() == io::ErrorKind::WouldBlock => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            other => other,
+        }
     }
 
     /// A line without its CR LF, at most `most` bytes long.
@@ -886,6 +908,16 @@ impl BodyReader<'_> {
         }
     }
 
+    /// Notes that so many bytes of the body's length, or of the chunk, have come.
+    fn count(&mut self, bytes: u64) {
+        self.part = match self.part {
+            BodyPart::Chunk(left) if left == bytes => BodyPart::ChunkEnd,
+            BodyPart::Chunk(left) => BodyPart::Chunk(left - bytes),
+            BodyPart::Length(left) => BodyPart::Length(left - bytes),
+            other => other,
+        };
+    }
+
     fn read_some(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.part {
@@ -900,17 +932,13 @@ impl BodyReader<'_> {
                         size
                     } else if most >= RECEIVE_SIZE {
                         self.await_more()?;
-                        expect_more(read_socket(&self.connection.socket, &mut out[..most]))?
+                        let received = read_socket(&self.connection.socket, &mut out[..most], self.waits);
+                        self.expect_more(received)?
                     } else {
                         self.fill()?;
                         continue;
                     };
-                    let left = left - size as u64;
-                    self.part = match self.part {
-                        BodyPart::Chunk(_) if left == 0 => BodyPart::ChunkEnd,
-                        BodyPart::Chunk(_) => BodyPart::Chunk(left),
-                        _ => BodyPart::Length(left),
-                    };
+                    self.count(size as u64);
                     return Ok(size);
                 }
                 BodyPart::ChunkLine => {
@@ -942,12 +970,43 @@ impl BodyReader<'_> {
 
 impl Source for BodyReader<'_> {
     fn awaited(&self) -> Option<BorrowedFd<'_>> {
-        let waits = self.connection.taken == self.connection.buffer.len() && self.part != BodyPart::Length(0);
-        (waits && !self.expects && self.failed.is_none()).then(|| self.connection.socket.as_fd())
+        (self.part != BodyPart::Length(0) && self.failed.is_none()).then(|| self.connection.socket.as_fd())
     }
 
     fn give_time(&mut self, time: Duration) {
         self.until = Instant::now() + time;
+    }
+
+    fn ask(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.expects) {
+            self.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        Ok(())
+    }
+
+    fn read_now(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.waits = false;
+        let read = self.read(out);
+        self.waits = true;
+        read
+    }
+
+    fn splice_now(&mut self, pipe: BorrowedFd<'_>, most: usize) -> io::Result<Option<u64>> {
+        let (BodyPart::Length(left) | BodyPart::Chunk(left)) = self.part else { return Ok(None) };
+        if left == 0 || self.expects || self.connection.taken < self.connection.buffer.len() {
+            return Ok(None);
+        }
+        let most = most.min(usize::try_from(left).unwrap_or(usize::MAX));
+        let moved = match super::splice(self.connection.socket.as_fd(), pipe, most) {
+            Ok(Some(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            other => other,
+        };
+        match &moved {
+            Ok(moved) => self.count(moved.unwrap_or(0)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe) => {}
+            Err(error) => self.failed = Some(error.kind()),
+        }
+        moved
     }
 }
 
@@ -957,27 +1016,22 @@ impl Read for BodyReader<'_> {
             return Ok(0);
         }
         let read = self.read_some(out);
-        if let Err(error) = &read {
+        if let Err(error) = &read
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
             self.failed = Some(error.kind());
         }
         read
     }
 }
 
-/// A body that is not over yet has more.
-fn expect_more(read: io::Result<usize>) -> io::Result<usize> {
-    match read {
-        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
-        other => other,
-    }
-}
-
-fn read_socket(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<usize> {
+/// Fails with `WouldBlock` where nothing is there, at once or (`waits`) when the socket's time is up.
+fn read_socket(socket: &OwnedFd, bytes: &mut [u8], waits: bool) -> io::Result<usize> {
+    let flags = if waits { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
     loop {
-        match rustix::io::read(socket, &mut *bytes) {
+        match recv(socket, &mut *bytes, flags) {
             Err(rustix::io::Errno::INTR) => {}
-            other => return Ok(other?),
+            other => return Ok(other?.0),
         }
     }
 }
@@ -1145,7 +1199,7 @@ mod tests {
 
     fn reader(connection: &mut Connection, part: BodyPart, time: Duration) -> BodyReader<'_> {
         let until = Instant::now() + time;
-        BodyReader { connection, part, expects: false, until, failed: None }
+        BodyReader { connection, part, expects: false, until, waits: true, failed: None }
     }
 
     #[test]
@@ -1305,7 +1359,7 @@ mod tests {
             prop_assert_eq!(found, chunks.concat());
             prop_assert!(body.skip(0));
             // Not a byte of the next request is gone.
-            while connection.receive().unwrap() > 0 {}
+            while connection.receive(true).unwrap() > 0 {}
             prop_assert_eq!(&connection.buffer[connection.taken..], behind);
         }
 

@@ -57,12 +57,56 @@ pub struct Body<'a> {
 
 /// Where the bytes of a body come from. A read blocks, and fails when the time is up.
 pub trait Source: Read {
-    /// What becomes readable once there is more; `None` while a read has something to give already, or has to ask the
-    /// client for it.
+    /// What becomes readable once there is more, after [`Source::read_now`] has found nothing; `None` where there will
+    /// never be more.
     fn awaited(&self) -> Option<BorrowedFd<'_>>;
 
     /// From now on there is that much time for all the rest. Without it, a body has to come within a minute.
     fn give_time(&mut self, time: Duration);
+
+    /// Asks the client for the body, if it waits for that (`Expect: 100-continue`).
+    ///
+    /// # Errors
+    /// When the client has gone.
+    fn ask(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Reads what is there already: `WouldBlock` where there is nothing, 0 at the end, and an error where the body breaks
+    /// off. It takes no notice of time.
+    ///
+    /// # Errors
+    /// As for a read.
+    fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Moves up to `most` bytes that are there already into a pipe, past this process's memory: `WouldBlock` where there
+    /// are none, or no room. `None` where they have to be [read](Source::read_now).
+    ///
+    /// # Errors
+    /// As for a read; `BrokenPipe` when nobody reads the pipe.
+    fn splice_now(&mut self, _pipe: BorrowedFd<'_>, _most: usize) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+}
+
+/// Moves bytes between two files of which one is a pipe, as far as that goes without waiting; `None` where it does not go.
+fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Result<Option<u64>> {
+    use rustix::pipe::SpliceFlags;
+    // Linux waits for the bytes of a socket whatever the flags say, and keeps the pipe locked meanwhile, so that not even
+    // what is in it can be read.
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut [PollFd::from_borrowed_fd(from, PollFlags::IN)], Some(&now)) == Ok(0) {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    loop {
+        match rustix::pipe::splice(from, None, to, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
+            Ok(moved) => return Ok(Some(moved as u64)),
+            Err(rustix::io::Errno::INTR) => {}
+            // A kind of file that cannot be spliced.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// No body.
@@ -72,6 +116,10 @@ impl Source for io::Empty {
     }
 
     fn give_time(&mut self, _: Duration) {}
+
+    fn read_now(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
+    }
 }
 
 /// Why a body could not be read.
@@ -102,6 +150,17 @@ impl BodyError {
     }
 }
 
+impl From<&io::Error> for BodyError {
+    fn from(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::TooSlow,
+            io::ErrorKind::InvalidData => Self::Malformed,
+            io::ErrorKind::Unsupported => Self::NoLength,
+            _ => Self::CutShort,
+        }
+    }
+}
+
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -127,12 +186,7 @@ impl Body<'_> {
             return Err(BodyError::TooLarge(limit));
         }
         let mut bytes = Vec::with_capacity(usize::try_from(self.length.unwrap_or(0).min(WORTH_RESERVING)).unwrap_or(0));
-        self.reader.take(limit + 1).read_to_end(&mut bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => BodyError::TooSlow,
-            io::ErrorKind::InvalidData => BodyError::Malformed,
-            io::ErrorKind::Unsupported => BodyError::NoLength,
-            _ => BodyError::CutShort,
-        })?;
+        self.reader.take(limit + 1).read_to_end(&mut bytes).map_err(|error| BodyError::from(&error))?;
         let got = bytes.len() as u64;
         if got > limit {
             self.drain(limit);
@@ -212,6 +266,22 @@ impl fmt::Display for Status {
             Self::HttpVersionNotSupported => "505 HTTP Version Not Supported",
             Self::InsufficientStorage => "507 Insufficient Storage",
         })
+    }
+}
+
+/// Sleeps until one of `fds` is ready, which they then tell, the process is asked to stop, or `limit` is over.
+#[must_use]
+pub fn wait_for(fds: &mut Vec<PollFd<'_>>, limit: Duration) -> Woken {
+    let count = fds.len();
+    fds.extend(stop_signal().map(|stop| PollFd::from_borrowed_fd(stop, PollFlags::IN)));
+    let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 });
+    let _ = poll(fds, Some(&limit));
+    let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+    let is_stopped = fds.drain(count..).any(|stop| is_ready(&stop));
+    match is_stopped {
+        true => Woken::Stopped,
+        false if fds.iter().any(is_ready) => Woken::Knock,
+        false => Woken::Tick,
     }
 }
 
@@ -443,6 +513,53 @@ impl<'a> Outgoing<'a> {
         }
     }
 
+    /// Moves bytes from a pipe to the client, past this process's memory and without waiting for either, and says how many
+    /// are on their way: none where the client can take none, or has gone. `None` where they have to be
+    /// [written](Outgoing::write).
+    pub fn splice(&mut self, pipe: BorrowedFd<'_>) -> Option<u64> {
+        const MOST: usize = 1 << 20;
+        let there = usize::try_from(rustix::io::ioctl_fionread(pipe).ok()?).ok()?.min(MOST);
+        let most = match self.framing {
+            Framing::WebServer | Framing::UntilClose => there,
+            Framing::Length(left) => there.min(usize::try_from(left).unwrap_or(usize::MAX)),
+            Framing::Chunked => {
+                if self.chunk == 0 && there > 0 {
+                    self.chunk = there;
+                    self.delimiter.extend_from_slice(format!("{there:x}\r\n").as_bytes());
+                }
+                self.write_chunk(b"");
+                if self.delimiter.is_empty() { there.min(self.chunk) } else { 0 }
+            }
+        };
+        if most == 0 {
+            return Some(0);
+        }
+        let moved = match splice(pipe, self.client.fd, most) {
+            Ok(moved) => moved?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(_) => {
+                self.broken = true;
+                0
+            }
+        };
+        match &mut self.framing {
+            Framing::Length(left) => *left -= moved,
+            Framing::Chunked => {
+                self.chunk -= usize::try_from(moved).unwrap_or(self.chunk);
+                if self.chunk == 0 {
+                    self.delimiter.extend_from_slice(b"\r\n");
+                }
+            }
+            Framing::WebServer | Framing::UntilClose => {}
+        }
+        Some(moved)
+    }
+
+    /// Makes the body end cut short, where the client can see that.
+    pub fn cut(&mut self) {
+        self.broken = true;
+    }
+
     /// Writes the delimiter, and then some of the chunk. One system call for all of it.
     fn write_chunk(&mut self, content: &[u8]) -> usize {
         const END: &[u8] = b"\r\n";
@@ -482,6 +599,7 @@ impl<'a> Outgoing<'a> {
     #[cfg(feature = "serve")]
     fn finish(mut self, limit: Duration) -> bool {
         match self.framing {
+            _ if self.broken => false,
             Framing::Chunked if self.chunk == 0 => {
                 self.delimiter.extend_from_slice(b"0\r\n\r\n");
                 let until = Instant::now() + limit;
@@ -532,6 +650,19 @@ impl Source for TimedReader<'_> {
 
     fn give_time(&mut self, time: Duration) {
         self.until = Instant::now() + time;
+    }
+
+    fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut [PollFd::from_borrowed_fd(self.fd, PollFlags::IN)], Some(&now)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
+            Ok(_) => Ok(rustix::io::read(self.fd, buffer)?),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn splice_now(&mut self, pipe: BorrowedFd<'_>, most: usize) -> io::Result<Option<u64>> {
+        splice(self.fd, pipe, most)
     }
 }
 

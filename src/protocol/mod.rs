@@ -1,6 +1,7 @@
 //! What is said: the router, and one file a protocol, its routes first.
 
 pub mod bus;
+pub mod cama;
 pub mod message;
 pub mod page;
 pub mod query;
@@ -21,10 +22,12 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
         if page::is_asked_for(request) { page::answer(Ok(settings)) } else { uhst::answer(settings, request) }
     } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
         bus::answer(settings, request, &name)
+    } else if let Some(id) = cama::session_of(&request.path) {
+        cama::answer(settings, &id, request)
     } else {
         Reply::error(
             Status::NotFound,
-            "There is nothing at this path: the relay is at its own URL, without a path behind it, and the buses are at /bus/NAME.",
+            "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session.",
         )
     };
     with_cors(settings, request, reply)
@@ -60,6 +63,7 @@ fn sweep(settings: &Settings, found: Found) -> Result<(), store::Error> {
     match found {
         Found::Session(session) => uhst::sweep(settings, session),
         Found::Bus(bus) => bus::sweep(settings, bus),
+        Found::Duplex(duplex) => cama::sweep(settings, duplex),
     }
 }
 
@@ -71,11 +75,17 @@ fn origin_is_allowed(settings: &Settings, request: &Request<'_>) -> bool {
 
 /// Adds what browsers want to see before they show an answer to a page of another origin (WHATWG Fetch, 3.2).
 #[must_use]
-pub fn with_cors(settings: &Settings, request: &Request<'_>, reply: Reply) -> Reply {
-    if settings.allowed_origins.is_empty() {
-        return reply.header("Access-Control-Allow-Origin", "*").header("Access-Control-Expose-Headers", "Retry-After");
+pub fn with_cors(settings: &Settings, request: &Request<'_>, mut reply: Reply) -> Reply {
+    const EXPOSE: &str = "Access-Control-Expose-Headers";
+    // What else a protocol wants its pages to see.
+    match reply.headers.iter_mut().find(|(name, _)| *name == EXPOSE) {
+        Some((_, list)) => list.push_str(", Retry-After"),
+        None => reply = reply.header(EXPOSE, "Retry-After"),
     }
-    let reply = reply.header("Vary", "Origin").header("Access-Control-Expose-Headers", "Retry-After");
+    if settings.allowed_origins.is_empty() {
+        return reply.header("Access-Control-Allow-Origin", "*");
+    }
+    let reply = reply.header("Vary", "Origin");
     match (request.header)("origin").filter(|origin| settings.allowed_origins.contains(origin)) {
         Some(origin) => reply.header("Access-Control-Allow-Origin", origin),
         None => reply,

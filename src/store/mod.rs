@@ -20,6 +20,12 @@
 //!     queue                     its messages
 //!     wakes/NAME                a FIFO for each reader that waits
 //!     users/NUMBER              the key of a registered user, and the number of his last post
+//!   pipes/counts pipes/XX/HASH/ two parties with a pipe each way: HASH is of their session's id
+//!     session.json              its record, and the lock of everything below
+//!     to-host/ to-guest/        a pipe
+//!       receiver                what its receiver sleeps on: whether there is one
+//!       data taken              while no sender has taken them: the bytes, and how many of them the receiver's client took
+//!       sender-NUMBER           what a sender sleeps on
 //! ```
 //!
 //! Three rules keep it whole when processes are killed at any moment:
@@ -28,8 +34,10 @@
 //! records, overwritten with a single write of constant size, or replaced by a rename.
 
 pub mod bus;
+pub mod duplex;
 pub mod folder;
 pub mod mailbox;
+pub mod pipe;
 pub mod probe;
 pub mod queue;
 pub mod session;

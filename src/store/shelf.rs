@@ -21,16 +21,19 @@ pub(super) enum Kind {
     Hosts,
     /// The broadcast buses, by name.
     Buses,
+    /// The sessions of two parties with a pipe each way, by their own id.
+    Pipes,
 }
 
 impl Kind {
-    pub const ALL: [Self; 2] = [Self::Hosts, Self::Buses];
+    pub const ALL: [Self; 3] = [Self::Hosts, Self::Buses, Self::Pipes];
 
     /// The folder under the data folder.
     pub fn name(self) -> &'static str {
         match self {
             Self::Hosts => "hosts",
             Self::Buses => "buses",
+            Self::Pipes => "pipes",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! waits for a sweep that somebody else is doing, and what is in use is left for the next round.
 
 use super::bus::Bus;
+use super::duplex::Duplex;
 use super::folder::Folder;
 use super::session::Session;
 use super::shelf::Kind;
@@ -35,6 +36,8 @@ pub enum Found {
     Session(Session),
     /// A broadcast bus.
     Bus(Bus),
+    /// Two parties with a pipe each way.
+    Duplex(Duplex),
 }
 
 impl Found {
@@ -43,6 +46,7 @@ impl Found {
         Ok(match kind {
             Kind::Hosts => Folder::try_open(path)?.map(Session::read).transpose()?.map(Self::Session),
             Kind::Buses => Folder::try_open(path)?.map(Bus::read).transpose()?.map(Self::Bus),
+            Kind::Pipes => Folder::try_open(path)?.map(Duplex::read).transpose()?.map(Self::Duplex),
         })
     }
 }

@@ -40,6 +40,12 @@ impl Knock {
         self.0.is_some()
     }
 
+    /// Nobody is woken. What it leaves reports an error (`POLLERR`) from the moment on that nobody has the FIFO open any
+    /// more.
+    pub(super) fn into_watch(mut self) -> Option<OwnedFd> {
+        self.0.take()
+    }
+
     /// Nobody is woken.
     pub(super) fn cancel(mut self) {
         self.0 = None;

@@ -259,6 +259,35 @@ async function theClientWorksFromAnotherOrigin(browser) {
     }
 }
 
+/** As the README has it: a token in a header field, because a browser refuses the cookies of third parties. */
+async function aPipeWorksFromAnotherOrigin(browser) {
+    const server = http.createServer((_, answer) => answer.end('<!doctype html>'));
+    await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const context = await browser.newContext();
+    try {
+        const page = await context.newPage();
+        await page.goto(`http://127.0.0.1:${server.address().port}/`);
+        const got = await page.evaluate(async (relay) => {
+            const made = await fetch(`${relay}/cama/session`, { method: 'PUT' });
+            const url = new URL(made.headers.get('Location'), relay);
+            const headers = { Token: made.headers.get('Token') };
+            const receiving = fetch(url, { headers: { ...headers, 'X-Timeout': '20' } });
+            const sent = await fetch(url, { method: 'POST', body: new Blob(['für dich'], { type: 'text/plain' }) });
+            const received = await receiving;
+            const deleted = await fetch(url, { method: 'DELETE', headers });
+            return [
+                await received.text(), received.headers.get('Content-Type'), sent.headers.get('X-Bytes-Delivered'),
+                made.headers.get('X-Type'), deleted.status,
+            ];
+        }, relay.replace(/\/$/, ''));
+        insist(JSON.stringify(got) === '["für dich","text/plain","9","basic",200]', `it got ${JSON.stringify(got)}`);
+    } finally {
+        await context.close();
+        server.closeAllConnections();
+        server.close();
+    }
+}
+
 // ---- All of it
 
 let browser;
@@ -288,6 +317,7 @@ async function main() {
     await look('it can be read without JavaScript', () => itIsReadWithoutJavaScript(browser));
     await look('a device with a wrong clock is told', () => aDeviceWithAWrongClockIsTold(browser));
     await look('the uhst client works from another origin', () => theClientWorksFromAnotherOrigin(browser));
+    await look('a pipe works from another origin', () => aPipeWorksFromAnotherOrigin(browser));
     const faults = Object.keys(FAULTS).filter((fault) => fault !== 'none');
     await look('it works behind a proxy', () => itNamesTheCureFor('none', browser));
     // They mostly wait.

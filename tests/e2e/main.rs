@@ -53,10 +53,29 @@ macro_rules! protocol_through {
     };
 }
 
+macro_rules! pipe_through {
+    ($door:ident) => {
+        tests! { $door:
+            cama::a_body_reaches_who_waits_for_it,
+            cama::both_directions_flow_at_once,
+            cama::chunks_arrive_and_their_sum_is_told,
+            cama::a_body_flows_before_it_is_complete,
+            cama::chunks_flow_before_the_body_ends,
+            cama::deleting_a_session_answers_everybody_in_it,
+            cama::who_waits_in_vain_is_told_in_time,
+            cama::a_second_receiver_is_refused_and_a_second_sender_waits,
+            cama::a_secure_session_serves_the_address_its_host_named,
+            cama::a_wrong_pipe_request_says_what_is_wrong,
+            cama::the_token_works_without_a_cookie,
+        }
+    };
+}
+
 macro_rules! web_server {
     ($module:ident = $door:ident) => {
         mod $module {
             protocol_through!($door);
+            pipe_through!($door);
             tests! { $door:
                 web::a_body_arrives_however_its_length_is_told,
                 web::what_the_relay_keeps_is_not_on_the_web,
@@ -69,6 +88,7 @@ macro_rules! web_server {
 
 mod bare;
 mod bus;
+mod cama;
 mod door;
 mod place;
 mod protocol;
@@ -91,6 +111,29 @@ web_server!(apache_event = ApacheEvent);
 web_server!(apache_prefork = ApachePrefork);
 web_server!(mini_httpd = MiniHttpd);
 web_server!(nginx_fcgiwrap = NginxFcgiwrap);
+
+mod pipe_of_lighttpd {
+    tests! { Lighttpd:
+        cama::curl_uploads_and_downloads,
+        cama::a_large_body_flows_through_little_memory,
+        cama::a_receiver_that_leaves_half_way_is_told_in_bytes,
+        cama::a_sender_that_leaves_half_way_leaves_half_a_body,
+        cama::deleting_a_session_ends_what_flows,
+    }
+}
+
+mod pipe_of_serve {
+    pipe_through!(Serve);
+    tests! { Serve:
+        cama::curl_uploads_and_downloads,
+        cama::a_large_body_flows_through_little_memory,
+        cama::a_receiver_that_leaves_half_way_is_told_in_bytes,
+        cama::a_sender_that_leaves_half_way_leaves_half_a_body,
+        cama::deleting_a_session_ends_what_flows,
+        cama::a_session_ends_after_its_last_use,
+        cama::only_a_named_proxy_speaks_for_others,
+    }
+}
 
 mod browser {
     tests! { Lighttpd: web::the_page_works_in_a_browser, }

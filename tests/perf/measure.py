@@ -41,6 +41,27 @@ def build_load():
     return os.path.join(TARGET, "perf", "release", "load")
 
 
+def install_peer(name, program):
+    """The command that runs a program of npm, on 127.0.0.1 alone, in the versions of the lock file in the folder `name`."""
+    source, folder = os.path.join(HERE, name), os.path.join(TARGET, "perf", name)
+    path, stamp = os.path.join(folder, "node_modules", ".bin", program), os.path.join(folder, "installed")
+    with open(os.path.join(source, "package-lock.json")) as file:
+        lock = file.read()
+    with contextlib.suppress(OSError), open(stamp) as file:
+        if file.read() == lock and os.path.exists(path):
+            lock = None
+    if lock:
+        say("installing what is in %s" % name)
+        os.makedirs(folder, exist_ok=True)
+        for file in "package.json", "package-lock.json", ".npmrc":
+            shutil.copy(os.path.join(source, file), folder)
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder, stdout=sys.stderr,
+                       check=True)
+        with open(stamp, "w") as file:
+            file.write(lock)
+    return ["node", "--require", os.path.join(HERE, "peers", "loopback.cjs"), path]
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,0 +1,525 @@
+//! A pipe: bytes from one process to another, as they come, through a FIFO.
+//!
+//! A *receiver* comes and waits; a *sender* comes, waits for a receiver, and takes it. From then on the two have each
+//! other, through file descriptors alone: nothing on the disk belongs to the transfer, so there is nothing to clean up
+//! when one of them is killed.
+//!
+//! - Who is there, has a FIFO open that he sleeps on, and others knock at. A FIFO that nobody has open is a leftover of a
+//!   killed process; whoever comes upon it removes it. So the FIFO is presence and wake-up in one. It reaches no other
+//!   machine, but neither does the FIFO that carries the bytes.
+//! - To take a receiver is to open its FIFO `data` for writing and to remove its name, under the lock of the session: no
+//!   second sender finds it.
+//! - The end of the bytes is that the sender closes `data`. A sender that is killed ends them too.
+//! - The end of the receiver is that nobody has its own FIFO open any more, which the sender, who has it open for
+//!   writing, is told by the kernel. What its client took stands in `taken`: a file, so that the count survives a kill.
+
+use super::wake::{Knock, Wake};
+use super::{Error, identity_at, make_dir, private_file, random_hex, read_small, remove_file};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+const RECEIVER: &str = "receiver";
+const DATA: &str = "data";
+const TAKEN: &str = "taken";
+/// What begins the names of the senders' FIFOs.
+const SENDER: &str = "sender-";
+/// What is being made, before it is renamed into place.
+const BESIDE: &str = "beside";
+
+/// How many bytes may be under way. More than the usual 64 KiB makes for fewer switches between the two processes; the
+/// kernel keeps only what is really there.
+const CAPACITY: usize = 512 * 1024;
+
+/// How long a receiver may take to read a head.
+const HEAD_TIME: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// The longest head in bytes.
+pub const LONGEST_HEAD: usize = 32 * 1024;
+
+/// The head's length stands before it, in so many bytes.
+const LENGTH_SIZE: usize = 4;
+
+/// A pipe, while its session is locked.
+pub struct Pipe<'lock> {
+    path: PathBuf,
+    lock: PhantomData<&'lock ()>,
+}
+
+impl Pipe<'_> {
+    pub(super) fn new<R>(_lock: &super::folder::Folder<R>, path: PathBuf) -> Pipe<'_> {
+        Pipe { path, lock: PhantomData }
+    }
+
+    /// Becomes the receiver; `None` where there is one. Senders that wait are woken.
+    ///
+    /// # Errors
+    /// When its files cannot be made.
+    pub fn receive(&self) -> Result<Option<Receiver>, Error> {
+        let path = self.path.join(RECEIVER);
+        if Knock::at(&path).is_heard() {
+            return Ok(None);
+        }
+        make_dir(&self.path)?;
+        let place = Place::make(&self.path, RECEIVER)?;
+        let (data, taken) = self.make_data()?;
+        self.senders()?;
+        Ok(Some(Receiver {
+            folder: self.path.clone(),
+            place,
+            has_left: false,
+            data,
+            taken,
+            count: 0,
+            head: Vec::new(),
+        }))
+    }
+
+    /// Makes `receiver` ready for another sender, after one has left without a word.
+    ///
+    /// # Errors
+    /// When its files cannot be made.
+    pub fn receive_again(&self, receiver: &mut Receiver) -> Result<(), Error> {
+        (receiver.data, receiver.taken) = self.make_data()?;
+        receiver.head.clear();
+        self.senders()?;
+        Ok(())
+    }
+
+    fn make_data(&self) -> Result<(OwnedFd, File), Error> {
+        let (data, taken) = (self.path.join(DATA), self.path.join(TAKEN));
+        for leftover in [&data, &taken] {
+            remove_file(leftover)?;
+        }
+        let taken = private_file(&taken)?;
+        rustix::fs::mknodat(rustix::fs::CWD, &data, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        let data = rustix::fs::open(&data, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        // A user may have only so much of it; the usual size does as well.
+        let _ = rustix::pipe::fcntl_setpipe_size(&data, CAPACITY);
+        Ok((data, taken))
+    }
+
+    /// Takes a place among the senders; `None` where `most` have one.
+    ///
+    /// # Errors
+    /// When its file cannot be made.
+    pub fn wait_to_send(&self, most: usize) -> Result<Option<Place>, Error> {
+        make_dir(&self.path)?;
+        if self.senders()? >= most {
+            return Ok(None);
+        }
+        Place::make(&self.path, &format!("{SENDER}{}", random_hex(8)?)).map(Some)
+    }
+
+    /// Wakes the senders, and says how many there are.
+    fn senders(&self) -> Result<usize, Error> {
+        let mut count = 0;
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(SENDER)) {
+                count += usize::from(Knock::at_or_remove(&entry.path()).is_heard());
+            }
+        }
+        Ok(count)
+    }
+
+    /// Takes the receiver that waits; `None` where none does.
+    ///
+    /// # Errors
+    /// When its files cannot be opened or their names not removed.
+    pub fn take_receiver(&self) -> Result<Option<Sender>, Error> {
+        let Some(receiver) = Knock::at(&self.path.join(RECEIVER)).into_watch() else { return Ok(None) };
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let data = match rustix::fs::open(self.path.join(DATA), flags, Mode::empty()) {
+            Ok(data) => data,
+            // Another sender has it, or (ENXIO) it has just ended.
+            Err(Errno::NOENT | Errno::NXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let taken = match File::open(self.path.join(TAKEN)) {
+            Ok(taken) => taken,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        for name in [DATA, TAKEN] {
+            remove_file(&self.path.join(name))?;
+        }
+        Ok(Some(Sender { data: Some(data), receiver, taken }))
+    }
+
+    /// Whether a receiver or a sender is there. Removes what killed ones have left behind.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or a leftover not removed.
+    pub fn is_in_use(&self) -> Result<bool, Error> {
+        let senders = match self.senders() {
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other? > 0,
+        };
+        let path = self.path.join(RECEIVER);
+        let receiver = Knock::at(&path).is_heard();
+        if !receiver {
+            for leftover in [DATA, TAKEN, RECEIVER, BESIDE] {
+                remove_file(&self.path.join(leftover))?;
+            }
+        }
+        Ok(senders || receiver)
+    }
+
+    /// Removes the pipe. Whoever is there wakes and finds [his place gone](Place::is_gone).
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove(&self) -> Result<(), Error> {
+        let entries = match std::fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        // Nobody is woken before all are gone: a sender whose receiver leaves has to see why.
+        let mut knocks = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            knocks.push(Knock::at(&path));
+            remove_file(&path)?;
+        }
+        drop(knocks);
+        match std::fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A place at a pipe: the FIFO on which its owner sleeps. As long as it lives, he is there.
+pub struct Place {
+    path: PathBuf,
+    wake: Wake,
+}
+
+impl Place {
+    fn make(folder: &Path, name: &str) -> Result<Self, Error> {
+        let path = folder.join(name);
+        let wake =
+            Wake::make(&path, &folder.join(BESIDE)).ok_or_else(|| Error::Io(io::ErrorKind::Unsupported.into()))?;
+        Ok(Self { path, wake })
+    }
+
+    /// What becomes readable when somebody knocks.
+    #[must_use]
+    pub fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.fd()
+    }
+
+    /// To be called when [`Place::wake`] was readable. True when the pipe has been removed.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.wake.hear();
+        !matches!(self.wake.is_lost(&self.path), Ok(false))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Before it is closed: as long as it is open nobody else takes this name.
+        if !self.is_gone() {
+            let _ = remove_file(&self.path);
+        }
+    }
+}
+
+/// What has come from a sender.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Came {
+    /// Nothing yet.
+    Nothing,
+    /// Its head.
+    Head(Vec<u8>),
+    /// It has gone without one.
+    Left,
+}
+
+/// The receiver's end.
+pub struct Receiver {
+    folder: PathBuf,
+    place: Place,
+    has_left: bool,
+    data: OwnedFd,
+    taken: File,
+    count: u64,
+    /// Of a head, what has come so far.
+    head: Vec<u8>,
+}
+
+impl Receiver {
+    /// What becomes readable when the pipe is removed; `None` once the place is [left](Receiver::leave).
+    #[must_use]
+    pub fn wake(&self) -> Option<BorrowedFd<'_>> {
+        (!self.has_left).then(|| self.place.wake())
+    }
+
+    /// To be called when [`Receiver::wake`] was readable. True when the pipe has been removed.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        !self.has_left && self.place.is_gone()
+    }
+
+    /// Whether a sender has taken it.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(identity_at(&self.folder.join(DATA)), Ok(None))
+    }
+
+    /// Where the bytes come from: readable when there are some, and at their end.
+    #[must_use]
+    pub fn data(&self) -> BorrowedFd<'_> {
+        self.data.as_fd()
+    }
+
+    /// Looks for the head.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is none.
+    pub fn head(&mut self) -> Result<Came, Error> {
+        loop {
+            let wanted = match self.head.first_chunk::<LENGTH_SIZE>() {
+                None => LENGTH_SIZE - self.head.len(),
+                Some(length) => {
+                    let length = u32::from_be_bytes(*length) as usize;
+                    if length > LONGEST_HEAD {
+                        return Err(Error::Io(io::ErrorKind::InvalidData.into()));
+                    }
+                    LENGTH_SIZE + length - self.head.len()
+                }
+            };
+            if wanted == 0 {
+                return Ok(Came::Head(self.head.split_off(LENGTH_SIZE)));
+            }
+            let mut bytes = vec![0; wanted];
+            match rustix::io::read(&self.data, &mut bytes) {
+                // Nobody has it open for writing: nobody yet, or nobody any more, which only `poll` tells apart.
+                Ok(0) => return Ok(if has_hung_up(&self.data) { Came::Left } else { Came::Nothing }),
+                Ok(got) => self.head.extend_from_slice(&bytes[..got]),
+                Err(Errno::AGAIN) => return Ok(Came::Nothing),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Notes that its client has taken so many bytes more.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn took(&mut self, bytes: u64) -> Result<(), Error> {
+        self.count += bytes;
+        Ok(self.taken.write_all_at(&self.count.to_be_bytes(), 0)?)
+    }
+
+    /// Gives the place up: another receiver may come, for what the next sender brings.
+    pub fn leave(&mut self) {
+        if !std::mem::replace(&mut self.has_left, true) && !self.place.is_gone() {
+            // As long as its FIFO is there nobody else makes files of these names.
+            for name in [DATA, TAKEN, RECEIVER] {
+                let _ = remove_file(&self.folder.join(name));
+            }
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+fn has_hung_up(fifo: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fifo, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+}
+
+/// The sender's end, with a receiver of its own.
+pub struct Sender {
+    /// `None` behind the end.
+    data: Option<OwnedFd>,
+    receiver: OwnedFd,
+    taken: File,
+}
+
+impl Sender {
+    /// Where the bytes go: writable when there is room; `None` behind the end.
+    #[must_use]
+    pub fn data(&self) -> Option<BorrowedFd<'_>> {
+        self.data.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What reports an error (`POLLERR`) when the receiver has gone.
+    #[must_use]
+    pub fn receiver(&self) -> BorrowedFd<'_> {
+        self.receiver.as_fd()
+    }
+
+    /// Sends what precedes the bytes. False when the receiver has gone, or does not take it.
+    ///
+    /// # Panics
+    /// When it is longer than [`LONGEST_HEAD`].
+    #[must_use]
+    pub fn send_head(&self, head: &[u8]) -> bool {
+        assert!(head.len() <= LONGEST_HEAD, "a head that is too long");
+        let Some(data) = &self.data else { return false };
+        let length = u32::try_from(head.len()).unwrap_or_default();
+        let bytes = [&length.to_be_bytes(), head].concat();
+        let mut left = &bytes[..];
+        while !left.is_empty() {
+            match rustix::io::write(data, left) {
+                Ok(written) => left = &left[written..],
+                Err(Errno::INTR) => {}
+                // A FIFO is as small as 8 KiB for a user who has many of them. The receiver reads its head at once.
+                Err(Errno::AGAIN) => {
+                    if poll(&mut [PollFd::new(data, PollFlags::OUT)], Some(&HEAD_TIME)) != Ok(1) {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Ends the bytes.
+    pub fn end(&mut self) {
+        self.data = None;
+    }
+
+    /// How many bytes the receiver's client has taken so far; all of them once the receiver has gone. `None` where it has
+    /// not begun.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn taken(&self) -> Result<Option<u64>, Error> {
+        Ok(read_small(&self.taken)?.first_chunk().map(|count| u64::from_be_bytes(*count)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::folder::Folder;
+    use super::super::test_dir::TestDir;
+    use super::*;
+
+    struct Scene {
+        folder: Folder<String>,
+        dir: TestDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = TestDir::new();
+            Self { folder: Folder::open_or_make(&dir.join("session")).unwrap(), dir }
+        }
+
+        fn pipe(&self) -> Pipe<'_> {
+            Pipe::new(&self.folder, self.dir.join("session/pipe"))
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(self.dir.join("session/pipe")).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        }
+    }
+
+    fn read(receiver: &Receiver) -> Option<Vec<u8>> {
+        let mut bytes = [0; 100];
+        rustix::io::read(receiver.data(), &mut bytes).ok().map(|got| bytes[..got].to_vec())
+    }
+
+    #[test]
+    fn a_head_and_bytes_arrive_and_what_was_taken_is_told() {
+        let scene = Scene::new();
+        assert!(scene.pipe().wait_to_send(1).unwrap().is_some());
+        assert!(scene.pipe().take_receiver().unwrap().is_none());
+        let mut receiver = scene.pipe().receive().unwrap().unwrap();
+        assert_eq!(receiver.head().unwrap(), Came::Nothing);
+        let mut sender = scene.pipe().take_receiver().unwrap().unwrap();
+        assert!(sender.send_head(&vec![7; LONGEST_HEAD]));
+        assert_eq!(receiver.head().unwrap(), Came::Head(vec![7; LONGEST_HEAD]));
+        rustix::io::write(sender.data().unwrap(), b"bytes").unwrap();
+        assert_eq!(read(&receiver).unwrap(), b"bytes");
+        assert_eq!(read(&receiver), None, "there may be more");
+        sender.end();
+        assert_eq!(read(&receiver).unwrap(), b"", "the end");
+        receiver.took(3).unwrap();
+        receiver.took(2).unwrap();
+        drop(receiver);
+        assert_eq!(sender.taken().unwrap(), Some(5));
+        assert!(scene.names().is_empty(), "{:?}", scene.names());
+    }
+
+    #[test]
+    fn there_is_one_receiver_and_one_sender_for_it() {
+        let scene = Scene::new();
+        let mut first = scene.pipe().receive().unwrap().unwrap();
+        assert!(scene.pipe().receive().unwrap().is_none());
+        let sender = scene.pipe().take_receiver().unwrap().unwrap();
+        assert!(scene.pipe().take_receiver().unwrap().is_none());
+        assert!(scene.pipe().receive().unwrap().is_none());
+        first.leave();
+        let second = scene.pipe().receive().unwrap().unwrap();
+        drop(first);
+        assert!(scene.pipe().receive().unwrap().is_none(), "the first has not taken the second's place with it");
+        assert!(scene.pipe().take_receiver().unwrap().is_some());
+        drop((second, sender));
+    }
+
+    #[test]
+    fn a_sender_that_leaves_without_a_word_makes_room_for_another() {
+        let scene = Scene::new();
+        let mut receiver = scene.pipe().receive().unwrap().unwrap();
+        drop(scene.pipe().take_receiver().unwrap().unwrap());
+        assert_eq!(receiver.head().unwrap(), Came::Left);
+        let waiting = scene.pipe().wait_to_send(5).unwrap().unwrap();
+        scene.pipe().receive_again(&mut receiver).unwrap();
+        assert!(!waiting.is_gone());
+        let sender = scene.pipe().take_receiver().unwrap().unwrap();
+        assert!(sender.send_head(b""));
+        assert_eq!(receiver.head().unwrap(), Came::Head(vec![]));
+    }
+
+    #[test]
+    fn senders_are_counted_and_dead_ones_are_not() {
+        let scene = Scene::new();
+        let one = scene.pipe().wait_to_send(2).unwrap().unwrap();
+        let two = scene.pipe().wait_to_send(2).unwrap().unwrap();
+        assert!(scene.pipe().wait_to_send(2).unwrap().is_none());
+        // What a killed one leaves: a name that nobody has open.
+        drop(two);
+        let fifo = scene.dir.join("session/pipe/sender-dead");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert!(scene.pipe().wait_to_send(2).unwrap().is_some());
+        assert!(!fifo.exists());
+        drop(one);
+        assert!(!scene.pipe().is_in_use().unwrap());
+    }
+
+    #[test]
+    fn who_is_there_learns_that_the_pipe_is_removed() {
+        let scene = Scene::new();
+        let receiver = scene.pipe().receive().unwrap().unwrap();
+        let sender = scene.pipe().wait_to_send(5).unwrap().unwrap();
+        assert!(scene.pipe().is_in_use().unwrap());
+        assert!(!receiver.is_gone() && !sender.is_gone());
+        scene.pipe().remove().unwrap();
+        for wake in [receiver.wake().unwrap(), sender.wake()] {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            assert_eq!(poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&now)), Ok(1));
+        }
+        assert!(receiver.is_gone() && sender.is_gone());
+        assert!(!scene.dir.join("session/pipe").exists());
+    }
+}

@@ -1,0 +1,293 @@
+//! How a body gets from one process to another through a [pipe](crate::store::pipe), whatever the protocol.
+//!
+//! Neither end keeps more of it than a buffer: the bytes are in the FIFO between the two, and where the kernel can, it
+//! moves them from the sender's connection there, and from there to the receiver's, without a copy in either process. A
+//! receiver that takes nothing fills the FIFO, then the sender's connection: its client has to wait.
+
+use crate::gateway::{Body, BodyError, Client, Outgoing, Woken, wait_for};
+use crate::store::pipe::{Place, Receiver, Sender};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
+use std::io;
+use std::time::Duration;
+
+/// A transfer in which no byte has moved for so long is over.
+pub const IDLE: Duration = Duration::from_secs(60);
+
+const BUFFER: usize = 64 * 1024;
+
+/// Why a sender stopped.
+#[derive(Debug)]
+pub enum End {
+    /// The receiver has gone: it has taken everything, or what its client wanted of it.
+    ReceiverLeft,
+    /// The receiver's client takes no bytes.
+    ReceiverStuck,
+    /// The session was removed.
+    Removed,
+    /// The sender's own body broke off, or nothing came any more.
+    Body(BodyError),
+    /// The sender's client does not wait for an answer.
+    HungUp,
+    /// This process is asked to stop.
+    Stopped,
+}
+
+/// A body on its way into a pipe. It survives a receiver that has not begun to take it.
+pub struct Feed<'a, 'b> {
+    body: &'a mut Body<'b>,
+    /// Read from the body and not in the FIFO yet: what is behind `from`.
+    buffer: Vec<u8>,
+    from: usize,
+    /// How many bytes have gone into the FIFO.
+    given: u64,
+}
+
+/// What one step has done.
+enum Step {
+    Moved,
+    /// Nothing: there are no bytes yet.
+    NoBytes,
+    /// Nothing: the FIFO is full.
+    NoRoom,
+    /// The body has ended.
+    End,
+}
+
+impl<'a, 'b> Feed<'a, 'b> {
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(body: &'a mut Body<'b>) -> Self {
+        Self { body, buffer: Vec::new(), from: 0, given: 0 }
+    }
+
+    /// How many bytes have been given away: none of them can be sent again.
+    #[must_use]
+    pub fn given(&self) -> u64 {
+        self.given
+    }
+
+    /// Sends the body to a receiver, and waits until the receiver has gone.
+    pub fn send(&mut self, sender: &mut Sender, place: &Place, client: Client<'_>) -> End {
+        if let Err(error) = self.body.reader.ask() {
+            return End::Body((&error).into());
+        }
+        while let Some(data) = sender.data() {
+            match self.step(data) {
+                Ok(Step::Moved) => {}
+                Ok(Step::End) => sender.end(),
+                Ok(step @ (Step::NoBytes | Step::NoRoom)) => {
+                    let awaited = match step {
+                        Step::NoRoom => Some((data, PollFlags::OUT)),
+                        _ => self.body.reader.awaited().map(|fd| (fd, PollFlags::IN)),
+                    };
+                    let mut fds = vec![
+                        PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty()),
+                        PollFd::from_borrowed_fd(place.wake(), PollFlags::IN),
+                    ];
+                    fds.extend(awaited.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+                    match wait_for(&mut fds, IDLE) {
+                        Woken::Stopped => return End::Stopped,
+                        Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
+                        Woken::Tick => return End::Body(BodyError::TooSlow),
+                        _ if !fds[1].revents().is_empty() && place.is_gone() => return End::Removed,
+                        _ if !fds[0].revents().is_empty() => return receiver_left(place),
+                        _ => {}
+                    }
+                }
+                // EPIPE of the FIFO, which has no reader any more.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return receiver_left(place);
+                }
+                Err(error) => return End::Body((&error).into()),
+            }
+        }
+        wait_for_receiver(sender, place, client)
+    }
+
+    fn step(&mut self, data: BorrowedFd<'_>) -> io::Result<Step> {
+        let pending = &self.buffer[self.from..];
+        if !pending.is_empty() {
+            return match rustix::io::write(data, pending) {
+                Ok(written) => {
+                    self.from += written;
+                    self.given += written as u64;
+                    Ok(Step::Moved)
+                }
+                Err(Errno::AGAIN) => Ok(Step::NoRoom),
+                Err(Errno::INTR) => Ok(Step::Moved),
+                Err(error) => Err(error.into()),
+            };
+        }
+        match would_block(self.body.reader.splice_now(data, 1 << 20))? {
+            Some(Some(0)) => return Ok(Step::End),
+            Some(Some(moved)) => {
+                self.given += moved;
+                return Ok(Step::Moved);
+            }
+            Some(None) => {}
+            None => return Ok(if has_room(data) { Step::NoBytes } else { Step::NoRoom }),
+        }
+        self.from = 0;
+        self.buffer.resize(BUFFER, 0);
+        let read = would_block(self.body.reader.read_now(&mut self.buffer));
+        self.buffer.truncate(read.as_ref().map_or(0, |read| read.unwrap_or(0)));
+        Ok(match read? {
+            None => Step::NoBytes,
+            Some(0) => Step::End,
+            Some(_) => Step::Moved,
+        })
+    }
+
+    /// Reads and drops what the client is still sending, for a little while: it would not see the answer otherwise, only
+    /// a broken connection.
+    pub fn drop_rest(self) {
+        const MOST: u64 = 16 << 20;
+        self.body.reader.give_time(Duration::from_secs(2));
+        let _ = io::copy(&mut io::Read::take(&mut *self.body.reader, MOST), &mut io::sink());
+    }
+}
+
+/// Everything is in the FIFO; what the receiver's client takes of it is known when the receiver has gone.
+fn wait_for_receiver(sender: &Sender, place: &Place, client: Client<'_>) -> End {
+    let mut taken = sender.taken().unwrap_or_default();
+    loop {
+        let fds = [
+            PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty()),
+            PollFd::from_borrowed_fd(place.wake(), PollFlags::IN),
+        ];
+        match client.wait(&fds, false, IDLE) {
+            Woken::Stopped => return End::Stopped,
+            Woken::HungUp => return End::HungUp,
+            Woken::Tick => {
+                let now = sender.taken().unwrap_or_default();
+                if std::mem::replace(&mut taken, now) == now {
+                    return End::ReceiverStuck;
+                }
+            }
+            _ if place.is_gone() => return End::Removed,
+            _ if has_ended(sender.receiver()) => return End::ReceiverLeft,
+            _ => {}
+        }
+    }
+}
+
+/// A receiver whose pipe is removed leaves too.
+fn receiver_left(place: &Place) -> End {
+    if place.is_gone() { End::Removed } else { End::ReceiverLeft }
+}
+
+fn would_block<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+fn has_room(fifo: BorrowedFd<'_>) -> bool {
+    look(fifo, PollFlags::OUT).intersects(PollFlags::OUT)
+}
+
+fn has_ended(fifo: BorrowedFd<'_>) -> bool {
+    look(fifo, PollFlags::empty()).intersects(PollFlags::ERR)
+}
+
+fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
+    let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
+    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    fds[0].revents()
+}
+
+/// Gives what comes out of a pipe to the client: `length` bytes where that is known, else up to the end.
+pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>) {
+    let mut delivery = Delivery { left: length, buffer: Vec::new(), from: 0 };
+    // From here on the sender knows that its head has gone out.
+    let mut noted = receiver.took(0);
+    let mut trouble_told = false;
+    while delivery.left != Some(0) {
+        if let Err(error) = noted
+            && !std::mem::replace(&mut trouble_told, true)
+        {
+            error.log();
+        }
+        let moved = delivery.step(out, &mut receiver);
+        if moved > 0 {
+            noted = receiver.took(moved);
+            continue;
+        }
+        noted = Ok(());
+        let (data, wake) = (receiver.data(), receiver.wake());
+        let to_write = !delivery.buffer.is_empty() || has_bytes(data);
+        let mut fds: Vec<_> = wake.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)).into_iter().collect();
+        if !to_write {
+            fds.push(PollFd::from_borrowed_fd(data, PollFlags::IN));
+        }
+        match out.wait(&fds, to_write, IDLE) {
+            Woken::Writable => {}
+            // The client has gone.
+            Woken::HungUp => return,
+            // Nothing moves, or this process has to stop: the client sees that this is not the end.
+            Woken::Tick | Woken::Stopped => return out.cut(),
+            Woken::Knock => {
+                if receiver.is_gone() {
+                    return out.cut();
+                }
+                if !to_write
+                    && !has_bytes(receiver.data())
+                    && look(receiver.data(), PollFlags::IN).contains(PollFlags::HUP)
+                {
+                    // The end. A place that is still there says that it was the sender's.
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn has_bytes(fifo: BorrowedFd<'_>) -> bool {
+    rustix::io::ioctl_fionread(fifo).is_ok_and(|bytes| bytes > 0)
+}
+
+struct Delivery {
+    left: Option<u64>,
+    /// Read from the FIFO and not taken by the client yet: what is behind `from`. Only where the kernel cannot move it.
+    buffer: Vec<u8>,
+    from: usize,
+}
+
+impl Delivery {
+    /// Moves what can be moved without waiting: how many bytes.
+    fn step(&mut self, out: &mut Outgoing, receiver: &mut Receiver) -> u64 {
+        let there = rustix::io::ioctl_fionread(receiver.data()).unwrap_or(0);
+        if self.left.is_some_and(|left| there + (self.buffer.len() - self.from) as u64 >= left) {
+            // With the last of these bytes the client knows that it has all, and may come for more at once.
+            receiver.leave();
+        }
+        let moved = if self.buffer.is_empty() { out.splice(receiver.data()) } else { None };
+        let moved = moved.unwrap_or_else(|| self.copy(out, receiver));
+        if let Some(left) = &mut self.left {
+            *left -= moved.min(*left);
+        }
+        moved
+    }
+
+    fn copy(&mut self, out: &mut Outgoing, receiver: &Receiver) -> u64 {
+        if self.buffer.is_empty() {
+            self.buffer.resize(BUFFER, 0);
+            let got = rustix::io::read(receiver.data(), &mut self.buffer).unwrap_or(0);
+            self.buffer.truncate(got);
+            self.from = 0;
+        }
+        if self.buffer.is_empty() || !out.is_writable() {
+            return 0;
+        }
+        let written = out.write(&self.buffer[self.from..]);
+        self.from += written;
+        if self.from == self.buffer.len() {
+            self.buffer.clear();
+            self.from = 0;
+        }
+        written as u64
+    }
+}
