@@ -56,12 +56,12 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
         Self::lock(path, false, Wait::No)
     }
 
-    /// Locks the folder at `path`, made if it is missing (those above it must be there).
-    pub(super) fn open_or_make(path: &Path) -> Result<Self, Error> {
+    /// Locks the folder at `path`, made if it is missing (those above it must be there), and says whether it was.
+    pub(super) fn open_or_make(path: &Path) -> Result<(Self, bool), Error> {
         loop {
-            make_dir(path)?;
+            let is_new = make_dir(path)?;
             if let Some(folder) = Self::lock(path, true, Wait::Yes)? {
-                return Ok(folder);
+                return Ok((folder, is_new));
             }
             // A sweep has removed it under our feet.
         }
@@ -204,7 +204,7 @@ mod tests {
     fn a_record_is_what_was_written() {
         let dir = TestDir::new();
         let path = dir.join("folder");
-        let folder = Folder::<String>::open_or_make(&path).unwrap();
+        let (folder, _) = Folder::<String>::open_or_make(&path).unwrap();
         assert_eq!(folder.read().unwrap(), None);
         for text in ["a", &"long".repeat(1000), "b"] {
             folder.write(&text.to_owned()).unwrap();
@@ -225,7 +225,7 @@ mod tests {
     fn whoever_waits_for_a_folder_that_is_removed_does_not_get_it() {
         let dir = TestDir::new();
         let path = dir.join("folder");
-        let folder = Folder::<String>::open_or_make(&path).unwrap();
+        let (folder, _) = Folder::<String>::open_or_make(&path).unwrap();
         assert!(Folder::<String>::try_open(&path).unwrap().is_none());
         let waiting = {
             let path = path.clone();
@@ -233,7 +233,7 @@ mod tests {
         };
         let making = {
             let path = path.clone();
-            std::thread::spawn(move || Folder::<String>::open_or_make(&path).unwrap().path.join(RECORD).exists())
+            std::thread::spawn(move || Folder::<String>::open_or_make(&path).unwrap().0.path.join(RECORD).exists())
         };
         std::thread::sleep(std::time::Duration::from_millis(50));
         folder.remove().unwrap();

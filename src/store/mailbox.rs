@@ -89,9 +89,10 @@ impl Mailbox<'_> {
         match make_dir(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 make_dir(self.path.parent().unwrap_or(&self.path))?;
-                Ok(make_dir(&self.path)?)
+                make_dir(&self.path)?;
+                Ok(())
             }
-            other => Ok(other?),
+            other => Ok(other.map(|_| ())?),
         }
     }
 

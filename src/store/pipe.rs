@@ -421,7 +421,7 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let dir = TestDir::new();
-            Self { folder: Folder::open_or_make(&dir.join("session")).unwrap(), dir }
+            Self { folder: Folder::open_or_make(&dir.join("session")).unwrap().0, dir }
         }
 
         fn pipe(&self) -> Pipe<'_> {

@@ -61,7 +61,7 @@ impl Store {
     fn examine(&self) -> Result<Findings, Error> {
         self.all_is_ours()?;
         let path = self.root.join(PROBE);
-        let folder = Folder::<String>::open_or_make(&path).inspect_err(|_| {
+        let (folder, _) = Folder::<String>::open_or_make(&path).inspect_err(|_| {
             let _ = std::fs::remove_dir_all(&path);
         })?;
         let mailbox = Mailbox::new(&folder, path);

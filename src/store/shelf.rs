@@ -2,7 +2,7 @@
 //! counted, so that there is a limit to how many strangers can make.
 
 use super::folder::Folder;
-use super::{Error, Store, identity_at};
+use super::{Error, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Write as _;
@@ -61,20 +61,17 @@ impl Store {
         }
         let shard = path.parent().and_then(Path::file_name).unwrap_or_default();
         let number = shard.to_str().and_then(|name| usize::from_str_radix(name, 16).ok()).unwrap_or(0);
-        let inside = Path::new(kind.name()).join(shard);
-        let make = || self.with_root(&inside, || Folder::open_or_make(&path));
-        let mut counts = Counts::lock(self, kind)?;
-        if identity_at(&path)?.is_some() {
-            // Somebody was faster, and has counted it. He may hold its lock, so let go of the counts first.
-            drop(counts);
-            return Ok(Some(make()?));
-        }
-        if counts.total() >= most {
+        // Counted first, and made without the lock of the counts: it is everybody's, and a disk takes its time.
+        if !Counts::lock(self, kind)?.add(number, most)? {
             return Ok(None);
         }
-        let folder = make()?;
-        counts.set(number, counts.get(number) + 1)?;
-        Ok(Some(folder))
+        let inside = Path::new(kind.name()).join(shard);
+        let made = self.with_root(&inside, || Folder::open_or_make(&path));
+        if !matches!(made, Ok((_, true))) {
+            // Somebody was faster, and has counted it; or nothing was made.
+            Counts::lock(self, kind)?.remove(number)?;
+        }
+        Ok(Some(made?.0))
     }
 
     fn shard(&self, kind: Kind, number: u8) -> PathBuf {
@@ -131,6 +128,19 @@ impl Counts {
 
     fn total(&self) -> u64 {
         (0..SHARDS).map(|shard| self.get(shard)).sum()
+    }
+
+    /// Counts one more; false where there are `most` already.
+    fn add(&mut self, shard: usize, most: u64) -> Result<bool, Error> {
+        if self.total() >= most {
+            return Ok(false);
+        }
+        self.set(shard, self.get(shard) + 1)?;
+        Ok(true)
+    }
+
+    fn remove(&mut self, shard: usize) -> Result<(), Error> {
+        self.set(shard, self.get(shard).saturating_sub(1))
     }
 
     fn set(&mut self, shard: usize, count: u64) -> Result<(), Error> {
