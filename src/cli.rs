@@ -30,7 +30,8 @@ Usage:
   uhst-relay ptth remove NAME        forget one
   uhst-relay ptth serve --relay URL --name NAME (--root DIR | --forward URL) [--listeners N] [--key-file FILE]
                                      be such a server: for the files of DIR, or for the web application at URL; the
-                                     key is in the environment variable PTTH_KEY or in FILE
+                                     key is in the environment variable PTTH_KEY or in FILE; N requests to the relay
+                                     wait at once (2; the published ptth_relay bears only 1)
   uhst-relay --help | --version
 
 Options for all of them:

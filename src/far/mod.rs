@@ -275,7 +275,12 @@ impl Worker {
             if let Some(length) = length {
                 post = post.header("Content-Length", length);
             }
-            match post.send(SendBody::from_reader(&mut body)).map(|answer| answer.status().as_u16()) {
+            let posted = post.send(SendBody::from_reader(&mut body)).map(|mut answer| {
+                // Once it is read, the connection can be used again.
+                let _ = io::copy(&mut answer.body_mut().as_reader().take(4096), &mut io::sink());
+                answer.status().as_u16()
+            });
+            match posted {
                 // 400: the client did not wait for it, or another far end was faster.
                 Ok(200..300 | 400) => return,
                 Ok(status) => {
