@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal};
 use uhst_relay::ptth::{Fields, HEAD_FIELD, Method, RequestHead, ResponseHead, Tripcode, Waiting, encode_list};
 
 use crate::bare::Bare;
-use crate::place::{Folder, LONG, kill, until};
+use crate::place::{Folder, LONG, give_to, is_root, kill, skip, until, web_user};
 use crate::serve::program;
 
 const MOUNT: &str = "/cgi-bin/relay.cgi";
@@ -574,4 +574,19 @@ fn a_server_is_registered_with_a_key_that_is_shown_once() {
     let check = relay.command_line(&["check"]).output().unwrap();
     assert!(String::from_utf8_lossy(&check.stdout).contains("ptth.json"));
     assert!(!relay.log().contains("panicked") && !relay.log().contains(&key), "{}", relay.log());
+}
+
+#[test]
+fn what_root_registers_the_web_servers_user_can_read_and_change() {
+    if !is_root() {
+        return skip("only root can register for another user");
+    }
+    let relay = Bare::new();
+    fs::create_dir(relay.data()).unwrap();
+    give_to(&relay.data(), web_user());
+    assert!(relay.command_line(&["ptth", "add", "first"]).output().unwrap().status.success(), "{}", relay.log());
+    let relay = relay.run_as(web_user());
+    assert!(relay.command_line(&["ptth", "add", "second"]).output().unwrap().status.success(), "{}", relay.log());
+    let list = relay.command_line(&["ptth", "list"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&list.stdout), "first\thidden\t\nsecond\thidden\t\n");
 }
