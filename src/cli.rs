@@ -3,6 +3,9 @@
 use crate::config::Settings;
 use crate::health;
 use crate::protocol;
+use crate::ptth::{ServerName, Tripcode};
+use crate::store::ptth::PtthServer;
+use crate::store::{self, Store};
 use crate::token::{ClientId, HostId, Token};
 use lexopt::{Arg, Parser, ValueExt};
 use std::error::Error;
@@ -21,6 +24,14 @@ Usage:
   uhst-relay sweep                   remove what is dead from the data folder, now
   uhst-relay token host ID           print a token that may listen as host ID
   uhst-relay token client ID [NAME]  print a token for a client of host ID
+  uhst-relay ptth add NAME [--display TEXT] [--listed]
+                                     register a server for PTTH, and show its key, once
+  uhst-relay ptth list               show the registered servers
+  uhst-relay ptth remove NAME        forget one
+  uhst-relay ptth serve --relay URL --name NAME (--root DIR | --forward URL) [--listeners N] [--key-file FILE]
+                                     be such a server: for the files of DIR, or for the web application at URL; the
+                                     key is in the environment variable PTTH_KEY or in FILE; N requests to the relay
+                                     wait at once (2; the published ptth_relay bears only 1)
   uhst-relay --help | --version
 
 Options for all of them:
@@ -39,6 +50,26 @@ enum Command {
     Check,
     Sweep,
     Token(Token),
+    Ptth(Ptth),
+}
+
+/// What is to be done about PTTH.
+enum Ptth {
+    Add { name: ServerName, display_name: Option<String>, listed: bool },
+    List,
+    Remove(ServerName),
+    Serve(FarOptions),
+}
+
+/// What the far end is told.
+#[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "this program has no far end"))]
+struct FarOptions {
+    relay: String,
+    name: ServerName,
+    root: Option<PathBuf>,
+    forward: Option<String>,
+    listeners: usize,
+    key_file: Option<PathBuf>,
 }
 
 /// Does what the arguments (without the program's name) say.
@@ -64,6 +95,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
         Command::Check => return check(data),
         Command::Sweep => settings(data).and_then(|settings| Ok(protocol::sweep_all(&settings)?)),
+        Command::Ptth(Ptth::Serve(options)) => far(options),
+        Command::Ptth(command) => settings(data).and_then(|settings| ptth(&Store::new(&settings.data_dir), command)),
         Command::Token(token) => settings(data).and_then(|settings| {
             println!("{}", protocol::uhst::mint(&settings, &token)?);
             Ok(())
@@ -72,7 +105,10 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say!("uhst-relay: {error}");
+            match error.downcast_ref::<store::Error>() {
+                Some(error) => error.log(),
+                None => say!("uhst-relay: {error}"),
+            }
             ExitCode::FAILURE
         }
     }
@@ -81,6 +117,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Command, Option<PathBuf>), lexopt::Error> {
     let mut parser = Parser::from_args(arguments);
     let (mut words, mut data, mut listen, mut quiet) = (Vec::new(), None, None, false);
+    let (mut display_name, mut is_listed, mut far) = (None, false, FarArguments::default());
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok((Command::Help, None)),
@@ -88,6 +125,14 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Command, Option<P
             Arg::Long("data") => data = Some(PathBuf::from(parser.value()?)),
             Arg::Long("listen") => listen = Some(parser.value()?.string()?),
             Arg::Long("quiet") => quiet = true,
+            Arg::Long("display") => display_name = Some(parser.value()?.string()?),
+            Arg::Long("listed") => is_listed = true,
+            Arg::Long("relay") => far.relay = Some(parser.value()?.string()?),
+            Arg::Long("name") => far.name = Some(server(&parser.value()?.string()?)?),
+            Arg::Long("root") => far.root = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("forward") => far.forward = Some(parser.value()?.string()?),
+            Arg::Long("listeners") => far.listeners = Some(parser.value()?.parse()?),
+            Arg::Long("key-file") => far.key_file = Some(PathBuf::from(parser.value()?)),
             Arg::Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
         }
@@ -106,13 +151,65 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Command, Option<P
         ["token", "client", id, name] => {
             Command::Token(Token::Client { host_id: host(id)?, client_id: client(name)?, registration: None })
         }
+        ["ptth", "add", name] => Command::Ptth(Ptth::Add {
+            name: server(name)?,
+            display_name: display_name.take(),
+            listed: std::mem::take(&mut is_listed),
+        }),
+        ["ptth", "list"] => Command::Ptth(Ptth::List),
+        ["ptth", "remove", name] => Command::Ptth(Ptth::Remove(server(name)?)),
+        ["ptth", "serve"] => Command::Ptth(Ptth::Serve(std::mem::take(&mut far).options()?)),
         [] => return Err("a command is missing".into()),
         [command, ..] => return Err(format!("this is not understood: {command}").into()),
     };
     if listen.is_some() || quiet {
         return Err("--listen and --quiet belong to serve".into());
     }
+    if display_name.is_some() || is_listed {
+        return Err("--display and --listed belong to ptth add".into());
+    }
+    if far != FarArguments::default() {
+        return Err("--relay, --name, --root, --forward, --listeners and --key-file belong to ptth serve".into());
+    }
     Ok((command, data))
+}
+
+fn server(name: &str) -> Result<ServerName, &'static str> {
+    ServerName::try_from(name.to_owned())
+}
+
+/// The arguments of `ptth serve`, as far as they were given.
+#[derive(Default, PartialEq)]
+struct FarArguments {
+    relay: Option<String>,
+    name: Option<ServerName>,
+    root: Option<PathBuf>,
+    forward: Option<String>,
+    listeners: Option<usize>,
+    key_file: Option<PathBuf>,
+}
+
+impl FarArguments {
+    fn options(self) -> Result<FarOptions, &'static str> {
+        if self.root.is_some() == self.forward.is_some() {
+            return Err("ptth serve needs either --root or --forward");
+        }
+        let relay = self.relay.ok_or("ptth serve needs --relay URL")?;
+        if !relay.starts_with("https://") && !relay.starts_with("http://") {
+            return Err("--relay begins with https:// or http://");
+        }
+        Ok(FarOptions {
+            relay: relay.trim_end_matches('/').to_owned(),
+            name: self.name.ok_or("ptth serve needs --name NAME")?,
+            root: self.root,
+            forward: self.forward,
+            listeners: match self.listeners.unwrap_or(2) {
+                number @ 1..=32 => number,
+                _ => return Err("--listeners is a number from 1 to 32"),
+            },
+            key_file: self.key_file,
+        })
+    }
 }
 
 fn settings(data: Option<PathBuf>) -> Result<Settings, Box<dyn Error>> {
@@ -142,6 +239,76 @@ fn serve(_: Option<&str>, _: Settings, _: bool) -> Result<(), Box<dyn Error>> {
     Err("this file was built for web servers, without serve: use one from cargo build --release".into())
 }
 
+fn ptth(store: &Store, command: Ptth) -> Result<(), Box<dyn Error>> {
+    match command {
+        Ptth::Add { name, display_name, listed } => {
+            let key = store::random_hex(32)?;
+            let server = PtthServer { tripcode: Tripcode::of(&key), display_name, listed };
+            let is_new = store.change_ptth_servers(|servers| {
+                let is_new = !servers.contains_key(&name);
+                if is_new {
+                    servers.insert(name.clone(), server);
+                }
+                is_new
+            })?;
+            if !is_new {
+                return Err(
+                    format!("there is a server {name} already: `uhst-relay ptth remove {name}` forgets it").into()
+                );
+            }
+            println!(
+                "{name} is registered. This is its key; it is shown only now, and kept nowhere:\n\n  {key}\n\n\
+                 On the machine that is to be reached, with the URL of this relay:\n\n  \
+                 PTTH_KEY={key} uhst-relay ptth serve --relay https://example.org/cgi-bin/relay.cgi --name {name} --root DIR"
+            );
+        }
+        Ptth::List => {
+            for (name, server) in store.ptth_servers()? {
+                let listed = if server.listed { "listed" } else { "hidden" };
+                println!("{name}\t{listed}\t{}", server.display_name.unwrap_or_default());
+            }
+        }
+        Ptth::Remove(name) => {
+            if store.change_ptth_servers(|servers| servers.remove(&name))?.is_none() {
+                return Err(format!("there is no server {name}").into());
+            }
+        }
+        Ptth::Serve(options) => return far(options),
+    }
+    Ok(())
+}
+
+#[cfg(feature = "serve")]
+fn far(options: FarOptions) -> Result<(), Box<dyn Error>> {
+    use crate::far::{FarEnd, Root, Source, Target, run};
+    // Never an argument: everybody on the machine can see those.
+    let key = match &options.key_file {
+        Some(file) => std::fs::read_to_string(file)
+            .map_err(|error| format!("the key in {} cannot be read: {error}", file.display()))?,
+        None => std::env::var("PTTH_KEY").map_err(|_| "the key is missing: set PTTH_KEY, or say --key-file FILE")?,
+    };
+    let key = key.trim().to_owned();
+    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("the key cannot be one: it is one word of letters and digits".into());
+    }
+    let source = match (&options.root, &options.forward) {
+        (Some(root), _) => Source::Files(
+            Root::new(root).map_err(|error| format!("the folder {} cannot be read: {error}", root.display()))?,
+        ),
+        (None, Some(url)) => Source::Forward(
+            Target::new(url).ok_or_else(|| format!("--forward {url} is no URL such as http://127.0.0.1:3000"))?,
+        ),
+        (None, None) => unreachable!("the arguments have one of them"),
+    };
+    run(FarEnd { relay: options.relay, name: options.name, key, source }, options.listeners)?;
+    Ok(())
+}
+
+#[cfg(not(feature = "serve"))]
+fn far(_: FarOptions) -> Result<(), Box<dyn Error>> {
+    Err("this file was built for web servers, without ptth serve: use one from cargo build --release".into())
+}
+
 fn check(data: Option<PathBuf>) -> ExitCode {
     let settings = Settings::read(data, || PathBuf::from("data"));
     if health::print(settings.as_ref()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -165,6 +332,11 @@ mod tests {
             &["token", "host", "123456"],
             &["token", "client", "123456"],
             &["token", "client", "123456", "anna"],
+            &["ptth", "add", "my-server", "--display", "My server", "--listed"],
+            &["ptth", "list"],
+            &["ptth", "remove", "my-server"],
+            &["ptth", "serve", "--relay", "https://a/b", "--name", "n", "--root", ".", "--listeners", "3"],
+            &["ptth", "serve", "--relay", "http://a", "--name", "n", "--forward", "http://b", "--key-file", "k"],
             &["--help"],
             &["-V"],
         ] {
@@ -178,6 +350,17 @@ mod tests {
             &["token", "host", ""],
             &["--listen", "x"],
             &["-x"],
+            &["ptth"],
+            &["ptth", "add"],
+            &["ptth", "add", "../n"],
+            &["ptth", "remove", "n", "--listed"],
+            &["ptth", "serve", "--relay", "http://a", "--name", "n"],
+            &["ptth", "serve", "--relay", "http://a", "--name", "n", "--root", ".", "--forward", "http://b"],
+            &["ptth", "serve", "--relay", "a", "--name", "n", "--root", "."],
+            &["ptth", "serve", "--relay", "http://a", "--name", "n", "--root", ".", "--listeners", "0"],
+            &["ptth", "serve", "--name", "n", "--root", "."],
+            &["ptth", "serve", "--relay", "http://a", "--root", "."],
+            &["sweep", "--root", "."],
         ] {
             assert!(!parses(arguments), "{arguments:?}");
         }

@@ -64,7 +64,8 @@ pub fn look(settings: Result<&Settings, &SettingError>) -> Vec<Check> {
             return vec![Check::problem("Settings", error.to_string(), cure)];
         }
     };
-    let probe = Store::new(&settings.data_dir).probe();
+    let store = Store::new(&settings.data_dir);
+    let probe = store.probe();
     let mut list = vec![Check::ok("Settings", "Every setting can be read.")];
     match &probe {
         Ok(findings) => list.extend([data_folder(*findings), locks(*findings), wake_ups(*findings)]),
@@ -72,6 +73,10 @@ pub fn look(settings: Result<&Settings, &SettingError>) -> Vec<Check> {
             error.log();
             list.push(unusable(error));
         }
+    }
+    if let Err(error @ Error::BadRegistry(_)) = store.ptth_servers() {
+        error.log();
+        list.push(unusable(&error));
     }
     list.push(clock(SystemTime::now(), probe.map_or(Duration::ZERO, |findings| findings.clocks_apart)));
     list
@@ -174,6 +179,11 @@ fn unusable(error: &Error) -> Check {
         Error::BadSecret => {
             Check::problem(NAME, "The file `secret` in it is damaged.", "Remove it, and a new one is made.")
         }
+        Error::BadRegistry(_) => Check::problem(
+            "PTTH servers",
+            error.to_string(),
+            "Correct it by hand, the relay's log says what is wrong; or remove it, and register the servers anew.",
+        ),
         Error::Io(cause) if Errno::from_io_error(cause).is_some_and(|errno| NO_LOCKS.contains(&errno)) => {
             no_locks("Locks")
         }

@@ -13,6 +13,8 @@
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
 //! - [`sse`]: how an event stream is fed, kept alive and ended, whatever the protocol.
 //! - [`transfer`]: how a body gets from one process to another through a pipe, whatever the protocol.
+//! - [`ptth`]: what the two ends of PTTH (HTTP backwards) say to each other, names and keys.
+//! - `far` (only with `serve`): the far end of PTTH, a small HTTP server that needs no open port.
 //! - [`health`]: whether everything the relay needs works, and what to do where it does not.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
@@ -38,9 +40,12 @@ fn write_to_log(line: &str) {
 
 pub mod cli;
 pub mod config;
+#[cfg(feature = "serve")]
+pub mod far;
 pub mod gateway;
 pub mod health;
 pub mod protocol;
+pub mod ptth;
 pub mod sse;
 pub mod store;
 pub mod token;

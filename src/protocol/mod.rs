@@ -111,7 +111,9 @@ fn store_status(error: &store::Error) -> Status {
         store::Error::DiskFull(_) => Status::InsufficientStorage,
         store::Error::QueueFull(_) => Status::TooManyRequests,
         store::Error::Busy => Status::ServiceUnavailable,
-        store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret => Status::InternalServerError,
+        store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret | store::Error::BadRegistry(_) => {
+            Status::InternalServerError
+        }
     }
 }
 

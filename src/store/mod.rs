@@ -6,6 +6,8 @@
 //!   settings.conf               optional, see the config module
 //!   secret                      what tokens are signed with, unless JWT_SECRET is set
 //!   secret.lock                 held by whoever makes the secret
+//!   ptth.json                   the servers of PTTH
+//!   ptth.lock                   held by whoever changes them
 //!   sweep                       when the last sweep was, and where it stopped
 //!   probe/                      here while somebody looks at the health of the disk
 //!   hosts/counts                how many sessions each shard has
@@ -39,6 +41,7 @@ pub mod folder;
 pub mod mailbox;
 pub mod pipe;
 pub mod probe;
+pub mod ptth;
 pub mod queue;
 pub mod session;
 mod shelf;
@@ -69,6 +72,8 @@ pub enum Error {
     Io(io::Error),
     /// `data/secret` is too short to be a secret.
     BadSecret,
+    /// `data/ptth.json` cannot be read as what it should be.
+    BadRegistry(serde_json::Error),
 }
 
 /// A queue's limit that is reached.
@@ -98,6 +103,13 @@ impl fmt::Display for Error {
             }
             Self::BadSecret => f.write_str(
                 "The file 'secret' in the relay's data folder is damaged: remove it, and a new one is made.",
+            ),
+            // Where, but not what: a stranger may be reading this.
+            Self::BadRegistry(cause) => write!(
+                f,
+                "The file 'ptth.json' in the relay's data folder cannot be read from line {}, column {} on.",
+                cause.line(),
+                cause.column()
             ),
         }
     }
@@ -132,6 +144,7 @@ impl Error {
             Self::DiskFull(cause) | Self::Unusable(cause) | Self::Io(cause) => {
                 say!("uhst-relay: {self} [{cause}]");
             }
+            Self::BadRegistry(cause) => say!("uhst-relay: {self} [{cause}]"),
             Self::Busy | Self::BadSecret => say!("uhst-relay: {self}"),
         }
     }

@@ -101,6 +101,7 @@ mod web;
 
 mod cgi;
 mod endurance;
+mod far;
 mod faults;
 mod limits;
 mod presence;

@@ -32,7 +32,7 @@ pub struct Serve {
 }
 
 /// `uhst-relay` with these arguments, and without anything of the test's own environment.
-fn program(arguments: &[&str]) -> Command {
+pub fn program(arguments: &[&str]) -> Command {
     // --pdeathsig: when the test is killed, so is the server.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_uhst-relay")]).args(arguments);

@@ -1,0 +1,406 @@
+//! The files of a folder, for whoever asks: parts of them (RFC 9110, 14), what has changed since (13), and lists of
+//! folders.
+//!
+//! Nothing outside the folder can be reached: the kernel itself resolves each path below it (`openat2`), so that neither
+//! `..` nor a symbolic link leads out, however it is written and whoever changes it meanwhile.
+
+use super::Answer;
+use crate::ptth::{Method, RequestHead};
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
+use std::fmt::Write as _;
+use std::fs::{File, Metadata};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// How many entries of a folder are listed.
+const MOST_ENTRIES: usize = 10_000;
+
+/// A folder whose files are given to everybody.
+pub struct Root(File);
+
+impl Root {
+    /// The folder at `path`.
+    ///
+    /// # Errors
+    /// When it is none, or cannot be read.
+    pub fn new(path: &Path) -> std::io::Result<Self> {
+        Ok(Self(
+            File::options()
+                .read(true)
+                .custom_flags((OFlags::DIRECTORY | OFlags::CLOEXEC).bits().cast_signed())
+                .open(path)?,
+        ))
+    }
+
+    pub(super) fn answer(&self, request: &RequestHead) -> Answer {
+        let answer = self.find(request);
+        if request.method == Method::Head { answer.head_only() } else { answer }
+    }
+
+    fn find(&self, request: &RequestHead) -> Answer {
+        let (path, query) = match request.uri.split_once('?') {
+            Some((path, query)) => (path, format!("?{query}")),
+            None => (request.uri.as_str(), String::new()),
+        };
+        let Some(mut place) = place(path) else { return not_found() };
+        let mut found = self.open(&place);
+        if let Ok((_, about)) = &found
+            && about.is_dir()
+        {
+            if !path.ends_with('/') {
+                // Relative, because the client knows this path under a longer one.
+                let name = urlencoding::encode_binary(place.file_name().unwrap_or_default().as_bytes()).into_owned();
+                return Answer::sentence(307, "This is a folder.").field("location", format!("./{name}/{query}"));
+            }
+            place.push("index.html");
+            found = match self.open(&place) {
+                Err(Errno::NOENT) => {
+                    place.pop();
+                    return found.map_or_else(failure, |(folder, _)| list(&folder, &place));
+                }
+                other => other,
+            };
+        } else if path.ends_with('/') {
+            return not_found();
+        }
+        match found {
+            Ok((file, about)) if about.is_file() => send(file, &about, &place, request),
+            Ok(_) => not_found(),
+            Err(error) => failure(error),
+        }
+    }
+
+    /// Opens what is at `place`, unless it is outside.
+    fn open(&self, place: &Path) -> Result<(File, Metadata), Errno> {
+        // NONBLOCK: opening a FIFO would wait for somebody to write to it.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let mut tries = 0;
+        let file = loop {
+            tries += 1;
+            match openat2(&self.0, place, flags, Mode::empty(), inside) {
+                // Somebody renamed a folder at that moment.
+                Err(Errno::AGAIN) if tries < 10 => {}
+                // A kernel before 5.6, or a sandbox that does not know the call.
+                Err(Errno::NOSYS | Errno::PERM) => break open_without_links(&self.0, place, flags)?,
+                other => break File::from(other?),
+            }
+        };
+        let about = file.metadata().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok((file, about))
+    }
+}
+
+/// Opens one part of the path after the other, and no symbolic link.
+fn open_without_links(root: &File, place: &Path, flags: OFlags) -> Result<File, Errno> {
+    let mut at = root.try_clone().map_err(|_| Errno::MFILE)?;
+    for part in place {
+        at = openat(&at, part, flags | OFlags::NOFOLLOW, Mode::empty())?.into();
+    }
+    Ok(at)
+}
+
+/// The place of a path below the root; `None` for one that has none: hidden files, and names that a file cannot have.
+fn place(path: &str) -> Option<PathBuf> {
+    let mut place = PathBuf::from(".");
+    for part in path.strip_prefix('/')?.split('/') {
+        let name = urlencoding::decode_binary(part.as_bytes());
+        if name.is_empty() {
+            // The end of a folder's path; elsewhere it is as good as one slash.
+            continue;
+        }
+        // A dot at the beginning hides a file, and `..` and `.` begin with one as well.
+        if name.starts_with(b".") || name.contains(&b'/') || name.contains(&0) {
+            return None;
+        }
+        place.push(std::ffi::OsStr::from_bytes(&name));
+    }
+    Some(place)
+}
+
+fn not_found() -> Answer {
+    Answer::sentence(404, "There is nothing here.")
+}
+
+fn failure(error: Errno) -> Answer {
+    match error {
+        // XDEV: it would lead out of the folder.
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG | Errno::NXIO => not_found(),
+        Errno::ACCESS => Answer::sentence(403, "The server may not read this."),
+        error => {
+            say!("uhst-relay: a file cannot be read: {error}");
+            Answer::sentence(500, "The server cannot read this.")
+        }
+    }
+}
+
+/// A file, or what was asked for of it.
+fn send(mut file: File, about: &Metadata, place: &Path, request: &RequestHead) -> Answer {
+    let size = about.len();
+    let changed = about.modified().unwrap_or(UNIX_EPOCH);
+    // To the nanosecond, so that two contents of the same length in one second differ.
+    let tag = format!("\"{:x}-{:x}.{:x}-{size:x}\"", about.ino(), about.mtime(), about.mtime_nsec());
+    let asked = |name: &str| request.fields.get(name);
+    let with_validators = |answer: Answer| {
+        answer
+            .field("etag", &tag)
+            .field("last-modified", httpdate::fmt_http_date(changed))
+            .field("cache-control", "no-cache")
+    };
+    let is_known = match (asked("if-none-match"), asked("if-modified-since")) {
+        (Some(tags), _) => {
+            tags.split(',').map(str::trim).any(|known| known == "*" || known.trim_start_matches("W/") == tag)
+        }
+        (None, Some(date)) => {
+            httpdate::parse_http_date(date).is_ok_and(|date| whole_seconds(changed) <= whole_seconds(date))
+        }
+        (None, None) => false,
+    };
+    if is_known {
+        return with_validators(Answer::new(304));
+    }
+    // A part of another version would be mixed with what the client has already (RFC 9110, 13.1.5).
+    let is_same = asked("if-range").is_none_or(|known| {
+        known == tag || httpdate::parse_http_date(known).is_ok_and(|date| whole_seconds(date) == whole_seconds(changed))
+    });
+    let range = asked("range")
+        .filter(|_| is_same && request.method == Method::Get)
+        .map_or(Range::Whole, |asked| range(asked, size));
+    let (first, length, status) = match range {
+        Range::Whole => (0, size, 200),
+        Range::Part { first, last } => (first, last - first + 1, 206),
+        Range::Outside => {
+            return Answer::sentence(416, "The file is shorter.").field("content-range", format!("bytes */{size}"));
+        }
+    };
+    if first > 0 && file.seek(SeekFrom::Start(first)).is_err() {
+        return Answer::sentence(500, "The server cannot read this.");
+    }
+    let answer = with_validators(Answer::new(status))
+        .field("content-type", content_type(place))
+        .field("x-content-type-options", "nosniff")
+        .field("accept-ranges", "bytes")
+        .body(length, file.take(length));
+    if status == 206 {
+        answer.field("content-range", format!("bytes {first}-{}/{size}", first + length - 1))
+    } else {
+        answer
+    }
+}
+
+fn whole_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What of a file is asked for.
+#[derive(Debug, PartialEq, Eq)]
+enum Range {
+    Whole,
+    /// From byte `first` to byte `last`, that one included.
+    Part {
+        first: u64,
+        last: u64,
+    },
+    Outside,
+}
+
+/// Reads a range (RFC 9110, 14.1.2). Several of them, other units and what is none at all mean the whole file.
+fn range(asked: &str, size: u64) -> Range {
+    let number =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+    let Some((first, last)) = asked.trim().strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
+        return Range::Whole;
+    };
+    match (number(first), number(last)) {
+        (Some(first), Some(last)) if first > last => Range::Whole,
+        (Some(first), _) if first >= size && (last.is_empty() || number(last).is_some()) => Range::Outside,
+        (Some(first), Some(last)) => Range::Part { first, last: last.min(size - 1) },
+        (Some(first), None) if last.is_empty() => Range::Part { first, last: size - 1 },
+        (None, Some(0)) if first.is_empty() => Range::Outside,
+        (None, Some(_)) if first.is_empty() && size == 0 => Range::Outside,
+        (None, Some(count)) if first.is_empty() => Range::Part { first: size - count.min(size), last: size - 1 },
+        _ => Range::Whole,
+    }
+}
+
+/// A page with the entries of a folder.
+fn list(folder: &File, place: &Path) -> Answer {
+    let entries = match Dir::read_from(folder) {
+        Ok(entries) => entries,
+        Err(error) => return failure(error),
+    };
+    let mut names: Vec<(Vec<u8>, bool)> = entries
+        .flatten()
+        .filter(|entry| !entry.file_name().to_bytes().starts_with(b"."))
+        .map(|entry| (entry.file_name().to_bytes().to_vec(), entry.file_type() == FileType::Directory))
+        .take(MOST_ENTRIES + 1)
+        .collect();
+    let is_cut = names.len() > MOST_ENTRIES;
+    names.truncate(MOST_ENTRIES);
+    names.sort();
+    let mut title = String::from("/");
+    place.iter().skip_while(|part| *part == ".").for_each(|part| {
+        let _ = write!(title, "{}/", part.to_string_lossy());
+    });
+    let title = escape(&title);
+    let mut page = format!(
+        "<!DOCTYPE html>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
+         <title>{title}</title>\n<h1>{title}</h1>\n<ul>\n"
+    );
+    if title != "/" {
+        page += "<li><a href=\"../\">../</a></li>\n";
+    }
+    for (name, is_folder) in names {
+        let slash = if is_folder { "/" } else { "" };
+        let link = urlencoding::encode_binary(&name);
+        let _ = writeln!(
+            page,
+            "<li><a href=\"./{link}{slash}\">{}{slash}</a></li>",
+            escape(&String::from_utf8_lossy(&name))
+        );
+    }
+    page += "</ul>\n";
+    if is_cut {
+        let _ = writeln!(page, "<p>There are more than {MOST_ENTRIES}; these are some of them.</p>");
+    }
+    Answer::new(200)
+        .field("content-type", "text/html; charset=utf-8")
+        .field("cache-control", "no-cache")
+        .field("content-security-policy", "default-src 'none'")
+        .bytes(page.into_bytes())
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+}
+
+/// By the name's ending; what is not known is just bytes.
+fn content_type(place: &Path) -> &'static str {
+    let ending = place.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match ending.as_str() {
+        "html" | "htm" => "text/html; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "txt" | "md" | "log" => "text/plain; charset=utf-8",
+        "csv" => "text/csv; charset=utf-8",
+        "json" | "map" => "application/json",
+        "xml" => "application/xml",
+        "webmanifest" => "application/manifest+json",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "webp" => "image/webp",
+        "avif" => "image/avif",
+        "ico" => "image/x-icon",
+        "woff2" => "font/woff2",
+        "woff" => "font/woff",
+        "ttf" => "font/ttf",
+        "mp3" => "audio/mpeg",
+        "ogg" | "oga" | "opus" => "audio/ogg",
+        "wav" => "audio/wav",
+        "flac" => "audio/flac",
+        "mp4" | "m4v" => "video/mp4",
+        "webm" => "video/webm",
+        "pdf" => "application/pdf",
+        "wasm" => "application/wasm",
+        "zip" => "application/zip",
+        "gz" | "tgz" => "application/gzip",
+        _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_range_is_a_part_of_the_file_or_none() {
+        let part = |first, last| Range::Part { first, last };
+        for (asked, size, wanted) in [
+            ("bytes=0-0", 10, part(0, 0)),
+            ("bytes=2-5", 10, part(2, 5)),
+            ("bytes=2-", 10, part(2, 9)),
+            ("bytes=2-99", 10, part(2, 9)),
+            ("bytes=-3", 10, part(7, 9)),
+            ("bytes=-99", 10, part(0, 9)),
+            ("bytes=10-", 10, Range::Outside),
+            ("bytes=10-11", 10, Range::Outside),
+            ("bytes=-0", 10, Range::Outside),
+            ("bytes=0-", 0, Range::Outside),
+            ("bytes=-1", 0, Range::Outside),
+            ("bytes=5-2", 10, Range::Whole),
+            ("bytes=0-1,3-4", 10, Range::Whole),
+            ("bytes=-", 10, Range::Whole),
+            ("bytes=", 10, Range::Whole),
+            ("bytes=+1-2", 10, Range::Whole),
+            ("bytes=1-x", 10, Range::Whole),
+            ("bytes=99-x", 10, Range::Whole),
+            ("lines=1-2", 10, Range::Whole),
+            ("bytes=0-99999999999999999999999", 10, Range::Whole),
+        ] {
+            assert_eq!(range(asked, size), wanted, "{asked} of {size}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_hidden_or_leads_elsewhere_has_no_place() {
+        for path in [
+            "",
+            "a",
+            "/..",
+            "/a/../b",
+            "/%2e%2e/a",
+            "/.%2E/a",
+            "/a/..%2fb",
+            "/a%2fb",
+            "/.git/config",
+            "/%2ehidden",
+            "/a%00",
+            "/./a",
+        ] {
+            assert_eq!(place(path), None, "{path}");
+        }
+        assert_eq!(place("/"), Some("./".into()));
+        assert_eq!(place("/a%20b/c/"), Some("./a b/c".into()));
+        assert_eq!(place("//etc/passwd"), Some("./etc/passwd".into()));
+        assert_eq!(place("/a..b"), Some("./a..b".into()));
+    }
+
+    #[test]
+    fn without_openat2_links_are_not_followed_at_all() {
+        let dir = std::env::temp_dir().join(format!("uhst-relay-far-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("folder")).unwrap();
+        std::fs::write(dir.join("folder/file"), "x").unwrap();
+        std::os::unix::fs::symlink("folder", dir.join("link")).unwrap();
+        let root = Root::new(&dir).unwrap();
+        let open = |place: &str| open_without_links(&root.0, Path::new(place), OFlags::RDONLY).map(drop);
+        assert_eq!(open("./folder/file"), Ok(()));
+        assert_eq!(open("."), Ok(()));
+        assert!(open("./link/file").is_err() && open("./link").is_err());
+        assert!(root.open(Path::new("./link/file")).is_ok(), "a link that stays inside is as good as its target");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_is_inside_the_file(asked in "bytes=[0-9]{0,3}-[0-9]{0,3}", size in 0..200_u64) {
+            if let Range::Part { first, last } = range(&asked, size) {
+                prop_assert!(first <= last && last < size);
+            }
+        }
+
+        #[test]
+        fn no_path_leads_out(path in "(/|\\.|%2e|%2F|a|%00|%){0,12}") {
+            if let Some(place) = place(&format!("/{path}")) {
+                let normal = |part| matches!(part, std::path::Component::CurDir | std::path::Component::Normal(_));
+                prop_assert!(place.components().all(normal));
+            }
+        }
+    }
+}

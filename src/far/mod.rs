@@ -1,0 +1,360 @@
+//! The far end of PTTH: asks the relay for requests, answers them from a folder or from another HTTP server, and posts the
+//! answers. It only makes connections and takes none, so that it works behind any firewall.
+//!
+//! A few listeners ask at the same time, each answer has a thread, and there are only so many of those: while all are
+//! at work nobody asks, so requests wait at the relay, where another far end of the same name may take them.
+
+mod files;
+mod forward;
+
+pub use files::Root;
+pub use forward::Target;
+
+use crate::gateway;
+use crate::ptth::{self, Fields, HEAD_FIELD, KEY_FIELD, PREFIX, RequestHead, ResponseHead, ServerName, StatusCode};
+use crate::ptth::{Method, Waiting};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::fmt::Display;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+use ureq::{Agent, SendBody};
+
+/// How many answers are given at once.
+const MOST_ANSWERS: usize = 64;
+
+/// How long one question may take: the relay says that there is nothing (204) long before.
+const LISTEN_TIME: Duration = Duration::from_secs(60);
+
+/// How long to wait until the relay takes the next bytes of an answer, and then until it says that the client has them
+/// all, which it does when a slow client has read what is on its way.
+const WRITE_TIME: Duration = Duration::from_secs(600);
+const DELIVERY_TIME: Duration = Duration::from_secs(3600);
+
+/// How long to wait before asking a relay again that did not answer as it should.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long answers may go on once the process is asked to stop.
+const STOP_TIME: Duration = Duration::from_secs(4);
+
+/// An answer of which less than this has been read may be given again on another connection: the relay takes only one.
+const REPEATABLE: u64 = 64 * 1024;
+
+/// Where answers come from.
+pub enum Source {
+    /// The files of a folder.
+    Files(Root),
+    /// Another HTTP server.
+    Forward(Target),
+}
+
+/// What it needs to know.
+pub struct FarEnd {
+    /// The relay's own URL, without a slash at its end.
+    pub relay: String,
+    /// The name by which it is reached.
+    pub name: ServerName,
+    /// What proves that.
+    pub key: String,
+    /// Where answers come from.
+    pub source: Source,
+}
+
+/// The answer to one request.
+struct Answer {
+    head: ResponseHead,
+    /// How many bytes follow, where that is known.
+    length: Option<u64>,
+    body: Box<dyn Read>,
+}
+
+impl Answer {
+    fn new(status: u16) -> Self {
+        let status = StatusCode::new(status).expect("it stands in this program");
+        Self { head: ResponseHead { status, fields: Fields::default() }, length: Some(0), body: Box::new(io::empty()) }
+    }
+
+    /// A sentence for a person.
+    fn sentence(status: u16, sentence: &str) -> Self {
+        let text = format!("{sentence}\n").into_bytes();
+        Self::new(status).field("content-type", "text/plain; charset=utf-8").bytes(text)
+    }
+
+    /// With a field, if it is one.
+    fn field(mut self, name: &str, value: impl Display) -> Self {
+        let _ = self.head.fields.add(name, value.to_string().as_bytes());
+        self
+    }
+
+    fn bytes(self, bytes: Vec<u8>) -> Self {
+        let length = bytes.len() as u64;
+        self.body(length, io::Cursor::new(bytes))
+    }
+
+    fn body(mut self, length: u64, body: impl Read + 'static) -> Self {
+        self.length = Some(length);
+        self.body = Box::new(body);
+        self.field("content-length", length)
+    }
+
+    /// Without its body, but with the fields that tell of it (RFC 9110, 9.3.2).
+    fn head_only(mut self) -> Self {
+        self.length = Some(0);
+        self.body = Box::new(io::empty());
+        self
+    }
+}
+
+/// Works until the process is asked to stop.
+///
+/// # Errors
+/// When it cannot begin, or the relay refuses the name or its key.
+pub fn run(far: FarEnd, listeners: usize) -> Result<(), String> {
+    gateway::catch_signals().map_err(|error| format!("cannot catch signals: {error}"))?;
+    say!("uhst-relay: waiting for requests to {} at {}", far.name, far.relay);
+    let worker = Arc::new(Worker {
+        listen_url: format!("{}/{PREFIX}/http_listen/{}", far.relay, far.name),
+        response_url: format!("{}/{PREFIX}/http_response/", far.relay),
+        listening: agent(LISTEN_TIME, LISTEN_TIME),
+        answering: agent(WRITE_TIME, DELIVERY_TIME),
+        is_away: AtomicBool::new(false),
+        answers: Counter::default(),
+        far,
+    });
+    let (report, end) = mpsc::channel();
+    let stopped = report.clone();
+    for number in 0..listeners {
+        let (worker, report) = (Arc::clone(&worker), report.clone());
+        start(format!("listener {number}"), move || report.send(Err(worker.listen())))?;
+    }
+    let stop = gateway::stop_signal().ok_or("signals are not caught")?;
+    start("stop".into(), move || {
+        while poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], None).is_err() {}
+        stopped.send(Ok(()))
+    })?;
+    let ended = end.recv().unwrap_or(Ok(()));
+    if ended.is_ok() {
+        worker.answers.wait_for_fewer_than(1, Some(Instant::now() + STOP_TIME));
+    }
+    ended
+}
+
+fn start<T: Send + 'static>(name: String, work: impl FnOnce() -> T + Send + 'static) -> Result<(), String> {
+    let started = std::thread::Builder::new().name(name).spawn(work);
+    started.map(drop).map_err(|error| format!("cannot start a thread: {error}"))
+}
+
+/// A client of the relay. No redirect is followed: the key is for the relay alone.
+fn agent(write_time: Duration, read_time: Duration) -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("uhst-relay/", env!("CARGO_PKG_VERSION")))
+        .timeout_connect(Some(Duration::from_secs(20)))
+        .timeout_per_write(Some(write_time))
+        .timeout_per_read(Some(read_time))
+        .max_idle_connections_per_host(8)
+        // Servers and proxies close idle connections after five seconds, or later.
+        .max_idle_age(Duration::from_secs(3))
+        .build()
+        .into()
+}
+
+struct Worker {
+    far: FarEnd,
+    listen_url: String,
+    response_url: String,
+    listening: Agent,
+    answering: Agent,
+    /// Whether the relay did not answer the last time, which is said once.
+    is_away: AtomicBool,
+    answers: Counter,
+}
+
+/// Why there are no requests.
+enum Trouble {
+    /// It may be over later.
+    Passing(String),
+    /// It is not.
+    Refused(String),
+}
+
+impl Worker {
+    /// Asks for requests until the relay refuses, and says why it did.
+    fn listen(self: &Arc<Self>) -> String {
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            self.answers.wait_for_fewer_than(MOST_ANSWERS, None);
+            let asked = Instant::now();
+            match self.ask() {
+                Ok(requests) => {
+                    if self.is_away.swap(false, Ordering::Relaxed) {
+                        say!("uhst-relay: the relay is there again");
+                    }
+                    pause = SHORTEST_PAUSE;
+                    if requests.is_empty() {
+                        // A relay that does not wait is not asked without a break.
+                        std::thread::sleep(SHORTEST_PAUSE.saturating_sub(asked.elapsed()));
+                    }
+                    for request in requests {
+                        self.answer_in_a_thread(request);
+                    }
+                }
+                Err(Trouble::Refused(reason)) => return reason,
+                Err(Trouble::Passing(reason)) => {
+                    if !self.is_away.swap(true, Ordering::Relaxed) {
+                        say!("uhst-relay: {reason} Trying again until the relay is there.");
+                    }
+                    std::thread::sleep(pause);
+                    pause = (2 * pause).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// One question to the relay.
+    fn ask(&self) -> Result<Vec<Waiting>, Trouble> {
+        let asked = self.listening.get(&self.listen_url).header(KEY_FIELD, &self.far.key).call();
+        let mut answer = asked.map_err(|error| Trouble::Passing(format!("The relay cannot be reached ({error}).")))?;
+        match answer.status().as_u16() {
+            200 => {
+                let mut list = Vec::new();
+                let mut body = answer.body_mut().as_reader().take(ptth::MAX_LIST as u64 + 1);
+                body.read_to_end(&mut list)
+                    .map_err(|error| Trouble::Passing(format!("The relay's answer broke off ({error}).")))?;
+                ptth::decode_list(&list)
+                    .map_err(|error| Trouble::Passing(format!("The relay's answer is not PTTH's. {error}")))
+            }
+            204 => Ok(Vec::new()),
+            401 => Err(Trouble::Refused(format!(
+                "the relay knows no server {name} with this key: `uhst-relay ptth add {name}` there registers it, and \
+                 shows its key",
+                name = self.far.name
+            ))),
+            403 => Err(Trouble::Refused(format!(
+                "the relay got no key: something on the way to {} removes the header field {KEY_FIELD}, or it is no relay",
+                self.far.relay
+            ))),
+            status if (300..400).contains(&status) => {
+                let place = answer.headers().get("location").and_then(|place| place.to_str().ok()).unwrap_or("?");
+                Err(Trouble::Refused(format!("the relay is not at {} any more but at {place}", self.far.relay)))
+            }
+            404 => Err(Trouble::Passing(format!("There is no relay with PTTH at {} (404).", self.far.relay))),
+            status => Err(Trouble::Passing(format!("The relay answers with status {status}."))),
+        }
+    }
+
+    fn answer_in_a_thread(self: &Arc<Self>, request: Waiting) {
+        self.answers.wait_for_fewer_than(MOST_ANSWERS, None);
+        let (worker, counted) = (Arc::clone(self), self.answers.count());
+        let started = start("answer".into(), move || {
+            worker.answer(&request);
+            drop(counted);
+            // Only now, because the counter is the worker's.
+            drop(worker);
+        });
+        if let Err(error) = started {
+            say!("uhst-relay: a request stays without an answer: {error}");
+        }
+    }
+
+    /// Answers a request.
+    fn answer(&self, request: &Waiting) {
+        for is_last in [false, true] {
+            let Answer { head, length, body } = self.far.source.answer(&request.head);
+            let mut body = Counted { body, count: 0 };
+            let mut post = self
+                .answering
+                .post(format!("{}{}", self.response_url, urlencoding::encode(&request.id)))
+                .header(KEY_FIELD, &self.far.key)
+                .header(HEAD_FIELD, head.encode())
+                .content_type("application/octet-stream");
+            if let Some(length) = length {
+                post = post.header("Content-Length", length);
+            }
+            let posted = post.send(SendBody::from_reader(&mut body)).map(|mut answer| {
+                // Once it is read, the connection can be used again.
+                let _ = io::copy(&mut answer.body_mut().as_reader().take(4096), &mut io::sink());
+                answer.status().as_u16()
+            });
+            match posted {
+                // 400: the client did not wait for it, or another far end was faster.
+                Ok(200..300 | 400) => return,
+                Ok(status) => {
+                    say!("uhst-relay: the relay did not take an answer: status {status}");
+                    return;
+                }
+                // Most often the client has gone in the middle.
+                Err(_) if body.count > REPEATABLE => return,
+                Err(error) if is_last => say!("uhst-relay: an answer did not reach the relay: {error}"),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl Source {
+    fn answer(&self, request: &RequestHead) -> Answer {
+        // The relay passes on nothing else, and what has a body would need one.
+        if !matches!(request.method, Method::Get | Method::Head) {
+            return Answer::sentence(405, "Only GET and HEAD are possible here.").field("allow", "GET, HEAD");
+        }
+        match self {
+            Self::Files(root) => root.answer(request),
+            Self::Forward(target) => target.answer(request),
+        }
+    }
+}
+
+/// Counts what is read.
+struct Counted {
+    body: Box<dyn Read>,
+    count: u64,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.body.read(buffer)?;
+        self.count += read as u64;
+        Ok(read)
+    }
+}
+
+/// How many there are of something.
+#[derive(Clone, Default)]
+struct Counter(Arc<(Mutex<usize>, Condvar)>);
+
+/// One of them, until it is dropped.
+struct One(Counter);
+
+impl Counter {
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) -> One {
+        *self.lock() += 1;
+        One(self.clone())
+    }
+
+    fn wait_for_fewer_than(&self, most: usize, until: Option<Instant>) {
+        let mut count = self.lock();
+        while *count >= most {
+            let left = until.map_or(LISTEN_TIME, |until| until.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return;
+            }
+            count = self.0.1.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        *self.0.lock() -= 1;
+        self.0.0.1.notify_all();
+    }
+}

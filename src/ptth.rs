@@ -1,0 +1,661 @@
+//! PTTH, HTTP backwards: what its two ends say to each other.
+//!
+//! A server behind a firewall (the far end) asks the relay for requests and posts its answers. Both are `MessagePack` as
+//! `rmp-serde` wrote it when the published programs were made: a structure is an array, an enumeration's variant is a
+//! map from its number to nil, and bytes are an array of integers. To the byte, because those programs are strict.
+//!
+//! Names of header fields are lower case. A map has a name once, so several fields of a name become one list (RFC 9110,
+//! 5.3), except for `set-cookie`, which cannot be a list: its name comes several times.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use std::fmt;
+
+/// The first part of the paths that only far ends use.
+pub const PREFIX: &str = "7ZSFUKGV";
+
+/// The header field that holds a far end's key.
+pub const KEY_FIELD: &str = "X-ApiKey";
+
+/// The header field of an answer that holds its head ([`ResponseHead`]).
+pub const HEAD_FIELD: &str = "X-PTTH-2LJYXWC4";
+
+/// How many bytes a list of requests may have.
+pub const MAX_LIST: usize = 8 << 20;
+
+/// How many requests a list may have.
+pub const MAX_REQUESTS: usize = 1000;
+
+/// How many bytes a head may have, as `MessagePack`. Base64 makes a third more of it.
+pub const MAX_HEAD: usize = 64 << 10;
+
+/// How many header fields a head may have.
+pub const MAX_FIELDS: usize = 200;
+
+/// Why something that was received is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireError {
+    /// Larger than its limit.
+    TooLarge,
+    /// The head of an answer is not base64.
+    NotBase64,
+    /// Not the `MessagePack` that is expected.
+    Malformed,
+    /// A header field that cannot be passed on: its name is no token, or its value has a control character.
+    BadField,
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLarge => "It is larger than PTTH allows.",
+            Self::NotBase64 => "X-PTTH-2LJYXWC4 is not base64.",
+            Self::Malformed => "It is not MessagePack as PTTH has it.",
+            Self::BadField => "A header field in it has a name or a value that HTTP does not allow.",
+        })
+    }
+}
+
+impl std::error::Error for WireError {}
+
+/// The methods that have a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are HTTP's own names")]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+}
+
+impl Method {
+    const ALL: [(Self, &str); 4] = [(Self::Get, "GET"), (Self::Head, "HEAD"), (Self::Post, "POST"), (Self::Put, "PUT")];
+
+    /// The method of that name, in capitals; `None` where PTTH has no number for it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known)| *known == name).map(|(method, _)| *method)
+    }
+
+    /// Its name, in capitals.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
+/// The status of an answer: 200 to 599.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusCode(u16);
+
+impl StatusCode {
+    /// Those that have a number; the published programs know no others.
+    const NUMBERED: [u16; 11] = [200, 204, 206, 304, 307, 400, 403, 404, 405, 416, 500];
+
+    /// `None` for what cannot be a final status (RFC 9110, 15).
+    #[must_use]
+    pub fn new(code: u16) -> Option<Self> {
+        (200..600).contains(&code).then_some(Self(code))
+    }
+
+    /// The three digits.
+    #[must_use]
+    pub fn code(self) -> u16 {
+        self.0
+    }
+}
+
+/// Header fields, by lower-case name, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields(Vec<(String, Vec<u8>)>);
+
+impl Fields {
+    /// Adds a field; to the list of one that is there already, unless it is `set-cookie`.
+    ///
+    /// # Errors
+    /// [`WireError::BadField`] for a name that is no token (RFC 9110, 5.6.2) or a value with a control character.
+    pub fn add(&mut self, name: &str, value: &[u8]) -> Result<(), WireError> {
+        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let is_content = |byte: &u8| *byte == b'\t' || !byte.is_ascii_control();
+        if name.is_empty() || !name.bytes().all(is_token) || !value.iter().all(is_content) {
+            return Err(WireError::BadField);
+        }
+        let name = name.to_ascii_lowercase();
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, list)) if name != "set-cookie" => {
+                list.extend_from_slice(b", ");
+                list.extend_from_slice(value);
+            }
+            _ => self.0.push((name, value.to_vec())),
+        }
+        Ok(())
+    }
+
+    /// The value of the first field of that (lower-case) name, where it is text.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(known, _)| *known == name).and_then(|(_, value)| std::str::from_utf8(value).ok())
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
+    /// Removes what concerns one connection only and must not be passed on (RFC 9110, 7.6.1).
+    pub fn remove_hop_by_hop(&mut self) {
+        const ALWAYS: [&str; 9] = [
+            "connection",
+            "keep-alive",
+            "proxy-authenticate",
+            "proxy-authorization",
+            "proxy-connection",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+        ];
+        let connection = self.get("connection").unwrap_or_default().to_ascii_lowercase();
+        let named: Vec<_> = connection.split(',').map(str::trim).collect();
+        self.0.retain(|(name, _)| !ALWAYS.contains(&name.as_str()) && !named.contains(&name.as_str()));
+    }
+
+    /// Removes the fields of that (lower-case) name.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(known, _)| known != name);
+    }
+}
+
+/// The head of a request to a server.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RequestHead {
+    /// What to do.
+    pub method: Method,
+    /// Path and query, as the server sees them: beginning with `/`.
+    pub uri: String,
+    /// The header fields.
+    pub fields: Fields,
+}
+
+/// A request that waits for its server.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Waiting {
+    /// What the answer is posted to.
+    pub id: String,
+    /// The request itself. It has no body.
+    pub head: RequestHead,
+}
+
+/// The head of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ResponseHead {
+    /// How it went.
+    pub status: StatusCode,
+    /// The header fields.
+    pub fields: Fields,
+}
+
+/// The body of `http_listen`.
+#[must_use]
+pub fn encode_list(requests: &[Waiting]) -> Vec<u8> {
+    encode(&requests)
+}
+
+/// Reads the body of `http_listen`.
+///
+/// # Errors
+/// What it is not.
+pub fn decode_list(bytes: &[u8]) -> Result<Vec<Waiting>, WireError> {
+    let Requests(list) = decode(bytes, MAX_LIST)?;
+    Ok(list)
+}
+
+impl ResponseHead {
+    /// The value of [`HEAD_FIELD`].
+    #[must_use]
+    pub fn encode(&self) -> String {
+        STANDARD.encode(encode(self))
+    }
+
+    /// Reads the value of [`HEAD_FIELD`].
+    ///
+    /// # Errors
+    /// What it is not. [`WireError::BadField`] is a well-formed head that no client can be given.
+    pub fn decode(value: &str) -> Result<Self, WireError> {
+        if value.len() > MAX_HEAD.div_ceil(3) * 4 {
+            return Err(WireError::TooLarge);
+        }
+        decode(&STANDARD.decode(value).map_err(|_| WireError::NotBase64)?, MAX_HEAD)
+    }
+}
+
+fn encode(value: &impl Serialize) -> Vec<u8> {
+    rmp_serde::to_vec(value).expect("memory takes everything, and every length is known")
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, WireError> {
+    if bytes.len() > limit {
+        return Err(WireError::TooLarge);
+    }
+    let mut rest = bytes;
+    let mut reader = rmp_serde::Deserializer::new(&mut rest);
+    // Far more than the five levels there are.
+    reader.set_max_depth(16);
+    let value = T::deserialize(&mut reader).map_err(|error| match error {
+        rmp_serde::decode::Error::Syntax(said) if said == TOO_LARGE => WireError::TooLarge,
+        rmp_serde::decode::Error::Syntax(said) if said == BAD_FIELD => WireError::BadField,
+        _ => WireError::Malformed,
+    })?;
+    if rest.is_empty() { Ok(value) } else { Err(WireError::Malformed) }
+}
+
+// A visitor can only fail with words; by these `decode` knows them again.
+const TOO_LARGE: &str = "too large";
+const BAD_FIELD: &str = "bad field";
+
+/// Writes the variant of that number.
+fn serialize_variant<S: Serializer>(serializer: S, number: usize) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(1))?;
+    map.serialize_entry(&number, &())?;
+    map.end()
+}
+
+/// Reads the number of a variant out of its map.
+fn variant_in<'de, A: MapAccess<'de>>(mut map: A) -> Result<usize, A::Error> {
+    let (number, ()) = map.next_entry()?.ok_or_else(|| de::Error::custom("no variant"))?;
+    if map.next_key::<usize>()?.is_some() {
+        return Err(de::Error::custom("two variants"));
+    }
+    Ok(number)
+}
+
+impl Serialize for Method {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_variant(serializer, *self as usize)
+    }
+}
+
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Method;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a method")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Method, A::Error> {
+                let number = variant_in(map)?;
+                Method::ALL.get(number).map(|(method, _)| *method).ok_or_else(|| de::Error::custom("unknown method"))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+impl Serialize for StatusCode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match Self::NUMBERED.iter().position(|code| *code == self.0) {
+            Some(number) => serialize_variant(serializer, number),
+            None => serializer.serialize_u16(self.0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StatusCode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = StatusCode;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<StatusCode, A::Error> {
+                let number = variant_in(map)?;
+                StatusCode::NUMBERED
+                    .get(number)
+                    .map(|code| StatusCode(*code))
+                    .ok_or_else(|| de::Error::custom("unknown status"))
+            }
+
+            fn visit_u64<E: de::Error>(self, code: u64) -> Result<StatusCode, E> {
+                u16::try_from(code).ok().and_then(StatusCode::new).ok_or_else(|| E::custom("not a status"))
+            }
+
+            fn visit_i64<E: de::Error>(self, code: i64) -> Result<StatusCode, E> {
+                u16::try_from(code).ok().and_then(StatusCode::new).ok_or_else(|| E::custom("not a status"))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("header fields")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields::default();
+                let mut count = 0;
+                while let Some((name, value)) = map.next_entry::<String, Vec<u8>>()? {
+                    count += 1;
+                    if count > MAX_FIELDS {
+                        return Err(de::Error::custom(TOO_LARGE));
+                    }
+                    fields.add(&name, &value).map_err(|_| de::Error::custom(BAD_FIELD))?;
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Reader)
+    }
+}
+
+/// A list of requests that is not longer than it may be.
+struct Requests(Vec<Waiting>);
+
+impl<'de> Deserialize<'de> for Requests {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Requests;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("requests")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Requests, A::Error> {
+                let mut list = Vec::new();
+                while let Some(request) = seq.next_element()? {
+                    if list.len() == MAX_REQUESTS {
+                        return Err(de::Error::custom(TOO_LARGE));
+                    }
+                    list.push(request);
+                }
+                Ok(Requests(list))
+            }
+        }
+        deserializer.deserialize_seq(Reader)
+    }
+}
+
+/// The name of a server: 1 to 64 letters, digits, `-`, `_` and `.`, not beginning with a dot. So it is a part of a path
+/// as it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub struct ServerName(String);
+
+impl ServerName {
+    /// `None` for what cannot be one.
+    #[must_use]
+    pub fn new(name: &str) -> Option<Self> {
+        let is_good = (1..=64).contains(&name.len())
+            && !name.starts_with('.')
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        is_good.then(|| Self(name.to_owned()))
+    }
+
+    /// The name itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for ServerName {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        Self::new(&name).ok_or("a name is 1 to 64 letters, digits, '-', '_' and '.', and does not begin with a dot")
+    }
+}
+
+/// What the relay keeps of a server's key: its BLAKE3 hash, as base64. Two are compared in constant time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Tripcode(blake3::Hash);
+
+impl Tripcode {
+    /// That of a key. A key is random, so its hash tells nothing about it.
+    #[must_use]
+    pub fn of(key: &str) -> Self {
+        Self(blake3::hash(key.as_bytes()))
+    }
+}
+
+impl From<Tripcode> for String {
+    fn from(tripcode: Tripcode) -> Self {
+        STANDARD.encode(tripcode.0.as_bytes())
+    }
+}
+
+impl TryFrom<String> for Tripcode {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let bytes = STANDARD.decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        bytes.map(|bytes| Self(bytes.into())).ok_or("a tripcode is 32 bytes as base64, 44 characters")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// As the published relay sent it.
+    const LISTENED: &str = "9192ba30314d37593132573151594d58334b4e4643454142315653314e938100c0a72f66696c65732f84\
+        a4686f73749e3132372e302e302e313a34303030aa757365722d6167656e749b6375726c2f372e38382e31b0736f6d65636c69656e746865\
+        616465729568656c6c6fa6616363657074932a2f2a";
+
+    /// As the published server sent it.
+    const ANSWERED: &str = "koEAwIKsY29udGVudC10eXBl3AAYdGV4dC9odG1sOyBjaGFyc2V0PVVURi04rmNvbnRlbnQtbGVuZ3RokTI=";
+
+    fn fields(pairs: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::default();
+        for (name, value) in pairs {
+            fields.add(name, value.as_bytes()).unwrap();
+        }
+        fields
+    }
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
+        digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap()).collect()
+    }
+
+    fn response(status: u16, fields: Fields) -> ResponseHead {
+        ResponseHead { status: StatusCode::new(status).unwrap(), fields }
+    }
+
+    #[test]
+    fn a_list_of_requests_is_what_the_published_relay_sends() {
+        let request = Waiting {
+            id: "01M7Y12W1QYMX3KNFCEAB1VS1N".into(),
+            head: RequestHead {
+                method: Method::Get,
+                uri: "/files/".into(),
+                fields: fields(&[
+                    ("Host", "127.0.0.1:4000"),
+                    ("User-Agent", "curl/7.88.1"),
+                    ("SomeClientHeader", "hello"),
+                    ("Accept", "*/*"),
+                ]),
+            },
+        };
+        assert_eq!(encode_list(std::slice::from_ref(&request)), bytes(LISTENED));
+        assert_eq!(decode_list(&bytes(LISTENED)).unwrap(), [request]);
+        assert_eq!(encode_list(&[]), [0x90]);
+    }
+
+    #[test]
+    fn the_head_of_an_answer_is_what_the_published_server_sends() {
+        let head = response(200, fields(&[("content-type", "text/html; charset=UTF-8"), ("content-length", "2")]));
+        assert_eq!(head.encode(), ANSWERED);
+        assert_eq!(ResponseHead::decode(ANSWERED).unwrap(), head);
+    }
+
+    #[test]
+    fn the_eleven_statuses_have_their_numbers_and_others_are_integers() {
+        for (number, code) in (0..).zip(StatusCode::NUMBERED) {
+            let packed = [&[0x92, 0x81, number, 0xc0, 0x80][..]].concat();
+            assert_eq!(response(code, Fields::default()).encode(), STANDARD.encode(packed));
+            // Somebody else's plain integer.
+            let [high, low] = code.to_be_bytes();
+            let plain = STANDARD.encode([0x92, 0xcd, high, low, 0x80]);
+            assert_eq!(ResponseHead::decode(&plain).unwrap().status.code(), code);
+        }
+        assert_eq!(response(502, Fields::default()).encode(), STANDARD.encode([0x92, 0xcd, 0x01, 0xf6, 0x80]));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_refused() {
+        let decode = |bytes: &[u8]| ResponseHead::decode(&STANDARD.encode(bytes)).unwrap_err();
+        for malformed in [
+            &b""[..],
+            &[0x92],
+            &[0x92, 0x81, 11, 0xc0, 0x80],                    // no such status
+            &[0x92, 0x82, 0, 0xc0, 1, 0xc0, 0x80],            // two of them
+            &[0x92, 0x80, 0x80],                              // none
+            &[0x92, 0xcd, 0, 199, 0x80],                      // not a final one
+            &[0x92, 0xcd, 2, 88, 0x80],                       // 600
+            &[0x92, 0xff, 0x80],                              // -1
+            &[0x92, 0x81, 0, 0xc0, 0x80, 0],                  // something behind it
+            &[0x92, 0x81, 0, 0xc0, 0xdf, 255, 255, 255, 255], // four thousand million fields
+            &[0x92, 0x81, 0, 0xc0, 0x81, 0xdb, 255, 255, 255, 255],
+        ] {
+            assert_eq!(decode(malformed), WireError::Malformed, "{malformed:x?}");
+        }
+        for (name, value) in [("", b'x'), ("a b", b'x'), ("a:", b'x'), ("a", b'\n'), ("a", b'\r'), ("a", 0), ("a", 127)]
+        {
+            let head = [
+                &[0x92, 0x81, 0, 0xc0, 0x81, 0xa0 + u8::try_from(name.len()).unwrap()],
+                name.as_bytes(),
+                &[0x91, value],
+            ]
+            .concat();
+            assert_eq!(decode(&head), WireError::BadField, "{name:?}: {value}");
+        }
+        let mut many = vec![0x92, 0x81, 0, 0xc0, 0xde, 1, 0];
+        (0..256).for_each(|_| many.extend([0xa1, b'a', 0x90]));
+        assert_eq!(decode(&many), WireError::TooLarge);
+        assert_eq!(decode(&vec![0; MAX_HEAD + 1]), WireError::TooLarge);
+        assert_eq!(ResponseHead::decode("%"), Err(WireError::NotBase64));
+        let long = [&[0xdc, 0x27, 0x10][..], &[0x92, 0xa0, 0x93, 0x81, 0, 0xc0, 0xa0, 0x80].repeat(10_000)].concat();
+        assert_eq!(decode_list(&long), Err(WireError::TooLarge));
+    }
+
+    #[test]
+    fn fields_of_one_name_are_a_list_but_cookies_stay_apart() {
+        let head = response(200, fields(&[("A", "1"), ("Set-Cookie", "x"), ("a", "2"), ("set-cookie", "y")]));
+        let read = ResponseHead::decode(&head.encode()).unwrap();
+        let read: Vec<_> = read.fields.iter().collect();
+        assert_eq!(read, [("a", &b"1, 2"[..]), ("set-cookie", b"x"), ("set-cookie", b"y")]);
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_not_passed_on() {
+        let mut some = fields(&[
+            ("Connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("transfer-encoding", "chunked"),
+            ("keep-alive", "1"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("content-length", "5"),
+            ("x-open", "1"),
+        ]);
+        some.remove_hop_by_hop();
+        assert_eq!(some, fields(&[("content-length", "5"), ("x-open", "1")]));
+    }
+
+    #[test]
+    fn a_tripcode_is_what_the_published_relay_has() {
+        let tripcode = Tripcode::of("PlaypenCausalPlatformCommodeImproveCatalyze");
+        assert_eq!(String::from(tripcode), "A9rPwZyY89Ag4TJjMoyYA2NeGOm99Je6rq1s0rg8PfY=");
+        assert_eq!(Tripcode::try_from(String::from(tripcode)), Ok(tripcode));
+        assert_ne!(Tripcode::of("another"), tripcode);
+        for wrong in ["", "A9rPwZyY", "A9rPwZyY89Ag4TJjMoyYA2NeGOm99Je6rq1s0rg8PfY", "PlaypenCausal"] {
+            assert!(Tripcode::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_name_can_stand_in_a_path() {
+        for good in ["a", "aliens_wildland", "A-1.example", &"n".repeat(64)] {
+            assert_eq!(ServerName::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", ".a", "a/b", "a b", "ä", "a%", "a\n", &"n".repeat(65)] {
+            assert_eq!(ServerName::new(bad), None, "{bad}");
+        }
+    }
+
+    fn any_fields() -> impl Strategy<Value = Fields> {
+        proptest::collection::vec(("[a-z-]{1,9}", "[ -~\u{80}-\u{ff}]{0,40}"), 0..9).prop_map(|pairs| {
+            let mut fields = Fields::default();
+            for (name, value) in &pairs {
+                fields.add(name, value.as_bytes()).unwrap();
+            }
+            fields
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sent_is_read(
+            requests in proptest::collection::vec(("[!-~]{0,40}", 0..4_usize, "/[!-~]{0,40}", any_fields()), 0..5),
+            status in 200..600_u16,
+            fields in any_fields(),
+        ) {
+            let waiting = |(id, method, uri, fields)| {
+                let (method, _): (Method, _) = Method::ALL[method];
+                Waiting { id, head: RequestHead { method, uri, fields } }
+            };
+            let requests: Vec<_> = requests.into_iter().map(waiting).collect();
+            prop_assert_eq!(decode_list(&encode_list(&requests)).unwrap(), requests);
+            let head = response(status, fields);
+            prop_assert_eq!(ResponseHead::decode(&head.encode()).unwrap(), head);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_list(&bytes);
+            let _ = ResponseHead::decode(&STANDARD.encode(&bytes));
+            let _ = ResponseHead::decode(&String::from_utf8_lossy(&bytes));
+        }
+
+        #[test]
+        fn a_damaged_message_is_read_or_refused(at in any::<prop::sample::Index>(), byte in any::<u8>(), end in any::<prop::sample::Index>()) {
+            let mut list = bytes(LISTENED);
+            let at = at.index(list.len());
+            list[at] = byte;
+            let _ = decode_list(&list);
+            list.truncate(end.index(list.len()));
+            let _ = decode_list(&list);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The servers that may be reached through PTTH: `ptth.json`, which a person may edit.
+//!
+//! ```text
+//! {
+//!   "my-server": { "tripcode": "A9rPwZyY89Ag4TJjMoyYA2NeGOm99Je6rq1s0rg8PfY=", "displayName": "My server", "listed": true }
+//! }
+//! ```
+
+use super::{Error, Store, folder, private_file, replace};
+use crate::ptth::{ServerName, Tripcode};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, fchown};
+use std::path::Path;
+
+/// A registered server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PtthServer {
+    /// What its key is known by. The key itself is nowhere.
+    pub tripcode: Tripcode,
+    /// What it is called where servers are listed; its name, if nothing else is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<String>,
+    /// Whether it is listed for everybody who asks.
+    #[serde(default)]
+    pub listed: bool,
+}
+
+/// The registered servers by name.
+pub type PtthServers = BTreeMap<ServerName, PtthServer>;
+
+const FILE: &str = "ptth.json";
+
+impl Store {
+    /// The registered servers; none where there is no file.
+    ///
+    /// # Errors
+    /// [`Error::BadRegistry`] for a file that somebody has edited and that cannot be read now.
+    pub fn ptth_servers(&self) -> Result<PtthServers, Error> {
+        match std::fs::read(self.root.join(FILE)) {
+            Ok(text) => serde_json::from_slice(&text).map_err(Error::BadRegistry),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PtthServers::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Changes the registered servers, with nobody else at it, and says what `change` says.
+    ///
+    /// # Errors
+    /// When they cannot be read or written; they are as they were then.
+    pub fn change_ptth_servers<T>(&self, change: impl FnOnce(&mut PtthServers) -> T) -> Result<T, Error> {
+        let lock = self.with_root(Path::new(""), || Ok(private_file(&self.root.join("ptth.lock"))?))?;
+        self.give_away(&lock)?;
+        folder::lock_in_time(&lock)?;
+        let mut servers = self.ptth_servers()?;
+        let said = change(&mut servers);
+        let mut text = serde_json::to_vec_pretty(&servers).map_err(io::Error::other)?;
+        text.push(b'\n');
+        let beside = self.root.join("ptth.json.new");
+        // Made first, so that it has the right owner when it takes its place.
+        self.give_away(&private_file(&beside)?)?;
+        replace(&self.root.join(FILE), &beside, &text)?;
+        Ok(said)
+    }
+
+    /// Gives a file to the owner of the data folder: what root registers, the web server's user must be able to read.
+    fn give_away(&self, file: &File) -> io::Result<()> {
+        let (folder, own) = (std::fs::metadata(&self.root)?, file.metadata()?);
+        if own.uid() == folder.uid() {
+            return Ok(());
+        }
+        match fchown(file, Some(folder.uid()), Some(folder.gid())) {
+            // Whoever is not root may still be allowed to write there, and gives nothing away.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_dir::TestDir;
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn name(text: &str) -> ServerName {
+        ServerName::new(text).unwrap()
+    }
+
+    fn server(key: &str) -> PtthServer {
+        PtthServer { tripcode: Tripcode::of(key), display_name: None, listed: false }
+    }
+
+    #[test]
+    fn what_is_registered_is_kept_and_what_is_removed_is_gone() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        assert_eq!(store.ptth_servers().unwrap(), PtthServers::new());
+        let shown = PtthServer { display_name: Some("A \"name\"".into()), listed: true, ..server("k2") };
+        store.change_ptth_servers(|servers| servers.insert(name("a"), server("k1"))).unwrap();
+        store.change_ptth_servers(|servers| servers.insert(name("b"), shown.clone())).unwrap();
+        let kept = store.ptth_servers().unwrap();
+        assert_eq!(kept, [(name("a"), server("k1")), (name("b"), shown)].into());
+        let mode = std::fs::metadata(dir.join("data/ptth.json")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(store.change_ptth_servers(|servers| servers.remove(&name("a"))).unwrap().is_some());
+        assert_eq!(store.ptth_servers().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn nobody_loses_what_another_registers_at_the_same_time() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let store = &store;
+                scope.spawn(move || {
+                    for number in 0..5 {
+                        let name = name(&format!("server-{thread}-{number}"));
+                        store.change_ptth_servers(|servers| servers.insert(name, server("k"))).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(store.ptth_servers().unwrap().len(), 40);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_and_left_alone() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let tripcode = String::from(Tripcode::of("k"));
+        std::fs::create_dir(dir.join("data")).unwrap();
+        for wrong in [
+            String::new(),
+            "[]".into(),
+            "{\"a\":".into(),
+            format!("{{\"a/b\":{{\"tripcode\":\"{tripcode}\"}}}}"),
+            format!("{{\"a\":{{\"tripcode\":\"{tripcode}\",\"lsited\":true}}}}"),
+            "{\"a\":{\"tripcode\":\"hidden-word\"}}".into(),
+            "{\"a\":{}}".into(),
+        ] {
+            std::fs::write(dir.join("data/ptth.json"), &wrong).unwrap();
+            let error = store.ptth_servers().unwrap_err().to_string();
+            assert!(error.contains("ptth.json") && error.contains("line") && !error.contains("hidden"), "{error}");
+            store.change_ptth_servers(|_| panic!("there is nothing to change")).unwrap_err();
+            assert_eq!(std::fs::read_to_string(dir.join("data/ptth.json")).unwrap(), wrong);
+        }
+        let shortest = format!("{{\"a\":{{\"tripcode\":\"{tripcode}\"}}}}");
+        std::fs::write(dir.join("data/ptth.json"), shortest).unwrap();
+        assert_eq!(store.ptth_servers().unwrap()[&name("a")], server("k"));
+    }
+}
