@@ -461,7 +461,9 @@ impl Room {
             } else {
                 expect_refusal(reply);
             }
-            if relay.get(&format!("token={}", self.client.token)).status == 401 {
+            // Not with GET: that would take the stream away, where all is well by now.
+            let query = format!("token={}", self.client.token);
+            if relay.call(&Call { method: "HEAD", query: &query, ..Call::default() }).status == 401 {
                 let client = relay.listening_client(&self.id);
                 self.client = Party::new(client.token, client.stream);
             }
