@@ -173,6 +173,13 @@ fn wait_for_receiver(sender: &Sender, place: &Place, client: Client<'_>) -> End 
     }
 }
 
+/// Ends a body that has broken off, and gives the receiver's client a moment to take what there is of it.
+pub fn settle(sender: &mut Sender) {
+    sender.end();
+    let _ =
+        wait_for(&mut vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())], Duration::from_secs(1));
+}
+
 /// A receiver whose pipe is removed leaves too.
 fn receiver_left(place: &Place) -> End {
     if place.is_gone() { End::Removed } else { End::ReceiverLeft }
@@ -202,6 +209,7 @@ fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
 /// Gives what comes out of a pipe to the client: `length` bytes where that is known, else up to the end.
 pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>) {
     let mut delivery = Delivery { left: length, buffer: Vec::new(), from: 0 };
+    out.begin_transfer();
     // From here on the sender knows that its head has gone out.
     let mut noted = receiver.took(0);
     let mut trouble_told = false;

@@ -7,7 +7,7 @@ use super::{BODY_TIME, Body, Client, Content, Framing, Outgoing, Reply, Request,
 use crate::config::Settings;
 use crate::protocol;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 use std::fmt::Write as _;
 use std::io::{self, Read};
@@ -29,20 +29,19 @@ const HEAD_FIELDS: usize = 100;
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How long a client may take none of an answer's bytes.
 const WRITE_TIME: Duration = Duration::from_secs(30);
-/// How long sent bytes may stay unacknowledged, in milliseconds, before a connection counts as broken.
-const USER_TIMEOUT: u32 = 30_000;
 /// The longest line of a chunk's size, with its extensions, and the most bytes of trailer fields.
 const CHUNK_LINE_SIZE: usize = 256;
 const TRAILER_SIZE: usize = 8 * 1024;
 /// An unread body up to this size, or up to what the relay takes, is read for the sake of the connection; behind a longer
 /// one it is closed.
 const WORTH_DRAINING: u64 = 256 * 1024;
+/// And no longer than this: the answer waits for it.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// How much is received at once; what a body can take more of goes straight to its place.
 const RECEIVE_SIZE: usize = 8 * 1024;
 /// So many connections above the limit are refused at leisure; any more are cut off behind the refusal.
 const MOST_REFUSED: usize = 100;
-/// What a stream takes: its socket, its presence, its wake-up. And what is kept for files that are open for a moment.
-const DESCRIPTORS_OF_STREAM: u64 = 3;
+/// No fewer descriptors are kept for those who are connected: a stream needs two more, a sender through a pipe four.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// A thread's stack with its guards, its memory, and a large body.
 const MAPS_OF_THREAD: u64 = 5;
@@ -112,7 +111,7 @@ impl Listening {
                 let (stream, peer) = listener.accept()?;
                 stream.set_nodelay(true)?;
                 // A client whose power was cut says nothing; its machine stops acknowledging.
-                let _ = sockopt::set_tcp_user_timeout(&stream, USER_TIMEOUT);
+                super::set_patience(stream.as_fd(), false);
                 (stream.into(), Some(peer.ip().to_canonical()))
             }
             Self::Unix(listener, ..) => (listener.accept()?.0.into(), None),
@@ -182,11 +181,8 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
         Listening::Tcp(listener) => Address::Tcp(listener.local_addr()?),
         Listening::Unix(_, path, _) => Address::Unix(path.clone()),
     });
-    // Whoever has a connection shall have what a stream needs.
-    let most = settings
-        .max_connections
-        .min(descriptors.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS_OF_STREAM)
-        .min(memory_maps() / MAPS_OF_THREAD);
+    let spare = SPARE_DESCRIPTORS.max(descriptors / 8);
+    let most = settings.max_connections.min(memory_maps() / MAPS_OF_THREAD);
     let most = usize::try_from(most.max(1)).unwrap_or(usize::MAX);
     let server = Arc::new(Server {
         settings,
@@ -218,7 +214,9 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
         };
         let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(HEAD_TIME));
         let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(WRITE_TIME));
-        let is_refused = server.connections.load(Ordering::Acquire) >= most;
+        // The lowest number that is free tells how many are in use: whoever has a connection shall have what he needs.
+        let is_last = u64::try_from(socket.as_raw_fd()).is_ok_and(|number| number + spare >= descriptors);
+        let is_refused = is_last || server.connections.load(Ordering::Acquire) >= most;
         if is_refused && server.refused.load(Ordering::Acquire) >= MOST_REFUSED {
             refuse(&socket);
             continue;
@@ -526,8 +524,9 @@ impl Head {
     fn field(&self, name: &str) -> Option<String> {
         let mut values = self.fields.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let first = values.next()?.to_owned();
-        // RFC 9110, 5.3: several lines of a field are one list.
-        Some(values.fold(first, |list, value| list + ", " + value)).filter(|value| !value.is_empty())
+        // RFC 9110, 5.3: several lines of a field are one list; RFC 9113, 8.2.3, of cookies.
+        let separator = if name == "cookie" { "; " } else { ", " };
+        Some(values.fold(first, |list, value| list + separator + value)).filter(|value| !value.is_empty())
     }
 
     fn keeps_alive(&self) -> bool {
@@ -758,7 +757,9 @@ impl Connection {
                 self.buffer.shrink_to_fit();
                 let mut outgoing = Outgoing::new(self.socket.as_fd(), framing, written.is_err());
                 produce(&mut outgoing);
-                outgoing.finish(WRITE_TIME) && keep_alive
+                let is_whole = outgoing.finish(WRITE_TIME);
+                super::set_patience(self.socket.as_fd(), false);
+                is_whole && keep_alive
             }
         }
     }
@@ -861,6 +862,8 @@ impl BodyReader<'_> {
         if self.failed.is_some() || self.expects {
             return false;
         }
+        // Whoever is slower than that cannot have the connection kept.
+        self.until = self.until.min(Instant::now() + DRAIN_TIME);
         let read = io::copy(&mut self.take(most), &mut io::sink());
         read.is_ok() && self.part == BodyPart::Length(0)
     }
@@ -868,7 +871,19 @@ impl BodyReader<'_> {
     /// Before a read that may block.
     fn await_more(&mut self) -> io::Result<()> {
         self.ask()?;
-        if self.waits && Instant::now() > self.until { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+        if !self.waits {
+            return Ok(());
+        }
+        // The socket's own time limit is for all that have more time than it.
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left < HEAD_TIME {
+            let mut socket = [PollFd::new(&*self.connection.socket, PollFlags::IN)];
+            super::poll_for(&mut socket, left);
+            if socket[0].revents().is_empty() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        Ok(())
     }
 
     fn fill(&mut self) -> io::Result<()> {

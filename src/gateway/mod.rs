@@ -269,13 +269,23 @@ impl fmt::Display for Status {
     }
 }
 
+/// A `poll` that a signal does not end early: whoever waits would take that for the end of the time.
+fn poll_for(fds: &mut [PollFd<'_>], limit: Duration) {
+    let until = Instant::now() + limit;
+    let mut left = limit;
+    while poll(fds, Some(&Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 })))
+        == Err(rustix::io::Errno::INTR)
+    {
+        left = until.saturating_duration_since(Instant::now());
+    }
+}
+
 /// Sleeps until one of `fds` is ready, which they then tell, the process is asked to stop, or `limit` is over.
 #[must_use]
 pub fn wait_for(fds: &mut Vec<PollFd<'_>>, limit: Duration) -> Woken {
     let count = fds.len();
     fds.extend(stop_signal().map(|stop| PollFd::from_borrowed_fd(stop, PollFlags::IN)));
-    let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 });
-    let _ = poll(fds, Some(&limit));
+    poll_for(fds, limit);
     let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
     let is_stopped = fds.drain(count..).any(|stop| is_ready(&stop));
     match is_stopped {
@@ -417,9 +427,7 @@ impl<'a> Client<'a> {
         fds.push(PollFd::from_borrowed_fd(self.fd, wanted));
         fds.push(PollFd::from_borrowed_fd(stop.unwrap_or(self.fd), wanted_of_stop));
         fds.extend_from_slice(others);
-        let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 });
-        // Interrupted by a signal: the next one has it in the stop pipe.
-        let _ = poll(&mut fds, Some(&limit));
+        poll_for(&mut fds, limit);
         let (client, stop) = (fds[0].revents(), fds[1].revents());
         if stop.contains(PollFlags::IN) {
             Woken::Stopped
@@ -457,6 +465,8 @@ pub struct Outgoing<'a> {
     delimiter: Vec<u8>,
     /// How much of the chunk's content is still to come.
     chunk: usize,
+    /// Whether [`Outgoing::splice`] does not block.
+    can_splice: bool,
 }
 
 impl<'a> Outgoing<'a> {
@@ -464,7 +474,7 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn new(fd: BorrowedFd<'a>, framing: Framing, broken: bool) -> Self {
         let client = Client::new(fd, framing != Framing::WebServer);
-        Self { client, framing, broken, delimiter: Vec::new(), chunk: 0 }
+        Self { client, framing, broken, delimiter: Vec::new(), chunk: 0, can_splice: false }
     }
 
     /// Whether the way to the client is our own socket, and not a web server's.
@@ -513,11 +523,27 @@ impl<'a> Outgoing<'a> {
         }
     }
 
+    /// To be called before a body of any length: its client may take little at a time, and pause for long, and
+    /// [`Outgoing::splice`] may be used where it does not block.
+    pub fn begin_transfer(&mut self) {
+        // Linux waits for room in a socket whatever the flags of `splice` say, and keeps the pipe locked meanwhile. A
+        // web server's, which it shares with us, cannot be made non-blocking.
+        self.can_splice = if self.client.is_own {
+            set_patience(self.client.fd, true)
+        } else {
+            use rustix::fs::{FileType, fstat};
+            fstat(self.client.fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+        };
+    }
+
     /// Moves bytes from a pipe to the client, past this process's memory and without waiting for either, and says how many
     /// are on their way: none where the client can take none, or has gone. `None` where they have to be
     /// [written](Outgoing::write).
     pub fn splice(&mut self, pipe: BorrowedFd<'_>) -> Option<u64> {
         const MOST: usize = 1 << 20;
+        if !self.can_splice {
+            return None;
+        }
         let there = usize::try_from(rustix::io::ioctl_fionread(pipe).ok()?).ok()?.min(MOST);
         let most = match self.framing {
             Framing::WebServer | Framing::UntilClose => there,
@@ -616,6 +642,22 @@ impl<'a> Outgoing<'a> {
             _ => false,
         }
     }
+}
+
+/// Has our own socket leave it to others when a transfer takes too long, and never block; or not. False where it cannot.
+#[cfg(feature = "serve")]
+fn set_patience(socket: BorrowedFd<'_>, is_patient: bool) -> bool {
+    /// How long sent bytes may stay unacknowledged, in milliseconds, before a connection counts as broken. Linux also
+    /// counts a client that keeps its window shut.
+    const USER_TIMEOUT: u32 = 60_000;
+    // Not a TCP socket, perhaps.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(socket, if is_patient { 0 } else { USER_TIMEOUT });
+    rustix::io::ioctl_fionbio(socket, is_patient).is_ok()
+}
+
+#[cfg(not(feature = "serve"))]
+fn set_patience(_: BorrowedFd<'_>, _: bool) -> bool {
+    false
 }
 
 #[cfg(feature = "serve")]

@@ -511,8 +511,9 @@ struct Listening<'a> {
 impl Care<Feed> for Listening<'_> {
     fn round(&mut self, feed: &mut Feed, standing: Standing) -> Result<bool, store::Error> {
         let Desk { settings, store } = self.desk;
-        // A look without the lock, at what is nearly always the case.
+        // A look without the lock, at what is nearly always the case. A registered user has a lifetime of his own.
         let is_kept = standing == Standing::Listening
+            && !self.user.is_some_and(User::is_registered)
             && store.bus_touched(self.name)?.is_some_and(|touched| self.desk.is_fresh(touched));
         if !is_kept {
             let bus = match self.user {

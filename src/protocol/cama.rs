@@ -398,8 +398,19 @@ impl Relay<'_> {
         if !record.is_secure {
             return Err(Refusal::BasicSession);
         }
+        let is_another = record.guest.is_some_and(|guest| guest != address);
         duplex.set_record(DuplexRecord { guest: Some(address), ..record })?;
+        if is_another {
+            // The one before may be waiting, or in the middle of something.
+            duplex.pipe(Party::Guest.receives()).send_receiver_away()?;
+            duplex.pipe(Party::Guest.sends()).send_senders_away()?;
+        }
         Ok(Reply::empty(Status::Ok))
+    }
+
+    /// Why somebody has lost his place.
+    fn sent_away(&self, id: &str) -> Result<Refusal, Refusal> {
+        Ok(if self.store.duplex(id)?.is_some() { Refusal::NotTheGuest } else { Refusal::Removed })
     }
 
     // ---- DELETE /cama/session/ID
@@ -419,7 +430,7 @@ impl Relay<'_> {
             duplex.touch()?;
             duplex.pipe(pipe).receive()?.ok_or(Refusal::ReceiverThere)?
         };
-        let mut until = Instant::now() + timeout;
+        let (mut until, mut is_extended) = (Instant::now() + timeout, false);
         let head = loop {
             match receiver.head()? {
                 Came::Head(head) => break head,
@@ -436,12 +447,13 @@ impl Relay<'_> {
             match request.client.wait(&fds, false, left) {
                 Woken::HungUp => return Err(Refusal::HungUp),
                 Woken::Stopped => return Err(Refusal::Stopping),
-                Woken::Tick if left.is_zero() && receiver.is_taken() => {
+                Woken::Tick if left.is_zero() && receiver.is_taken() && !is_extended => {
                     // At the last moment; the head is on its way.
                     until = Instant::now() + Duration::from_secs(1);
+                    is_extended = true;
                 }
                 Woken::Tick if left.is_zero() => return Err(Refusal::NobodyCame),
-                Woken::Knock if receiver.is_gone() => return Err(Refusal::Removed),
+                Woken::Knock if receiver.is_gone() => return Err(self.sent_away(id)?),
                 _ => {}
             }
         };
@@ -475,13 +487,16 @@ impl Relay<'_> {
                 continue;
             }
             let end = feed.send(&mut sender, &place, client);
+            if let End::Body(_) = end {
+                transfer::settle(&mut sender);
+            }
             let taken = sender.taken()?;
             let delivered = taken.unwrap_or(0);
             match end {
                 // It had not even begun: another one may come.
                 End::ReceiverLeft if taken.is_none() && feed.given() == 0 => {}
                 End::ReceiverLeft | End::ReceiverStuck => break delivered,
-                End::Removed => return Err(Refusal::Removed),
+                End::Removed => return Err(self.sent_away(id)?),
                 End::HungUp => return Err(Refusal::HungUp),
                 End::Stopped => return Err(Refusal::Stopping),
                 End::Body(error) => return Err(Refusal::Body(error, delivered)),
@@ -517,7 +532,7 @@ impl Relay<'_> {
                 Woken::HungUp => return Err(Refusal::HungUp),
                 Woken::Stopped => return Err(Refusal::Stopping),
                 Woken::Tick if left.is_zero() => return Err(Refusal::NobodyCame),
-                Woken::Knock if place.is_gone() => return Err(Refusal::Removed),
+                Woken::Knock if place.is_gone() => return Err(self.sent_away(id)?),
                 _ => {}
             }
         }

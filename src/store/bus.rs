@@ -230,8 +230,9 @@ impl Bus {
         // The number first: who is killed in between has given it to nobody.
         self.folder.write(&self.record)?;
         let key = random_hex(32)?;
-        let file = private_file(&users.join(user.0.to_string()))?;
-        Registered { file, record: UserRecord { key: key.clone(), last: 0 } }.write()?;
+        let path = users.join(user.0.to_string());
+        let registered = Registered { file: private_file(&path)?, record: UserRecord { key: key.clone(), last: 0 } };
+        registered.write().inspect_err(|_| _ = remove_file(&path))?;
         Ok(Some((user, key)))
     }
 

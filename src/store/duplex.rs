@@ -11,7 +11,7 @@ use std::time::SystemTime;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DuplexRecord {
-    /// SHA-256 of the host's token, in hexadecimal digits.
+    /// SHA-256 of the host's token, in base64url.
     pub token_hash: String,
     /// Whether only the guest with the address below may use it.
     pub is_secure: bool,

@@ -32,7 +32,8 @@
 //!
 //! Three rules keep it whole when processes are killed at any moment:
 //! everything in a session, or a bus, changes under the `flock` on its `session.json`, which only [`folder::Folder`] hands out;
-//! presence is an `flock` that a listening stream holds as long as it lives; and a file is either appended to in whole
+//! presence is a kernel object that ends with its process (an `flock` that a listening stream holds, a FIFO that somebody
+//! has open); and a file is either appended to in whole
 //! records, overwritten with a single write of constant size, or replaced by a rename.
 
 pub mod bus;

@@ -29,6 +29,8 @@ const RECEIVER: &str = "receiver";
 const DATA: &str = "data";
 const TAKEN: &str = "taken";
 /// What begins the names of the senders' FIFOs.
+/// What a count of taken bytes says before there is one.
+const NOT_BEGUN: u64 = u64::MAX;
 const SENDER: &str = "sender-";
 /// What is being made, before it is renamed into place.
 const BESIDE: &str = "beside";
@@ -98,6 +100,8 @@ impl Pipe<'_> {
             remove_file(leftover)?;
         }
         let taken = private_file(&taken)?;
+        // Now, while a full disk can still be told: what is overwritten later takes no more room.
+        taken.write_all_at(&NOT_BEGUN.to_be_bytes(), 0)?;
         rustix::fs::mknodat(rustix::fs::CWD, &data, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
         let data = rustix::fs::open(&data, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         // A user may have only so much of it; the usual size does as well.
@@ -172,11 +176,23 @@ impl Pipe<'_> {
         Ok(senders || receiver)
     }
 
-    /// Removes the pipe. Whoever is there wakes and finds [his place gone](Place::is_gone).
+    /// Takes the receiver's place away. It wakes and finds [its place gone](Place::is_gone).
     ///
     /// # Errors
     /// When something cannot be removed.
-    pub fn remove(&self) -> Result<(), Error> {
+    pub fn send_receiver_away(&self) -> Result<(), Error> {
+        self.remove_files(|name| !name.starts_with(SENDER))
+    }
+
+    /// Takes their places away from the senders, as [`send_receiver_away`](Self::send_receiver_away).
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn send_senders_away(&self) -> Result<(), Error> {
+        self.remove_files(|name| name.starts_with(SENDER))
+    }
+
+    fn remove_files(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
         let entries = match std::fs::read_dir(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
@@ -184,11 +200,21 @@ impl Pipe<'_> {
         // Nobody is woken before all are gone: a sender whose receiver leaves has to see why.
         let mut knocks = Vec::new();
         for entry in entries {
-            let path = entry?.path();
-            knocks.push(Knock::at(&path));
-            remove_file(&path)?;
+            let entry = entry?;
+            if entry.file_name().to_str().is_none_or(&which) {
+                knocks.push(Knock::at(&entry.path()));
+                remove_file(&entry.path())?;
+            }
         }
-        drop(knocks);
+        Ok(())
+    }
+
+    /// Removes the pipe. Whoever is there wakes and finds [his place gone](Place::is_gone).
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove(&self) -> Result<(), Error> {
+        self.remove_files(|_| true)?;
         match std::fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
@@ -403,7 +429,8 @@ impl Sender {
     /// # Errors
     /// When that cannot be read.
     pub fn taken(&self) -> Result<Option<u64>, Error> {
-        Ok(read_small(&self.taken)?.first_chunk().map(|count| u64::from_be_bytes(*count)))
+        let count = read_small(&self.taken)?.first_chunk().map(|count| u64::from_be_bytes(*count));
+        Ok(count.filter(|count| *count != NOT_BEGUN))
     }
 }
 

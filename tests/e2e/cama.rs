@@ -433,6 +433,15 @@ pub fn a_secure_session_serves_the_address_its_host_named(door: Door) {
     let guest = session.receive(Who::Guest);
     session.call(Who::Host, "POST", &[], b"for you").expect(200);
     assert_eq!(guest.join().unwrap().expect(200).body, b"for you");
+
+    // Who is the guest no more gets nothing, though he was waiting already, and what he wants to send goes nowhere.
+    let receiving = session.receive(Who::Guest);
+    let sending = session.send(Who::Guest, b"x");
+    session.until_waiting(2);
+    session.call(Who::Host, "PUT", &[("X-Peer-Address", "192.0.2.1")], b"").expect(200);
+    receiving.join().unwrap().expect_error(403);
+    sending.join().unwrap().expect_error(403);
+    session.call(Who::Host, "POST", &[("X-Timeout", "1")], b"secret").expect_error(504);
 }
 
 pub fn a_wrong_pipe_request_says_what_is_wrong(door: Door) {
@@ -674,8 +683,47 @@ pub fn deleting_a_session_ends_what_flows(door: Door) {
     }
     session.call(Who::Host, "DELETE", &[], b"").expect(200);
     hear(sender).expect_error(410);
-    assert!(receiver.read_to_end(&mut heard).is_ok() || !heard.is_empty());
+    // Reset or ended, as the server has it.
+    let _ = receiver.read_to_end(&mut heard);
     assert!(!understand(&heard).is_whole);
+}
+
+/// Nobody who pauses, in whatever he does, keeps an answer from the other.
+pub fn who_pauses_keeps_nobody_waiting(door: Door) {
+    let Some(scene) = Scene::new(door, &[]) else { return };
+    // Far less than the time that a silent connection is given.
+    let soon = Duration::from_secs(7);
+    let session = scene.session(&[]);
+    let pausing = |headers: &[(&str, &str)]| {
+        let mut sender = scene.connect();
+        sender.write_all(scene.head("POST", &session.path, headers, "Content-Length: 1000\r\n").as_bytes()).unwrap();
+        sender.write_all(b"some").unwrap();
+        sender
+    };
+    let start = Instant::now();
+    hear(pausing(&[("X-Timeout", "1")])).expect_error(504);
+    hear(pausing(&[("X-Timeout", "nonsense")])).expect_error(400);
+    assert!(start.elapsed() < soon, "{:?}", start.elapsed());
+
+    // A receiver that takes nothing, and a sender with more than all the buffers between the two hold.
+    let stuck = session.start(Who::Host, "GET", &[], None);
+    session.until_waiting(1);
+    let sender = {
+        let mut socket = scene.connect();
+        let head = scene.head("POST", &session.path, &[], "Content-Length: 40000000\r\n");
+        socket.write_all(head.as_bytes()).unwrap();
+        let mut writing = socket.try_clone().unwrap();
+        let body = bytes(40_000_000);
+        let writer = std::thread::spawn(move || _ = writing.write_all(&body));
+        std::thread::sleep(Duration::from_millis(1500));
+        (socket, writer)
+    };
+    let start = Instant::now();
+    session.call(Who::Host, "DELETE", &[], b"").expect(200);
+    hear(sender.0).expect_error(410);
+    assert!(start.elapsed() < soon, "{:?}", start.elapsed());
+    sender.1.join().unwrap();
+    drop(stuck);
 }
 
 pub fn a_session_ends_after_its_last_use(door: Door) {
