@@ -259,7 +259,7 @@ pub fn hear_more(socket: &mut TcpStream, heard: &mut Vec<u8>) {
 }
 
 #[track_caller]
-fn understand(heard: &[u8]) -> Answer {
+pub fn understand(heard: &[u8]) -> Answer {
     let mut rest = heard;
     let (status, headers) = loop {
         let end = end_of_head(rest).unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(heard)));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use uhst_relay::ptth::{Fields, HEAD_FIELD, Method, ResponseHead, StatusCode, Waiting, decode_list};
 
-use crate::cama::{Answer, Running, Scene, bytes, hear, hear_more, private_memory, relay_pids};
+use crate::cama::{Answer, Running, Scene, bytes, hear, hear_more, private_memory, relay_pids, understand};
 use crate::door::Door;
 use crate::place::{LONG, everything_below, kill, until};
 use crate::serve::program;
@@ -153,7 +153,8 @@ pub fn a_server_behind_a_firewall_is_reached(door: Door) {
     until("it listens", LONG, || behind.listeners() == 1);
     let now = list();
     assert!(now["connected"] == true && now["lastSeen"].as_u64() > Some(1_700_000_000_000), "{now}");
-    let path = "/a%20b/%2F..?q=%C3%A4&r";
+    // Web servers have views of their own on encoded slashes and on dots.
+    let path = if door == Door::Serve { "/a%20b/%2F../?q=%C3%A4&r" } else { "/a%20b/%C3%A4;c=/?q=%C3%A4&r" };
     let cookie = "own=1; token=\"a-secret\"; other=2";
     let asked = [
         ("SomeClientHeader", "hello"),
@@ -231,13 +232,7 @@ pub fn a_wrong_ptth_request_says_what_is_wrong(door: Door) {
     let wrong_name = scene.call("GET", "/7ZSFUKGV/http_listen/none", &[("X-ApiKey", &behind.key)], b"");
     assert_eq!((wrong_key.status, wrong_key.body), (wrong_name.status, wrong_name.body), "nobody learns names");
     scene.call("POST", &listen, &[("X-ApiKey", &behind.key)], b"").expect_error(405);
-    for path in [
-        "/frontend/servers/none/",
-        "/frontend/servers/.hidden/",
-        "/frontend/servers/a%2Fb/",
-        "/frontend/x",
-        "/7ZSFUKGV/",
-    ] {
+    for path in ["/frontend/servers/none/", "/frontend/servers/.hidden/", "/frontend/x", "/7ZSFUKGV/"] {
         scene.call("GET", path, &[], b"").expect_error(404);
     }
     scene.call("GET", "/frontend/relay_up_check", &[], b"").expect(200);
@@ -373,23 +368,24 @@ pub fn what_an_answer_says_passes_through_and_nothing_else(door: Door) {
 
 pub fn an_answer_flows_before_it_is_complete(door: Door) {
     let Some(behind) = Behind::new(door, &[]) else { return };
+    let body = bytes(200_000);
+    let (half, rest) = body.split_at(100_000);
     let mut client = behind.scene.start("GET", &format!("/frontend/servers/{NAME}/"), &[], None);
     let id = behind.one().id;
     let mut far = behind.scene.connect();
     let headers = [("X-ApiKey", behind.key.as_str()), (HEAD_FIELD, &head(200, &[]))];
     let path = format!("/7ZSFUKGV/http_response/{id}");
-    // nginx and fcgiwrap give chunks to the program as they come only with a length.
-    far.write_all(behind.scene.head("POST", &path, &headers, "Content-Length: 10\r\n").as_bytes()).unwrap();
-    far.write_all(b"first").unwrap();
+    far.write_all(behind.scene.head("POST", &path, &headers, "Content-Length: 200000\r\n").as_bytes()).unwrap();
+    far.write_all(half).unwrap();
     let mut got = Vec::new();
-    while !String::from_utf8_lossy(&got).contains("first") {
+    // fcgiwrap keeps what is less than 8 KiB.
+    while got.len() < 90_000 {
         hear_more(&mut client, &mut got);
     }
-    far.write_all(b"-last").unwrap();
+    far.write_all(rest).unwrap();
     hear(far).expect(200);
-    while !String::from_utf8_lossy(&got).contains("-last") {
-        hear_more(&mut client, &mut got);
-    }
+    client.read_to_end(&mut got).unwrap();
+    assert!(understand(&got).body == body);
 
     // Of an unknown length.
     let client = behind.get("/", &[]);
@@ -518,14 +514,20 @@ pub fn a_large_answer_flows_through_little_memory(door: Door) {
 
 pub fn whoever_leaves_half_way_is_told(door: Door) {
     let Some(behind) = Behind::new(door, &[]) else { return };
+    // lighttpd collects chunks before the program sees any.
+    let is_chunked = door == Door::Serve;
+    let length = if is_chunked { "Transfer-Encoding: chunked\r\n" } else { "Content-Length: 100000000000\r\n" };
+    let mut chunk = bytes(0x10000);
+    if is_chunked {
+        chunk = [b"10000\r\n", &chunk[..], b"\r\n"].concat();
+    }
     let endless = |id: &str| {
         let mut far = behind.scene.connect();
         let headers = [("X-ApiKey", behind.key.as_str()), (HEAD_FIELD, &head(200, &[]))];
         let path = format!("/7ZSFUKGV/http_response/{id}");
-        far.write_all(behind.scene.head("POST", &path, &headers, "Transfer-Encoding: chunked\r\n").as_bytes()).unwrap();
+        far.write_all(behind.scene.head("POST", &path, &headers, length).as_bytes()).unwrap();
         far
     };
-    let chunk = [b"10000\r\n", &bytes(0x10000)[..], b"\r\n"].concat();
 
     // The client.
     let mut client = behind.scene.start("GET", &format!("/frontend/servers/{NAME}/"), &[], None);
@@ -695,5 +697,6 @@ pub fn fifty_clients_get_their_own_answers_while_listeners_die(door: Door) {
     });
     assert_eq!(answered + late + cut, CLIENTS * EACH);
     assert!(answered >= CLIENTS * EACH * 9 / 10, "{answered} answers, {late} too late, {cut} cut short");
+    drop(far_ends);
     behind.expect_nothing_left();
 }
