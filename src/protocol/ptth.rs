@@ -266,7 +266,7 @@ impl Relay<'_> {
         let (mut question, bell) = {
             let backlog = self.store.backlog_or_new(name)?;
             let question = backlog.ask(&id, &waiting, limit)?.ok_or(Refusal::TooManyWait(limit))?;
-            (question, backlog.bell()?)
+            (question, backlog.bell_of_listener()?)
         };
         drop(bell);
         let answer = self.wait_for_answer(name, &id, &waiting, &mut question, request.client)?;
@@ -690,4 +690,65 @@ fn html(listed: &[Listed]) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"></head>\n\
          <body>\n<h1>Servers</h1>\n{table}\n</body>\n</html>\n"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(pairs: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::default();
+        for (name, value) in pairs {
+            fields.add(name, value.as_bytes()).unwrap();
+        }
+        fields
+    }
+
+    #[test]
+    fn a_cookie_of_one_server_is_not_sent_to_another() {
+        for (cookie, expected) in [
+            ("a=b", "a=b; Path=/m/frontend/servers/n/"),
+            ("a=b; path=/; DOMAIN=x.org;Secure", "a=b; Secure; Path=/m/frontend/servers/n/"),
+            ("a=b; Path=/x; Path=y", "a=b; Path=/m/frontend/servers/n/"),
+            ("a=b; Path=/x", "a=b; Path=/m/frontend/servers/n/x"),
+            ("", "; Path=/m/frontend/servers/n/"),
+        ] {
+            assert_eq!(confined(cookie, "/m/frontend/servers/n"), expected, "{cookie}");
+        }
+        assert_eq!(cookies_for_server("a=b;token=x; tokens=1;token"), "a=b; tokens=1");
+        assert_eq!(cookies_for_server("token=\"x\""), "");
+    }
+
+    #[test]
+    fn a_server_gives_the_relays_web_server_no_orders() {
+        let all = fields(&[
+            ("x-sendfile", "/etc/passwd"),
+            ("x-accel-redirect", "/secret"),
+            ("x-lighttpd-send-file", "/etc/passwd"),
+            ("x-litespeed-location", "/secret"),
+            ("status", "200"),
+            ("location", "/secret"),
+            ("x-api", "kept"),
+        ]);
+        assert_eq!(fields_for_client(all.clone(), 200), fields(&[("x-api", "kept")]));
+        assert_eq!(fields_for_client(all, 302).get("location"), Some("/secret"));
+    }
+
+    #[test]
+    fn a_path_is_its_own_by_its_first_part() {
+        for path in ["/7ZSFUKGV/x", "/frontend", "/frontend/", "/frontend/servers/a/b"] {
+            assert!(is_its_own(path), "{path}");
+        }
+        for path in ["", "/", "frontend", "/frontends/", "/x/frontend/", "/7zsfukgv/"] {
+            assert!(!is_its_own(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_length_is_digits_and_nothing_else() {
+        assert_eq!(digits(b"12"), Some(12));
+        for wrong in [&b""[..], b"+1", b"-1", b"1,2", b"99999999999999999999", b"\xff"] {
+            assert_eq!(digits(wrong), None, "{wrong:?}");
+        }
+    }
 }

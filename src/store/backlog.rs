@@ -153,6 +153,10 @@ impl Store {
         let folder = self.open_or_make(Kind::Ptth, server.as_str(), u64::MAX)?.ok_or(Error::Busy)?;
         let mut backlog = Backlog::read(folder)?;
         if backlog.record.is_none() {
+            // The record last: where there is one, there are the folders.
+            for name in [LISTENERS, WAITING, GIVEN, ANSWERS] {
+                make_dir(&backlog.path(name))?;
+            }
             let record = BacklogRecord { server: server.clone() };
             backlog.folder.write(&record)?;
             backlog.record = Some(record);
@@ -204,9 +208,6 @@ impl Backlog {
     /// # Errors
     /// When it cannot be written.
     pub fn ask(&self, id: &RequestId, request: &[u8], most: u64) -> Result<Option<Question>, Error> {
-        for name in [WAITING, GIVEN, ANSWERS] {
-            make_dir(&self.path(name))?;
-        }
         if self.count()? >= most {
             // Some of them may be those of killed clients.
             self.tidy()?;
@@ -277,7 +278,6 @@ impl Backlog {
     /// # Errors
     /// When its file cannot be made.
     pub fn listen(&self) -> Result<Place, Error> {
-        make_dir(&self.path(LISTENERS))?;
         Place::make(&self.path(LISTENERS), &random_hex(8)?)
     }
 
@@ -287,9 +287,14 @@ impl Backlog {
     /// # Errors
     /// When that cannot be seen.
     pub fn bell(&self) -> Result<Option<Knock>, Error> {
-        if names(&self.path(WAITING))?.is_empty() {
-            return Ok(None);
-        }
+        if names(&self.path(WAITING))?.is_empty() { Ok(None) } else { self.bell_of_listener() }
+    }
+
+    /// The same where it is known that a request waits.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn bell_of_listener(&self) -> Result<Option<Knock>, Error> {
         for name in names(&self.path(LISTENERS))? {
             let knock = Knock::at_or_remove(&self.path(LISTENERS).join(name));
             if knock.is_heard() {
@@ -427,4 +432,137 @@ fn names(folder: &Path) -> Result<Vec<String>, Error> {
         names.extend(entry?.file_name().into_string().ok());
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pipe::Came;
+    use super::super::test_dir::TestDir;
+    use super::*;
+
+    struct Scene {
+        store: Store,
+        _dir: TestDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = TestDir::new();
+            Self { store: Store::new(&dir.join("data")), _dir: dir }
+        }
+
+        fn backlog(&self) -> Backlog {
+            self.store.backlog_or_new(&ServerName::new("s").unwrap()).unwrap()
+        }
+
+        fn ask(&self, request: &[u8]) -> (RequestId, Question) {
+            let id = RequestId::fresh().unwrap();
+            let question = self.backlog().ask(&id, request, 10).unwrap().unwrap();
+            (id, question)
+        }
+
+        /// What is given away now.
+        fn take(&self) -> Vec<Vec<u8>> {
+            self.backlog().take(10).unwrap().into_iter().map(|(_, request)| request).collect()
+        }
+    }
+
+    #[test]
+    fn a_request_is_given_once_and_answered_once() {
+        let scene = Scene::new();
+        let (id, mut question) = scene.ask(b"one");
+        assert_eq!(question.papers.standing(Duration::ZERO).unwrap(), Standing::Waiting);
+        let taken = scene.backlog().take(10).unwrap();
+        assert_eq!(taken, [(id.clone(), b"one".to_vec())]);
+        assert_eq!(scene.take(), [[0_u8; 1]; 0]);
+        assert_eq!(question.papers.standing(Duration::from_secs(60)).unwrap(), Standing::Fine);
+        assert_eq!(question.papers.standing(Duration::ZERO).unwrap(), Standing::Overdue);
+        let answering = scene.backlog().answer(&id).unwrap().unwrap();
+        assert!(scene.backlog().answer(&id).unwrap().is_none(), "twice");
+        assert!(scene.backlog().answer(&RequestId::fresh().unwrap()).unwrap().is_none(), "nobody's");
+        assert!(answering.sender.send_head(b"head"));
+        assert_eq!(question.receiver.head().unwrap(), Came::Head(b"head".to_vec()));
+        scene.backlog().give_back(&id).unwrap();
+        assert_eq!(scene.take(), [[0_u8; 1]; 0], "its answer has begun");
+        drop((question, answering));
+        assert_eq!(names(&scene.backlog().path(ANSWERS)).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn the_oldest_come_first_and_what_is_given_back_is_given_again() {
+        let scene = Scene::new();
+        let asked: Vec<_> = (0..3_u8)
+            .map(|number| {
+                std::thread::sleep(Duration::from_millis(2));
+                scene.ask(&[number])
+            })
+            .collect();
+        assert_eq!(scene.backlog().take(2).unwrap().len(), 2);
+        scene.backlog().give_back(&asked[1].0).unwrap();
+        assert_eq!(scene.take(), [[1], [2]]);
+    }
+
+    #[test]
+    fn a_request_goes_with_its_client_even_a_killed_one() {
+        let scene = Scene::new();
+        drop(scene.ask(b"gone"));
+        let (id, question) = scene.ask(b"killed");
+        // What a killed client leaves: its files, and a FIFO that nobody has open.
+        let Question { receiver, papers } = question;
+        let kept = std::fs::read(&papers.waiting).unwrap();
+        drop(papers);
+        drop(receiver);
+        let backlog = scene.backlog();
+        let path = backlog.path(WAITING).join(id.as_str());
+        std::fs::write(&path, &kept).unwrap();
+        assert_eq!(backlog.take(10).unwrap(), []);
+        assert!(!path.exists());
+        std::fs::write(backlog.path(GIVEN).join(id.as_str()), &kept).unwrap();
+        assert!(backlog.answer(&id).unwrap().is_none());
+        std::fs::write(backlog.path(GIVEN).join(id.as_str()), &kept).unwrap();
+        backlog.tidy().unwrap();
+        for name in [WAITING, GIVEN, ANSWERS, LISTENERS] {
+            assert_eq!(names(&backlog.path(name)).unwrap(), [""; 0], "{name}");
+        }
+    }
+
+    #[test]
+    fn there_is_a_limit_to_requests_that_those_of_killed_clients_do_not_count_for() {
+        let scene = Scene::new();
+        let (one, two) = (scene.ask(b"1"), scene.ask(b"2"));
+        let id = RequestId::fresh().unwrap();
+        assert!(scene.backlog().ask(&id, b"3", 2).unwrap().is_none());
+        std::fs::write(scene.backlog().path(WAITING).join(RequestId::fresh().unwrap().as_str()), "x").unwrap();
+        drop(two);
+        assert!(scene.backlog().ask(&id, b"3", 2).unwrap().is_some());
+        drop(one);
+    }
+
+    #[test]
+    fn a_far_end_that_waits_is_seen_and_woken() {
+        let scene = Scene::new();
+        let name = ServerName::new("s").unwrap();
+        assert_eq!(scene.store.far_ends(&name).unwrap(), (None, false));
+        let place = scene.backlog().listen().unwrap();
+        scene.backlog().note_seen().unwrap();
+        let (seen, is_listening) = scene.store.far_ends(&name).unwrap();
+        assert!(seen.is_some() && is_listening);
+        assert!(scene.backlog().bell().unwrap().is_none(), "nothing waits");
+        let asked = scene.ask(b"x");
+        assert!(scene.backlog().bell().unwrap().is_some());
+        drop(place);
+        assert!(scene.backlog().bell().unwrap().is_none(), "nobody is there");
+        scene.backlog().remove().unwrap();
+        assert!(scene.store.backlog(&name).unwrap().is_none() && asked.1.receiver.is_gone());
+    }
+
+    #[test]
+    fn only_what_was_given_out_can_be_an_id() {
+        let fresh = RequestId::fresh().unwrap();
+        assert_eq!(RequestId::parse(fresh.as_str()), Some(fresh.clone()));
+        for wrong in ["", "..", &fresh.as_str()[1..], &fresh.as_str().to_uppercase().replace('0', "A"), &"/".repeat(44)]
+        {
+            assert_eq!(RequestId::parse(wrong), None, "{wrong}");
+        }
+    }
 }
