@@ -15,14 +15,13 @@ use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
 use crate::ptth::{
     Fields, HEAD_FIELD, KEY_FIELD, Method, PREFIX, RequestHead, ResponseHead, ServerName, Tripcode, Waiting, WireError,
-    decode_list, encode_list,
+    join_list,
 };
 use crate::store::backlog::{Answering, Backlog, Papers, Question, RequestId, Standing};
 use crate::store::pipe::{Came, LONGEST_HEAD, Receiver};
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};
 use rustix::event::{PollFd, PollFlags};
-use serde_json::json;
 use std::fmt::{self, Write as _};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -246,7 +245,7 @@ impl Relay<'_> {
                 .header("X-Content-Type-Options", "nosniff")
         } else {
             let listed: Vec<_> = listed.iter().map(Listed::json).collect();
-            Reply::json(Status::Ok, json!({ "servers": listed }).to_string())
+            Reply::json(Status::Ok, format!(r#"{{"servers":[{}]}}"#, listed.join(",")))
         };
         Ok(reply.header("Cache-Control", "no-store").header("Vary", "Accept"))
     }
@@ -261,7 +260,7 @@ impl Relay<'_> {
         if head.uri.len() + size > LONGEST_REQUEST {
             return Err(Refusal::HeadTooLong);
         }
-        let waiting = encode_list(&[Waiting { id: id.as_str().to_owned(), head }]);
+        let waiting = Waiting { id: id.as_str().to_owned(), head }.encode();
         let limit = self.settings.max_clients;
         let (mut question, bell) = {
             let backlog = self.store.backlog_or_new(name)?;
@@ -378,14 +377,8 @@ impl Relay<'_> {
         if given.is_empty() {
             return Reply::empty(Status::NoContent).header("Cache-Control", "no-store");
         }
-        let mut list = Vec::with_capacity(given.len());
-        let mut ids = Vec::with_capacity(given.len());
-        for (id, request) in given {
-            // One that cannot be read is nobody's: they are renamed into place.
-            list.extend(decode_list(&request).unwrap_or_default());
-            ids.push(id);
-        }
-        let list = encode_list(&list);
+        let (ids, requests): (Vec<_>, Vec<_>) = given.into_iter().unzip();
+        let list = join_list(&requests);
         let length = list.len() as u64;
         let (store, name) = (self.store.clone(), name.clone());
         let produce = move |out: &mut Outgoing<'_>| {
@@ -568,11 +561,14 @@ fn pass_on(answer: &[u8], method: Method, base: &str, question: Question) -> Res
         reply = reply.header(name.to_owned(), value);
     }
     let Question { mut receiver, papers } = question;
-    if !has_body {
-        if let Some(said) = said.filter(|_| status.code() != 204) {
+    let length = sent.or(said);
+    if !has_body || length == Some(0) {
+        if has_body {
+            reply.content = Content::Whole(Vec::new());
+        } else if let Some(said) = said.filter(|_| status.code() != 204) {
             reply = reply.header("Content-Length", said.to_string());
         }
-        // That is all.
+        // That is all. Noted before the head goes out: a web server may end its program once it has that.
         if let Err(error) = receiver.took(0) {
             error.log();
         }
@@ -580,7 +576,6 @@ fn pass_on(answer: &[u8], method: Method, base: &str, question: Question) -> Res
     }
     // nginx passes it on as it comes.
     reply = reply.header("X-Accel-Buffering", "no");
-    let length = sent.or(said);
     let produce = Box::new(move |out: &mut Outgoing<'_>| deliver(out, receiver, length, papers));
     let content = match length {
         Some(length) => Content::Sized(length, produce),
@@ -654,14 +649,15 @@ struct Listed {
 }
 
 impl Listed {
-    fn json(&self) -> serde_json::Value {
+    fn json(&self) -> String {
         let since = self.seen.and_then(|seen| seen.duration_since(UNIX_EPOCH).ok());
-        json!({
-            "name": self.name.as_str(),
-            "displayName": self.display_name,
-            "lastSeen": since.map(|since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
-            "connected": self.is_connected,
-        })
+        format!(
+            r#"{{"name":"{}","displayName":{},"lastSeen":{},"connected":{}}}"#,
+            self.name,
+            serde_json::Value::from(self.display_name.as_str()),
+            since.map_or_else(|| "null".to_owned(), |since| since.as_millis().to_string()),
+            self.is_connected
+        )
     }
 }
 

@@ -310,12 +310,12 @@ impl Backlog {
     /// When they cannot be read.
     pub fn take(&self, most: usize) -> Result<Vec<(RequestId, Vec<u8>)>, Error> {
         let mut waiting = names(&self.path(WAITING))?;
-        waiting.sort_unstable();
         let mut taken = Vec::new();
-        for name in waiting {
-            if taken.len() == most {
-                break;
-            }
+        // There may be many, of which few are taken.
+        while taken.len() < most
+            && let Some(oldest) = (0..waiting.len()).min_by_key(|index| &waiting[*index])
+        {
+            let name = waiting.swap_remove(oldest);
             let (from, to) = (self.path(WAITING).join(&name), self.path(GIVEN).join(&name));
             let Some(id) = RequestId::parse(&name).filter(|_| self.is_awaited(&name)) else {
                 remove_file(&from)?;
