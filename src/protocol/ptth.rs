@@ -281,7 +281,7 @@ impl Relay<'_> {
         question: &mut Question,
         client: Client<'_>,
     ) -> Result<Vec<u8>, Refusal> {
-        let mut until = Instant::now() + ANSWER_TIME;
+        let (mut until, mut is_extended) = (Instant::now() + ANSWER_TIME, false);
         let mut next_look = Instant::now() + LOOK;
         loop {
             match question.receiver.head()? {
@@ -307,7 +307,8 @@ impl Relay<'_> {
             match client.wait(&fds, false, left.min(next_look.saturating_duration_since(now))) {
                 Woken::HungUp => return Err(Refusal::HungUp),
                 Woken::Stopped => return Err(Refusal::Stopping),
-                Woken::Tick if left.is_zero() && receiver.is_taken() => {
+                Woken::Tick if left.is_zero() && receiver.is_taken() && !is_extended => {
+                    is_extended = true;
                     // At the last moment; the head is on its way.
                     until = Instant::now() + Duration::from_secs(1);
                 }
