@@ -388,7 +388,8 @@ impl Drop for Receiver {
 fn has_hung_up(fifo: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(fifo, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    // One that has come and gone since the last read has left its bytes.
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents() == PollFlags::HUP
 }
 
 /// The sender's end, with a receiver of its own.
