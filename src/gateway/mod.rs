@@ -376,15 +376,10 @@ impl Reply {
     /// Adds a header field. A value with CR, LF, NUL or any other control character would be a second header field,
     /// or the end of the head; those characters are left out.
     #[must_use]
-    pub fn header(self, name: &'static str, value: impl Into<String>) -> Self {
-        self.passed_header(Cow::Borrowed(name), value.into())
-    }
-
-    /// The same with somebody else's name for it, which must be a token (RFC 9110, 5.6.2).
-    #[must_use]
-    pub fn passed_header(mut self, name: Cow<'static, str>, mut value: String) -> Self {
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+        let mut value = value.into();
         value.retain(|c| !c.is_control());
-        self.headers.push((name, value));
+        self.headers.push((name.into(), value));
         self
     }
 }

@@ -559,7 +559,7 @@ fn pass_on(answer: &[u8], method: Method, base: &str, question: Question) -> Res
     for (name, value) in fields_for_client(fields, status.code()).iter() {
         let value = String::from_utf8_lossy(value).into_owned();
         let value = if name == "set-cookie" { confined(&value, base) } else { value };
-        reply = reply.passed_header(name.to_owned().into(), value);
+        reply = reply.header(name.to_owned(), value);
     }
     let Question { mut receiver, papers } = question;
     let length = sent.or(said);
