@@ -7,9 +7,9 @@
 //!   (RFC 3875), `gateway::http` the embedded server of `serve`; what they hand on ([`gateway::Request`]) and take back
 //!   ([`gateway::Reply`]) is the same for every door.
 //! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`],
-//!   [`protocol::cama`].
+//!   [`protocol::cama`], [`protocol::ptth`].
 //! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and buses, their locks, queues,
-//!   presence, wake-ups, pipes and the sweep.
+//!   presence, wake-ups, pipes, requests that wait for servers, and the sweep.
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
 //! - [`sse`]: how an event stream is fed, kept alive and ended, whatever the protocol.
 //! - [`transfer`]: how a body gets from one process to another through a pipe, whatever the protocol.

@@ -197,10 +197,34 @@ pub struct ResponseHead {
     pub fields: Fields,
 }
 
+impl Waiting {
+    /// As it is in a list.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+}
+
 /// The body of `http_listen`.
 #[must_use]
 pub fn encode_list(requests: &[Waiting]) -> Vec<u8> {
-    encode(&requests)
+    join_list(&requests.iter().map(Waiting::encode).collect::<Vec<_>>())
+}
+
+/// The same, of [encoded](Waiting::encode) requests.
+///
+/// # Panics
+/// When there are more than 65,535.
+#[must_use]
+pub fn join_list(requests: &[Vec<u8>]) -> Vec<u8> {
+    let count = u16::try_from(requests.len()).expect("there are far fewer");
+    let mut list = match count {
+        // An array says its length in its first byte, or in the two behind it.
+        0..16 => vec![0x90 | count.to_be_bytes()[1]],
+        _ => [&[0xdc], &count.to_be_bytes()[..]].concat(),
+    };
+    list.extend(requests.concat());
+    list
 }
 
 /// Reads the body of `http_listen`.
@@ -627,7 +651,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_sent_is_read(
-            requests in proptest::collection::vec(("[!-~]{0,40}", 0..4_usize, "/[!-~]{0,40}", any_fields()), 0..5),
+            requests in proptest::collection::vec(("[!-~]{0,40}", 0..4_usize, "/[!-~]{0,40}", any_fields()), 0..20),
             status in 200..600_u16,
             fields in any_fields(),
         ) {

@@ -206,8 +206,17 @@ fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
     fds[0].revents()
 }
 
+/// Where a body of unknown length ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Wherever the sender has gone.
+    Any,
+    /// Where the sender says so; one that just goes has cut the body short, and the client shall see that.
+    Told,
+}
+
 /// Gives what comes out of a pipe to the client: `length` bytes where that is known, else up to the end.
-pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>) {
+pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>, ending: Ending) {
     let mut delivery = Delivery { left: length, buffer: Vec::new(), from: 0 };
     out.begin_transfer();
     // From here on the sender knows that its head has gone out.
@@ -246,6 +255,9 @@ pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>) 
                     && look(receiver.data(), PollFlags::IN).contains(PollFlags::HUP)
                 {
                     // The end. A place that is still there says that it was the sender's.
+                    if ending == Ending::Told && !receiver.is_complete() {
+                        out.cut();
+                    }
                     return;
                 }
             }

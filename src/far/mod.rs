@@ -281,8 +281,8 @@ impl Worker {
                 answer.status().as_u16()
             });
             match posted {
-                // 400: the client did not wait for it, or another far end was faster.
-                Ok(200..300 | 400) => return,
+                // 400, 410: the client did not wait for it, or for all of it, or another far end was faster.
+                Ok(200..300 | 400 | 410) => return,
                 Ok(status) => {
                     say!("uhst-relay: the relay did not take an answer: status {status}");
                     return;

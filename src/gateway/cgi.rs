@@ -23,13 +23,16 @@ pub fn run() -> ExitCode {
 
     let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
     let path = variable("PATH_INFO").map(OsString::into_string);
+    let mount = text("SCRIPT_NAME");
     let path_is_text = !matches!(path, Some(Err(_)));
     let mut request = Request {
         method: text("REQUEST_METHOD"),
+        raw_path: raw_path(&text("REQUEST_URI"), &mount, &text("PATH_INFO")),
         path: path.and_then(Result::ok).unwrap_or_default(),
         query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
         header: &header,
-        mount: text("SCRIPT_NAME"),
+        headers: &header_fields,
+        mount,
         remote: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
         // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
         is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
@@ -122,6 +125,10 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
             if !head_only {
                 out.extend_from_slice(&body);
             }
+            write_all(stdout, &out)
+        }
+        Content::Absent => {
+            out.extend_from_slice(b"\r\n");
             write_all(stdout, &out)
         }
         Content::Stream(produce) | Content::Sized(_, produce) => {
@@ -266,6 +273,44 @@ fn header_field(name: &str) -> Option<String> {
     variable(&variable_name)?.into_string().ok().filter(|value| !value.is_empty())
 }
 
+/// All that have come this far, in the server's order.
+fn header_fields() -> Vec<(String, String)> {
+    let named = |(name, value): (OsString, OsString)| {
+        let name = name.into_string().ok()?;
+        let name = match name.as_str() {
+            "CONTENT_TYPE" | "CONTENT_LENGTH" => &name,
+            _ => name.strip_prefix("HTTP_")?,
+        };
+        Some((name.to_ascii_lowercase().replace('_', "-"), value.to_string_lossy().into_owned()))
+    };
+    std::env::vars_os().filter_map(named).filter(|(_, value)| !value.is_empty()).collect()
+}
+
+/// The path behind the program's own as the client has encoded it. `REQUEST_URI` is no part of RFC 3875, but most web
+/// servers have it; where it is missing, or the server has rewritten it, the decoded path is encoded again.
+fn raw_path(request_uri: &str, mount: &str, path_info: &str) -> String {
+    let path = request_uri.split('?').next().unwrap_or_default();
+    let path = match path.split_once("://") {
+        Some((_, rest)) => rest.find('/').map_or("", |at| &rest[at..]),
+        None => path,
+    };
+    let means_the_same = |raw: &&str| urlencoding::decode(raw).is_ok_and(|decoded| decoded == path_info);
+    path.strip_prefix(mount).filter(means_the_same).map_or_else(|| encode_path(path_info), str::to_owned)
+}
+
+/// RFC 3986, 3.3: what may stand in a path, and the slashes between its segments, stays as it is.
+fn encode_path(path: &str) -> String {
+    let mut encoded = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c) {
+            encoded.push(c);
+        } else {
+            encoded.push_str(&urlencoding::encode(c.encode_utf8(&mut [0; 4])));
+        }
+    }
+    encoded
+}
+
 fn digits(text: &OsString) -> Option<u64> {
     let bytes = text.as_bytes();
     // `parse` would take a sign.
@@ -290,6 +335,18 @@ mod tests {
         for wrong in ["+1", "-1", " 1", "1 ", "0x10", "1,2", "99999999999999999999999"] {
             assert_eq!(digits(&wrong.into()), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_path_is_as_the_client_has_encoded_it() {
+        let raw = |uri, path| raw_path(uri, "/cgi-bin/relay.cgi", path);
+        assert_eq!(raw("/cgi-bin/relay.cgi/a%2Fb/%61?c=/d", "/a/b/a"), "/a%2Fb/%61");
+        assert_eq!(raw("http://host/cgi-bin/relay.cgi/a%20b", "/a b"), "/a%20b");
+        assert_eq!(raw("/cgi-bin/relay.cgi", ""), "");
+        // Not told, or rewritten.
+        assert_eq!(raw("", "/a b/ä%?;:@"), "/a%20b/%C3%A4%25%3F;:@");
+        assert_eq!(raw("/elsewhere/a%20b", "/a b"), "/a%20b");
+        assert_eq!(raw("/cgi-bin/relay.cgi/other", "/a b"), "/a%20b");
     }
 
     #[test]

@@ -537,7 +537,8 @@ impl Head {
     }
 
     /// Path and query of the target: origin form, or absolute form (RFC 9112, 3.2.2), or `*`.
-    fn path_and_query(&self) -> Result<(String, Vec<u8>), Malformed> {
+    /// The path comes decoded, and as it is.
+    fn path_and_query(&self) -> Result<(String, String, Vec<u8>), Malformed> {
         let target = match self.target.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") => {
                 let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -556,7 +557,9 @@ impl Head {
         }
         let path = if path == "*" { "" } else { path };
         match urlencoding::decode(path) {
-            Ok(path) if !path.contains('\0') => Ok((path.into_owned(), query.as_bytes().to_vec())),
+            Ok(decoded) if !decoded.contains('\0') => {
+                Ok((decoded.into_owned(), path.to_owned(), query.as_bytes().to_vec()))
+            }
             _ => Err(Malformed::Head("The path is not UTF-8.")),
         }
     }
@@ -675,6 +678,7 @@ impl Connection {
     fn answer(&mut self, server: &Server, head: &Head) -> bool {
         let expects = head.is_http_1_1 && head.field("expect").is_some();
         let header = |name: &str| head.field(name);
+        let headers = || head.fields.clone();
         let target = head.path_and_query();
         let is_malformed = target.is_err();
         let left = match head.length {
@@ -692,13 +696,15 @@ impl Connection {
         };
         let reply = match target {
             Err(malformed) => malformed.reply(),
-            Ok((path, query)) => protocol::answer(
+            Ok((path, raw_path, query)) => protocol::answer(
                 &server.settings,
                 &mut Request {
                     method: head.method.clone(),
                     path,
+                    raw_path,
                     query,
                     header: &header,
+                    headers: &headers,
                     mount: String::new(),
                     remote,
                     is_https: false,
@@ -734,6 +740,11 @@ impl Connection {
                     out.extend_from_slice(body);
                 }
                 log(server, self.peer, &line, status, if head_only { 0 } else { body.len() });
+                self.write_all(&out).is_ok() && keep_alive
+            }
+            Content::Absent => {
+                write_head(&mut out, &reply, keep_alive, None);
+                log(server, self.peer, &line, status, 0);
                 self.write_all(&out).is_ok() && keep_alive
             }
             Content::Stream(_) | Content::Sized(..) => {
@@ -1105,7 +1116,7 @@ mod tests {
         assert_eq!((head.method.as_str(), head.target.as_str(), head.is_http_1_1), ("POST", "/?a=b", true));
         assert_eq!(head.length, Length::Known(5));
         assert_eq!(head.field("x").as_deref(), Some("\u{e9}"));
-        assert_eq!(head.path_and_query().unwrap(), ("/".to_owned(), b"a=b".to_vec()));
+        assert_eq!(head.path_and_query().unwrap(), ("/".to_owned(), "/".to_owned(), b"a=b".to_vec()));
     }
 
     #[test]
@@ -1140,8 +1151,8 @@ mod tests {
     fn the_target_is_seen_through_all_its_forms() {
         let target =
             |target: &str| head(&format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n")).path_and_query().ok();
-        let to = |path: &str, query: &str| Some((path.to_owned(), query.as_bytes().to_vec()));
-        assert_eq!(target("/a%20b?c%20d"), to("/a b", "c%20d"));
+        let to = |path: &str, query: &str| Some((path.to_owned(), path.to_owned(), query.as_bytes().to_vec()));
+        assert_eq!(target("/a%20b?c%20d"), Some(("/a b".into(), "/a%20b".into(), b"c%20d".to_vec())));
         assert_eq!(target("http://a"), to("/", ""));
         assert_eq!(target("HTTP://a?b"), to("/", "b"));
         assert_eq!(target("https://a:1/b?c"), to("/b", "c"));

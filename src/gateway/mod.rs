@@ -10,6 +10,7 @@ pub mod http;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::writev;
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IoSlice, PipeReader, Read};
 use std::net::IpAddr;
@@ -28,10 +29,14 @@ pub struct Request<'a> {
     pub method: String,
     /// The path behind the program's own: `PATH_INFO` under CGI. Empty or beginning with `/`.
     pub path: String,
+    /// The same as it came, percent-encoded.
+    pub raw_path: String,
     /// The raw query string, without `?`.
     pub query: Vec<u8>,
     /// Header fields by lower-case name.
     pub header: &'a dyn Fn(&str) -> Option<String>,
+    /// All of them that have come this far, names in lower case.
+    pub headers: &'a dyn Fn() -> Vec<(String, String)>,
     /// Where the relay itself is on its server: `SCRIPT_NAME` under CGI, empty under `serve`.
     pub mount: String,
     /// Who opened the connection to the server; `None` where a UNIX socket has brought it.
@@ -208,7 +213,7 @@ impl Body<'_> {
     }
 }
 
-/// Status codes that the relay gives (RFC 9110, 15; 429 and 507 are RFC 6585 and RFC 4918).
+/// Status codes that the relay gives (RFC 9110, 15; 429 and 507 are RFC 6585 and RFC 4918), and those that it passes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 #[expect(missing_docs, reason = "they are the RFC's own names")]
 pub enum Status {
@@ -236,11 +241,13 @@ pub enum Status {
     GatewayTimeout,
     HttpVersionNotSupported,
     InsufficientStorage,
+    Passed(u16),
 }
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Passed(code) => return write!(f, "{code} {}", reason(*code)),
             Self::Ok => "200 OK",
             Self::Created => "201 Created",
             Self::NoContent => "204 No Content",
@@ -280,6 +287,33 @@ fn poll_for(fds: &mut [PollFd<'_>], limit: Duration) {
     }
 }
 
+/// The reason phrase of a status that is passed on: nobody reads it, but a web server may want one. Where a code is rare,
+/// it is the name of its class.
+fn reason(code: u16) -> &'static str {
+    match code {
+        200 => "OK",
+        204 => "No Content",
+        206 => "Partial Content",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        416 => "Range Not Satisfiable",
+        500 => "Internal Server Error",
+        _ if code < 300 => "Success",
+        _ if code < 400 => "Redirection",
+        _ if code < 500 => "Client Error",
+        _ => "Server Error",
+    }
+}
+
 /// Sleeps until one of `fds` is ready, which they then tell, the process is asked to stop, or `limit` is over.
 #[must_use]
 pub fn wait_for(fds: &mut Vec<PollFd<'_>>, limit: Duration) -> Woken {
@@ -306,14 +340,16 @@ pub enum Content {
     Stream(Producer),
     /// So many bytes, which the function writes. Where it writes fewer, the client sees that the body is cut short.
     Sized(u64, Producer),
+    /// Nothing: this answer has no body whatever its header fields say of one, as to HEAD, or with 204 or 304.
+    Absent,
 }
 
 /// An answer.
 pub struct Reply {
     /// The status line's code.
     pub status: Status,
-    /// Header fields. Names are ours; [`Reply::header`] keeps values clean.
-    pub headers: Vec<(&'static str, String)>,
+    /// Header fields. Names are ours or have been checked; [`Reply::header`] keeps values clean.
+    pub headers: Vec<(Cow<'static, str>, String)>,
     /// The body.
     pub content: Content,
 }
@@ -340,10 +376,10 @@ impl Reply {
     /// Adds a header field. A value with CR, LF, NUL or any other control character would be a second header field,
     /// or the end of the head; those characters are left out.
     #[must_use]
-    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
         let mut value = value.into();
         value.retain(|c| !c.is_control());
-        self.headers.push((name, value));
+        self.headers.push((name.into(), value));
         self
     }
 }

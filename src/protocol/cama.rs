@@ -16,11 +16,11 @@
 use super::query::{NotUtf8, Query};
 use super::{is_recent, options, store_status};
 use crate::config::{Settings, TrustedProxies};
-use crate::gateway::{BodyError, Client, Content, Reply, Request, Status, Woken};
+use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
 use crate::store::duplex::{Direction, Duplex, DuplexRecord};
 use crate::store::pipe::{Came, Place, Receiver, Sender};
 use crate::store::{self, Store};
-use crate::transfer::{self, End, Feed};
+use crate::transfer::{self, End, Ending, Feed};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use rustix::event::{PollFd, PollFlags};
@@ -556,10 +556,14 @@ fn body_reply(head: Head, mut receiver: Receiver) -> Reply {
             }
             Content::Whole(Vec::new())
         }
-        Some(length) => Content::Sized(length, Box::new(move |out| transfer::deliver(out, receiver, Some(length)))),
-        None => Content::Stream(Box::new(move |out| transfer::deliver(out, receiver, None))),
+        Some(length) => Content::Sized(length, Box::new(move |out| deliver(out, receiver, Some(length)))),
+        None => Content::Stream(Box::new(move |out| deliver(out, receiver, None))),
     };
     Reply { content, ..reply }
+}
+
+fn deliver(out: &mut Outgoing<'_>, receiver: Receiver, length: Option<u64>) {
+    transfer::deliver(out, receiver, length, Ending::Any);
 }
 
 fn is_host(record: &DuplexRecord, said: &Said<'_, '_>) -> bool {

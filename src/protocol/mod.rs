@@ -4,6 +4,7 @@ pub mod bus;
 pub mod cama;
 pub mod message;
 pub mod page;
+pub mod ptth;
 pub mod query;
 pub mod uhst;
 
@@ -24,10 +25,12 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
         bus::answer(settings, request, &name)
     } else if let Some(id) = cama::session_of(&request.path) {
         cama::answer(settings, &id, request)
+    } else if ptth::is_its_own(&request.path) {
+        ptth::answer(settings, request)
     } else {
         Reply::error(
             Status::NotFound,
-            "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session.",
+            "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session, the servers of PTTH at /frontend/servers/.",
         )
     };
     with_cors(settings, request, reply)
@@ -64,6 +67,7 @@ fn sweep(settings: &Settings, found: Found) -> Result<(), store::Error> {
         Found::Session(session) => uhst::sweep(settings, session),
         Found::Bus(bus) => bus::sweep(settings, bus),
         Found::Duplex(duplex) => cama::sweep(settings, duplex),
+        Found::Backlog(backlog) => ptth::sweep(settings, backlog),
     }
 }
 
@@ -78,7 +82,11 @@ fn origin_is_allowed(settings: &Settings, request: &Request<'_>) -> bool {
 pub fn with_cors(settings: &Settings, request: &Request<'_>, mut reply: Reply) -> Reply {
     const EXPOSE: &str = "Access-Control-Expose-Headers";
     // What else a protocol wants its pages to see.
-    match reply.headers.iter_mut().find(|(name, _)| *name == EXPOSE) {
+    if reply.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Access-Control-Allow-Origin")) {
+        // A server behind PTTH has its own mind about it.
+        return reply;
+    }
+    match reply.headers.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(EXPOSE)) {
         Some((_, list)) => list.push_str(", Retry-After"),
         None => reply = reply.header(EXPOSE, "Retry-After"),
     }

@@ -24,7 +24,7 @@ pub fn is_asked_for(request: &Request<'_>) -> bool {
 }
 
 /// Whether `text/html` itself is in the list of media ranges (RFC 9110, 12.5.1); `*/*` is what programs send.
-fn names_html(accept: &str) -> bool {
+pub(super) fn names_html(accept: &str) -> bool {
     accept.split(',').any(|range| {
         let media_type = range.split(';').next().unwrap_or_default();
         media_type.trim().eq_ignore_ascii_case("text/html")
@@ -76,15 +76,25 @@ fn items(list: &[Check]) -> String {
 
 /// Text as HTML, with what stands between backticks as code.
 fn text(text: &str) -> String {
-    let mut html = String::with_capacity(text.len());
     let mut tags = ["<code>", "</code>"].into_iter().cycle();
+    let mut pieces = text.split('`').map(escape);
+    let mut html = pieces.next().unwrap_or_default();
+    for piece in pieces {
+        html.push_str(tags.next().unwrap_or_default());
+        html.push_str(&piece);
+    }
+    html
+}
+
+/// Text as HTML, in an element or between double quotes.
+pub(super) fn escape(text: &str) -> String {
+    let mut html = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '&' => html.push_str("&amp;"),
             '<' => html.push_str("&lt;"),
             '>' => html.push_str("&gt;"),
             '"' => html.push_str("&quot;"),
-            '`' => html.push_str(tags.next().unwrap_or_default()),
             c => html.push(c),
         }
     }
@@ -121,8 +131,10 @@ mod tests {
         is_asked_for(&Request {
             method: method.to_owned(),
             path: String::new(),
+            raw_path: String::new(),
             query: query.into(),
             header: &|name| accept.filter(|_| name == "accept").map(str::to_owned),
+            headers: &Vec::new,
             mount: String::new(),
             remote: None,
             is_https: false,

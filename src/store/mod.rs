@@ -28,6 +28,12 @@
 //!       receiver                what its receiver sleeps on: whether there is one
 //!       data taken              while no sender has taken them: the bytes, and how many of them the receiver's client took
 //!       sender-NUMBER           what a sender sleeps on
+//!   ptth/counts ptth/XX/HASH/   the requests of a server of PTTH: HASH is of its name
+//!     session.json              its record, and the lock of everything below
+//!     seen                      when a far end of it asked last
+//!     listeners/NAME            a FIFO for each far end that waits
+//!     waiting/ID given/ID       a request that no far end has, or that one has and has not begun to answer
+//!     answers/ID/               a pipe, for the answer
 //! ```
 //!
 //! Three rules keep it whole when processes are killed at any moment:
@@ -36,6 +42,7 @@
 //! has open); and a file is either appended to in whole
 //! records, overwritten with a single write of constant size, or replaced by a rename.
 
+pub mod backlog;
 pub mod bus;
 pub mod duplex;
 pub mod folder;

@@ -12,6 +12,7 @@
 //! - The end of the bytes is that the sender closes `data`. A sender that is killed ends them too.
 //! - The end of the receiver is that nobody has its own FIFO open any more, which the sender, who has it open for
 //!   writing, is told by the kernel. What its client took stands in `taken`: a file, so that the count survives a kill.
+//!   There the sender notes as well that its bytes are complete.
 
 use super::wake::{Knock, Wake};
 use super::{Error, identity_at, make_dir, private_file, random_hex, read_small, remove_file};
@@ -19,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt as _;
@@ -34,6 +35,10 @@ const NOT_BEGUN: u64 = u64::MAX;
 const SENDER: &str = "sender-";
 /// What is being made, before it is renamed into place.
 const BESIDE: &str = "beside";
+
+/// In `taken`: a byte that says whether the sender has ended, and where the count stands behind it.
+const ENDED: [u8; 1] = [1];
+const COUNT_AT: u64 = 1;
 
 /// How many bytes may be under way. More than the usual 64 KiB makes for fewer switches between the two processes; the
 /// kernel keeps only what is really there.
@@ -55,6 +60,7 @@ pub struct Pipe<'lock> {
 }
 
 impl Pipe<'_> {
+    /// The pipe in the folder `path`.
     pub(super) fn new<R>(_lock: &super::folder::Folder<R>, path: PathBuf) -> Pipe<'_> {
         Pipe { path, lock: PhantomData }
     }
@@ -83,6 +89,14 @@ impl Pipe<'_> {
         }))
     }
 
+    /// Whether there is a receiver, who is not woken.
+    pub(super) fn is_received(&self) -> bool {
+        let knock = Knock::at(&self.path.join(RECEIVER));
+        let is_heard = knock.is_heard();
+        knock.cancel();
+        is_heard
+    }
+
     /// Makes `receiver` ready for another sender, after one has left without a word.
     ///
     /// # Errors
@@ -101,7 +115,7 @@ impl Pipe<'_> {
         }
         let taken = private_file(&taken)?;
         // Now, while a full disk can still be told: what is overwritten later takes no more room.
-        taken.write_all_at(&NOT_BEGUN.to_be_bytes(), 0)?;
+        taken.write_all_at(&NOT_BEGUN.to_be_bytes(), COUNT_AT)?;
         rustix::fs::mknodat(rustix::fs::CWD, &data, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
         let data = rustix::fs::open(&data, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         // A user may have only so much of it; the usual size does as well.
@@ -146,7 +160,7 @@ impl Pipe<'_> {
             Err(Errno::NOENT | Errno::NXIO) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let taken = match File::open(self.path.join(TAKEN)) {
+        let taken = match OpenOptions::new().read(true).write(true).open(self.path.join(TAKEN)) {
             Ok(taken) => taken,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -229,7 +243,7 @@ pub struct Place {
 }
 
 impl Place {
-    fn make(folder: &Path, name: &str) -> Result<Self, Error> {
+    pub(super) fn make(folder: &Path, name: &str) -> Result<Self, Error> {
         let path = folder.join(name);
         let wake =
             Wake::make(&path, &folder.join(BESIDE)).ok_or_else(|| Error::Io(io::ErrorKind::Unsupported.into()))?;
@@ -344,7 +358,14 @@ impl Receiver {
     /// When that cannot be written.
     pub fn took(&mut self, bytes: u64) -> Result<(), Error> {
         self.count += bytes;
-        Ok(self.taken.write_all_at(&self.count.to_be_bytes(), 0)?)
+        Ok(self.taken.write_all_at(&self.count.to_be_bytes(), COUNT_AT)?)
+    }
+
+    /// Behind the last byte: whether the sender has said that it was the last, and was not killed, say.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let mut mark = [0];
+        self.taken.read_exact_at(&mut mark, 0).is_ok() && mark == ENDED
     }
 
     /// Gives the place up: another receiver may come, for what the next sender brings.
@@ -367,7 +388,8 @@ impl Drop for Receiver {
 fn has_hung_up(fifo: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(fifo, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    // One that has come and gone since the last read has left its bytes.
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents() == PollFlags::HUP
 }
 
 /// The sender's end, with a receiver of its own.
@@ -420,6 +442,8 @@ impl Sender {
 
     /// Ends the bytes.
     pub fn end(&mut self) {
+        // Where it cannot be written, the receiver takes the bytes for cut short.
+        let _ = self.taken.write_all_at(&ENDED, 0);
         self.data = None;
     }
 
@@ -429,7 +453,8 @@ impl Sender {
     /// # Errors
     /// When that cannot be read.
     pub fn taken(&self) -> Result<Option<u64>, Error> {
-        let count = read_small(&self.taken)?.first_chunk().map(|count| u64::from_be_bytes(*count));
+        let file = read_small(&self.taken)?;
+        let count = file.get(1..).and_then(|count| count.first_chunk()).map(|count| u64::from_be_bytes(*count));
         Ok(count.filter(|count| *count != NOT_BEGUN))
     }
 }

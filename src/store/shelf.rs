@@ -23,10 +23,12 @@ pub(super) enum Kind {
     Buses,
     /// The sessions of two parties with a pipe each way, by their own id.
     Pipes,
+    /// The requests that wait for servers of PTTH, by server.
+    Ptth,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Hosts, Self::Buses, Self::Pipes];
+    pub const ALL: [Self; 4] = [Self::Hosts, Self::Buses, Self::Pipes, Self::Ptth];
 
     /// The folder under the data folder.
     pub fn name(self) -> &'static str {
@@ -34,6 +36,7 @@ impl Kind {
             Self::Hosts => "hosts",
             Self::Buses => "buses",
             Self::Pipes => "pipes",
+            Self::Ptth => "ptth",
         }
     }
 }

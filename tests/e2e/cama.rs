@@ -21,28 +21,28 @@ use crate::stream::{end_of_head, parse_head};
 
 /// A whole answer, its body as it came.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
     /// Whether it ended where it said it would.
-    is_whole: bool,
+    pub is_whole: bool,
 }
 
 impl Answer {
-    fn header(&self, name: &str) -> &str {
+    pub fn header(&self, name: &str) -> &str {
         crate::relay::header(&self.headers, name).unwrap_or_default()
     }
 
     #[track_caller]
-    fn expect(self, status: u16) -> Self {
+    pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{:?} {}", self.headers, String::from_utf8_lossy(&self.body));
         assert!(!self.header("access-control-allow-origin").is_empty(), "a page could not read {self:?}");
         self
     }
 
     #[track_caller]
-    fn expect_error(self, status: u16) {
+    pub fn expect_error(self, status: u16) {
         let answer = self.expect(status);
         let Answer { status, headers, body, .. } = answer;
         Reply { status, headers, body: String::from_utf8(body).unwrap() }.expect_error(status);
@@ -58,19 +58,19 @@ impl Answer {
     }
 }
 
-enum Running {
+pub enum Running {
     Server(Server),
     Serve(Serve),
 }
 
 /// A relay, reached over sockets.
-struct Scene {
-    relay: Running,
+pub struct Scene {
+    pub relay: Running,
     door: Door,
 }
 
 impl Scene {
-    fn new(door: Door, settings: &[(&str, &str)]) -> Option<Self> {
+    pub fn new(door: Door, settings: &[(&str, &str)]) -> Option<Self> {
         let relay = match door {
             Door::Serve => Running::Serve(Serve::with(settings)),
             _ => Running::Server(door.server(settings)?),
@@ -78,14 +78,14 @@ impl Scene {
         Some(Self { relay, door })
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         match &self.relay {
             Running::Server(server) => server.url(),
             Running::Serve(serve) => serve.url(),
         }
     }
 
-    fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         match &self.relay {
             Running::Server(server) => server.folder().path(),
             Running::Serve(serve) => serve.folder().path(),
@@ -93,7 +93,7 @@ impl Scene {
     }
 
     /// Removes what is dead.
-    fn sweep(&self) {
+    pub fn sweep(&self) {
         let status = Command::new(self.folder().join("cgi-bin/relay.cgi"))
             .args(["sweep", "--data"])
             .arg(self.folder().join("cgi-bin/data"))
@@ -108,7 +108,7 @@ impl Scene {
         names.filter(|name| !["session.json", "counts"].contains(name)).map(str::to_owned).collect()
     }
 
-    fn connect(&self) -> TcpStream {
+    pub fn connect(&self) -> TcpStream {
         let url = self.url();
         let address = url.strip_prefix("http://").unwrap().split('/').next().unwrap();
         let socket = TcpStream::connect(address).expect("the server accepts connections");
@@ -118,7 +118,7 @@ impl Scene {
     }
 
     /// The head of a request. Where a web server passes only GET and POST and few header fields, all is in the query.
-    fn head(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
+    pub fn head(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
         let url = self.url();
         let mount = url.strip_prefix("http://").unwrap().split_once('/').map_or("", |(_, mount)| mount);
         let slash = if mount.is_empty() { "" } else { "/" };
@@ -144,12 +144,13 @@ impl Scene {
                 }
             }
         }
+        let mark = if query.is_empty() { "" } else { "?" };
         format!(
-            "{method} {slash}{mount}{path}?{query} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n{lines}{body}\r\n"
+            "{method} {slash}{mount}{path}{mark}{query} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n{lines}{body}\r\n"
         )
     }
 
-    fn start(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> TcpStream {
+    pub fn start(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> TcpStream {
         let length = body.map_or(String::new(), |body| format!("Content-Length: {}\r\n", body.len()));
         let mut socket = self.connect();
         socket.write_all(self.head(method, path, headers, &length).as_bytes()).unwrap();
@@ -159,7 +160,7 @@ impl Scene {
     }
 
     #[track_caller]
-    fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let body = (method != "GET" && method != "HEAD").then_some(body);
         hear(self.start(method, path, headers, body))
     }
@@ -225,7 +226,7 @@ impl Session<'_> {
 }
 
 #[track_caller]
-fn hear(mut socket: TcpStream) -> Answer {
+pub fn hear(mut socket: TcpStream) -> Answer {
     let mut heard = Vec::new();
     loop {
         let mut bytes = [0; 16384];
@@ -243,7 +244,7 @@ fn hear(mut socket: TcpStream) -> Answer {
 
 /// What comes next of an answer that is not at its end.
 #[track_caller]
-fn hear_more(socket: &mut TcpStream, heard: &mut Vec<u8>) {
+pub fn hear_more(socket: &mut TcpStream, heard: &mut Vec<u8>) {
     let mut some = [0; 16384];
     loop {
         match socket.read(&mut some) {
@@ -258,7 +259,7 @@ fn hear_more(socket: &mut TcpStream, heard: &mut Vec<u8>) {
 }
 
 #[track_caller]
-fn understand(heard: &[u8]) -> Answer {
+pub fn understand(heard: &[u8]) -> Answer {
     let mut rest = heard;
     let (status, headers) = loop {
         let end = end_of_head(rest).unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(heard)));
@@ -287,7 +288,7 @@ fn understand(heard: &[u8]) -> Answer {
 }
 
 /// Bytes that any mistake would show in, NUL among them.
-fn bytes(count: usize) -> Vec<u8> {
+pub fn bytes(count: usize) -> Vec<u8> {
     let mut state = 1_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -509,7 +510,7 @@ pub fn curl_uploads_and_downloads(door: Door) {
 }
 
 /// The most private memory, in KiB, of the processes that run the relay, until `done`.
-fn private_memory(pids: impl Fn() -> Vec<i32>, done: &AtomicBool) -> u64 {
+pub fn private_memory(pids: impl Fn() -> Vec<i32>, done: &AtomicBool) -> u64 {
     let mut most = 0;
     while !done.load(Ordering::Acquire) {
         for pid in pids() {
@@ -523,7 +524,7 @@ fn private_memory(pids: impl Fn() -> Vec<i32>, done: &AtomicBool) -> u64 {
     most
 }
 
-fn relay_pids(folder: &Path) -> Vec<i32> {
+pub fn relay_pids(folder: &Path) -> Vec<i32> {
     let program = folder.join("cgi-bin/relay.cgi");
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let of_relay = entries.filter(|entry| std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program));

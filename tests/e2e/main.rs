@@ -71,6 +71,19 @@ macro_rules! pipe_through {
     };
 }
 
+/// Where the far end's header fields come through.
+macro_rules! ptth_through {
+    ($door:ident) => {
+        tests! { $door:
+            ptth::a_server_behind_a_firewall_is_reached,
+            ptth::a_wrong_ptth_request_says_what_is_wrong,
+            ptth::what_an_answer_says_passes_through_and_nothing_else,
+            ptth::an_answer_flows_before_it_is_complete,
+            ptth::each_of_several_listeners_gets_its_own_requests,
+        }
+    };
+}
+
 macro_rules! web_server {
     ($module:ident = $door:ident) => {
         mod $module {
@@ -92,6 +105,7 @@ mod cama;
 mod door;
 mod place;
 mod protocol;
+mod ptth;
 mod relay;
 mod serve;
 mod server;
@@ -112,6 +126,43 @@ web_server!(apache_event = ApacheEvent);
 web_server!(apache_prefork = ApachePrefork);
 web_server!(mini_httpd = MiniHttpd);
 web_server!(nginx_fcgiwrap = NginxFcgiwrap);
+
+mod ptth_of_lighttpd {
+    ptth_through!(Lighttpd);
+    tests! { Lighttpd:
+        ptth::a_request_whose_listener_died_is_given_to_another,
+        ptth::a_large_answer_flows_through_little_memory,
+        ptth::whoever_leaves_half_way_is_told,
+    }
+}
+
+mod ptth_of_apache_event {
+    ptth_through!(ApacheEvent);
+}
+
+mod ptth_of_apache_prefork {
+    ptth_through!(ApachePrefork);
+}
+
+mod ptth_of_nginx_fcgiwrap {
+    ptth_through!(NginxFcgiwrap);
+}
+
+mod ptth_of_mini_httpd {
+    tests! { MiniHttpd: ptth::a_far_end_whose_header_fields_are_lost_is_told, }
+}
+
+mod ptth_of_serve {
+    ptth_through!(Serve);
+    tests! { Serve:
+        ptth::the_requests_are_what_the_published_relay_sends,
+        ptth::a_request_whose_listener_died_is_given_to_another,
+        ptth::who_waits_in_vain_for_an_answer_or_a_request_is_told_in_time,
+        ptth::a_large_answer_flows_through_little_memory,
+        ptth::whoever_leaves_half_way_is_told,
+        ptth::fifty_clients_get_their_own_answers_while_listeners_die,
+    }
+}
 
 mod pipe_of_lighttpd {
     tests! { Lighttpd:

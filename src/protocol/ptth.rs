@@ -1,0 +1,751 @@
+//! PTTH, HTTP backwards: a server behind a firewall is reached through the relay, which it asks for requests.
+//!
+//! | request | who |
+//! | --- | --- |
+//! | `GET` or `HEAD /frontend/servers/NAME/PATH` | a client: is answered by the server |
+//! | `GET /frontend/servers/` | anybody: the servers that are listed |
+//! | `GET /frontend/relay_up_check` | anybody: 200 |
+//! | `GET /7ZSFUKGV/http_listen/NAME` with `X-ApiKey` | the server (its *far end*): the requests that wait for it, or 204 |
+//! | `POST /7ZSFUKGV/http_response/ID` with `X-ApiKey` and `X-PTTH-2LJYXWC4` | the far end: head and body of an answer |
+//!
+//! What is in a list of requests and in the head of an answer is in [`crate::ptth`].
+
+use super::{is_recent, options, page, store_status};
+use crate::config::Settings;
+use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
+use crate::ptth::{
+    Fields, HEAD_FIELD, KEY_FIELD, Method, PREFIX, RequestHead, ResponseHead, ServerName, Tripcode, Waiting, WireError,
+    join_list,
+};
+use crate::store::backlog::{Answering, Backlog, Papers, Question, RequestId, Standing};
+use crate::store::pipe::{Came, LONGEST_HEAD, Receiver};
+use crate::store::{self, Store};
+use crate::transfer::{self, End, Ending, Feed};
+use rustix::event::{PollFd, PollFlags};
+use std::fmt::{self, Write as _};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const FRONTEND: &str = "frontend";
+const METHODS: &str = "GET, HEAD, OPTIONS";
+
+/// How long a far end waits for a request, and a client for the beginning of its answer.
+const LISTEN_TIME: Duration = Duration::from_secs(25);
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+
+/// How long a far end may have a request before it begins to answer; then it is given away again. `GET` and `HEAD` may be
+/// repeated (RFC 9110, 9.2.2).
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How often a client looks after its request: whether the far end that was woken for it has died of it, say.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The requests that one far end is given at once; others may come for more.
+const MOST_GIVEN: usize = 32;
+
+/// The longest head of a request in bytes: path, query and header fields.
+const LONGEST_REQUEST: usize = 16 * 1024;
+
+/// A far end that asked last so long ago counts as connected: it will ask again once it has its requests.
+const BETWEEN_QUESTIONS: Duration = Duration::from_secs(5);
+
+/// The length of an answer's body stands before its head, in so many bytes.
+const LENGTH_SIZE: usize = 8;
+const UNKNOWN_LENGTH: u64 = u64::MAX;
+
+/// Whether a path is one of this protocol's.
+#[must_use]
+pub fn is_its_own(path: &str) -> bool {
+    path.split('/').nth(1).is_some_and(|first| first == PREFIX || first == FRONTEND)
+}
+
+/// Answers a request to a path that [is its own](is_its_own).
+pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
+    let relay = Relay { settings, store: Store::new(&settings.data_dir) };
+    relay.route(request).unwrap_or_else(|refusal| {
+        // A body that nobody wants may be endless, and the answer should not wait for its end.
+        request.body.reader.give_time(Duration::from_secs(1));
+        refusal.reply()
+    })
+}
+
+/// Removes what killed processes have left behind, and everything of a server that is not registered any more.
+///
+/// # Errors
+/// When the data folder cannot be used; a later sweep tries again.
+pub fn sweep(settings: &Settings, backlog: Backlog) -> Result<(), store::Error> {
+    let servers = Store::new(&settings.data_dir).ptth_servers()?;
+    if backlog.server().is_some_and(|server| servers.contains_key(server)) { backlog.tidy() } else { backlog.remove() }
+}
+
+/// Why a request is refused.
+#[derive(Debug)]
+enum Refusal {
+    NoKey,
+    WrongKey,
+    UnknownServer,
+    NothingHere,
+    MethodNotAllowed(&'static str),
+    BadQuery,
+    HeadTooLong,
+    TooManyWait(u64),
+    UnknownRequest,
+    NoHead,
+    BadHead(WireError),
+    NobodyAnswered,
+    BadAnswer(&'static str),
+    ClientLeft,
+    Removed,
+    Stopping,
+    /// The client has gone; nobody will read this.
+    HungUp,
+    Body(BodyError),
+    Store(store::Error),
+}
+
+impl From<store::Error> for Refusal {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Refusal {
+    fn status(&self) -> Status {
+        match self {
+            Self::BadQuery | Self::UnknownRequest | Self::NoHead | Self::BadHead(_) | Self::HungUp => {
+                Status::BadRequest
+            }
+            Self::WrongKey => Status::Unauthorized,
+            Self::NoKey => Status::Forbidden,
+            Self::UnknownServer | Self::NothingHere => Status::NotFound,
+            Self::MethodNotAllowed(_) => Status::MethodNotAllowed,
+            Self::ClientLeft => Status::Gone,
+            Self::HeadTooLong => Status::RequestHeaderFieldsTooLarge,
+            Self::BadAnswer(_) => Status::BadGateway,
+            Self::TooManyWait(_) | Self::Removed | Self::Stopping => Status::ServiceUnavailable,
+            Self::NobodyAnswered => Status::GatewayTimeout,
+            Self::Body(error) => error.status(),
+            Self::Store(error) => store_status(error),
+        }
+    }
+
+    fn reply(&self) -> Reply {
+        if let Self::Store(error) = self {
+            error.log();
+        }
+        let reply = Reply::error(self.status(), &self.to_string());
+        match self {
+            Self::MethodNotAllowed(allow) => reply.header("Allow", *allow),
+            Self::TooManyWait(_) | Self::Removed | Self::Stopping => reply.header("Retry-After", "5"),
+            _ => reply,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoKey => write!(f, "The server's key is missing: send it in the header field {KEY_FIELD}."),
+            Self::WrongKey => f.write_str("There is no such server with this key: register it at the relay."),
+            Self::UnknownServer => f.write_str("There is no such server at this relay."),
+            Self::NothingHere => f.write_str(
+                "There is nothing at this path: the servers are at /frontend/servers/, each with its name behind it.",
+            ),
+            Self::MethodNotAllowed(allow) => write!(f, "This needs another method: {allow}."),
+            Self::BadQuery => f.write_str("The query is not ASCII: percent-encode it."),
+            Self::HeadTooLong => {
+                write!(f, "Path, query and header fields have more than {LONGEST_REQUEST} bytes: send fewer.")
+            }
+            Self::TooManyWait(limit) => {
+                write!(f, "{limit} requests wait for this server already (RELAY_MAX_CLIENTS): try again later.")
+            }
+            Self::UnknownRequest => {
+                f.write_str("There is no such request: its client has gone, or it has been answered already.")
+            }
+            Self::NoHead => write!(f, "The head of the answer is missing: send it in the header field {HEAD_FIELD}."),
+            Self::BadHead(error) => write!(f, "The head of the answer cannot be used. {error}"),
+            Self::NobodyAnswered => f.write_str("The server did not answer in time: it may not be connected."),
+            Self::BadAnswer(what) => write!(f, "The server's answer cannot be passed on: {what}."),
+            Self::ClientLeft => f.write_str("The client has gone before it had all of the answer."),
+            Self::Removed => f.write_str("The server has just been removed from this relay."),
+            Self::Stopping => f.write_str("The relay is being stopped: try again in a moment."),
+            Self::HungUp => f.write_str("You have gone."),
+            Self::Body(error) => error.fmt(f),
+            Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+struct Relay<'a> {
+    settings: &'a Settings,
+    store: Store,
+}
+
+impl Relay<'_> {
+    fn route(&self, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+        let path = request.raw_path.clone();
+        let mut parts = path.splitn(5, '/').skip(1);
+        let part =
+            |part: Option<&str>| part.and_then(|part| urlencoding::decode(part).ok()).unwrap_or_default().into_owned();
+        let (first, second, third) = (part(parts.next()), part(parts.next()), part(parts.next()));
+        let rest = parts.next();
+        match (first.as_str(), second.as_str(), third.as_str(), rest) {
+            (PREFIX, "http_listen", name, None) if !name.is_empty() => {
+                of_methods(request, "GET")?;
+                self.listen(name, request)
+            }
+            (PREFIX, "http_response", id, None) if !id.is_empty() => {
+                of_methods(request, "POST")?;
+                self.respond(id, request)
+            }
+            (FRONTEND, "servers", "", None) => read_only(request, |request| self.list(request)),
+            (FRONTEND, "servers", name, None) => read_only(request, |request| {
+                let name = self.registered(name)?;
+                // So that links in what is there lead below it.
+                Ok(Reply::empty(Status::Passed(307)).header("Location", format!("{}/", base(request, &name))))
+            }),
+            (FRONTEND, "servers", name, Some(rest)) if !name.is_empty() => {
+                read_only(request, |request| self.ask(&self.registered(name)?, rest, request))
+            }
+            (FRONTEND, "relay_up_check", "", None) => {
+                read_only(request, |_| Ok(Reply::json(Status::Ok, "{}").header("Cache-Control", "no-store")))
+            }
+            _ => Err(Refusal::NothingHere),
+        }
+    }
+
+    fn registered(&self, name: &str) -> Result<ServerName, Refusal> {
+        let name = ServerName::new(name).ok_or(Refusal::UnknownServer)?;
+        if self.store.ptth_servers()?.contains_key(&name) { Ok(name) } else { Err(Refusal::UnknownServer) }
+    }
+
+    /// The servers whose key was sent. All are looked at, and tripcodes are compared in constant time, so that the time it
+    /// takes tells nothing.
+    fn servers_of_key(&self, request: &Request<'_>) -> Result<Vec<ServerName>, Refusal> {
+        let key = (request.header)(&KEY_FIELD.to_ascii_lowercase()).ok_or(Refusal::NoKey)?;
+        let tripcode = Tripcode::of(&key);
+        let servers = self.store.ptth_servers()?.into_iter().filter(|(_, server)| server.tripcode == tripcode);
+        Ok(servers.map(|(name, _)| name).collect())
+    }
+
+    // ---- GET /frontend/servers/
+
+    fn list(&self, request: &Request<'_>) -> Result<Reply, Refusal> {
+        let mut listed = Vec::new();
+        for (name, server) in self.store.ptth_servers()?.into_iter().filter(|(_, server)| server.listed) {
+            let (seen, is_listening) = self.store.far_ends(&name)?;
+            let display_name = server.display_name.unwrap_or_else(|| name.to_string());
+            let is_connected = is_listening || seen.is_some_and(|seen| is_recent(seen, BETWEEN_QUESTIONS));
+            listed.push(Listed { url: base(request, &name) + "/", name, display_name, seen, is_connected });
+        }
+        let is_browser = (request.header)("accept").is_some_and(|accept| page::names_html(&accept));
+        let reply = if is_browser {
+            Reply { content: Content::Whole(html(&listed).into_bytes()), ..Reply::empty(Status::Ok) }
+                .header("Content-Type", "text/html; charset=utf-8")
+                .header("Content-Security-Policy", "default-src 'none'; base-uri 'none'; frame-ancestors 'none'")
+                .header("X-Content-Type-Options", "nosniff")
+        } else {
+            let listed: Vec<_> = listed.iter().map(Listed::json).collect();
+            Reply::json(Status::Ok, format!(r#"{{"servers":[{}]}}"#, listed.join(",")))
+        };
+        Ok(reply.header("Cache-Control", "no-store").header("Vary", "Accept"))
+    }
+
+    // ---- GET /frontend/servers/NAME/PATH
+
+    fn ask(&self, name: &ServerName, rest: &str, request: &Request<'_>) -> Result<Reply, Refusal> {
+        let method = Method::named(&request.method).ok_or(Refusal::MethodNotAllowed(METHODS))?;
+        let id = RequestId::fresh()?;
+        let head = RequestHead { method, uri: uri(rest, &request.query)?, fields: fields_for_server(request) };
+        let size: usize = head.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if head.uri.len() + size > LONGEST_REQUEST {
+            return Err(Refusal::HeadTooLong);
+        }
+        let waiting = Waiting { id: id.as_str().to_owned(), head }.encode();
+        let limit = self.settings.max_clients;
+        let (mut question, bell) = {
+            let backlog = self.store.backlog_or_new(name)?;
+            let question = backlog.ask(&id, &waiting, limit)?.ok_or(Refusal::TooManyWait(limit))?;
+            (question, backlog.bell_of_listener()?)
+        };
+        drop(bell);
+        let answer = self.wait_for_answer(name, &id, &waiting, &mut question, request.client)?;
+        pass_on(&answer, method, &base(request, name), question)
+    }
+
+    /// Waits until the answer begins: its length and its head.
+    fn wait_for_answer(
+        &self,
+        name: &ServerName,
+        id: &RequestId,
+        waiting: &[u8],
+        question: &mut Question,
+        client: Client<'_>,
+    ) -> Result<Vec<u8>, Refusal> {
+        let (mut until, mut is_extended) = (Instant::now() + ANSWER_TIME, false);
+        let mut next_look = Instant::now() + LOOK;
+        loop {
+            match question.receiver.head()? {
+                Came::Head(head) => return Ok(head),
+                Came::Left => {
+                    let backlog = self.store.backlog(name)?.ok_or(Refusal::Removed)?;
+                    backlog.ask_again(id, waiting, question)?;
+                    let bell = backlog.bell()?;
+                    drop((backlog, bell));
+                    continue;
+                }
+                Came::Nothing => {}
+            }
+            let now = Instant::now();
+            if now >= next_look {
+                next_look = now + LOOK;
+                self.look_after(name, id, &question.papers)?;
+            }
+            let receiver = &question.receiver;
+            let mut fds = vec![PollFd::from_borrowed_fd(receiver.data(), PollFlags::IN)];
+            fds.extend(receiver.wake().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
+            let left = until.saturating_duration_since(now);
+            match client.wait(&fds, false, left.min(next_look.saturating_duration_since(now))) {
+                Woken::HungUp => return Err(Refusal::HungUp),
+                Woken::Stopped => return Err(Refusal::Stopping),
+                Woken::Tick if left.is_zero() && receiver.is_taken() && !is_extended => {
+                    is_extended = true;
+                    // At the last moment; the head is on its way.
+                    until = Instant::now() + Duration::from_secs(1);
+                }
+                Woken::Tick if left.is_zero() => return Err(Refusal::NobodyAnswered),
+                Woken::Knock if receiver.is_gone() => return Err(Refusal::Removed),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sees to it that a request that nobody has is taken, and one that somebody keeps is given to another.
+    fn look_after(&self, name: &ServerName, id: &RequestId, papers: &Papers) -> Result<(), Refusal> {
+        let standing = papers.standing(PATIENCE)?;
+        if standing == Standing::Fine {
+            return Ok(());
+        }
+        let backlog = self.store.backlog(name)?.ok_or(Refusal::Removed)?;
+        if standing == Standing::Overdue {
+            backlog.give_back(id)?;
+        }
+        let bell = backlog.bell()?;
+        drop((backlog, bell));
+        Ok(())
+    }
+
+    // ---- GET /7ZSFUKGV/http_listen/NAME
+
+    fn listen(&self, name: &str, request: &Request<'_>) -> Result<Reply, Refusal> {
+        let of_key = self.servers_of_key(request)?;
+        let name = of_key.into_iter().find(|server| server.as_str() == name).ok_or(Refusal::WrongKey)?;
+        let client = request.client;
+        let until = Instant::now() + LISTEN_TIME;
+        let mut place = None;
+        loop {
+            if client.wait(&[], false, Duration::ZERO) == Woken::HungUp {
+                drop(place);
+                // Somebody else is to hear what has woken this one.
+                ring(&self.store, &name)?;
+                return Err(Refusal::HungUp);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let backlog = self.store.backlog_or_new(&name)?;
+            backlog.note_seen()?;
+            let given = backlog.take(MOST_GIVEN)?;
+            if !given.is_empty() || left.is_zero() {
+                // Under the lock, so that nobody wakes this one any more.
+                drop(place);
+                let bell = backlog.bell()?;
+                drop((backlog, bell));
+                return Ok(self.give(&name, given));
+            }
+            let here = match place.take() {
+                Some(here) => here,
+                None => backlog.listen()?,
+            };
+            drop(backlog);
+            match client.wait(&[PollFd::from_borrowed_fd(here.wake(), PollFlags::IN)], false, left) {
+                Woken::Stopped => return Err(Refusal::Stopping),
+                Woken::Knock if here.is_gone() => {}
+                _ => place = Some(here),
+            }
+        }
+    }
+
+    /// The answer to a far end: its requests. They are given back when it has gone meanwhile.
+    fn give(&self, name: &ServerName, given: Vec<(RequestId, Vec<u8>)>) -> Reply {
+        if given.is_empty() {
+            return Reply::empty(Status::NoContent).header("Cache-Control", "no-store");
+        }
+        let (ids, requests): (Vec<_>, Vec<_>) = given.into_iter().unzip();
+        let list = join_list(&requests);
+        let length = list.len() as u64;
+        let (store, name) = (self.store.clone(), name.clone());
+        let produce = move |out: &mut Outgoing<'_>| {
+            if !write_all(out, &list)
+                && let Err(error) = give_back(&store, &name, &ids)
+            {
+                error.log();
+            }
+        };
+        Reply { content: Content::Sized(length, Box::new(produce)), ..Reply::empty(Status::Ok) }
+            .header("Content-Type", "application/octet-stream")
+            .header("Cache-Control", "no-store")
+    }
+
+    // ---- POST /7ZSFUKGV/http_response/ID
+
+    fn respond(&self, id: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+        let names = self.servers_of_key(request)?;
+        if names.is_empty() {
+            return Err(Refusal::WrongKey);
+        }
+        let id = RequestId::parse(id).ok_or(Refusal::UnknownRequest)?;
+        let value = (request.header)(&HEAD_FIELD.to_ascii_lowercase()).ok_or(Refusal::NoHead)?;
+        if value.len() > LONGEST_HEAD - LENGTH_SIZE {
+            return Err(Refusal::BadHead(WireError::TooLarge));
+        }
+        // One that is well formed but cannot be passed on is an answer, if a bad one: the client is told.
+        let decoded = ResponseHead::decode(&value);
+        if let Err(error) = decoded
+            && error != WireError::BadField
+        {
+            return Err(Refusal::BadHead(error));
+        }
+        let mut answering = self.begin_answer(&names, &id)?;
+        let Answering { sender, place, .. } = &mut answering;
+        let length = request.body.length.unwrap_or(UNKNOWN_LENGTH);
+        if !sender.send_head(&[&length.to_be_bytes(), value.as_bytes()].concat()) {
+            return Err(Refusal::ClientLeft);
+        }
+        if let Err(error) = decoded {
+            return Err(Refusal::BadHead(error));
+        }
+        let client = request.client;
+        let mut feed = Feed::new(&mut request.body);
+        let end = feed.send(sender, place, client);
+        let taken = sender.taken()?;
+        let has_all = taken == Some(feed.given());
+        match end {
+            End::ReceiverLeft if has_all && sender.data().is_none() => {}
+            End::ReceiverLeft if has_all && feed.given() == 0 => {
+                // An answer without a body. A far end that has announced one all the same may never send it.
+                request.body.reader.give_time(Duration::ZERO);
+            }
+            End::ReceiverLeft | End::ReceiverStuck => {
+                feed.drop_rest();
+                return Err(Refusal::ClientLeft);
+            }
+            End::Removed => return Err(Refusal::Removed),
+            End::HungUp => return Err(Refusal::HungUp),
+            End::Stopped => return Err(Refusal::Stopping),
+            End::Body(error) => return Err(Refusal::Body(error)),
+        }
+        Ok(Reply::json(Status::Ok, "{}"))
+    }
+
+    fn begin_answer(&self, names: &[ServerName], id: &RequestId) -> Result<Answering, Refusal> {
+        for name in names {
+            if let Some(backlog) = self.store.backlog(name)?
+                && let Some(answering) = backlog.answer(id)?
+            {
+                return Ok(answering);
+            }
+        }
+        Err(Refusal::UnknownRequest)
+    }
+}
+
+fn read_only(
+    request: &Request<'_>,
+    answer: impl FnOnce(&Request<'_>) -> Result<Reply, Refusal>,
+) -> Result<Reply, Refusal> {
+    if request.method == "OPTIONS" {
+        return Ok(options(request, METHODS));
+    }
+    of_methods(request, METHODS)?;
+    answer(request)
+}
+
+fn of_methods(request: &Request<'_>, methods: &'static str) -> Result<(), Refusal> {
+    if methods.split(", ").any(|method| method == request.method) {
+        Ok(())
+    } else {
+        Err(Refusal::MethodNotAllowed(methods))
+    }
+}
+
+/// Wakes a far end where requests wait.
+fn ring(store: &Store, name: &ServerName) -> Result<(), store::Error> {
+    give_back(store, name, &[])
+}
+
+/// Has requests wait again.
+fn give_back(store: &Store, name: &ServerName, ids: &[RequestId]) -> Result<(), store::Error> {
+    let Some(backlog) = store.backlog(name)? else { return Ok(()) };
+    for id in ids {
+        backlog.give_back(id)?;
+    }
+    let bell = backlog.bell()?;
+    drop((backlog, bell));
+    Ok(())
+}
+
+/// False when the client has gone before it had all.
+fn write_all(out: &mut Outgoing<'_>, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        match out.wait(&[], true, transfer::IDLE) {
+            Woken::Writable => bytes = &bytes[out.write(bytes)..],
+            Woken::Knock => {}
+            Woken::HungUp | Woken::Tick | Woken::Stopped => return false,
+        }
+    }
+    true
+}
+
+// ---- what passes from the client to the server
+
+/// Path and query as the server sees them.
+fn uri(rest: &str, query: &[u8]) -> Result<String, Refusal> {
+    let query = std::str::from_utf8(query).ok().filter(|query| query.is_ascii()).ok_or(Refusal::BadQuery)?;
+    Ok(if query.is_empty() { format!("/{rest}") } else { format!("/{rest}?{query}") })
+}
+
+/// The header fields of a request, without what is between the client and the relay alone.
+fn fields_for_server(request: &Request<'_>) -> Fields {
+    let mut fields = Fields::default();
+    for (name, value) in (request.headers)() {
+        let value = if name == "cookie" { cookies_for_server(&value) } else { value };
+        if !value.is_empty() {
+            // What cannot be a field is none.
+            let _ = fields.add(&name, value.as_bytes());
+        }
+    }
+    fields.remove_hop_by_hop();
+    let own = [KEY_FIELD, HEAD_FIELD].map(str::to_ascii_lowercase);
+    for name in own.iter().map(String::as_str).chain(["content-length", "expect"]) {
+        fields.remove(name);
+    }
+    fields
+}
+
+/// Without the cookie that makes somebody the host of a pipe's session.
+fn cookies_for_server(value: &str) -> String {
+    let others: Vec<_> =
+        value.split(';').map(str::trim).filter(|pair| pair.split('=').next() != Some("token")).collect();
+    others.join("; ")
+}
+
+// ---- what passes from the server to the client
+
+/// The answer to the client.
+fn pass_on(answer: &[u8], method: Method, base: &str, question: Question) -> Result<Reply, Refusal> {
+    const NO_ANSWER: &str = "it is damaged";
+    let (length, head) = answer.split_first_chunk::<LENGTH_SIZE>().ok_or(Refusal::BadAnswer(NO_ANSWER))?;
+    let sent = Some(u64::from_be_bytes(*length)).filter(|length| *length != UNKNOWN_LENGTH);
+    let head = std::str::from_utf8(head).map_err(|_| Refusal::BadAnswer(NO_ANSWER))?;
+    let ResponseHead { status, fields } =
+        ResponseHead::decode(head).map_err(|_| Refusal::BadAnswer("it has a header field that HTTP does not allow"))?;
+    let said = match fields.iter().find(|(name, _)| *name == "content-length") {
+        Some((_, text)) => Some(digits(text).ok_or(Refusal::BadAnswer("its Content-Length is no number"))?),
+        None => None,
+    };
+    let has_body = method != Method::Head && !matches!(status.code(), 204 | 304);
+    if has_body && said.is_some() && sent.is_some() && said != sent {
+        return Err(Refusal::BadAnswer("its Content-Length is not that of its body"));
+    }
+    let mut reply = Reply { content: Content::Absent, ..Reply::empty(Status::Passed(status.code())) };
+    for (name, value) in fields_for_client(fields, status.code()).iter() {
+        let value = String::from_utf8_lossy(value).into_owned();
+        let value = if name == "set-cookie" { confined(&value, base) } else { value };
+        reply = reply.header(name.to_owned(), value);
+    }
+    let Question { mut receiver, papers } = question;
+    let length = sent.or(said);
+    if !has_body || length == Some(0) {
+        if has_body {
+            reply.content = Content::Whole(Vec::new());
+        } else if let Some(said) = said.filter(|_| status.code() != 204) {
+            reply = reply.header("Content-Length", said.to_string());
+        }
+        // That is all. Noted before the head goes out: a web server may end its program once it has that.
+        if let Err(error) = receiver.took(0) {
+            error.log();
+        }
+        return Ok(reply);
+    }
+    // nginx passes it on as it comes.
+    reply = reply.header("X-Accel-Buffering", "no");
+    let produce = Box::new(move |out: &mut Outgoing<'_>| deliver(out, receiver, length, papers));
+    let content = match length {
+        Some(length) => Content::Sized(length, produce),
+        None => Content::Stream(produce),
+    };
+    Ok(Reply { content, ..reply })
+}
+
+fn deliver(out: &mut Outgoing<'_>, receiver: Receiver, length: Option<u64>, papers: Papers) {
+    transfer::deliver(out, receiver, length, Ending::Told);
+    drop(papers);
+}
+
+/// The header fields of an answer, without what is between the server and the relay alone, what the relay says itself, and
+/// what a web server would take for an order of its CGI program's: to send a file of its own, say.
+fn fields_for_client(mut fields: Fields, status: u16) -> Fields {
+    const ORDERS: [&str; 4] = ["x-accel-", "x-sendfile", "x-lighttpd-", "x-litespeed-"];
+    fields.remove_hop_by_hop();
+    let own = [KEY_FIELD, HEAD_FIELD].map(str::to_ascii_lowercase);
+    for name in own.iter().map(String::as_str).chain(["content-length", "date", "server", "status"]) {
+        fields.remove(name);
+    }
+    // With another status, a web server may take it for the place where it finds the answer (RFC 3875, 6.3.2).
+    if status != 201 && !(300..400).contains(&status) {
+        fields.remove("location");
+    }
+    let names: Vec<_> = fields.iter().map(|(name, _)| name.to_owned()).collect();
+    for name in names.iter().filter(|name| ORDERS.iter().any(|order| name.starts_with(order))) {
+        fields.remove(name);
+    }
+    fields
+}
+
+/// A cookie that comes back to the same server only: all servers share the relay's host.
+fn confined(cookie: &str, base: &str) -> String {
+    let mut parts = cookie.split(';').map(str::trim);
+    let mut confined = parts.next().unwrap_or_default().to_owned();
+    let mut path = "/";
+    for part in parts {
+        match part.split_once('=').unwrap_or((part, "")) {
+            (name, value) if name.trim().eq_ignore_ascii_case("path") => {
+                path = Some(value.trim()).filter(|path| path.starts_with('/')).unwrap_or("/");
+            }
+            (name, _) if name.trim().eq_ignore_ascii_case("domain") => {}
+            _ => _ = write!(confined, "; {part}"),
+        }
+    }
+    let _ = write!(confined, "; Path={base}{path}");
+    confined
+}
+
+fn digits(text: &[u8]) -> Option<u64> {
+    // `parse` would take a sign.
+    let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    text.parse().ok()
+}
+
+/// Where a server is.
+fn base(request: &Request<'_>, name: &ServerName) -> String {
+    format!("{}/{FRONTEND}/servers/{name}", request.mount)
+}
+
+// ---- the list
+
+struct Listed {
+    name: ServerName,
+    url: String,
+    display_name: String,
+    seen: Option<SystemTime>,
+    is_connected: bool,
+}
+
+impl Listed {
+    fn json(&self) -> String {
+        let since = self.seen.and_then(|seen| seen.duration_since(UNIX_EPOCH).ok());
+        format!(
+            r#"{{"name":"{}","displayName":{},"lastSeen":{},"connected":{}}}"#,
+            self.name,
+            serde_json::Value::from(self.display_name.as_str()),
+            since.map_or_else(|| "null".to_owned(), |since| since.as_millis().to_string()),
+            self.is_connected
+        )
+    }
+}
+
+fn html(listed: &[Listed]) -> String {
+    let mut rows = String::new();
+    for Listed { url, display_name, seen, is_connected, .. } in listed {
+        let seen = seen.map_or_else(|| "never".to_owned(), |seen| httpdate::HttpDate::from(seen).to_string());
+        let _ = writeln!(
+            rows,
+            "<tr><td><a href=\"{}\">{}</a></td><td>{}</td><td>{seen}</td></tr>",
+            page::escape(url),
+            page::escape(display_name),
+            if *is_connected { "connected" } else { "not connected" },
+        );
+    }
+    let table = if rows.is_empty() {
+        "<p>No server is listed.</p>".to_owned()
+    } else {
+        format!(
+            "<table>\n<thead><tr><th>Server</th><th>State</th><th>Last seen</th></tr></thead>\n\
+             <tbody>\n{rows}</tbody>\n</table>"
+        )
+    };
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>Servers</title>\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"></head>\n\
+         <body>\n<h1>Servers</h1>\n{table}\n</body>\n</html>\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(pairs: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::default();
+        for (name, value) in pairs {
+            fields.add(name, value.as_bytes()).unwrap();
+        }
+        fields
+    }
+
+    #[test]
+    fn a_cookie_of_one_server_is_not_sent_to_another() {
+        for (cookie, expected) in [
+            ("a=b", "a=b; Path=/m/frontend/servers/n/"),
+            ("a=b; path=/; DOMAIN=x.org;Secure", "a=b; Secure; Path=/m/frontend/servers/n/"),
+            ("a=b; Path=/x; Path=y", "a=b; Path=/m/frontend/servers/n/"),
+            ("a=b; Path=/x", "a=b; Path=/m/frontend/servers/n/x"),
+            ("", "; Path=/m/frontend/servers/n/"),
+        ] {
+            assert_eq!(confined(cookie, "/m/frontend/servers/n"), expected, "{cookie}");
+        }
+        assert_eq!(cookies_for_server("a=b;token=x; tokens=1;token"), "a=b; tokens=1");
+        assert_eq!(cookies_for_server("token=\"x\""), "");
+    }
+
+    #[test]
+    fn a_server_gives_the_relays_web_server_no_orders() {
+        let all = fields(&[
+            ("x-sendfile", "/etc/passwd"),
+            ("x-accel-redirect", "/secret"),
+            ("x-lighttpd-send-file", "/etc/passwd"),
+            ("x-litespeed-location", "/secret"),
+            ("status", "200"),
+            ("location", "/secret"),
+            ("x-api", "kept"),
+        ]);
+        assert_eq!(fields_for_client(all.clone(), 200), fields(&[("x-api", "kept")]));
+        assert_eq!(fields_for_client(all, 302).get("location"), Some("/secret"));
+    }
+
+    #[test]
+    fn a_path_is_its_own_by_its_first_part() {
+        for path in ["/7ZSFUKGV/x", "/frontend", "/frontend/", "/frontend/servers/a/b"] {
+            assert!(is_its_own(path), "{path}");
+        }
+        for path in ["", "/", "frontend", "/frontends/", "/x/frontend/", "/7zsfukgv/"] {
+            assert!(!is_its_own(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_length_is_digits_and_nothing_else() {
+        assert_eq!(digits(b"12"), Some(12));
+        for wrong in [&b""[..], b"+1", b"-1", b"1,2", b"99999999999999999999", b"\xff"] {
+            assert_eq!(digits(wrong), None, "{wrong:?}");
+        }
+    }
+}
