@@ -3,7 +3,7 @@
 //! It is strict where leniency lets two servers on one connection disagree about where a request ends: a body has one
 //! length or is chunked, never both; lines end with CR LF; nothing is folded.
 
-use super::{BODY_TIME, Body, Client, Content, Framing, Outgoing, Reply, Request, Source, Status};
+use super::{BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status};
 use crate::config::Settings;
 use crate::protocol;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -702,6 +702,8 @@ impl Connection {
                     mount: String::new(),
                     remote,
                     is_https: false,
+                    // RFC 9110, 7.8: a server must ignore the wish in HTTP/1.0.
+                    can_upgrade: head.is_http_1_1,
                     client: Client::new(socket.as_fd(), true),
                     body: Body {
                         length: if let Length::Known(length) = head.length { Some(length) } else { None },
@@ -735,6 +737,17 @@ impl Connection {
                 }
                 log(server, self.peer, &line, status, if head_only { 0 } else { body.len() });
                 self.write_all(&out).is_ok() && keep_alive
+            }
+            Content::Upgrade(_) => {
+                write_head(&mut out, &reply, false, None);
+                log(server, self.peer, &line, status, 0);
+                let Content::Upgrade(talk) = reply.content else { return false };
+                let written = self.write_all(&out);
+                drop((out, line));
+                let begun = std::mem::take(&mut self.buffer).split_off(std::mem::take(&mut self.taken));
+                let fd = self.socket.as_fd();
+                talk(Incoming { fd, begun }, &mut Outgoing::new(fd, Framing::UntilClose, written.is_err()));
+                false
             }
             Content::Stream(_) | Content::Sized(..) => {
                 let framing = match reply.content {
@@ -804,7 +817,11 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, framing: Optio
         (Content::Stream(_), Some(Framing::Chunked)) => head.push_str("Transfer-Encoding: chunked\r\n"),
         _ => {}
     }
-    head.push_str(if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" });
+    head.push_str(match reply.content {
+        Content::Upgrade(_) => "Connection: Upgrade\r\n\r\n",
+        _ if keep_alive => "Connection: keep-alive\r\n\r\n",
+        _ => "Connection: close\r\n\r\n",
+    });
     out.extend_from_slice(head.as_bytes());
 }
 

@@ -6,6 +6,7 @@ pub mod message;
 pub mod page;
 pub mod query;
 pub mod uhst;
+pub mod ws;
 
 use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
@@ -21,13 +22,19 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     } else if let "" | "/" = request.path.as_str() {
         if page::is_asked_for(request) { page::answer(Ok(settings)) } else { uhst::answer(settings, request) }
     } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
-        bus::answer(settings, request, &name)
+        if request.method == "GET" && ws::is_asked_for(request) {
+            ws::answer(settings, request, &name)
+        } else {
+            bus::answer(settings, request, &name)
+        }
+    } else if let Some(name) = ws::name(&request.path).map(str::to_owned) {
+        ws::answer(settings, request, &name)
     } else if let Some(id) = cama::session_of(&request.path) {
         cama::answer(settings, &id, request)
     } else {
         Reply::error(
             Status::NotFound,
-            "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session.",
+            "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session, the WebSockets at /ws/CHANNEL.",
         )
     };
     with_cors(settings, request, reply)
