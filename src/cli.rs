@@ -227,6 +227,12 @@ impl FarArguments {
 
 /// Each line of the input is a message.
 fn notify(settings: &Settings, channel: &str) -> Result<(), Box<dyn Error>> {
+    if let Some(owner) = Store::new(&settings.data_dir).other_owner() {
+        return Err(format!(
+            "the data folder belongs to user {owner}, who could not use what another writes there: sudo -u '#{owner}' uhst-relay notify …"
+        )
+        .into());
+    }
     for line in std::io::stdin().lines() {
         let line = line?;
         if !line.is_empty() {

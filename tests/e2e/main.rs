@@ -71,6 +71,23 @@ macro_rules! pipe_through {
     };
 }
 
+macro_rules! websockets_through {
+    ($door:ident) => {
+        tests! { $door:
+            ws::messages_reach_the_others_in_one_order,
+            ws::a_wrong_handshake_says_what_is_wrong,
+            ws::frames_are_taken_as_the_rfc_says,
+            ws::a_handler_is_told_every_event_in_order,
+            ws::a_connection_that_breaks_is_said_goodbye,
+            ws::a_handler_that_fails_takes_nobody_else_with_it,
+            ws::the_application_reaches_everybody,
+            ws::stopping_says_goodbye,
+            ws::only_the_registered_post_where_only_they_may,
+            ws::the_chat_of_the_examples_works,
+        }
+    };
+}
+
 macro_rules! web_server {
     ($module:ident = $door:ident) => {
         mod $module {
@@ -98,6 +115,7 @@ mod server;
 mod stream;
 mod token;
 mod web;
+mod ws;
 
 mod cgi;
 mod endurance;
@@ -134,6 +152,26 @@ mod pipe_of_serve {
         cama::who_pauses_keeps_nobody_waiting,
         cama::a_session_ends_after_its_last_use,
         cama::only_a_named_proxy_speaks_for_others,
+    }
+}
+
+mod websockets_of_serve {
+    websockets_through!(Serve);
+}
+
+mod websockets_of_lighttpd {
+    websockets_through!(Lighttpd);
+}
+
+mod websockets_elsewhere {
+    mod apache {
+        tests! { ApacheEvent: ws::another_web_server_says_what_to_do, }
+    }
+    mod mini_httpd {
+        tests! { MiniHttpd: ws::another_web_server_says_what_to_do, }
+    }
+    mod nginx {
+        tests! { NginxFcgiwrap: ws::another_web_server_says_what_to_do, }
     }
 }
 
