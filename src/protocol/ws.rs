@@ -230,7 +230,7 @@ fn open(settings: &Settings, request: &Request<'_>, name: &str) -> Result<Reply,
     let accept = BASE64.encode(Sha1::new().chain_update(&key).chain_update(GUID).finalize());
     let talk = move |input: Incoming<'_>, out: &mut Outgoing| {
         let handler = Mind::new(member.settings(), &visitor);
-        Conversation::new(input, member, handler).run(out, &visitor, &key);
+        Conversation::new(input, member, handler, out.is_own()).run(out, &visitor, &key);
     };
     Ok(Reply { content: Content::Upgrade(Box::new(talk)), ..Reply::empty(Status::SwitchingProtocols) }
         .header("Upgrade", "websocket")
@@ -259,7 +259,6 @@ fn visitor(request: &Request<'_>) -> Visitor {
         ("HTTP_COOKIE", "cookie"),
         ("HTTP_USER_AGENT", "user-agent"),
         ("HTTP_ACCEPT_LANGUAGE", "accept-language"),
-        ("HTTP_AUTHORIZATION", "authorization"),
         ("HTTP_X_FORWARDED_FOR", "x-forwarded-for"),
     ] {
         environment.extend((request.header)(field).map(|value| (name, value)));
@@ -341,12 +340,13 @@ struct Conversation<'a> {
     heard: Instant,
     pings: u32,
     next_ping: Instant,
+    round: Duration,
     next_round: Instant,
     next_loop: Instant,
 }
 
 impl<'a> Conversation<'a> {
-    fn new(input: Incoming<'a>, member: Member, mind: Mind) -> Self {
+    fn new(input: Incoming<'a>, member: Member, mind: Mind, is_own: bool) -> Self {
         let now = Instant::now();
         let settings = member.settings();
         let most = most(settings, &mind);
@@ -359,7 +359,8 @@ impl<'a> Conversation<'a> {
             heard: now,
             pings: 0,
             next_ping: now + settings.keep_alive,
-            next_round: now + sse::ROUND,
+            round: sse::round(is_own),
+            next_round: now + sse::round(is_own),
             next_loop: now + settings.ws_loop.unwrap_or(settings.keep_alive),
             member,
         }
@@ -448,7 +449,7 @@ impl<'a> Conversation<'a> {
             }
         }
         if now >= self.next_round {
-            self.next_round = now + sse::ROUND;
+            self.next_round = now + self.round;
             match self.member.round() {
                 Ok(true) => {}
                 Ok(false) => self.close(1001, "The channel was removed."),
@@ -471,7 +472,7 @@ impl<'a> Conversation<'a> {
             until = until.min(at);
         }
         let is_surely_woken = self.member.reader().is_surely_woken();
-        let tick = sse::tick(self.member.settings(), is_surely_woken, sse::ROUND);
+        let tick = sse::tick(self.member.settings(), is_surely_woken, self.round);
         until.saturating_duration_since(now).min(tick)
     }
 

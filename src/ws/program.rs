@@ -204,8 +204,9 @@ impl Program {
 
     /// Writes what it takes. Who has closed his input is not told; that he has ended, his output says.
     pub fn write(&mut self) {
-        let Some(input) = &self.input else { return };
-        while self.written < self.unread.len() {
+        while let Some(input) = &self.input
+            && self.written < self.unread.len()
+        {
             match rustix::io::write(input, &self.unread[self.written..]) {
                 Ok(count) => {
                     self.written += count;
@@ -216,10 +217,7 @@ impl Program {
                     self.deaf_since.get_or_insert_with(Instant::now);
                     return;
                 }
-                Err(_) => {
-                    self.input = None;
-                    break;
-                }
+                Err(_) => self.input = None,
             }
         }
         self.written = 0;
