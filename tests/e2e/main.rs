@@ -176,7 +176,11 @@ mod websockets_elsewhere {
 }
 
 mod browser {
-    tests! { Lighttpd: web::the_page_works_in_a_browser, }
+    tests! { Lighttpd: web::the_page_works_in_a_browser, ws::two_tabs_chat, }
+
+    mod through_serve {
+        tests! { Serve: ws::two_tabs_chat, }
+    }
 
     #[test]
     fn the_page_of_serve_works_in_a_browser() {

@@ -640,6 +640,24 @@ pub fn the_chat_of_the_examples_works(door: Door) {
     }
 }
 
+/// The chat in a real browser, and `notify` from the shell: see `tests/browser/chat.mjs`.
+pub fn two_tabs_chat(door: Door) {
+    if !have("python3") {
+        return skip("python3 is not installed");
+    }
+    let folder = Folder::new();
+    let (history, program) = (folder.join("history"), folder.join("chat.py"));
+    fs::create_dir(&history).unwrap();
+    set_mode(&history, 0o777);
+    fs::copy(repository().join("examples/chat.py"), &program).unwrap();
+    let command = format!("{} {}", program.display(), history.display());
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &command)]) else { return };
+    let notify = place.command(&["notify", "room"]);
+    let words = [notify.get_program()].into_iter().chain(notify.get_args()).map(|word| word.to_str().unwrap());
+    let url = place.url();
+    crate::web::passes_in_a_browser("chat.mjs", &[&*url].into_iter().chain(words).collect::<Vec<_>>());
+}
+
 /// The example in Rust, a relay with a handler inside.
 #[test]
 fn the_handler_in_rust_works() {
