@@ -84,6 +84,7 @@ macro_rules! websockets_through {
             ws::stopping_says_goodbye,
             ws::only_the_registered_post_where_only_they_may,
             ws::the_chat_of_the_examples_works,
+            ws::the_autobahn_suite_is_content,
         }
     };
 }

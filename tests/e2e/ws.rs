@@ -640,6 +640,23 @@ pub fn the_chat_of_the_examples_works(door: Door) {
     }
 }
 
+/// The Autobahn suite's groups 1 to 7: every kind of frame, right and wrong. 9 and 10, long and many messages, take a
+/// minute and are for the measurements.
+pub fn the_autobahn_suite_is_content(door: Door) {
+    let suite = repository().join("tests/autobahn/run");
+    if !Command::new(&suite).arg("is-installed").status().unwrap().success() {
+        return skip("the Autobahn suite is not there, or this is not root: `tests/autobahn/run install`, as root");
+    }
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", "echo")]) else { return };
+    let url = place.url().replacen("http", "ws", 1) + "/ws/echo";
+    let groups = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*"];
+    let output = Command::new(&suite).arg(url).args(groups).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let count = said.split(' ').next().and_then(|count| count.parse().ok());
+    assert!(count >= Some(246), "the suite has fewer cases than it had: {said}");
+}
+
 /// The chat in a real browser, and `notify` from the shell: see `tests/browser/chat.mjs`.
 pub fn two_tabs_chat(door: Door) {
     if !have("python3") {
