@@ -175,6 +175,46 @@ impl Write for Wire<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_of_frames_panic(
+            pieces in proptest::collection::vec(prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..20),
+                // Whole frames with a mask of zeros, mostly small.
+                (any::<u8>(), 0..126_u8).prop_map(|(opcode, length)| {
+                    [&[opcode, 0x80 | length, 0, 0, 0, 0], &vec![b'x'; length.into()][..]].concat()
+                }),
+                (prop::sample::select(vec![0x01, 0x81, 0x00, 0x80, 0x82, 0x89, 0x8a, 0x88]), 0..9_u8).prop_map(
+                    |(opcode, length)| [&[opcode, 0x80 | length, 0, 0, 0, 0], &b"\x03\xe8\xc3\xa9bcdef"[..length.into()]].concat()
+                ),
+            ], 0..12),
+        ) {
+            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            theirs.write_all(&pieces.concat()).unwrap();
+            drop(theirs);
+            let mut link = Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new() }, 100);
+            let mut heard = 0;
+            // Every frame is heard once, and then the end.
+            for _ in 0..1000 {
+                link.is_readable();
+                match link.hear() {
+                    Heard::Gone => break,
+                    Heard::Text(text) => prop_assert!(text.len() <= 100),
+                    Heard::Binary(bytes) => prop_assert!(bytes.len() <= 100),
+                    Heard::Broken(code, reason) => {
+                        link.close(code, reason);
+                        prop_assert!(link.unsent() > 0);
+                        break;
+                    }
+                    Heard::Control | Heard::Close(..) | Heard::Nothing => {}
+                }
+                heard += 1;
+            }
+            prop_assert!(heard < 1000, "it does not end");
+        }
+    }
 
     #[test]
     fn a_long_reason_is_cut_where_a_character_ends() {
