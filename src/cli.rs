@@ -22,6 +22,8 @@ Usage:
                                      --quiet: no access log on stderr
   uhst-relay check                   look whether everything the relay needs works
   uhst-relay sweep                   remove what is dead from the data folder, now
+  uhst-relay notify [--key] CHANNEL  send each line of the input to everybody on the channel's WebSockets and bus;
+                                     --key: print the key for POST /ws/CHANNEL?key=KEY instead
   uhst-relay token host ID           print a token that may listen as host ID
   uhst-relay token client ID [NAME]  print a token for a client of host ID
   uhst-relay ptth add NAME [--display TEXT] [--listed]
@@ -49,6 +51,7 @@ enum Command {
     Serve { listen: Option<String>, quiet: bool },
     Check,
     Sweep,
+    Notify { channel: String, key: bool },
     Token(Token),
     Ptth(Ptth),
 }
@@ -97,6 +100,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Sweep => settings(data).and_then(|settings| Ok(protocol::sweep_all(&settings)?)),
         Command::Ptth(Ptth::Serve(options)) => far(options),
         Command::Ptth(command) => settings(data).and_then(|settings| ptth(&Store::new(&settings.data_dir), command)),
+        Command::Notify { channel, key: true } => settings(data).and_then(|settings| {
+            println!("{}", protocol::ws::key(&settings, &channel)?);
+            Ok(())
+        }),
+        Command::Notify { channel, key: false } => settings(data).and_then(|settings| notify(&settings, &channel)),
         Command::Token(token) => settings(data).and_then(|settings| {
             println!("{}", protocol::uhst::mint(&settings, &token)?);
             Ok(())
@@ -116,8 +124,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Command, Option<PathBuf>), lexopt::Error> {
     let mut parser = Parser::from_args(arguments);
-    let (mut words, mut data, mut listen, mut quiet) = (Vec::new(), None, None, false);
     let (mut display_name, mut is_listed, mut far) = (None, false, FarArguments::default());
+    let (mut words, mut data, mut listen, mut quiet, mut key) = (Vec::new(), None, None, false, false);
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok((Command::Help, None)),
@@ -133,6 +141,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Command, Option<P
             Arg::Long("forward") => far.forward = Some(parser.value()?.string()?),
             Arg::Long("listeners") => far.listeners = Some(parser.value()?.parse()?),
             Arg::Long("key-file") => far.key_file = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("key") => key = true,
             Arg::Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
         }
@@ -143,6 +152,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Command, Option<P
         ["serve"] => Command::Serve { listen: listen.take(), quiet: std::mem::take(&mut quiet) },
         ["check"] => Command::Check,
         ["sweep"] => Command::Sweep,
+        ["notify", channel] => Command::Notify { channel: channel.to_owned(), key: std::mem::take(&mut key) },
         ["token", "host", id] => Command::Token(Token::Host { host_id: host(id)?, registration: None }),
         ["token", "client", id] => {
             let client_id = protocol::uhst::new_client_id().map_err(|error| error.to_string())?;
@@ -170,6 +180,9 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<(Command, Option<P
     }
     if far != FarArguments::default() {
         return Err("--relay, --name, --root, --forward, --listeners and --key-file belong to ptth serve".into());
+    }
+    if key {
+        return Err("--key belongs to notify".into());
     }
     Ok((command, data))
 }
@@ -212,6 +225,23 @@ impl FarArguments {
     }
 }
 
+/// Each line of the input is a message.
+fn notify(settings: &Settings, channel: &str) -> Result<(), Box<dyn Error>> {
+    if let Some(owner) = Store::new(&settings.data_dir).other_owner() {
+        return Err(format!(
+            "the data folder belongs to user {owner}, who could not use what another writes there: sudo -u '#{owner}' uhst-relay notify …"
+        )
+        .into());
+    }
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        if !line.is_empty() {
+            protocol::ws::notify(settings, channel, &line)?;
+        }
+    }
+    Ok(())
+}
+
 fn settings(data: Option<PathBuf>) -> Result<Settings, Box<dyn Error>> {
     Ok(Settings::read(data, || PathBuf::from("data"))?)
 }
@@ -219,7 +249,8 @@ fn settings(data: Option<PathBuf>) -> Result<Settings, Box<dyn Error>> {
 #[cfg(feature = "serve")]
 fn serve(listen: Option<&str>, settings: Settings, quiet: bool) -> Result<(), Box<dyn Error>> {
     use crate::gateway::http::{Address, serve};
-    let listen = listen.unwrap_or("127.0.0.1:8080");
+    let listen = listen.map(str::to_owned).or_else(|| settings.listen.clone());
+    let listen = listen.as_deref().unwrap_or("127.0.0.1:8080");
     let address = match listen.strip_prefix("unix:") {
         Some(path) if !path.is_empty() => Address::Unix(PathBuf::from(path)),
         _ => Address::Tcp(listen.parse().map_err(|_| {
@@ -228,6 +259,11 @@ fn serve(listen: Option<&str>, settings: Settings, quiet: bool) -> Result<(), Bo
     };
     let data = settings.data_dir.clone();
     crate::store::Store::new(&data).prepare().map_err(|error| format!("{error} [{}]", data.display()))?;
+    let ws_pipe = settings.ws_pipe.clone().map(|path| (path, settings.clone()));
+    if let Some((path, settings)) = ws_pipe {
+        crate::ws::pipe::listen(&path, settings)
+            .map_err(|error| format!("the named pipe {} (WEBSOCKET_XHR_PIPE_FILE): {error}", path.display()))?;
+    }
     serve(&address, settings, quiet, |address| {
         say!("uhst-relay {} at {address}, data in {}", env!("CARGO_PKG_VERSION"), data.display());
     })
@@ -329,6 +365,8 @@ mod tests {
             &["serve", "--listen", "127.0.0.1:0", "--quiet", "--data", "d"],
             &["--data=d", "check"],
             &["sweep"],
+            &["notify", "chat"],
+            &["notify", "--key", ""],
             &["token", "host", "123456"],
             &["token", "client", "123456"],
             &["token", "client", "123456", "anna"],
@@ -346,6 +384,8 @@ mod tests {
             &[][..],
             &["serve", "now"],
             &["sweep", "--quiet"],
+            &["sweep", "--key"],
+            &["notify"],
             &["token"],
             &["token", "host", ""],
             &["--listen", "x"],

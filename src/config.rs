@@ -56,6 +56,16 @@ pub struct Settings {
     pub pipe_timeout: Duration,
     /// `RELAY_PIPE_LIFETIME` in seconds: how long a session of two parties outlives its last use.
     pub pipe_lifetime: Duration,
+    /// `RELAY_WS_HANDLER`: the program that is started for each WebSocket, and its arguments, separated by spaces. `echo` is
+    /// built in. Empty: what arrives is broadcast.
+    pub ws_handler: Vec<String>,
+    /// `RELAY_WS_LOOP` in seconds (or `WEBSOCKET_SELECT_TIMEOUT` in microseconds): how often a handler's `loop` is called.
+    /// Unset, it is called with the keep-alive.
+    pub ws_loop: Option<Duration>,
+    /// `WEBSOCKET_XHR_PIPE_FILE`: the named pipe from which `serve` reads messages for the channel without a name.
+    pub ws_pipe: Option<PathBuf>,
+    /// `WEBSOCKET_LISTENING_ADDRESS` and `WEBSOCKET_LISTENING_PORT`: where `serve` listens unless `--listen` says it.
+    pub listen: Option<String>,
     /// `RELAY_TRUSTED_PROXIES`: who is believed about whom it speaks for.
     pub trusted_proxies: TrustedProxies,
 }
@@ -100,6 +110,10 @@ impl Default for Settings {
             max_pipes: 1_000,
             pipe_timeout: Duration::from_secs(30),
             pipe_lifetime: Duration::from_secs(3600),
+            ws_handler: Vec::new(),
+            ws_loop: None,
+            ws_pipe: None,
+            listen: None,
             trusted_proxies: TrustedProxies::default(),
         }
     }
@@ -188,6 +202,14 @@ impl Settings {
             max_pipes: whole(&get, "RELAY_MAX_PIPES", default.max_pipes)?,
             pipe_timeout: positive_time(&get, "RELAY_PIPE_TIMEOUT", 1.0, default.pipe_timeout)?,
             pipe_lifetime: positive_time(&get, "RELAY_PIPE_LIFETIME", 1.0, default.pipe_lifetime)?,
+            ws_handler: get("RELAY_WS_HANDLER")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+            ws_loop: match (get("RELAY_WS_LOOP")?, get("WEBSOCKET_SELECT_TIMEOUT")?) {
+                (Some(_), _) => Some(positive_time(&get, "RELAY_WS_LOOP", 1.0, Duration::ZERO)?),
+                (None, Some(_)) => Some(positive_time(&get, "WEBSOCKET_SELECT_TIMEOUT", 1e-6, Duration::ZERO)?),
+                (None, None) => None,
+            },
+            ws_pipe: get("WEBSOCKET_XHR_PIPE_FILE")?.filter(|path| !path.is_empty()).map(PathBuf::from),
+            listen: listen(get("WEBSOCKET_LISTENING_ADDRESS")?, get("WEBSOCKET_LISTENING_PORT")?),
             trusted_proxies: proxies(get("RELAY_TRUSTED_PROXIES")?)?,
         };
         if settings.grace > settings.session_lifetime {
@@ -264,6 +286,17 @@ fn origins(list: Option<String>) -> Result<Vec<String>, SettingError> {
         ));
     }
     Ok(origins.into_iter().map(str::to_owned).collect())
+}
+
+/// What `--listen` would say. Whoever listens there says whether it can be understood.
+fn listen(address: Option<String>, port: Option<String>) -> Option<String> {
+    let port = port.filter(|port| !port.is_empty())?;
+    let address = address.filter(|address| !address.is_empty()).unwrap_or_else(|| "localhost".to_owned());
+    Some(match address.as_str() {
+        "localhost" => format!("127.0.0.1:{port}"),
+        v6 if v6.contains(':') && !v6.starts_with('[') => format!("[{v6}]:{port}"),
+        other => format!("{other}:{port}"),
+    })
 }
 
 fn proxies(list: Option<String>) -> Result<TrustedProxies, SettingError> {

@@ -7,7 +7,7 @@
 //!   (RFC 3875), `gateway::http` the embedded server of `serve`; what they hand on ([`gateway::Request`]) and take back
 //!   ([`gateway::Reply`]) is the same for every door.
 //! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`],
-//!   [`protocol::cama`], [`protocol::ptth`].
+//!   [`protocol::cama`], [`protocol::ptth`], [`protocol::ws`].
 //! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and buses, their locks, queues,
 //!   presence, wake-ups, pipes, requests that wait for servers, and the sweep.
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
@@ -15,6 +15,7 @@
 //! - [`transfer`]: how a body gets from one process to another through a pipe, whatever the protocol.
 //! - [`ptth`]: what the two ends of PTTH (HTTP backwards) say to each other, names and keys.
 //! - `far` (only with `serve`): the far end of PTTH, a small HTTP server that needs no open port.
+//! - [`ws`]: what an application does about a WebSocket: its event handlers, in Rust or in any language.
 //! - [`health`]: whether everything the relay needs works, and what to do where it does not.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
@@ -50,3 +51,4 @@ pub mod sse;
 pub mod store;
 pub mod token;
 pub mod transfer;
+pub mod ws;

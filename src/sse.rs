@@ -131,6 +131,12 @@ impl Events for Listener {
     }
 }
 
+/// How often a stream looks after things that nobody wakes it for, on [our own socket](Outgoing::is_own) or a web server's.
+#[must_use]
+pub fn round(is_own: bool) -> Duration {
+    if is_own { ROUND_OF_MANY } else { ROUND }
+}
+
 /// How long somebody who waits sleeps at most before he looks for messages himself.
 #[must_use]
 pub fn tick(settings: &Settings, is_surely_woken: bool, round: Duration) -> Duration {
@@ -208,7 +214,7 @@ pub fn feed<E: Events>(
     let mut is_fresh = true;
     let mut trouble = Trouble::default();
     let mut next_keep_alive = Instant::now() + settings.keep_alive;
-    let round = if out.is_own() { ROUND_OF_MANY } else { ROUND };
+    let round = round(out.is_own());
     let mut next_round = Instant::now() + round;
     loop {
         let now = Instant::now();

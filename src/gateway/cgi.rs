@@ -1,6 +1,8 @@
 //! The door of a web server: RFC 3875, a process a request.
 
-use super::{BODY_TIME, Body, Client, Content, Framing, Outgoing, Reply, Request, Source, Status, TimedReader};
+use super::{
+    BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status, TimedReader,
+};
 use crate::config::{SettingError, Settings};
 use crate::protocol::{self, page};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -36,6 +38,9 @@ pub fn run() -> ExitCode {
         remote: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
         // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
         is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
+        // lighttpd alone passes a connection on as it is, if it has been told to (cgi.upgrade); otherwise it takes the wish
+        // out of the request.
+        can_upgrade: text("SERVER_SOFTWARE").starts_with("lighttpd/"),
         client: Client::new(stdout.as_fd(), false),
         body: Body { length: None, is_awaited: true, reader: &mut io::empty() },
     };
@@ -130,6 +135,15 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
         Content::Absent => {
             out.extend_from_slice(b"\r\n");
             write_all(stdout, &out)
+        }
+        Content::Upgrade(talk) => {
+            out.extend_from_slice(b"Connection: Upgrade\r\n\r\n");
+            let written = write_all(stdout, &out);
+            let _ = super::catch_signals();
+            let stdin = io::stdin();
+            let input = Incoming { fd: stdin.as_fd(), begun: Vec::new() };
+            talk(input, &mut Outgoing::new(stdout.as_fd(), Framing::WebServer, written.is_err()));
+            written
         }
         Content::Stream(produce) | Content::Sized(_, produce) => {
             out.extend_from_slice(b"\r\n");

@@ -3,7 +3,7 @@
 //! It is strict where leniency lets two servers on one connection disagree about where a request ends: a body has one
 //! length or is chunked, never both; lines end with CR LF; nothing is folded.
 
-use super::{BODY_TIME, Body, Client, Content, Framing, Outgoing, Reply, Request, Source, Status};
+use super::{BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status};
 use crate::config::Settings;
 use crate::protocol;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -708,6 +708,8 @@ impl Connection {
                     mount: String::new(),
                     remote,
                     is_https: false,
+                    // RFC 9110, 7.8: a server must ignore the wish in HTTP/1.0.
+                    can_upgrade: head.is_http_1_1,
                     client: Client::new(socket.as_fd(), true),
                     body: Body {
                         length: if let Length::Known(length) = head.length { Some(length) } else { None },
@@ -729,6 +731,11 @@ impl Connection {
             _ => reply,
         };
         let keep_alive = head.keeps_alive() && is_read && !is_malformed && !is_stopping();
+        self.give(server, head, reply, keep_alive)
+    }
+
+    /// Gives the client its answer. False when the connection is to be closed behind it.
+    fn give(&mut self, server: &Server, head: &Head, reply: Reply, keep_alive: bool) -> bool {
         let version = if head.is_http_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
         let head_only = head.method == "HEAD";
         let (status, line) = (reply.status, format!("{} {} {version}", head.method, head.loggable_target()));
@@ -746,6 +753,17 @@ impl Connection {
                 write_head(&mut out, &reply, keep_alive, None);
                 log(server, self.peer, &line, status, 0);
                 self.write_all(&out).is_ok() && keep_alive
+            }
+            Content::Upgrade(_) => {
+                write_head(&mut out, &reply, false, None);
+                log(server, self.peer, &line, status, 0);
+                let Content::Upgrade(talk) = reply.content else { return false };
+                let written = self.write_all(&out);
+                drop((out, line));
+                let begun = std::mem::take(&mut self.buffer).split_off(std::mem::take(&mut self.taken));
+                let fd = self.socket.as_fd();
+                talk(Incoming { fd, begun }, &mut Outgoing::new(fd, Framing::UntilClose, written.is_err()));
+                false
             }
             Content::Stream(_) | Content::Sized(..) => {
                 let framing = match reply.content {
@@ -815,7 +833,11 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, framing: Optio
         (Content::Stream(_), Some(Framing::Chunked)) => head.push_str("Transfer-Encoding: chunked\r\n"),
         _ => {}
     }
-    head.push_str(if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" });
+    head.push_str(match reply.content {
+        Content::Upgrade(_) => "Connection: Upgrade\r\n\r\n",
+        _ if keep_alive => "Connection: keep-alive\r\n\r\n",
+        _ => "Connection: close\r\n\r\n",
+    });
     out.extend_from_slice(head.as_bytes());
 }
 

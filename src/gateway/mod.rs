@@ -43,6 +43,8 @@ pub struct Request<'a> {
     pub remote: Option<IpAddr>,
     /// Whether that connection is HTTPS.
     pub is_https: bool,
+    /// Whether the connection can be handed over to another protocol ([`Content::Upgrade`]).
+    pub can_upgrade: bool,
     /// Who waits for the answer.
     pub client: Client<'a>,
     /// What is sent along.
@@ -217,6 +219,7 @@ impl Body<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 #[expect(missing_docs, reason = "they are the RFC's own names")]
 pub enum Status {
+    SwitchingProtocols,
     Ok,
     Created,
     NoContent,
@@ -232,6 +235,7 @@ pub enum Status {
     ContentTooLarge,
     UriTooLong,
     ExpectationFailed,
+    UpgradeRequired,
     TooManyRequests,
     RequestHeaderFieldsTooLarge,
     InternalServerError,
@@ -248,6 +252,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Passed(code) => return write!(f, "{code} {}", reason(*code)),
+            Self::SwitchingProtocols => "101 Switching Protocols",
             Self::Ok => "200 OK",
             Self::Created => "201 Created",
             Self::NoContent => "204 No Content",
@@ -263,6 +268,7 @@ impl fmt::Display for Status {
             Self::ContentTooLarge => "413 Content Too Large",
             Self::UriTooLong => "414 URI Too Long",
             Self::ExpectationFailed => "417 Expectation Failed",
+            Self::UpgradeRequired => "426 Upgrade Required",
             Self::TooManyRequests => "429 Too Many Requests",
             Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
             Self::InternalServerError => "500 Internal Server Error",
@@ -332,6 +338,17 @@ pub fn wait_for(fds: &mut Vec<PollFd<'_>>, limit: Duration) -> Woken {
 /// Writes to the outgoing stream until it is done.
 pub type Producer = Box<dyn FnOnce(&mut Outgoing)>;
 
+/// Talks another protocol on the connection, both ways and for as long as it likes.
+pub type Talker = Box<dyn FnOnce(Incoming<'_>, &mut Outgoing)>;
+
+/// The way from the client, where the connection was handed over to another protocol.
+pub struct Incoming<'a> {
+    /// Where bytes come from. They are to be read once it is readable.
+    pub fd: BorrowedFd<'a>,
+    /// What has come already.
+    pub begun: Vec<u8>,
+}
+
 /// What follows the head of a reply.
 pub enum Content {
     /// All of it.
@@ -342,6 +359,8 @@ pub enum Content {
     Sized(u64, Producer),
     /// Nothing: this answer has no body whatever its header fields say of one, as to HEAD, or with 204 or 304.
     Absent,
+    /// Another protocol (RFC 9110, 7.8), with [`Status::SwitchingProtocols`]. The connection is closed behind it.
+    Upgrade(Talker),
 }
 
 /// An answer.
@@ -517,6 +536,18 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.client.is_own
+    }
+
+    /// What tells whether the client can take bytes, and whether it is there at all.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'a> {
+        self.client.fd
+    }
+
+    /// Whether a write has failed: the client has gone.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Whether the client is there and can take bytes.

@@ -69,7 +69,7 @@ pub fn sweep(settings: &Settings, mut bus: Bus) -> Result<(), store::Error> {
 
 /// Why a request is refused.
 #[derive(Debug)]
-enum Refusal {
+pub(super) enum Refusal {
     BadQuery(NotUtf8),
     BadName,
     UnknownCall,
@@ -108,7 +108,7 @@ impl Refusal {
         }
     }
 
-    fn reply(&self) -> Reply {
+    pub(super) fn reply(&self) -> Reply {
         if let Self::Store(error) = self {
             error.log();
         }
@@ -451,10 +451,96 @@ fn signs(key: &str, name: &BusName, user: User, n: u64, body: &[u8], signature: 
     mac.verify_slice(signature).is_ok()
 }
 
-fn from_hex(text: &str) -> Option<Vec<u8>> {
+pub(super) fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| Some(digit(high)? * 16 + digit(low)?)).collect())?
+}
+
+/// Posts to a bus as the application that the relay belongs to, and makes the bus if it is missing. The message's id.
+///
+/// # Errors
+/// When it cannot be posted.
+pub(super) fn notify(settings: &Settings, name: &BusName, data: &str) -> Result<u64, Refusal> {
+    let desk = Desk { settings, store: Store::new(&settings.data_dir) };
+    let mut bus = desk.bus_or_new(name)?;
+    let (id, bell) = bus.post(User::APPLICATION, data, settings.max_queue, settings.message_lifetime)?;
+    drop(bus);
+    drop(bell);
+    Ok(id)
+}
+
+/// Somebody who stays on a bus: he posts as one user and hears all others, on whatever connection.
+pub(super) struct Member {
+    settings: Settings,
+    name: BusName,
+    user: User,
+    feed: Feed,
+}
+
+/// Why a member's message was not posted.
+#[derive(Debug)]
+pub(super) enum Unposted {
+    /// Only registered users may post.
+    Signed,
+    /// The bus, or its memory of the member, is gone.
+    Gone,
+    /// The store's reason.
+    Store(store::Error),
+}
+
+impl Member {
+    /// A fresh user of the bus, who hears what comes from now on. The bus is made if it is missing.
+    pub(super) fn enter(settings: &Settings, name: &BusName) -> Result<Self, Refusal> {
+        let desk = Desk { settings, store: Store::new(&settings.data_dir) };
+        let mut bus = desk.bus_or_new(name)?;
+        let user = bus.new_user()?;
+        let mut reader = bus.reader(bus.end()?, Some(user), settings.message_lifetime)?;
+        desk.wake(&bus, &mut reader)?;
+        drop(bus);
+        Ok(Self { settings: settings.clone(), name: name.clone(), user, feed: Feed(reader) })
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn name(&self) -> &BusName {
+        &self.name
+    }
+
+    pub(super) fn user(&self) -> User {
+        self.user
+    }
+
+    /// What others have posted.
+    pub(super) fn reader(&mut self) -> &mut BusReader {
+        &mut self.feed.0
+    }
+
+    /// Posts a JSON value in one line.
+    pub(super) fn post(&self, data: &str) -> Result<(), Unposted> {
+        let desk = Desk { settings: &self.settings, store: Store::new(&self.settings.data_dir) };
+        let mut bus = match desk.bus_of(&self.name, self.user) {
+            Ok(bus) if bus.is_signed_only() => return Err(Unposted::Signed),
+            Ok(bus) => bus,
+            Err(Refusal::Store(error)) => return Err(Unposted::Store(error)),
+            Err(_) => return Err(Unposted::Gone),
+        };
+        let (_, bell) = bus
+            .post(self.user, data, self.settings.max_queue, self.settings.message_lifetime)
+            .map_err(Unposted::Store)?;
+        drop(bus);
+        drop(bell);
+        Ok(())
+    }
+
+    /// To be called every [few seconds](sse::ROUND). `Ok(false)` where the bus is gone.
+    pub(super) fn round(&mut self) -> Result<bool, store::Error> {
+        let desk = Desk { settings: &self.settings, store: Store::new(&self.settings.data_dir) };
+        let standing = self.feed.standing()?;
+        Listening { desk: &desk, name: &self.name, user: Some(self.user) }.round(&mut self.feed, standing)
+    }
 }
 
 /// A bus as an event stream.

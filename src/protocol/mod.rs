@@ -7,6 +7,7 @@ pub mod page;
 pub mod ptth;
 pub mod query;
 pub mod uhst;
+pub mod ws;
 
 use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
@@ -22,7 +23,13 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     } else if let "" | "/" = request.path.as_str() {
         if page::is_asked_for(request) { page::answer(Ok(settings)) } else { uhst::answer(settings, request) }
     } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
-        bus::answer(settings, request, &name)
+        if request.method == "GET" && ws::is_asked_for(request) {
+            ws::answer(settings, request, &name)
+        } else {
+            bus::answer(settings, request, &name)
+        }
+    } else if let Some(name) = ws::name(&request.path).map(str::to_owned) {
+        ws::answer(settings, request, &name)
     } else if let Some(id) = cama::session_of(&request.path) {
         cama::answer(settings, &id, request)
     } else if ptth::is_its_own(&request.path) {
@@ -30,7 +37,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     } else {
         Reply::error(
             Status::NotFound,
-            "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session, the servers of PTTH at /frontend/servers/.",
+            "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session, the servers of PTTH at /frontend/servers/, the WebSockets at /ws/CHANNEL.",
         )
     };
     with_cors(settings, request, reply)

@@ -138,6 +138,7 @@ mod tests {
             mount: String::new(),
             remote: None,
             is_https: false,
+            can_upgrade: false,
             client: Client::new(rustix::stdio::stdout(), false),
             body: Body { length: None, is_awaited: true, reader: &mut std::io::empty() },
         })

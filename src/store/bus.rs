@@ -59,6 +59,9 @@ impl BusName {
 pub struct User(pub u64);
 
 impl User {
+    /// The application that the relay belongs to. No bus gives this number out.
+    pub const APPLICATION: Self = Self(0);
+
     /// Whether it has a key.
     #[must_use]
     pub fn is_registered(self) -> bool {

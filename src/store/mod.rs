@@ -205,6 +205,14 @@ impl Store {
         Ok(make_dirs(&self.root.join(inside))?)
     }
 
+    /// The user whose the data folder is, if it is not this process's: what this process would write there, the relay could
+    /// not use.
+    #[must_use]
+    pub fn other_owner(&self) -> Option<u32> {
+        let owner = std::fs::metadata(&self.root).ok()?.uid();
+        Some(owner).filter(|owner| *owner != rustix::process::geteuid().as_raw())
+    }
+
     /// Makes the data folder, and writes in it, so that who starts a server learns at once whether it can.
     ///
     /// # Errors

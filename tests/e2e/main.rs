@@ -84,6 +84,24 @@ macro_rules! ptth_through {
     };
 }
 
+macro_rules! websockets_through {
+    ($door:ident) => {
+        tests! { $door:
+            ws::messages_reach_the_others_in_one_order,
+            ws::a_wrong_handshake_says_what_is_wrong,
+            ws::frames_are_taken_as_the_rfc_says,
+            ws::a_handler_is_told_every_event_in_order,
+            ws::a_connection_that_breaks_is_said_goodbye,
+            ws::a_handler_that_fails_takes_nobody_else_with_it,
+            ws::the_application_reaches_everybody,
+            ws::stopping_says_goodbye,
+            ws::only_the_registered_post_where_only_they_may,
+            ws::the_chat_of_the_examples_works,
+            ws::the_autobahn_suite_is_content,
+        }
+    };
+}
+
 macro_rules! web_server {
     ($module:ident = $door:ident) => {
         mod $module {
@@ -112,6 +130,7 @@ mod server;
 mod stream;
 mod token;
 mod web;
+mod ws;
 
 mod cgi;
 mod endurance;
@@ -188,8 +207,32 @@ mod pipe_of_serve {
     }
 }
 
+mod websockets_of_serve {
+    websockets_through!(Serve);
+}
+
+mod websockets_of_lighttpd {
+    websockets_through!(Lighttpd);
+}
+
+mod websockets_elsewhere {
+    mod apache {
+        tests! { ApacheEvent: ws::another_web_server_says_what_to_do, }
+    }
+    mod mini_httpd {
+        tests! { MiniHttpd: ws::another_web_server_says_what_to_do, }
+    }
+    mod nginx {
+        tests! { NginxFcgiwrap: ws::another_web_server_says_what_to_do, }
+    }
+}
+
 mod browser {
-    tests! { Lighttpd: web::the_page_works_in_a_browser, }
+    tests! { Lighttpd: web::the_page_works_in_a_browser, ws::two_tabs_chat, }
+
+    mod through_serve {
+        tests! { Serve: ws::two_tabs_chat, }
+    }
 
     #[test]
     fn the_page_of_serve_works_in_a_browser() {

@@ -103,7 +103,7 @@ pub fn stopping_the_server_leaves_no_process_behind(door: Door) {
 /// events, see `tests/client/client.cjs`. With the default settings, as a user meets them.
 pub fn the_published_client_works(door: Door) {
     let Some(server) = door.server(&[]) else { return };
-    passes("tests/client", "client.cjs", &server.url());
+    passes("tests/client", "client.cjs", &[&server.url()]);
 }
 
 /// The page for people, and the `uhst` package in a page of another origin, in a real browser: see
@@ -114,19 +114,24 @@ pub fn the_page_works_in_a_browser(door: Door) {
 }
 
 pub fn page_works_in_a_browser(url: &str) {
+    passes_in_a_browser("page.mjs", &[url]);
+}
+
+/// Runs a script of `tests/browser`.
+pub fn passes_in_a_browser(script: &str, arguments: &[&str]) {
     // A browser needs a machine to itself, more or less.
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !have("chromium") {
         return skip("chromium is not installed");
     }
-    passes("tests/browser", "page.mjs", url);
+    passes("tests/browser", script, arguments);
 }
 
 /// Runs a script on Node against a relay. It has a time limit of its own for every step, and says PASSED at its end.
 ///
 /// It gets a second and a third chance: what only fails while the machine is busy with something else is no fault.
-pub fn passes(folder: &str, script: &str, url: &str) {
+pub fn passes(folder: &str, script: &str, arguments: &[&str]) {
     let folder = repository().join(folder);
     if !have("node") {
         return skip("node is not installed");
@@ -135,7 +140,7 @@ pub fn passes(folder: &str, script: &str, url: &str) {
         return skip("the npm packages are not there: `npm ci` in the script's folder, or `tests/run`, installs them");
     }
     for chances_left in [2, 1, 0] {
-        let output = Command::new("node").arg(folder.join(script)).arg(url).stdin(Stdio::null()).output();
+        let output = Command::new("node").arg(folder.join(script)).args(arguments).stdin(Stdio::null()).output();
         let output = output.expect("node runs");
         let said = String::from_utf8_lossy(&output.stdout);
         let complained = String::from_utf8_lossy(&output.stderr);

@@ -33,9 +33,13 @@ pub struct Serve {
 
 /// `uhst-relay` with these arguments, and without anything of the test's own environment.
 pub fn program(arguments: &[&str]) -> Command {
+    program_at(Path::new(env!("CARGO_BIN_EXE_uhst-relay")), arguments)
+}
+
+fn program_at(binary: &Path, arguments: &[&str]) -> Command {
     // --pdeathsig: when the test is killed, so is the server.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_uhst-relay")]).args(arguments);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(binary).args(arguments);
     command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin").stdin(Stdio::null());
     command
 }
@@ -52,11 +56,20 @@ impl Serve {
 
     /// With these settings and further command-line options.
     pub fn with_options(settings: &[(&str, &str)], options: &[&str]) -> Self {
+        Self::start(Path::new(env!("CARGO_BIN_EXE_uhst-relay")), settings, options)
+    }
+
+    /// Of another program that is the relay and more.
+    pub fn of_program(program: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::start(program, settings, &[])
+    }
+
+    fn start(binary: &Path, settings: &[(&str, &str)], options: &[&str]) -> Self {
         let folder = Folder::with_program();
         let data = folder.join("cgi-bin/data");
         write_settings(&data, settings, None);
         let log = folder.join("serve.log");
-        let mut process = program(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()])
+        let mut process = program_at(binary, &["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()])
             .args(options)
             .stderr(File::create(&log).unwrap())
             .stdout(Stdio::null())

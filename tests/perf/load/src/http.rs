@@ -46,6 +46,15 @@ impl Target {
         request
     }
 
+    /// A whole handshake for a `WebSocket` (RFC 6455, 4.1).
+    pub fn upgrade(&self) -> String {
+        format!(
+            "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            self.path, self.authority
+        )
+    }
+
     /// A whole GET request for the stream of `token`.
     pub fn listen(&self, token: &str) -> Vec<u8> {
         let mut head = self.head("GET", &format!("token={token}"));

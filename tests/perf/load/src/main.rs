@@ -10,6 +10,7 @@ mod relay;
 mod sse;
 mod streams;
 mod turns;
+mod websocket;
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
@@ -36,8 +37,10 @@ load TEST URL [--option value]...
   roundtrip  send a message to a host, which replies: until the reply's event has been read
   fanout     a host sends to all its clients: --clients N
   streams    open --streams N, spread --rate R messages a second over them for --seconds S
+  websocket  an echo: --connections N, each with --ahead N messages of --size BYTES under way, for --seconds S;
+             with --ahead 0 they are only there, and it prints {\"ready\":true} first
 
-All but `streams` take --connections N (requests under way at once), --seconds S or --count N, --warmup N (turns not counted),
+All but `streams` and `websocket` take --connections N (requests under way at once), --seconds S or --count N, --warmup N (turns not counted),
 and --runs N: set up once, print {\"ready\":true}, and then measure each time a line comes in, N times at most.
 All that send messages take --size BYTES.";
 
@@ -58,6 +61,16 @@ fn run(arguments: Vec<String>) -> Result<bool> {
         return Err(USAGE.to_owned());
     };
     let mut options = Options::read(arguments)?;
+    if test == "websocket" {
+        let plan = websocket::Plan {
+            connections: options.number("connections", 1)?,
+            ahead: options.number("ahead", 1)?,
+            time: options.seconds("seconds", 2.0)?,
+            size: options.number("size", 64)?,
+        };
+        options.all_known()?;
+        return print(websocket::run(&http::Target::parse(&url)?, &plan)?, &test, &url);
+    }
     let mut client = Client::new(http::Target::parse(&url)?)?;
     let size = options.number("size", 64)?;
     if test == "streams" {

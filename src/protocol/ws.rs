@@ -1,0 +1,777 @@
+//! The `WebSocket` protocol (RFC 6455) on a bus, with the application's [event handlers](crate::ws).
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `GET /ws/CHANNEL` with an upgrade to `websocket`, version 13 | 101, and then messages both ways |
+//! | `GET /bus/NAME` with the same | the same |
+//! | `GET /ws/CHANNEL` without it | 426 |
+//! | `POST /ws/CHANNEL?key=KEY` | `{"id":NEW}`: the body is a message of the application to everybody on the channel |
+//!
+//! A channel is the bus of the same name; `/ws` is the one without a name.
+
+use super::bus::{self, Member, Unposted};
+use super::query::{NotUtf8, Query};
+use super::{options, store_status};
+use crate::config::Settings;
+use crate::gateway::{BodyError, Content, Incoming, Outgoing, Reply, Request, Status, stop_signal};
+use crate::sse;
+use crate::store::bus::{BusName, User};
+use crate::store::{self, Store};
+use crate::ws::link::{Heard, Link};
+use crate::ws::program::{Fault, PATIENCE, Program};
+use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, Mac};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::value::RawValue;
+use sha1::{Digest as _, Sha1};
+use sha2::Sha256;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+const METHODS: &str = "GET, POST, OPTIONS";
+
+/// Behind the key of a handshake, it makes the answer (RFC 6455, 1.3).
+const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// How long the other end may take to answer a close.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+/// Where more than this waits for somebody to take it, nothing is added that can wait elsewhere.
+const ENOUGH: usize = 256 * 1024;
+
+/// A peer that says nothing to so many pings has gone.
+const MOST_PINGS: u32 = 3;
+
+/// A line of a handler in the log has at most so many characters.
+const LOG_SIZE: usize = 1000;
+
+/// The name of the channel at `path`; `None` where no channel can be.
+pub(super) fn name(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("/ws")?;
+    if rest.is_empty() { Some("") } else { rest.strip_prefix('/').filter(|name| !name.contains('/')) }
+}
+
+/// Whether a request wants a WebSocket.
+pub(super) fn is_asked_for(request: &Request<'_>) -> bool {
+    has_token(request, "upgrade", "websocket")
+}
+
+/// Answers a request to a channel.
+pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Reply {
+    let reply = match request.method.as_str() {
+        "GET" => open(settings, request, name),
+        "POST" => post(settings, request, name),
+        "OPTIONS" => Ok(options(request, METHODS)),
+        _ => Err(Refusal::MethodNotAllowed),
+    };
+    reply.unwrap_or_else(|refusal| refusal.reply())
+}
+
+/// Why a request is refused.
+#[derive(Debug)]
+enum Refusal {
+    MethodNotAllowed,
+    BadQuery(NotUtf8),
+    NoUpgrade,
+    NoConnectionUpgrade,
+    Version,
+    Key,
+    CannotUpgrade,
+    WrongKey,
+    NotText,
+    Body(BodyError),
+    Bus(bus::Refusal),
+    Store(store::Error),
+}
+
+impl Refusal {
+    fn status(&self) -> Status {
+        match self {
+            Self::MethodNotAllowed => Status::MethodNotAllowed,
+            Self::BadQuery(_) | Self::NoConnectionUpgrade | Self::Key | Self::NotText => Status::BadRequest,
+            Self::NoUpgrade | Self::Version => Status::UpgradeRequired,
+            Self::CannotUpgrade => Status::NotImplemented,
+            Self::WrongKey => Status::Forbidden,
+            Self::Body(error) => error.status(),
+            Self::Store(error) => store_status(error),
+            Self::Bus(_) => Status::InternalServerError,
+        }
+    }
+
+    fn reply(&self) -> Reply {
+        match self {
+            Self::Bus(refusal) => return refusal.reply(),
+            Self::Store(error) => error.log(),
+            _ => {}
+        }
+        let reply = Reply::error(self.status(), &self.to_string());
+        match self {
+            Self::MethodNotAllowed => reply.header("Allow", METHODS),
+            // RFC 9110, 15.5.22, and RFC 6455, 4.4.
+            Self::NoUpgrade | Self::Version => {
+                reply.header("Upgrade", "websocket").header("Sec-WebSocket-Version", "13")
+            }
+            _ => reply,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MethodNotAllowed => f.write_str("A channel knows GET, for a WebSocket, and POST, for its application."),
+            Self::BadQuery(error) => error.fmt(f),
+            Self::NoUpgrade => f.write_str(
+                "This is the address of a WebSocket: open it with one, and let every proxy on the way pass Upgrade on.",
+            ),
+            Self::NoConnectionUpgrade => {
+                f.write_str("The handshake has no 'Connection: Upgrade': a proxy on the way must pass it on.")
+            }
+            Self::Version => f.write_str("Only version 13 of the WebSocket protocol is spoken here (RFC 6455)."),
+            Self::Key => f.write_str("Sec-WebSocket-Key must be 16 bytes in base64 (RFC 6455, 4.1)."),
+            Self::CannotUpgrade => f.write_str(
+                "This web server gives no connection to a CGI program: let it pass this path on to uhst-relay serve on the same data folder, see deploy/README.md.",
+            ),
+            Self::WrongKey => {
+                f.write_str("The key is not this channel's: uhst-relay notify --key CHANNEL prints it, for ?key=….")
+            }
+            Self::NotText => f.write_str("The body is not UTF-8: send text, or JSON."),
+            Self::Body(error) => error.fmt(f),
+            Self::Bus(refusal) => refusal.fmt(f),
+            Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Whether a header field that is a list has this in it, in whatever case.
+fn has_token(request: &Request<'_>, field: &str, token: &str) -> bool {
+    (request.header)(field).is_some_and(|list| list.split(',').any(|item| item.trim().eq_ignore_ascii_case(token)))
+}
+
+// ---- POST ?key=
+
+fn post(settings: &Settings, request: &mut Request<'_>, name: &str) -> Result<Reply, Refusal> {
+    let query = Query::parse(&request.query).map_err(Refusal::BadQuery)?;
+    let name = BusName::new(name).ok_or(Refusal::Bus(bus::Refusal::BadName))?;
+    let given = query.get("key").and_then(bus::from_hex).unwrap_or_default();
+    // Compared in constant time.
+    keyed(settings, &name).map_err(Refusal::Store)?.verify_slice(&given).map_err(|_| Refusal::WrongKey)?;
+    let body = request.body.read(settings.bus_message).map_err(Refusal::Body)?;
+    let text = std::str::from_utf8(&body).map_err(|_| Refusal::NotText)?;
+    let id = bus::notify(settings, &name, &frames::to_bus(Frame::Text(text))).map_err(Refusal::Bus)?;
+    Ok(Reply::json(Status::Ok, format!(r#"{{"id":{id}}}"#)).header("Cache-Control", "no-store"))
+}
+
+fn keyed(settings: &Settings, name: &BusName) -> Result<Hmac<Sha256>, store::Error> {
+    let secret = match &settings.jwt_secret {
+        Some(secret) => secret.as_bytes().to_vec(),
+        None => Store::new(&settings.data_dir).secret()?,
+    };
+    // HMAC takes a key of any length. The first line keeps it apart from all else that the secret signs.
+    let mac = Hmac::<Sha256>::new_from_slice(&secret).map_err(|_| store::Error::BadSecret)?;
+    Ok(mac.chain_update("notify\n").chain_update(name.as_str()))
+}
+
+fn channel(settings: &Settings, name: &str, length: usize) -> Result<BusName, String> {
+    if length as u64 > settings.bus_message {
+        return Err(format!("The message is longer than {} bytes (RELAY_BUS_MESSAGE).", settings.bus_message));
+    }
+    BusName::new(name).ok_or_else(|| bus::Refusal::BadName.to_string())
+}
+
+/// Gives a message of the application to everybody on a channel: to handlers as a `fifo` event.
+///
+/// # Errors
+/// A sentence that says why it could not be.
+pub fn notify(settings: &Settings, name: &str, text: &str) -> Result<u64, String> {
+    let name = channel(settings, name, text.len())?;
+    bus::notify(settings, &name, &frames::to_bus(Frame::Text(text))).map_err(|refusal| refusal.to_string())
+}
+
+/// The key with which an application may post to a channel: 64 hexadecimal digits.
+///
+/// # Errors
+/// A sentence that says why there is none.
+pub fn key(settings: &Settings, name: &str) -> Result<String, String> {
+    use fmt::Write as _;
+    let name = channel(settings, name, 0)?;
+    let key = keyed(settings, &name).map_err(|error| error.to_string())?.finalize().into_bytes();
+    Ok(key.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    }))
+}
+
+// ---- GET with an upgrade
+
+fn open(settings: &Settings, request: &Request<'_>, name: &str) -> Result<Reply, Refusal> {
+    if !is_asked_for(request) {
+        return Err(Refusal::NoUpgrade);
+    }
+    if (request.header)("sec-websocket-version").as_deref() != Some("13") {
+        return Err(Refusal::Version);
+    }
+    let key = (request.header)("sec-websocket-key").unwrap_or_default();
+    if !BASE64.decode(&key).is_ok_and(|bytes| bytes.len() == 16) {
+        return Err(Refusal::Key);
+    }
+    if !request.can_upgrade {
+        return Err(Refusal::CannotUpgrade);
+    }
+    if !has_token(request, "connection", "upgrade") {
+        return Err(Refusal::NoConnectionUpgrade);
+    }
+    let name = BusName::new(name).ok_or(Refusal::Bus(bus::Refusal::BadName))?;
+    let member = Member::enter(settings, &name).map_err(Refusal::Bus)?;
+    let visitor = visitor(request);
+    let accept = BASE64.encode(Sha1::new().chain_update(&key).chain_update(GUID).finalize());
+    let talk = move |input: Incoming<'_>, out: &mut Outgoing| {
+        let handler = Mind::new(member.settings(), &visitor);
+        Conversation::new(input, member, handler, out.is_own()).run(out, &visitor, &key);
+    };
+    Ok(Reply { content: Content::Upgrade(Box::new(talk)), ..Reply::empty(Status::SwitchingProtocols) }
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Accept", accept))
+}
+
+fn visitor(request: &Request<'_>) -> Visitor {
+    let header = |name| (request.header)(name).unwrap_or_default();
+    let query = String::from_utf8_lossy(&request.query).into_owned();
+    let mut environment = vec![
+        ("GATEWAY_INTERFACE", "CGI/1.1".to_owned()),
+        ("SERVER_PROTOCOL", "HTTP/1.1".to_owned()),
+        ("SERVER_SOFTWARE", concat!("uhst-relay/", env!("CARGO_PKG_VERSION")).to_owned()),
+        ("REQUEST_METHOD", request.method.clone()),
+        ("SCRIPT_NAME", request.mount.clone()),
+        ("PATH_INFO", request.path.clone()),
+        ("QUERY_STRING", query.clone()),
+        ("REMOTE_ADDR", request.remote.map(|address| address.to_string()).unwrap_or_default()),
+    ];
+    if request.is_https {
+        environment.push(("HTTPS", "on".to_owned()));
+    }
+    for (name, field) in [
+        ("HTTP_HOST", "host"),
+        ("HTTP_ORIGIN", "origin"),
+        ("HTTP_COOKIE", "cookie"),
+        ("HTTP_USER_AGENT", "user-agent"),
+        ("HTTP_ACCEPT_LANGUAGE", "accept-language"),
+        ("HTTP_X_FORWARDED_FOR", "x-forwarded-for"),
+    ] {
+        environment.extend((request.header)(field).map(|value| (name, value)));
+    }
+    // No program could be started with one.
+    environment.retain(|(_, value)| !value.contains('\0'));
+    let cookie = header("cookie");
+    let cookies = cookie.split(';').filter_map(|pair| pair.trim().split_once('='));
+    Visitor {
+        cookies: cookies.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        user_agent: header("user-agent"),
+        remote_address: request.remote,
+        origin: header("origin"),
+        query,
+        environment,
+    }
+}
+
+/// Who decides what happens.
+enum Mind {
+    Inside(Box<dyn Handler>),
+    Program(Box<Program>),
+    /// It has failed, and is told nothing any more.
+    Lost(Option<Fault>),
+}
+
+impl Mind {
+    fn new(settings: &Settings, visitor: &Visitor) -> Self {
+        if let Some(own) = ws::own_handler() {
+            return Self::Inside(own);
+        }
+        match settings.ws_handler.first().map(String::as_str) {
+            None => Self::Inside(Box::new(ws::Channel)),
+            Some("echo") => Self::Inside(Box::new(ws::Echo)),
+            Some(_) => match Program::start(settings, &visitor.environment) {
+                Ok(program) => Self::Program(Box::new(program)),
+                Err(fault) => Self::Lost(Some(fault)),
+            },
+        }
+    }
+
+    fn program(&mut self) -> Option<&mut Program> {
+        if let Self::Program(program) = self { Some(program) } else { None }
+    }
+}
+
+/// The largest message that a client may send: without a handler, one that fits on the bus.
+fn most(settings: &Settings, mind: &Mind) -> u64 {
+    let is_broadcast = settings.ws_handler.is_empty() && !ws::has_own_handler();
+    match mind {
+        Mind::Inside(_) if is_broadcast => settings.bus_message.min(settings.max_body),
+        _ => settings.max_body,
+    }
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The handler has until then to decide.
+    Authenticating(Instant),
+    Open,
+    /// A close is on its way, and an answer to it may come until then.
+    Closing(Instant),
+    /// The other end has closed: what is still to be written is written until then.
+    Closed(Instant),
+    Gone,
+}
+
+/// A connection. One loop, one sleep: whatever can happen to it ends the same `poll`.
+struct Conversation<'a> {
+    link: Link<'a>,
+    member: Member,
+    mind: Mind,
+    stage: Stage,
+    /// Whether nothing can be read from the client any more.
+    is_broken: bool,
+    said_goodbye: bool,
+    /// When the client has been heard last, and how often it was asked since.
+    heard: Instant,
+    pings: u32,
+    next_ping: Instant,
+    round: Duration,
+    next_round: Instant,
+    next_loop: Instant,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(input: Incoming<'a>, member: Member, mind: Mind, is_own: bool) -> Self {
+        let now = Instant::now();
+        let settings = member.settings();
+        let most = most(settings, &mind);
+        Self {
+            link: Link::new(input, most),
+            mind,
+            stage: Stage::Authenticating(now + PATIENCE),
+            is_broken: false,
+            said_goodbye: false,
+            heard: now,
+            pings: 0,
+            next_ping: now + settings.keep_alive,
+            round: sse::round(is_own),
+            next_round: now + sse::round(is_own),
+            next_loop: now + settings.ws_loop.unwrap_or(settings.keep_alive),
+            member,
+        }
+    }
+
+    fn run(mut self, out: &mut Outgoing, visitor: &Visitor, key: &str) {
+        if let Mind::Lost(fault @ Some(_)) = &mut self.mind
+            && let Some(fault) = fault.take()
+        {
+            self.fail(&fault);
+        }
+        let (channel, user) = (self.member.name().as_str().to_owned(), self.member.user().0);
+        self.tell(&Event::Initialize);
+        self.tell(&Event::Started { channel: &channel, user });
+        self.tell(&Event::Authenticate(visitor));
+        let mut was_open = false;
+        loop {
+            if !was_open && self.stage == Stage::Open {
+                was_open = true;
+                self.tell(&Event::Open { key });
+            }
+            self.look_at_the_clock();
+            if self.stage == Stage::Open {
+                self.pass_on_what_others_said();
+            }
+            if self.is_over(out) {
+                break;
+            }
+            self.sleep(out);
+        }
+        self.say_goodbye(1006, "");
+        self.tell(&Event::AfterClose);
+        self.tell(&Event::Shutdown);
+        self.tell(&Event::Finalize);
+        if let Mind::Program(program) = std::mem::replace(&mut self.mind, Mind::Lost(None)) {
+            program.finish(|program, action| match action {
+                Action::Broadcast(data, size) => self.broadcast(&data, size),
+                Action::Log(line) if program.may_log() => self.log(&line),
+                // There is nobody to send to any more.
+                _ => {}
+            });
+        }
+    }
+
+    /// Whether the connection has ended. What can still be written is written first.
+    fn is_over(&self, out: &Outgoing) -> bool {
+        match self.stage {
+            Stage::Gone => true,
+            _ if out.is_broken() => true,
+            Stage::Closed(_) => self.link.unsent() == 0,
+            Stage::Closing(_) => self.is_broken && self.link.unsent() == 0,
+            Stage::Authenticating(_) | Stage::Open => false,
+        }
+    }
+
+    // ---- time
+
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        match self.stage {
+            Stage::Authenticating(until) if now >= until => self.fail(&Fault::Silent),
+            Stage::Closing(until) | Stage::Closed(until) if now >= until => self.stage = Stage::Gone,
+            _ => {}
+        }
+        if self.mind.program().is_some_and(|program| program.deaf_at().is_some_and(|at| now >= at)) {
+            self.fail(&Fault::Deaf);
+        }
+        if now >= self.next_ping {
+            let keep_alive = self.member.settings().keep_alive;
+            self.next_ping = now + keep_alive;
+            if self.heard + keep_alive > now || !self.is_listening() {
+                self.pings = 0;
+            } else if self.pings >= MOST_PINGS {
+                self.stage = Stage::Gone;
+            } else {
+                self.pings += 1;
+                self.link.ping();
+            }
+        }
+        if now >= self.next_loop {
+            let settings = self.member.settings();
+            self.next_loop = now + settings.ws_loop.unwrap_or(settings.keep_alive);
+            // A program that has not read the last one needs no other.
+            if self.stage == Stage::Open && self.mind.program().is_none_or(|program| program.unread() == 0) {
+                self.tell(&Event::Loop);
+            }
+        }
+        if now >= self.next_round {
+            self.next_round = now + self.round;
+            match self.member.round() {
+                Ok(true) => {}
+                Ok(false) => self.close(1001, "The channel was removed."),
+                Err(error) => error.log(),
+            }
+        }
+    }
+
+    /// How long nothing needs to be done by itself.
+    fn time_left(&mut self) -> Duration {
+        let now = Instant::now();
+        let mut until = self.next_round.min(self.next_ping);
+        if self.stage == Stage::Open {
+            until = until.min(self.next_loop);
+        }
+        if let Stage::Authenticating(at) | Stage::Closing(at) | Stage::Closed(at) = self.stage {
+            until = until.min(at);
+        }
+        if let Some(at) = self.mind.program().and_then(|program| program.deaf_at()) {
+            until = until.min(at);
+        }
+        let is_surely_woken = self.member.reader().is_surely_woken();
+        let tick = sse::tick(self.member.settings(), is_surely_woken, self.round);
+        until.saturating_duration_since(now).min(tick)
+    }
+
+    // ---- sleeping
+
+    /// Whether what the client says can be taken now.
+    fn is_listening(&mut self) -> bool {
+        match self.stage {
+            _ if self.is_broken => false,
+            Stage::Open => {
+                self.link.unsent() < ENOUGH && self.mind.program().is_none_or(|program| program.unread() < ENOUGH)
+            }
+            Stage::Closing(_) => true,
+            Stage::Authenticating(_) | Stage::Closed(_) | Stage::Gone => false,
+        }
+    }
+
+    /// Sleeps until something happens, and does what there is to do then.
+    fn sleep(&mut self, out: &mut Outgoing) {
+        let left = Timespec::try_from(self.time_left()).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        let is_listening = self.is_listening();
+        let is_open = self.stage == Stage::Open;
+        let is_ending = matches!(self.stage, Stage::Closing(_) | Stage::Closed(_));
+        let mut to_client = if self.link.unsent() > 0 { PollFlags::OUT } else { PollFlags::empty() };
+        if !is_open && out.is_own() && !is_ending {
+            // Who has gone is not waited for; what an open one has sent is read first.
+            to_client |= PollFlags::RDHUP;
+        }
+        let nothing = PollFlags::empty();
+        let wanted = |is_wanted: bool| if is_wanted { PollFlags::IN } else { nothing };
+        let may_read_bus = is_open && self.link.unsent() < ENOUGH;
+        let link = self.link.fd();
+        let wake = self.member.reader().fd().filter(|_| may_read_bus);
+        let (output, input) = match &self.mind {
+            Mind::Program(program) => (program.output(), program.input()),
+            _ => (None, None),
+        };
+        let stop = stop_signal().filter(|_| !is_ending);
+        // A place for each; what is not there is the client, for nothing.
+        let or_client =
+            |fd: Option<_>, flags| PollFd::from_borrowed_fd(fd.unwrap_or(out.fd()), fd.map_or(nothing, |_| flags));
+        let mut fds = [
+            PollFd::from_borrowed_fd(out.fd(), to_client),
+            or_client(Some(link).filter(|_| is_listening), wanted(is_listening)),
+            or_client(wake, PollFlags::IN),
+            or_client(output, PollFlags::IN),
+            or_client(input, PollFlags::OUT),
+            or_client(stop, PollFlags::IN),
+        ];
+        let is_there = [true, is_listening, wake.is_some(), output.is_some(), input.is_some(), stop.is_some()];
+        // Interrupted by a signal: the next one has it in the stop pipe.
+        let _ = poll(&mut fds, Some(&left));
+        let mut events = [PollFlags::empty(); 6];
+        for (event, (fd, is_there)) in events.iter_mut().zip(fds.iter().zip(is_there)) {
+            *event = if is_there { fd.revents() } else { PollFlags::empty() };
+        }
+        let [client, link, wake, output, input, stop] = events;
+        if !stop.is_empty() {
+            self.close(1001, "The relay is being stopped.");
+        }
+        if client.contains(PollFlags::OUT) {
+            self.link.write(out);
+        }
+        if !input.is_empty()
+            && let Mind::Program(program) = &mut self.mind
+        {
+            program.write();
+        }
+        if !output.is_empty() {
+            self.do_what_the_program_wants();
+        }
+        if !link.is_empty() {
+            self.hear();
+        } else if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL | PollFlags::RDHUP) {
+            self.stage = Stage::Gone;
+        }
+        let looks_by_itself = wake.is_empty() && may_read_bus && !self.member.reader().is_surely_woken();
+        if !wake.is_empty() || looks_by_itself {
+            self.member.reader().hear();
+        }
+        // Our own socket nearly always takes it at once, and a write to it never blocks.
+        if self.link.unsent() > 0 && out.is_own() {
+            self.link.write(out);
+        }
+    }
+
+    // ---- what comes in
+
+    /// Takes what the client has said.
+    fn hear(&mut self) {
+        self.link.is_readable();
+        loop {
+            let heard = self.link.hear();
+            if !matches!(heard, Heard::Nothing | Heard::Gone) {
+                (self.heard, self.pings) = (Instant::now(), 0);
+            }
+            let is_open = self.stage == Stage::Open;
+            match heard {
+                Heard::Text(text) if is_open => {
+                    self.tell(&Event::Read(Frame::Text(text.as_str())));
+                    self.tell(&Event::Text { text: text.as_str() });
+                }
+                Heard::Binary(bytes) if is_open => self.tell(&Event::Read(Frame::Binary(&bytes))),
+                // Behind our close nothing counts but the answer to it.
+                Heard::Text(_) | Heard::Binary(_) | Heard::Control => {}
+                Heard::Close(code, reason) => {
+                    self.say_goodbye(code, &reason);
+                    self.stage = Stage::Closed(Instant::now() + CLOSE_TIME);
+                    return;
+                }
+                Heard::Broken(code, reason) => {
+                    self.is_broken = true;
+                    return self.close(code, reason);
+                }
+                Heard::Gone => return self.stage = Stage::Gone,
+                Heard::Nothing => return,
+            }
+            if self.stage == Stage::Gone {
+                return;
+            }
+        }
+    }
+
+    /// Gives the client what others have posted, and the handler what the application has.
+    fn pass_on_what_others_said(&mut self) {
+        while self.stage == Stage::Open
+            && self.link.unsent() < ENOUGH
+            && self.mind.program().is_none_or(|program| program.unread() < ENOUGH)
+        {
+            let (link, mut told) = (&mut self.link, Vec::new());
+            let has_more = self.member.reader().next(|message| {
+                if User(message.user) == User::APPLICATION {
+                    told.push(message.data.to_owned());
+                } else {
+                    frames::from_bus(message.data, |frame| link.send(frame));
+                }
+            });
+            for data in told {
+                // It was JSON when it was posted.
+                if let Ok(data) = RawValue::from_string(data) {
+                    self.tell(&Event::Fifo { data: &data });
+                }
+            }
+            match has_more {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    error.log();
+                    return self.close(1011, "The channel cannot be read.");
+                }
+            }
+        }
+    }
+
+    // ---- the handler
+
+    fn tell(&mut self, event: &Event<'_>) {
+        let (channel, user) = (self.member.name().as_str(), self.member.user().0);
+        match &mut self.mind {
+            Mind::Lost(_) => {}
+            Mind::Program(program) => program.tell(event),
+            Mind::Inside(handler) => {
+                let told = catch_unwind(AssertUnwindSafe(|| ws::tell(&mut **handler, event, channel, user)));
+                if let Ok(actions) = told {
+                    for action in actions {
+                        self.act(action);
+                    }
+                } else {
+                    self.mind = Mind::Lost(None);
+                    self.fail(&Fault::Panicked);
+                }
+            }
+        }
+    }
+
+    fn do_what_the_program_wants(&mut self) {
+        let Some(program) = self.mind.program() else { return };
+        match program.read() {
+            Ok(actions) => {
+                for action in actions {
+                    self.act(action);
+                }
+                if self.link.unsent() as u64 > self.member.settings().max_queue {
+                    self.fail(&Fault::Floods);
+                }
+            }
+            // Its last words may have been a close, and then it may go.
+            Err(Fault::Died) if matches!(self.stage, Stage::Closing(_) | Stage::Closed(_)) => {
+                self.mind = Mind::Lost(None);
+            }
+            Err(fault) => self.fail(&fault),
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match (action, self.stage) {
+            (Action::Accept(true), Stage::Authenticating(_)) => self.stage = Stage::Open,
+            (Action::Accept(false), Stage::Authenticating(_)) => {
+                self.close(1008, "The application does not let you in.");
+            }
+            (Action::Accept(_), _) => {}
+            (Action::Send(text), _) => self.link.send(Frame::Text(&text)),
+            (Action::SendBinary(bytes), _) => self.link.send(Frame::Binary(&bytes)),
+            (Action::Broadcast(data, size), _) => self.broadcast(&data, size),
+            (Action::Close(code, reason), _) => self.close(code, &reason),
+            (Action::Log(line), _) => {
+                if self.mind.program().is_none_or(Program::may_log) {
+                    self.log(&line);
+                } else {
+                    self.fail(&Fault::Floods);
+                }
+            }
+        }
+    }
+
+    fn broadcast(&mut self, data: &str, size: usize) {
+        let settings = self.member.settings();
+        if size as u64 > settings.bus_message {
+            return self.close(1009, "The message is too long for the channel.");
+        }
+        match self.member.post(data) {
+            Ok(()) => {}
+            Err(Unposted::Signed) => self.close(1008, "On this channel only registered users may post."),
+            Err(Unposted::Gone) => self.close(1001, "The channel was removed."),
+            Err(Unposted::Store(store::Error::QueueFull(_))) => {
+                if self.mind.program().is_some() {
+                    self.fail(&Fault::Floods);
+                } else {
+                    self.close(1013, "The channel is full: try again later.");
+                }
+            }
+            Err(Unposted::Store(error)) => {
+                error.log();
+                self.close(1011, "The message could not be stored.");
+            }
+        }
+    }
+
+    /// Ends the connection because of its handler, and nothing else.
+    fn fail(&mut self, fault: &Fault) {
+        if matches!(self.stage, Stage::Authenticating(_) | Stage::Open) {
+            self.log(&format!("{fault}; its connection is closed"));
+        }
+        self.close(1011, "The application has failed.");
+        if matches!(fault, Fault::Died) {
+            self.mind = Mind::Lost(None);
+        }
+    }
+
+    /// A line in the log that says whose it is.
+    fn log(&self, line: &str) {
+        let is_harmless = |c: &char| !c.is_control();
+        let line: String = line.chars().take(LOG_SIZE).filter(is_harmless).collect();
+        say!("uhst-relay: WebSocket {} on {:?}: {line}", self.member.user().0, self.member.name().as_str());
+    }
+
+    // ---- the end
+
+    /// Begins to close, unless that has begun.
+    fn close(&mut self, code: u16, reason: &str) {
+        if matches!(self.stage, Stage::Authenticating(_) | Stage::Open) {
+            self.stage = Stage::Closing(Instant::now() + CLOSE_TIME);
+            self.say_goodbye(code, reason);
+            self.link.close(code, reason);
+        }
+    }
+
+    /// Tells the handler that the connection is about to end, once.
+    fn say_goodbye(&mut self, code: u16, reason: &str) {
+        if !std::mem::replace(&mut self.said_goodbye, true) {
+            self.tell(&Event::BeforeClose { code, reason });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_is_at_one_name_below_ws() {
+        for (path, expected) in [
+            ("/ws", Some("")),
+            ("/ws/", Some("")),
+            ("/ws/a", Some("a")),
+            ("/ws/a/b", None),
+            ("/wsa", None),
+            ("/", None),
+        ] {
+            assert_eq!(name(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_channels_key_is_its_own() {
+        let settings = Settings { jwt_secret: Some("secret".to_owned()), ..Settings::default() };
+        let one = key(&settings, "a").unwrap();
+        assert_eq!(one.len(), 64);
+        assert_ne!(one, key(&settings, "b").unwrap());
+        assert!(key(&settings, "a/b").is_err());
+    }
+}

@@ -1,0 +1,229 @@
+//! The frames of one connection (RFC 6455, 5), in memory: nothing here waits.
+
+use super::Frame;
+use crate::gateway::{Incoming, Outgoing};
+use rustix::fd::BorrowedFd;
+use std::io::{self, Read, Write};
+use tungstenite::error::{CapacityError, Error, ProtocolError};
+use tungstenite::protocol::frame::CloseFrame;
+use tungstenite::protocol::{Message, Role, WebSocketConfig, WebSocketContext};
+
+/// How much is read at once. Every connection has a buffer of this size.
+const READ_SIZE: usize = 8 * 1024;
+
+/// The longest reason of a close: a control frame has 125 bytes, two of them the code (RFC 6455, 5.5).
+const REASON_SIZE: usize = 123;
+
+/// What has been heard.
+pub(crate) enum Heard {
+    Text(tungstenite::Utf8Bytes),
+    Binary(tungstenite::Bytes),
+    /// Some frame that is between the two ends.
+    Control,
+    /// The peer has closed, with this code (1005: none) and reason. The answer is on its way out.
+    Close(u16, String),
+    /// Nothing more for now.
+    Nothing,
+    /// The peer has broken the rules: to be closed with this code and reason. Nothing can be read any more.
+    Broken(u16, &'static str),
+    /// The connection has ended.
+    Gone,
+}
+
+/// One end of a connection.
+pub(crate) struct Link<'a> {
+    context: WebSocketContext,
+    wire: Wire<'a>,
+}
+
+/// What the frames are read from and written to.
+struct Wire<'a> {
+    fd: BorrowedFd<'a>,
+    is_ready: bool,
+    /// What has yet to be written is behind `written`.
+    unsent: Vec<u8>,
+    written: usize,
+}
+
+impl<'a> Link<'a> {
+    /// A message may have `most` bytes.
+    pub fn new(input: Incoming<'a>, most: u64) -> Self {
+        let most = usize::try_from(most).ok();
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_SIZE)
+            // Every frame goes to `unsent` at once.
+            .write_buffer_size(0)
+            .max_message_size(most)
+            .max_frame_size(most);
+        Self {
+            context: WebSocketContext::from_partially_read(input.begun, Role::Server, Some(config)),
+            wire: Wire { fd: input.fd, is_ready: false, unsent: Vec::new(), written: 0 },
+        }
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'a> {
+        self.wire.fd
+    }
+
+    /// That the next [`Link::hear`] may read: there is something.
+    pub fn is_readable(&mut self) {
+        self.wire.is_ready = true;
+    }
+
+    /// The next thing that was said. It reads at most once since [`Link::is_readable`].
+    pub fn hear(&mut self) -> Heard {
+        let heard = self.context.read(&mut self.wire);
+        if let Ok(Message::Close(_)) = heard {
+            // The answer goes out with the next thing that is done, which there may not be.
+            let _ = self.context.flush(&mut self.wire);
+        }
+        match heard {
+            Ok(Message::Text(text)) => Heard::Text(text),
+            Ok(Message::Binary(bytes)) => Heard::Binary(bytes),
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Heard::Control,
+            Ok(Message::Close(None)) => Heard::Close(1005, String::new()),
+            Ok(Message::Close(Some(CloseFrame { code, reason }))) => Heard::Close(code.into(), reason.to_string()),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Heard::Nothing,
+            Err(Error::Utf8(_)) => Heard::Broken(1007, "Text must be UTF-8."),
+            Err(Error::Capacity(CapacityError::MessageTooLong { .. })) => {
+                Heard::Broken(1009, "The message is too long.")
+            }
+            Err(
+                Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)
+                | Error::Io(_)
+                | Error::ConnectionClosed
+                | Error::AlreadyClosed,
+            ) => Heard::Gone,
+            Err(_) => Heard::Broken(1002, "This is against RFC 6455."),
+        }
+    }
+
+    /// Sends a message. After a close it is dropped.
+    pub fn send(&mut self, frame: Frame<'_>) {
+        self.say(match frame {
+            Frame::Text(text) => Message::text(text),
+            Frame::Binary(bytes) => Message::binary(bytes.to_owned()),
+        });
+    }
+
+    pub fn ping(&mut self) {
+        self.say(Message::Ping(tungstenite::Bytes::new()));
+    }
+
+    /// Begins to close: nothing is sent behind it.
+    pub fn close(&mut self, code: u16, reason: &str) {
+        let end = (0..=REASON_SIZE.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
+        let frame = CloseFrame { code: code.into(), reason: reason[..end].into() };
+        self.say(Message::Close(Some(frame)));
+    }
+
+    fn say(&mut self, message: Message) {
+        if self.context.can_write() {
+            // Writing to memory does not fail; what is said behind a close is not said.
+            let _ = self.context.write(&mut self.wire, message);
+            let _ = self.context.flush(&mut self.wire);
+        }
+    }
+
+    /// How many bytes wait for the client to take them.
+    pub fn unsent(&self) -> usize {
+        self.wire.unsent.len() - self.wire.written
+    }
+
+    /// Writes some of it. True when it was not in vain.
+    pub fn write(&mut self, out: &mut Outgoing) -> bool {
+        let Wire { unsent, written, .. } = &mut self.wire;
+        let count = out.write(&unsent[*written..]);
+        *written += count;
+        if *written == unsent.len() {
+            unsent.clear();
+            unsent.shrink_to(READ_SIZE);
+            *written = 0;
+        }
+        count > 0
+    }
+}
+
+/// Whether somebody may close with this code (RFC 6455, 7.4).
+pub(crate) fn is_close_code(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
+impl Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !std::mem::take(&mut self.is_ready) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        match rustix::io::read(self.fd, buffer) {
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other?),
+        }
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.unsent.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_of_frames_panic(
+            pieces in proptest::collection::vec(prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..20),
+                // Whole frames with a mask of zeros, mostly small.
+                (any::<u8>(), 0..126_u8).prop_map(|(opcode, length)| {
+                    [&[opcode, 0x80 | length, 0, 0, 0, 0], &vec![b'x'; length.into()][..]].concat()
+                }),
+                (prop::sample::select(vec![0x01, 0x81, 0x00, 0x80, 0x82, 0x89, 0x8a, 0x88]), 0..9_u8).prop_map(
+                    |(opcode, length)| [&[opcode, 0x80 | length, 0, 0, 0, 0], &b"\x03\xe8\xc3\xa9bcdef"[..length.into()]].concat()
+                ),
+            ], 0..12),
+        ) {
+            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            theirs.write_all(&pieces.concat()).unwrap();
+            drop(theirs);
+            let mut link = Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new() }, 100);
+            let mut heard = 0;
+            // Every frame is heard once, and then the end.
+            for _ in 0..1000 {
+                link.is_readable();
+                match link.hear() {
+                    Heard::Gone => break,
+                    Heard::Text(text) => prop_assert!(text.len() <= 100),
+                    Heard::Binary(bytes) => prop_assert!(bytes.len() <= 100),
+                    Heard::Broken(code, reason) => {
+                        link.close(code, reason);
+                        prop_assert!(link.unsent() > 0);
+                        break;
+                    }
+                    Heard::Control | Heard::Close(..) | Heard::Nothing => {}
+                }
+                heard += 1;
+            }
+            prop_assert!(heard < 1000, "it does not end");
+        }
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_where_a_character_ends() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut link = Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new() }, 100);
+        link.close(4000, &"\u{20ac}".repeat(100));
+        assert_eq!(link.wire.unsent[..4], [0x88, 125, 0x0f, 0xa0]);
+        assert_eq!(link.wire.unsent[4..], *"\u{20ac}".repeat(41).as_bytes());
+        link.send(Frame::Text("too late"));
+        assert_eq!(link.unsent(), 127);
+    }
+}

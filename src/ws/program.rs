@@ -1,0 +1,374 @@
+//! A handler in any language: a program that is started for one connection, and speaks JSON lines.
+//!
+//! It reads events, one a line, from its standard input, and writes what it wants done to its standard output:
+//!
+//! ```text
+//! {"accept":true}                             the answer to authenticate
+//! {"send":"text"}  {"send_binary":"BASE64"}   to its own client
+//! {"broadcast":VALUE}                         to all others on the channel: a string is text, see the frames module
+//! {"close":{"code":4000,"reason":"…"}}        both may be missing: 1000, and none
+//! {"log":"a line"}
+//! ```
+//!
+//! The program never makes the relay wait: what it does not read is kept, up to a limit, and what it does not write is not
+//! waited for. It ends when its input ends; if it does not, it is killed, with all that it has started.
+
+use super::{Action, Event};
+use crate::config::Settings;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd as _, BorrowedFd};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::fmt;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a program may take to answer `authenticate`, and how long it may leave its input unread.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a program may live on after the last event.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How much is read from a program at once.
+const READ_SIZE: usize = 16 * 1024;
+
+/// The most lines for the log in a second, on average over ten.
+const MOST_LOGGED: u32 = 100;
+
+/// Why a program's connection is closed with 1011.
+#[derive(Debug)]
+pub enum Fault {
+    /// It could not be started.
+    NotStarted(io::Error),
+    /// It has ended, or closed its output.
+    Died,
+    /// It does not answer `authenticate`.
+    Silent,
+    /// It does not read its input.
+    Deaf,
+    /// It has written a line that is no action. The reason, without the line: that may hold what is nobody's business.
+    Nonsense(String),
+    /// It sends more than its client takes, or than the channel holds.
+    Floods,
+    /// A method of a Rust handler has panicked.
+    Panicked,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotStarted(error) => write!(f, "the handler cannot be started: {error} (RELAY_WS_HANDLER)"),
+            Self::Died => f.write_str("the handler has ended before its connection"),
+            Self::Silent => write!(f, "the handler has not answered authenticate for {} s", PATIENCE.as_secs()),
+            Self::Deaf => write!(f, "the handler has not read its input for {} s", PATIENCE.as_secs()),
+            Self::Nonsense(why) => write!(f, "the handler has written a line that is no action: {why}"),
+            Self::Floods => f.write_str("the handler writes more than can be taken"),
+            Self::Panicked => f.write_str("the handler has panicked"),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line<'a> {
+    Accept(bool),
+    Send(String),
+    SendBinary(String),
+    #[serde(borrow)]
+    Broadcast(&'a RawValue),
+    Close(Close),
+    Log(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Close {
+    #[serde(default = "normal")]
+    code: u16,
+    #[serde(default)]
+    reason: String,
+}
+
+fn normal() -> u16 {
+    1000
+}
+
+/// Reads one line of a program's output.
+fn action(line: &[u8]) -> Result<Action, Fault> {
+    let nonsense = |why: &dyn fmt::Display| Fault::Nonsense(why.to_string());
+    Ok(match serde_json::from_slice(line).map_err(|error| nonsense(&error))? {
+        Line::Accept(is_accepted) => Action::Accept(is_accepted),
+        Line::Send(text) => Action::Send(text),
+        Line::SendBinary(text) => Action::SendBinary(BASE64.decode(text).map_err(|error| nonsense(&error))?),
+        Line::Broadcast(value) => {
+            let size = value.get().len();
+            let value = crate::protocol::message::compact(value.get().as_bytes()).ok().flatten();
+            Action::Broadcast(value.unwrap_or_else(|| "null".to_owned()), size)
+        }
+        Line::Close(Close { code, .. }) if !super::link::is_close_code(code) => {
+            return Err(nonsense(&format!("nobody may close with {code}")));
+        }
+        Line::Close(Close { code, reason }) => Action::Close(code, reason),
+        Line::Log(line) => Action::Log(line),
+    })
+}
+
+/// A running program.
+pub(crate) struct Program {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: Option<ChildStdout>,
+    /// Events that it has not read; since when it reads nothing.
+    unread: Vec<u8>,
+    written: usize,
+    deaf_since: Option<Instant>,
+    /// The beginning of a line.
+    begun: Vec<u8>,
+    longest_line: usize,
+    started: Instant,
+    logged: u32,
+}
+
+impl Program {
+    pub fn start(settings: &Settings, environment: &[(&'static str, String)]) -> Result<Self, Fault> {
+        let not_a_program = || Fault::NotStarted(io::ErrorKind::NotFound.into());
+        let (program, arguments) = settings.ws_handler.split_first().ok_or_else(not_a_program)?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()))
+            .envs(environment.iter().map(|(name, value)| (*name, value)))
+            // So that it can be killed with all that it starts.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(Fault::NotStarted)?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let longest_line = usize::try_from(settings.max_body).unwrap_or(usize::MAX).saturating_mul(2).max(64 * 1024);
+        let program = Self {
+            child,
+            input,
+            output,
+            unread: Vec::new(),
+            written: 0,
+            deaf_since: None,
+            begun: Vec::new(),
+            longest_line,
+            started: Instant::now(),
+            logged: 0,
+        };
+        let fds = [program.input.as_ref().map(ChildStdin::as_fd), program.output.as_ref().map(ChildStdout::as_fd)];
+        for fd in fds.into_iter().flatten() {
+            let flags = fcntl_getfl(fd).map_err(|error| Fault::NotStarted(error.into()))?;
+            fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(|error| Fault::NotStarted(error.into()))?;
+        }
+        Ok(program)
+    }
+
+    /// What becomes readable when it wants something done.
+    pub fn output(&self) -> Option<BorrowedFd<'_>> {
+        self.output.as_ref().map(ChildStdout::as_fd)
+    }
+
+    /// What becomes writable when it has read something; `None` where nothing waits for that.
+    pub fn input(&self) -> Option<BorrowedFd<'_>> {
+        self.input.as_ref().filter(|_| self.unread() > 0).map(ChildStdin::as_fd)
+    }
+
+    /// How many bytes of events it has not read.
+    pub fn unread(&self) -> usize {
+        self.unread.len() - self.written
+    }
+
+    /// When it will have been deaf for too long.
+    pub fn deaf_at(&self) -> Option<Instant> {
+        self.deaf_since.map(|since| since + PATIENCE)
+    }
+
+    /// Tells an event, as soon as it reads.
+    pub fn tell(&mut self, event: &Event<'_>) {
+        // Writing to memory does not fail, and every event can be written as JSON.
+        if serde_json::to_writer(&mut self.unread, event).is_ok() {
+            self.unread.push(b'\n');
+        }
+        self.write();
+    }
+
+    /// Writes what it takes. Who has closed his input is not told; that he has ended, his output says.
+    pub fn write(&mut self) {
+        while let Some(input) = &self.input
+            && self.written < self.unread.len()
+        {
+            match rustix::io::write(input, &self.unread[self.written..]) {
+                Ok(count) => {
+                    self.written += count;
+                    self.deaf_since = None;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    self.deaf_since.get_or_insert_with(Instant::now);
+                    return;
+                }
+                Err(_) => self.input = None,
+            }
+        }
+        self.written = 0;
+        self.unread.clear();
+        self.unread.shrink_to(READ_SIZE);
+    }
+
+    /// Reads once what it wants done.
+    pub fn read(&mut self) -> Result<Vec<Action>, Fault> {
+        let Some(output) = &self.output else { return Err(Fault::Died) };
+        let mut buffer = vec![0; READ_SIZE];
+        let count = match rustix::io::read(output, &mut buffer) {
+            Ok(0) => {
+                self.output = None;
+                return Err(Fault::Died);
+            }
+            Ok(count) => count,
+            Err(Errno::INTR | Errno::AGAIN) => return Ok(Vec::new()),
+            Err(_) => return Err(Fault::Died),
+        };
+        let mut actions = Vec::new();
+        let mut rest = &buffer[..count];
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            self.begun.extend_from_slice(&rest[..end]);
+            rest = &rest[end + 1..];
+            let line = std::mem::take(&mut self.begun);
+            if !line.trim_ascii().is_empty() {
+                actions.push(action(&line)?);
+            }
+        }
+        self.begun.extend_from_slice(rest);
+        if self.begun.len() > self.longest_line {
+            return Err(Fault::Nonsense(format!("it is longer than {} bytes", self.longest_line)));
+        }
+        Ok(actions)
+    }
+
+    /// Counts a line for the log. False where there are too many.
+    pub fn may_log(&mut self) -> bool {
+        if self.started.elapsed() > Duration::from_secs(10) {
+            (self.started, self.logged) = (Instant::now(), 0);
+        }
+        self.logged += 1;
+        self.logged <= 10 * MOST_LOGGED
+    }
+
+    /// Lets it read its last events and end by itself, for a short while, and gives `take` what it still wants done.
+    pub fn finish(mut self, mut take: impl FnMut(&mut Self, Action)) {
+        let until = Instant::now() + GRACE;
+        loop {
+            self.write();
+            if self.unread() == 0 {
+                // The end of its input is what tells it to end.
+                self.input = None;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let Some(output) = self.output().filter(|_| !left.is_zero()) else { return };
+            let mut fds = vec![PollFd::from_borrowed_fd(output, PollFlags::IN)];
+            fds.extend(self.input().map(|input| PollFd::from_borrowed_fd(input, PollFlags::OUT)));
+            let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+            let _ = poll(&mut fds, Some(&left));
+            if !fds[0].revents().is_empty() {
+                match self.read() {
+                    Ok(actions) => actions.into_iter().for_each(|action| take(&mut self, action)),
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Its number is its own until it is waited for, so nobody else is hit.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ws::Frame;
+    use proptest::prelude::*;
+
+    fn read(line: &str) -> Action {
+        action(line.as_bytes()).unwrap_or_else(|fault| panic!("{line}: {fault}"))
+    }
+
+    #[test]
+    fn actions_are_what_they_say() {
+        assert_eq!(read(r#"{"accept":true}"#), Action::Accept(true));
+        assert_eq!(read(r#" {"send": "h\u00e9"} "#), Action::Send("h\u{e9}".to_owned()));
+        assert_eq!(read(r#"{"send_binary":"aGk="}"#), Action::SendBinary(b"hi".to_vec()));
+        assert_eq!(read(r#"{"broadcast":"hi"}"#), Action::Broadcast(r#""hi""#.to_owned(), 4));
+        assert_eq!(read(r#"{"broadcast":{ "a": 1e5 }}"#), Action::Broadcast(r#"{"a":1e5}"#.to_owned(), 12));
+        assert_eq!(read(r#"{"close":{}}"#), Action::Close(1000, String::new()));
+        assert_eq!(read(r#"{"close":{"code":4000,"reason":"bye"}}"#), Action::Close(4000, "bye".to_owned()));
+        assert_eq!(read(r#"{"log":"x"}"#), Action::Log("x".to_owned()));
+    }
+
+    #[test]
+    fn what_is_no_action_is_nonsense() {
+        for line in [
+            "hello",
+            "{}",
+            "[]",
+            r#"{"sing":"la"}"#,
+            r#"{"send":1}"#,
+            r#"{"send":"a","log":"b"}"#,
+            r#"{"send_binary":"?"}"#,
+            r#"{"close":{"code":1005}}"#,
+            r#"{"close":{"code":999}}"#,
+            r#"{"close":{"status":1000}}"#,
+            "\u{0}",
+        ] {
+            assert!(matches!(action(line.as_bytes()), Err(Fault::Nonsense(_))), "{line}");
+        }
+        assert!(action(b"{\"send\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn events_are_what_a_program_reads() {
+        let json = |event: &Event<'_>| serde_json::to_string(event).unwrap();
+        assert_eq!(json(&Event::Initialize), r#"{"event":"initialize"}"#);
+        assert_eq!(json(&Event::Started { channel: "a", user: 2 }), r#"{"event":"started","channel":"a","user":2}"#);
+        assert_eq!(json(&Event::Read(Frame::Text("hi"))), r#"{"event":"read","size":2}"#);
+        assert_eq!(json(&Event::Read(Frame::Binary(b"hi"))), r#"{"event":"read","size":2,"binary":"aGk="}"#);
+        let data = RawValue::from_string(r#"{"a":1.0}"#.to_owned()).unwrap();
+        assert_eq!(json(&Event::Fifo { data: &data }), r#"{"event":"fifo","data":{"a":1.0}}"#);
+        assert_eq!(
+            json(&Event::BeforeClose { code: 1000, reason: "" }),
+            r#"{"event":"before_close","code":1000,"reason":""}"#
+        );
+        let visitor = super::super::Visitor { user_agent: "x".to_owned(), ..super::super::Visitor::default() };
+        assert_eq!(
+            json(&Event::Authenticate(&visitor)),
+            r#"{"event":"authenticate","cookies":{},"user_agent":"x","remote_address":null,"origin":"","query":""}"#
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_an_action_or_nonsense(line in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..60),
+            r#"\{"(send|close|accept|broadcast|send_binary|log)":("?[a-z0-9=\\]{0,9}"?|\{("code":[0-9]{0,6})?\})\}"#
+                .prop_map(String::into_bytes),
+        ]) {
+            if let Ok(Action::Broadcast(value, _)) = action(&line) {
+                prop_assert!(!value.contains(['\n', '\r', '\0']));
+            }
+        }
+    }
+}

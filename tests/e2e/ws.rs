@@ -1,0 +1,737 @@
+//! The `WebSocket` protocol and its event handlers, through `serve` and through a CGI program under lighttpd.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+use tungstenite::protocol::frame::{CloseFrame, Frame};
+use tungstenite::{Message, WebSocket};
+
+use crate::door::Door;
+use crate::place::{
+    Folder, LONG, User, have, is_root, kill, processes_below, repository, set_mode, skip, until, web_user,
+};
+use crate::relay::{Call, Relay, Reply, header};
+use crate::serve::Serve;
+use crate::server::Server;
+use crate::stream::{end_of_head, parse_head};
+
+/// A relay that a `WebSocket` can reach.
+enum Place {
+    Serve(Serve),
+    Server(Server),
+}
+
+fn place(door: Door, settings: &[(&str, &str)]) -> Option<Place> {
+    Some(match door {
+        Door::Serve => Place::Serve(Serve::with(settings)),
+        _ => Place::Server(door.server(settings)?),
+    })
+}
+
+impl Place {
+    fn relay(&self) -> &dyn Relay {
+        match self {
+            Self::Serve(serve) => serve,
+            Self::Server(server) => server,
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Self::Serve(serve) => serve.url(),
+            Self::Server(server) => server.url(),
+        }
+    }
+
+    fn log(&self) -> String {
+        match self {
+            Self::Serve(serve) => serve.log(),
+            Self::Server(server) => server.log(),
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.relay().folder().join("cgi-bin/data")
+    }
+
+    /// Says a handshake; what comes back.
+    #[track_caller]
+    fn shake(&self, path: &str, fields: &str) -> Result<(TcpStream, Vec<u8>), Reply> {
+        let url = self.url();
+        let (authority, mount) =
+            url["http://".len()..].split_at(url["http://".len()..].find('/').unwrap_or(url.len() - 7));
+        let mut socket = TcpStream::connect(authority).expect("the server accepts connections");
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        let request = format!("GET {mount}{path} HTTP/1.1\r\nHost: {authority}\r\n{fields}\r\n");
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut heard = Vec::new();
+        let end = loop {
+            if let Some(end) = end_of_head(&heard) {
+                break end;
+            }
+            let mut bytes = [0; 4096];
+            let count = socket.read(&mut bytes).expect("an answer comes");
+            assert!(count > 0, "no whole answer: {:?}", String::from_utf8_lossy(&heard));
+            heard.extend_from_slice(&bytes[..count]);
+        };
+        let (status, headers) = parse_head(&heard[..end]);
+        let rest = heard.split_off(end);
+        if status == 101 {
+            // RFC 6455, 1.3 has this pair.
+            assert_eq!(header(&headers, "sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+            assert!(header(&headers, "upgrade").is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket")));
+            assert!(header(&headers, "connection").is_some_and(|list| list.eq_ignore_ascii_case("upgrade")));
+            return Ok((socket, rest));
+        }
+        Err(Reply { status, headers, body: String::from_utf8_lossy(&rest).into_owned() })
+    }
+
+    #[track_caller]
+    fn open(&self, path: &str) -> Socket {
+        self.open_with(path, "")
+    }
+
+    #[track_caller]
+    fn open_with(&self, path: &str, fields: &str) -> Socket {
+        let (socket, rest) =
+            self.shake(path, &format!("{HANDSHAKE}{fields}")).unwrap_or_else(|reply| panic!("{reply:?}"));
+        let role = tungstenite::protocol::Role::Client;
+        Socket(WebSocket::from_partially_read(socket, rest, role, None))
+    }
+
+    fn notify(&self, channel: &str, lines: &str) {
+        let mut command = self.command(&["notify", channel]).stdin(Stdio::piped()).spawn().unwrap();
+        command.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        assert!(command.wait().unwrap().success());
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("setpriv");
+        if let (Self::Server(_), true) = (self, is_root()) {
+            // As the web server's user, whose the data folder is.
+            let User { uid, gid } = web_user();
+            command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()]);
+        }
+        command.arg("--").arg(self.relay().folder().join("cgi-bin/relay.cgi"));
+        command.args(arguments).arg("--data").arg(self.data());
+        command
+    }
+
+    #[track_caller]
+    fn has_logged(&self, text: &str) {
+        until(&format!("the log has {text:?}"), LONG, || self.log().contains(text));
+    }
+
+    fn stop(&mut self) {
+        match self {
+            Self::Serve(serve) => kill(serve.pid(), Signal::TERM),
+            Self::Server(server) => server.stop(),
+        }
+    }
+}
+
+const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+struct Socket(WebSocket<TcpStream>);
+
+impl Socket {
+    #[track_caller]
+    fn say(&mut self, text: &str) {
+        self.0.send(Message::text(text)).unwrap();
+    }
+
+    /// The next message, past what the relay asks to see whether somebody is there.
+    #[track_caller]
+    fn next(&mut self) -> Message {
+        loop {
+            match self.0.read().expect("a message comes") {
+                Message::Ping(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    #[track_caller]
+    fn hear(&mut self, text: &str) {
+        assert_eq!(self.next(), Message::text(text));
+    }
+
+    /// The connection ends with this code, and cleanly.
+    #[track_caller]
+    fn ends(mut self, code: u16) {
+        match self.next() {
+            Message::Close(Some(CloseFrame { code: found, .. })) => assert_eq!(u16::from(found), code),
+            other => panic!("not a close with {code} but {other:?}"),
+        }
+        while self.0.read().is_ok() {}
+        let mut rest = Vec::new();
+        assert_eq!(self.0.get_mut().read_to_end(&mut rest).unwrap_or(0), 0, "nothing behind the close");
+    }
+
+    #[track_caller]
+    fn leave(mut self) {
+        self.0.close(Some(CloseFrame { code: CloseCode::Normal, reason: "bye".into() })).unwrap();
+        self.ends(1000);
+    }
+}
+
+pub fn messages_reach_the_others_in_one_order(door: Door) {
+    let Some(place) = place(door, &[]) else { return };
+    let mut sockets = [place.open("/ws/news"), place.open("/bus/news"), place.open("/ws/news")];
+    let mut elsewhere = place.open("/ws/olds");
+    let greeting =
+        place.relay().call(&Call { method: "GET", path_info: "/bus/news", ..Call::default() }).expect(200).json();
+    let (user, start) = (greeting["user"].as_u64().unwrap(), greeting["id"].as_u64().unwrap());
+    let mut stream = place.relay().listen_at("/bus/news", "events", &[]).expect("a stream");
+    stream.expect_comment("Connected.");
+
+    for (n, text) in ["plain", r#"{"a":[1,null]}"#, r#""quoted""#, "42", "h\u{e9}\n\u{0}", ""].into_iter().enumerate() {
+        sockets[n % 3].say(text);
+        for (other, socket) in sockets.iter_mut().enumerate().filter(|(other, _)| *other != n % 3) {
+            assert_eq!(socket.next(), Message::text(text), "{other}");
+        }
+    }
+    sockets[0].0.send(Message::binary(vec![0, 255])).unwrap();
+    for socket in &mut sockets[1..] {
+        assert_eq!(socket.next(), Message::binary(vec![0, 255]));
+    }
+    // Pollers and listeners have values.
+    let expected = [
+        json!("plain"),
+        json!({"a": [1, null]}),
+        json!("\"quoted\""),
+        json!(42),
+        json!("h\u{e9}\n\u{0}"),
+        json!(""),
+        json!({"base64": "AP8="}),
+    ];
+    let query = format!("id={start}&user={user}");
+    let poll = Call { method: "GET", path_info: "/bus/news", query: &query, ..Call::default() };
+    let polled = place.relay().call(&poll).expect(200).json();
+    let data: Vec<Value> = polled.as_array().unwrap().iter().map(|message| message["data"].clone()).collect();
+    assert_eq!(data, expected);
+    for value in &expected {
+        assert_eq!(serde_json::from_str::<Value>(&stream.event().data).unwrap()["data"], *value);
+    }
+    // What a poller posts reaches all.
+    let query = format!("user={user}");
+    for (body, message) in [
+        (r#""words""#, Message::text("words")),
+        (r#"{ "b" : 1 }"#, Message::text(r#"{"b":1}"#)),
+        (r#"{"base64":"aGk="}"#, Message::binary(&b"hi"[..])),
+    ] {
+        place
+            .relay()
+            .call(&Call { path_info: "/bus/news", query: &query, body: body.as_bytes(), ..Call::default() })
+            .expect(200);
+        for socket in &mut sockets {
+            assert_eq!(socket.next(), message);
+        }
+    }
+    // Many at once, in one order for all.
+    for n in 0..100 {
+        sockets[n % 2].say(&format!("many {n}"));
+    }
+    sockets[2].say("over");
+    let mut heard = Vec::new();
+    while heard.len() < 100 {
+        heard.push(sockets[2].next().into_text().unwrap().to_string());
+    }
+    let of = |parity: usize| (0..100).filter(move |n| n % 2 == parity).map(|n| format!("many {n}"));
+    for parity in [0, 1] {
+        let expected: Vec<_> = heard.iter().filter(|text| of(1 - parity).any(|other| other == **text)).collect();
+        let mut found = Vec::new();
+        while found.len() < 50 {
+            let text = sockets[parity].next().into_text().unwrap().to_string();
+            if text != "over" {
+                found.push(text);
+            }
+        }
+        assert_eq!(found.iter().collect::<Vec<_>>(), expected);
+    }
+    elsewhere.say("nobody");
+    elsewhere.leave();
+    for socket in sockets {
+        drop(socket);
+    }
+}
+
+pub fn a_wrong_handshake_says_what_is_wrong(door: Door) {
+    let Some(place) = place(door, &[("RELAY_ALLOWED_ORIGINS", "https://good.example")]) else { return };
+    let refused = |fields: &str| place.shake("/ws/a", fields).expect_err("an answer that is no 101");
+    for fields in ["", &HANDSHAKE.replace(": 13", ": 8"), &HANDSHAKE.replace("Sec-WebSocket-Version: 13\r\n", "")] {
+        let reply = refused(fields);
+        assert_eq!((reply.status, reply.header("sec-websocket-version")), (426, Some("13")), "{fields}: {reply:?}");
+    }
+    for key in ["", "c2hvcnQ=", "dGhlIHNhbXBsZSBub25jZQ", "!!!!!!!!!!!!!!!!!!!!!!=="] {
+        let reply = refused(&HANDSHAKE.replace("dGhlIHNhbXBsZSBub25jZQ==", key));
+        assert!(reply.status == 400 && reply.body.contains("Sec-WebSocket-Key"), "{key}: {reply:?}");
+    }
+    let reply = refused(&format!("{HANDSHAKE}Origin: https://evil.example\r\n"));
+    assert!(reply.status == 403 && reply.body.contains("RELAY_ALLOWED_ORIGINS"), "{reply:?}");
+    assert_eq!(place.shake("/ws/a/b", HANDSHAKE).expect_err("no channel").status, 404);
+    place.open_with("/ws/a", "Origin: https://good.example\r\n").leave();
+}
+
+pub fn frames_are_taken_as_the_rfc_says(door: Door) {
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", "echo"), ("RELAY_MAX_BODY", "1000")]) else { return };
+    let frame = |bytes: &[u8], code: OpCode, is_final| Message::Frame(Frame::message(bytes.to_vec(), code, is_final));
+    let text = |bytes: &[u8], is_final| frame(bytes, OpCode::Data(Data::Text), is_final);
+    let more = |bytes: &[u8], is_final| frame(bytes, OpCode::Data(Data::Continue), is_final);
+
+    let mut socket = place.open("/ws");
+    // A character in two pieces, and a ping between them.
+    socket.0.send(text(b"h\xc3", false)).unwrap();
+    socket.0.send(Message::Ping("there?".into())).unwrap();
+    socket.0.send(more(b"\xa9", true)).unwrap();
+    assert_eq!(socket.next(), Message::Pong("there?".into()));
+    socket.hear("h\u{e9}");
+    let all: Vec<u8> = (0..1000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    socket.0.send(Message::binary(all.clone())).unwrap();
+    assert_eq!(socket.next(), Message::binary(all));
+    socket.leave();
+
+    for (code, messages) in [
+        (1009, vec![text(&[b'x'; 1001], true)]),
+        (1009, vec![text(&[b'x'; 600], false), more(&[b'x'; 600], true)]),
+        (1007, vec![text(b"\xff", true)]),
+        (1007, vec![text(b"\xc3", true)]),
+        (1002, vec![more(b"x", true)]),
+        (1002, vec![text(b"x", false), text(b"x", true)]),
+    ] {
+        let mut socket = place.open("/ws");
+        for message in messages {
+            socket.0.send(message).unwrap();
+        }
+        socket.ends(code);
+    }
+    for (what, bytes) in [
+        ("a frame without a mask", &b"\x81\x01x"[..]),
+        ("an opcode that there is not", b"\x83\x81\0\0\0\0x"),
+        ("a ping in two pieces", b"\x09\x80\0\0\0\0"),
+        ("a bit that nobody has agreed on", b"\xc1\x81\0\0\0\0x"),
+        ("a ping of 126 bytes", &[b"\x89\xfe\0\x7e\0\0\0\0".as_slice(), &[b'x'; 126]].concat()),
+        ("a close of one byte", b"\x88\x81\0\0\0\0x"),
+    ] {
+        let mut socket = place.open("/ws");
+        socket.0.get_mut().write_all(bytes).unwrap();
+        eprintln!("{what}");
+        socket.ends(1002);
+    }
+}
+
+/// Writes what it is told to a file of its own, and does what the texts say.
+const HANDLER: &str = r#"#!/usr/bin/env python3
+import json, os, sys, time
+def do(**action):
+    print(json.dumps(action), flush=True)
+log = open(os.path.join(sys.argv[1], str(os.getpid())), "w", buffering=1)
+log.write(json.dumps({"environment": dict(os.environ)}) + "\n")
+for line in sys.stdin:
+    log.write(line)
+    event = json.loads(line)
+    kind = event["event"]
+    if kind == "authenticate":
+        if event["query"] == "hangs":
+            time.sleep(1000)
+        do(accept=event["query"] != "stranger")
+    elif kind == "open":
+        do(send="welcome")
+    elif kind == "fifo":
+        do(send="fifo " + json.dumps(event["data"]))
+    elif kind == "read" and "binary" in event:
+        do(send_binary=event["binary"])
+    elif kind == "text":
+        text = event["text"]
+        if text == "die":
+            sys.exit(1)
+        elif text == "nonsense":
+            print("Hello, world", flush=True)
+        elif text == "flood":
+            while True:
+                do(broadcast="x" * 5000)
+        elif text == "chatter":
+            while True:
+                do(log="x")
+        elif text == "deaf":
+            time.sleep(1000)
+        elif text == "leave":
+            do(close={"code": 4001, "reason": "as you wish"})
+        elif text == "log":
+            do(log="said\nso")
+        elif text.startswith("all "):
+            do(broadcast=text[4:])
+        else:
+            do(send="you said " + text)
+    elif kind == "after_close":
+        do(broadcast="one has left")
+"#;
+
+/// The handler above, in a folder where it may write.
+struct Recorder {
+    folder: Folder,
+}
+
+impl Recorder {
+    fn new() -> Option<Self> {
+        if !have("python3") {
+            skip("python3 is not installed");
+            return None;
+        }
+        let folder = Folder::new();
+        let path = folder.join("handler.py");
+        fs::write(&path, HANDLER).unwrap();
+        set_mode(&path, 0o755);
+        fs::create_dir(folder.join("told")).unwrap();
+        set_mode(&folder.join("told"), 0o777);
+        Some(Self { folder })
+    }
+
+    fn setting(&self) -> String {
+        let at = |name: &str| self.folder.join(name).to_str().unwrap().to_owned();
+        format!("python3 {} {}", at("handler.py"), at("told"))
+    }
+
+    /// What each handler was told so far.
+    fn told(&self) -> Vec<Vec<Value>> {
+        let files = fs::read_dir(self.folder.join("told")).unwrap();
+        let lines = |text: String| text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        files.map(|file| lines(fs::read_to_string(file.unwrap().path()).unwrap())).collect()
+    }
+
+    /// What the only handler was told, once it was told everything.
+    #[track_caller]
+    fn all_told(&self) -> Vec<Value> {
+        let is_all = |told: &[Value]| told.last().is_some_and(|last| last["event"] == "finalize");
+        until("the handler was told everything", LONG, || self.told().first().is_some_and(|told| is_all(told)));
+        self.told().remove(0)
+    }
+}
+
+fn kinds(told: &[Value]) -> Vec<&str> {
+    told.iter().filter_map(|event| event["event"].as_str()).collect()
+}
+
+pub fn a_handler_is_told_every_event_in_order(door: Door) {
+    let Some(recorder) = Recorder::new() else { return };
+    let settings =
+        [("RELAY_WS_HANDLER", &*recorder.setting()), ("RELAY_WS_LOOP", "0.05"), ("JWT_SECRET", "sesame-sesame")];
+    let Some(place) = place(door, &settings) else { return };
+    let mut socket = place.open_with("/ws/room?a=b", "Cookie: id=7; x=y=z\r\nUser-Agent: test\r\nProxy: evil\r\n");
+    socket.hear("welcome");
+    std::thread::sleep(Duration::from_millis(200));
+    socket.say("hi");
+    socket.hear("you said hi");
+    socket.0.send(Message::binary(vec![1, 2])).unwrap();
+    assert_eq!(socket.next(), Message::binary(vec![1, 2]));
+    place.notify("room", "news\n");
+    socket.hear(r#"fifo "news""#);
+    socket.leave();
+
+    let told = recorder.all_told();
+    let environment = &told[0]["environment"];
+    assert_eq!(environment["HTTP_COOKIE"], "id=7; x=y=z");
+    assert_eq!(environment["PATH_INFO"], "/ws/room");
+    assert!(environment.get("HTTP_PROXY").is_none() && !environment.to_string().contains("sesame"), "{environment}");
+    let of = |kind: &str| told.iter().find(|event| event["event"] == kind).unwrap_or_else(|| panic!("no {kind}"));
+    assert_eq!(of("started")["channel"], "room");
+    let visitor = of("authenticate");
+    assert_eq!(visitor["cookies"], json!({"id": "7", "x": "y=z"}));
+    assert_eq!((&visitor["user_agent"], &visitor["query"]), (&json!("test"), &json!("a=b")));
+    assert_eq!(visitor["remote_address"], "127.0.0.1");
+    assert_eq!(of("open")["key"], "dGhlIHNhbXBsZSBub25jZQ==");
+    assert_eq!(of("before_close"), &json!({"event": "before_close", "code": 1000, "reason": "bye"}));
+    assert!(kinds(&told).contains(&"loop"));
+    let order: Vec<_> = kinds(&told).into_iter().filter(|kind| *kind != "loop").collect();
+    let expected =
+        "initialize started authenticate open read text read fifo before_close after_close shutdown finalize";
+    assert_eq!(order, expected.split(' ').collect::<Vec<_>>());
+}
+
+pub fn a_connection_that_breaks_is_said_goodbye(door: Door) {
+    let Some(recorder) = Recorder::new() else { return };
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &recorder.setting()), ("RELAY_KEEP_ALIVE", "0.2")]) else {
+        return;
+    };
+    let mut socket = place.open("/ws/room");
+    socket.hear("welcome");
+    drop(socket);
+    let told = recorder.all_told();
+    let end = &told[told.len() - 4..];
+    assert_eq!(kinds(end), ["before_close", "after_close", "shutdown", "finalize"]);
+    assert_eq!(end[0]["code"], 1006);
+    // One that is there and says nothing is no better: nobody reads this socket, so nobody answers its pings.
+    let silent = place.open("/ws/room");
+    let start = Instant::now();
+    until("the silent one is dropped", LONG, || {
+        recorder.told().iter().filter(|told| kinds(told).contains(&"finalize")).count() == 2
+    });
+    assert!(start.elapsed() > Duration::from_millis(500), "not before three pings");
+    drop(silent);
+}
+
+pub fn a_handler_that_fails_takes_nobody_else_with_it(door: Door) {
+    let Some(recorder) = Recorder::new() else { return };
+    // A test that waits for one of them answers no pings of the others.
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &recorder.setting()), ("RELAY_KEEP_ALIVE", "60")]) else {
+        return;
+    };
+    let mut healthy = place.open("/ws/other");
+    healthy.hear("welcome");
+    // Those that take their time begin first.
+    let silent = place.open("/ws/silent?hangs");
+    let mut deaf = place.open("/ws/deaf");
+    deaf.hear("welcome");
+    deaf.say("deaf");
+    let mut socket = place.open("/ws/room");
+    socket.hear("welcome");
+    socket.say("leave");
+    socket.ends(4001);
+    place.open("/ws/room?stranger").ends(1008);
+    for (text, logged) in [
+        ("die", "has ended before its connection"),
+        ("nonsense", "that is no action"),
+        ("flood", "more than can be taken"),
+        ("chatter", "more than can be taken"),
+    ] {
+        let mut socket = place.open(&format!("/ws/{text}"));
+        socket.hear("welcome");
+        socket.say(text);
+        socket.ends(1011);
+        place.has_logged(logged);
+    }
+    socket = place.open("/ws/room");
+    socket.hear("welcome");
+    socket.say("log");
+    place.has_logged("saidso");
+    // The pipe to it is full some time.
+    for _ in 0..30 {
+        deaf.say(&"x".repeat(10_000));
+    }
+    silent.ends(1011);
+    place.has_logged("has not answered authenticate");
+    deaf.ends(1011);
+    place.has_logged("has not read its input");
+    healthy.say("still there");
+    healthy.hear("you said still there");
+    healthy.leave();
+}
+
+pub fn the_application_reaches_everybody(door: Door) {
+    let pipe = Folder::new();
+    let pipe = pipe.join("notify");
+    let Some(place) = place(door, &[("WEBSOCKET_XHR_PIPE_FILE", pipe.to_str().unwrap())]) else { return };
+    let mut sockets = [place.open("/ws/room"), place.open("/ws/room")];
+    place.notify("room", "one\n\n{\"two\": 2}\n");
+    for socket in &mut sockets {
+        socket.hear("one");
+        socket.hear(r#"{"two":2}"#);
+    }
+    let key = place.command(&["notify", "--key", "room"]).output().unwrap();
+    let key = String::from_utf8(key.stdout).unwrap();
+    let post = |channel: &str, key: &str, body: &[u8]| {
+        let (path, query) = (format!("/ws/{channel}"), format!("key={key}"));
+        place.relay().call(&Call { path_info: &path, query: &query, body, ..Call::default() })
+    };
+    if let (Place::Server(_), true) = (&place, is_root()) {
+        // Root's files would be in the web server's way.
+        let program = place.relay().folder().join("cgi-bin/relay.cgi");
+        let mut command = Command::new(program);
+        let refused = command.args(["notify", "room", "--data"]).arg(place.data()).output().unwrap();
+        assert!(
+            !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("sudo -u"),
+            "{refused:?}"
+        );
+    }
+    post("room", key.trim(), "caf\u{e9}".as_bytes()).expect(200);
+    for socket in &mut sockets {
+        socket.hear("caf\u{e9}");
+    }
+    post("other", key.trim(), b"x").expect_error(403);
+    post("room", "", b"x").expect_error(403);
+    post("room", &key.trim().replace(|c: char| c.is_ascii_digit(), "0"), b"x").expect_error(403);
+    post("room", key.trim(), b"\xff").expect_error(400);
+    post("room", key.trim(), &[b'x'; 10_241]).expect_error(413);
+    // The named pipe of the original.
+    if door == Door::Serve {
+        let mut socket = place.open("/ws");
+        fs::OpenOptions::new().append(true).open(&pipe).unwrap().write_all(b"through the pipe\nand more\n").unwrap();
+        socket.hear("through the pipe");
+        socket.hear("and more");
+    }
+}
+
+pub fn stopping_says_goodbye(door: Door) {
+    let Some(recorder) = Recorder::new() else { return };
+    let Some(mut place) = place(door, &[("RELAY_WS_HANDLER", &recorder.setting())]) else { return };
+    let mut socket = place.open("/ws/room");
+    socket.hear("welcome");
+    place.stop();
+    if door == Door::Serve {
+        socket.ends(1001);
+    }
+    let told = recorder.all_told();
+    assert_eq!(kinds(&told[told.len() - 4..]), ["before_close", "after_close", "shutdown", "finalize"]);
+    let folder = place.relay().folder().path();
+    until("no process is left", LONG, || processes_below(folder).is_empty());
+}
+
+pub fn only_the_registered_post_where_only_they_may(door: Door) {
+    let Some(place) = place(door, &[]) else { return };
+    place.relay().call(&Call { path_info: "/bus/signed", query: "create=signed", ..Call::default() }).expect(201);
+    let mut listening = place.open("/ws/signed");
+    let mut posting = place.open("/bus/signed");
+    posting.say("let me");
+    posting.ends(1008);
+    place.notify("signed", "from the application\n");
+    listening.hear("from the application");
+}
+
+/// A web server that cannot hand a connection over says so, and what to do.
+pub fn another_web_server_says_what_to_do(door: Door) {
+    let Some(place) = place(door, &[]) else { return };
+    let reply = place.shake("/ws/a", HANDSHAKE).expect_err("an answer that is no 101");
+    assert!([426, 501].contains(&reply.status), "{reply:?}");
+    assert_eq!(reply.header("sec-websocket-accept"), None);
+}
+
+/// The examples in Python and PHP: names and history.
+pub fn the_chat_of_the_examples_works(door: Door) {
+    for (interpreter, script) in [("python3", "chat.py"), ("php", "chat.php")] {
+        if !have(interpreter) {
+            skip(&format!("{interpreter} is not installed"));
+            continue;
+        }
+        let folder = Folder::new();
+        let (history, program) = (folder.join("history"), folder.join(script));
+        fs::create_dir(&history).unwrap();
+        set_mode(&history, 0o777);
+        fs::copy(repository().join("examples").join(script), &program).unwrap();
+        let command = format!("{} {}", program.display(), history.display());
+        let Some(place) = place(door, &[("RELAY_WS_HANDLER", &command)]) else { return };
+        place.open("/ws/room").ends(1008);
+        let mut anna = place.open("/ws/room?name=Anna");
+        anna.say("hello");
+        anna.hear("Anna: hello");
+        let mut bert = place.open("/ws/room?name=B%c3%a9rt");
+        bert.hear("Anna: hello");
+        anna.hear("* B\u{e9}rt has come");
+        bert.say("h\u{e9} \"Anna\"");
+        bert.hear("B\u{e9}rt: h\u{e9} \"Anna\"");
+        anna.hear("B\u{e9}rt: h\u{e9} \"Anna\"");
+        place.notify("room", "closing time\n");
+        anna.hear("closing time");
+        bert.hear("closing time");
+        bert.leave();
+        anna.hear("* B\u{e9}rt has left");
+        for n in 0..30 {
+            anna.say(&n.to_string());
+            anna.hear(&format!("Anna: {n}"));
+        }
+        let mut late = place.open("/ws/room?name=Late");
+        for n in 10..30 {
+            late.hear(&format!("Anna: {n}"));
+        }
+    }
+}
+
+/// The Autobahn suite's groups 1 to 7: every kind of frame, right and wrong. 9 and 10, long and many messages, take a
+/// minute and are for the measurements.
+pub fn the_autobahn_suite_is_content(door: Door) {
+    let suite = repository().join("tests/autobahn/run");
+    if !Command::new(&suite).arg("is-installed").status().unwrap().success() {
+        return skip("the Autobahn suite is not there, or this is not root: `tests/autobahn/run install`, as root");
+    }
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", "echo")]) else { return };
+    let url = place.url().replacen("http", "ws", 1) + "/ws/echo";
+    let groups = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*"];
+    let output = Command::new(&suite).arg(url).args(groups).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let count = said.split(' ').next().and_then(|count| count.parse().ok());
+    assert!(count >= Some(246), "the suite has fewer cases than it had: {said}");
+}
+
+/// The chat in a real browser, and `notify` from the shell: see `tests/browser/chat.mjs`.
+pub fn two_tabs_chat(door: Door) {
+    if !have("python3") {
+        return skip("python3 is not installed");
+    }
+    let folder = Folder::new();
+    let (history, program) = (folder.join("history"), folder.join("chat.py"));
+    fs::create_dir(&history).unwrap();
+    set_mode(&history, 0o777);
+    fs::copy(repository().join("examples/chat.py"), &program).unwrap();
+    let command = format!("{} {}", program.display(), history.display());
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &command)]) else { return };
+    let notify = place.command(&["notify", "room"]);
+    let words = [notify.get_program()].into_iter().chain(notify.get_args()).map(|word| word.to_str().unwrap());
+    let url = place.url();
+    crate::web::passes_in_a_browser("chat.mjs", &[&*url].into_iter().chain(words).collect::<Vec<_>>());
+}
+
+/// The example in Rust, a relay with a handler inside.
+#[test]
+fn the_handler_in_rust_works() {
+    let arguments = ["build", "--locked", "--example", "counter", "--message-format=json"];
+    let built = Command::new(env!("CARGO")).args(arguments).current_dir(repository()).output().unwrap();
+    let messages = String::from_utf8(built.stdout).unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let program = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "counter")
+        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+        .expect("cargo says where the example is");
+    let serve = Serve::of_program(&program, &[("WEBSOCKET_LISTENING_ADDRESS", "localhost")]);
+    let place = Place::Serve(serve);
+    place.open("/ws/room").ends(1008);
+    let mut one = place.open("/ws/room?ticket=please");
+    one.hear("welcome");
+    let mut other = place.open("/ws/room?ticket=please");
+    other.hear("welcome");
+    // The one without a ticket had left too.
+    one.say("a");
+    one.hear("1");
+    other.hear("a");
+    one.say("bye");
+    one.hear("2");
+    one.ends(1000);
+    other.hear("bye");
+    other.hear("one has left");
+}
+
+/// The settings file of the original, as its owner has it.
+#[test]
+fn the_settings_of_push_server_are_understood() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let folder = Folder::new();
+    let (pipe, data) = (folder.join("ws_notify"), folder.join("data"));
+    fs::create_dir(&data).unwrap();
+    set_mode(&data, 0o700);
+    let settings = format!(
+        "WEBSOCKET_LISTENING_ADDRESS=localhost\nWEBSOCKET_LISTENING_PORT={port}\nWEBSOCKET_SELECT_TIMEOUT=200000\n\
+         WEBSOCKET_SERVER_HEADER=SimplePHPWS\nWEBSOCKET_XHR_PIPE_FILE={}\n\
+         WEBSOCKET_EVENTS_INCLUDE_FILE=/var/events.php\nWEBSOCKET_LOG_PATH=/var/log/\nDB_PASSWORD=***\n",
+        pipe.display()
+    );
+    fs::write(data.join("settings.conf"), settings).unwrap();
+    let mut process = Command::new(env!("CARGO_BIN_EXE_uhst-relay"))
+        .args(["serve", "--quiet", "--data"])
+        .arg(&data)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("it listens where the file says", LONG, || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    assert!(fs::metadata(&pipe).is_ok_and(|pipe| std::os::unix::fs::FileTypeExt::is_fifo(&pipe.file_type())));
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
