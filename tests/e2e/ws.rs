@@ -152,9 +152,11 @@ impl Socket {
     #[track_caller]
     fn next(&mut self) -> Message {
         loop {
-            match self.0.read().expect("a message comes") {
-                Message::Ping(_) => {}
-                other => return other,
+            match self.0.read() {
+                Ok(Message::Ping(_)) => {}
+                // Where a socket has a time limit, a process that was held up for a moment is told so (signal(7)).
+                Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => return other.expect("a message comes"),
             }
         }
     }
