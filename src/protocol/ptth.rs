@@ -14,8 +14,8 @@ use super::{is_recent, options, page, store_status};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
 use crate::ptth::{
-    Fields, HEAD_FIELD, KEY_FIELD, Method, PREFIX, RequestHead, ResponseHead, ServerName, Tripcode, Waiting, WireError,
-    join_list,
+    Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, Method, PREFIX, RequestHead, ResponseHead, ServerName, Tripcode,
+    Waiting, WireError, join_list,
 };
 use crate::store::backlog::{Answering, Backlog, Papers, Question, RequestId, Standing};
 use crate::store::pipe::{Came, LONGEST_HEAD, Receiver};
@@ -257,7 +257,8 @@ impl Relay<'_> {
         let id = RequestId::fresh()?;
         let head = RequestHead { method, uri: uri(rest, &request.query)?, fields: fields_for_server(request) };
         let size: usize = head.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if head.uri.len() + size > LONGEST_REQUEST {
+        // A far end takes no more, and would refuse the requests beside it in its list too.
+        if head.uri.len() + size > LONGEST_REQUEST || head.fields.iter().count() > MAX_FIELDS {
             return Err(Refusal::HeadTooLong);
         }
         let waiting = Waiting { id: id.as_str().to_owned(), head }.encode();

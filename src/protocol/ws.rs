@@ -468,7 +468,10 @@ impl<'a> Conversation<'a> {
         if let Stage::Authenticating(at) | Stage::Closing(at) | Stage::Closed(at) = self.stage {
             until = until.min(at);
         }
-        if let Some(at) = self.mind.program().and_then(|program| program.deaf_at()) {
+        // A program that was given up is waited for no more.
+        if matches!(self.stage, Stage::Authenticating(_) | Stage::Open)
+            && let Some(at) = self.mind.program().and_then(|program| program.deaf_at())
+        {
             until = until.min(at);
         }
         let is_surely_woken = self.member.reader().is_surely_woken();

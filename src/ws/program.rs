@@ -215,9 +215,14 @@ impl Program {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     self.deaf_since.get_or_insert_with(Instant::now);
+                    if self.written > READ_SIZE && self.written >= self.unread.len() / 2 {
+                        // One that is always a little behind must not have everything kept that it was ever told.
+                        self.unread.drain(..self.written);
+                        self.written = 0;
+                    }
                     return;
                 }
-                Err(_) => self.input = None,
+                Err(_) => (self.input, self.deaf_since) = (None, None),
             }
         }
         self.written = 0;
