@@ -14,7 +14,7 @@
 
 use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
-use super::{is_recent, options, resume_id, store_status, stream_head};
+use super::{is_recent, options, refuse, resume_id, store_status, stream_head};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
 use crate::sse::{self, Care, Events, Given, Unsent};
@@ -112,13 +112,7 @@ impl Refusal {
         if let Self::Store(error) = self {
             error.log();
         }
-        let status = self.status();
-        let reply = Reply::error(status, &self.to_string());
-        match status {
-            Status::TooManyRequests => reply.header("Retry-After", "1"),
-            Status::ServiceUnavailable => reply.header("Retry-After", "30"),
-            _ => reply,
-        }
+        refuse(self.status(), &self.to_string())
     }
 }
 

@@ -132,6 +132,16 @@ fn store_status(error: &store::Error) -> Status {
     }
 }
 
+/// A refusal, and when it is worth another try: soon where somebody only has to read, later where somebody has to leave.
+fn refuse(status: Status, sentence: &str) -> Reply {
+    let reply = Reply::error(status, sentence);
+    match status {
+        Status::TooManyRequests => reply.header("Retry-After", "1"),
+        Status::ServiceUnavailable => reply.header("Retry-After", "30"),
+        _ => reply,
+    }
+}
+
 fn stream_head() -> Reply {
     Reply::empty(Status::Ok)
         .header("Content-Type", "text/event-stream")

@@ -14,7 +14,7 @@
 
 use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
-use super::{is_recent, options, resume_id, store_status, stream_head};
+use super::{is_recent, options, refuse, resume_id, store_status, stream_head};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status};
 use crate::sse::{self, Care, End, Unsent};
@@ -136,12 +136,9 @@ impl Refusal {
         if let Self::Store(error) | Self::PartlySent { cause: error, .. } = self {
             error.log();
         }
-        let status = self.status();
-        let reply = Reply::error(status, &self.to_string());
-        match (self, status) {
-            (Self::MethodNotAllowed(allow), _) => reply.header("Allow", *allow),
-            (_, Status::TooManyRequests) => reply.header("Retry-After", "1"),
-            (_, Status::ServiceUnavailable) => reply.header("Retry-After", "30"),
+        let reply = refuse(self.status(), &self.to_string());
+        match self {
+            Self::MethodNotAllowed(allow) => reply.header("Allow", *allow),
             _ => reply,
         }
     }
