@@ -68,10 +68,13 @@ impl<'a, 'b> Feed<'a, 'b> {
         self.given
     }
 
-    /// Sends the body to a receiver, and waits until the receiver has gone.
-    pub fn send(&mut self, sender: &mut Sender, place: &Place, client: Client<'_>) -> End {
+    /// Sends the body to a receiver, and waits until the receiver has gone. Who loses his `place` stops.
+    pub fn send(&mut self, sender: &mut Sender, place: Option<&Place>, client: Client<'_>) -> End {
         if let Err(error) = self.body.reader.ask() {
             return End::Body((&error).into());
+        }
+        if self.body.length.is_none_or(|length| length > BUFFER as u64) {
+            sender.widen();
         }
         while let Some(data) = sender.data() {
             match self.step(data) {
@@ -82,17 +85,17 @@ impl<'a, 'b> Feed<'a, 'b> {
                         Step::NoRoom => Some((data, PollFlags::OUT)),
                         _ => self.body.reader.awaited().map(|fd| (fd, PollFlags::IN)),
                     };
-                    let mut fds = vec![
-                        PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty()),
-                        PollFd::from_borrowed_fd(place.wake(), PollFlags::IN),
-                    ];
+                    let mut fds = vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())];
                     fds.extend(awaited.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-                    match wait_for(&mut fds, IDLE) {
+                    fds.extend(place.map(|place| PollFd::from_borrowed_fd(place.wake(), PollFlags::IN)));
+                    let woken = wait_for(&mut fds, IDLE);
+                    let (has_left, is_called) = (is_ready(fds.first()), is_ready(fds.last()));
+                    match woken {
                         Woken::Stopped => return End::Stopped,
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
                         Woken::Tick => return End::Body(BodyError::TooSlow),
-                        _ if !fds[1].revents().is_empty() && place.is_gone() => return End::Removed,
-                        _ if !fds[0].revents().is_empty() => return receiver_left(place),
+                        _ if is_called && has_lost(place) => return End::Removed,
+                        _ if has_left => return receiver_left(place),
                         _ => {}
                     }
                 }
@@ -150,13 +153,11 @@ impl<'a, 'b> Feed<'a, 'b> {
 }
 
 /// Everything is in the FIFO; what the receiver's client takes of it is known when the receiver has gone.
-fn wait_for_receiver(sender: &Sender, place: &Place, client: Client<'_>) -> End {
+fn wait_for_receiver(sender: &Sender, place: Option<&Place>, client: Client<'_>) -> End {
     let mut taken = sender.taken().unwrap_or_default();
     loop {
-        let fds = [
-            PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty()),
-            PollFd::from_borrowed_fd(place.wake(), PollFlags::IN),
-        ];
+        let mut fds = vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())];
+        fds.extend(place.map(|place| PollFd::from_borrowed_fd(place.wake(), PollFlags::IN)));
         match client.wait(&fds, false, IDLE) {
             Woken::Stopped => return End::Stopped,
             Woken::HungUp => return End::HungUp,
@@ -166,7 +167,7 @@ fn wait_for_receiver(sender: &Sender, place: &Place, client: Client<'_>) -> End 
                     return End::ReceiverStuck;
                 }
             }
-            _ if place.is_gone() => return End::Removed,
+            _ if has_lost(place) => return End::Removed,
             _ if has_ended(sender.receiver()) => return End::ReceiverLeft,
             _ => {}
         }
@@ -181,8 +182,16 @@ pub fn settle(sender: &mut Sender) {
 }
 
 /// A receiver whose pipe is removed leaves too.
-fn receiver_left(place: &Place) -> End {
-    if place.is_gone() { End::Removed } else { End::ReceiverLeft }
+fn receiver_left(place: Option<&Place>) -> End {
+    if has_lost(place) { End::Removed } else { End::ReceiverLeft }
+}
+
+fn has_lost(place: Option<&Place>) -> bool {
+    place.is_some_and(Place::is_gone)
+}
+
+fn is_ready(fd: Option<&PollFd<'_>>) -> bool {
+    fd.is_some_and(|fd| !fd.revents().is_empty())
 }
 
 fn would_block<T>(result: io::Result<T>) -> io::Result<Option<T>> {

@@ -1,8 +1,9 @@
 //! The far end of PTTH: asks the relay for requests, answers them from a folder or from another HTTP server, and posts the
 //! answers. It only makes connections and takes none, so that it works behind any firewall.
 //!
-//! A few listeners ask at the same time, each answer has a thread, and there are only so many of those: while all are
-//! at work nobody asks, so requests wait at the relay, where another far end of the same name may take them.
+//! A few threads ask at the same time. Whoever gets a request answers it himself, which is the fastest way, and has another
+//! thread ask where nobody else does. There are only so many threads: while all are at work nobody asks, so requests wait
+//! at the relay, where another far end of the same name may take them.
 
 mod files;
 mod forward;
@@ -14,6 +15,7 @@ use crate::gateway;
 use crate::ptth::{self, Fields, HEAD_FIELD, KEY_FIELD, PREFIX, RequestHead, ResponseHead, ServerName, StatusCode};
 use crate::ptth::{Method, Waiting};
 use rustix::event::{PollFd, PollFlags, poll};
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +23,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use ureq::{Agent, SendBody};
 
-/// How many answers are given at once.
-const MOST_ANSWERS: usize = 64;
+/// How many answers are given at once. A client that reads slowly keeps one of them busy.
+const MOST_ANSWERS: usize = 256;
 
 /// How long one question may take: the relay says that there is nothing (204) long before.
 const LISTEN_TIME: Duration = Duration::from_secs(60);
@@ -114,6 +116,8 @@ impl Answer {
 pub fn run(far: FarEnd, listeners: usize) -> Result<(), String> {
     gateway::catch_signals().map_err(|error| format!("cannot catch signals: {error}"))?;
     say!("uhst-relay: waiting for requests to {} at {}", far.name, far.relay);
+    let (report, end) = mpsc::channel();
+    let stopped = report.clone();
     let worker = Arc::new(Worker {
         listen_url: format!("{}/{PREFIX}/http_listen/{}", far.relay, far.name),
         response_url: format!("{}/{PREFIX}/http_response/", far.relay),
@@ -121,16 +125,17 @@ pub fn run(far: FarEnd, listeners: usize) -> Result<(), String> {
         answering: agent(WRITE_TIME, DELIVERY_TIME),
         is_away: AtomicBool::new(false),
         answers: Counter::default(),
+        asking: Counter::default(),
+        listeners,
+        at_work: Mutex::default(),
+        report,
         far,
     });
-    let (report, end) = mpsc::channel();
-    let stopped = report.clone();
-    for number in 0..listeners {
-        let (worker, report) = (Arc::clone(&worker), report.clone());
-        start(format!("listener {number}"), move || report.send(Err(worker.listen())))?;
+    for _ in 0..listeners {
+        worker.start_listener()?;
     }
     let stop = gateway::stop_signal().ok_or("signals are not caught")?;
-    start("stop".into(), move || {
+    start("stop", move || {
         while poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], None).is_err() {}
         stopped.send(Ok(()))
     })?;
@@ -141,8 +146,8 @@ pub fn run(far: FarEnd, listeners: usize) -> Result<(), String> {
     ended
 }
 
-fn start<T: Send + 'static>(name: String, work: impl FnOnce() -> T + Send + 'static) -> Result<(), String> {
-    let started = std::thread::Builder::new().name(name).spawn(work);
+fn start<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<(), String> {
+    let started = std::thread::Builder::new().name(name.into()).spawn(work);
     started.map(drop).map_err(|error| format!("cannot start a thread: {error}"))
 }
 
@@ -172,6 +177,13 @@ struct Worker {
     /// Whether the relay did not answer the last time, which is said once.
     is_away: AtomicBool,
     answers: Counter,
+    /// Questions that wait for requests, and how many there should be.
+    asking: Counter,
+    listeners: usize,
+    /// The ids of the requests that are being answered. The relay gives a request again whose answer takes long to begin.
+    at_work: Mutex<HashSet<String>>,
+    /// Where to say why there is no point in asking any more.
+    report: mpsc::Sender<Result<(), String>>,
 }
 
 /// Why there are no requests.
@@ -183,27 +195,46 @@ enum Trouble {
 }
 
 impl Worker {
-    /// Asks for requests until the relay refuses, and says why it did.
-    fn listen(self: &Arc<Self>) -> String {
+    fn start_listener(self: &Arc<Self>) -> Result<(), String> {
+        let (worker, asking) = (Arc::clone(self), self.asking.count());
+        start("listener", move || worker.listen(asking))
+    }
+
+    /// Asks for requests and answers them, until the relay refuses or enough others ask.
+    fn listen(self: Arc<Self>, mut asking: One) {
         let mut pause = SHORTEST_PAUSE;
         loop {
             self.answers.wait_for_fewer_than(MOST_ANSWERS, None);
             let asked = Instant::now();
             match self.ask() {
-                Ok(requests) => {
+                Ok(mut requests) => {
                     if self.is_away.swap(false, Ordering::Relaxed) {
                         say!("uhst-relay: the relay is there again");
                     }
                     pause = SHORTEST_PAUSE;
-                    if requests.is_empty() {
+                    let Some(last) = requests.pop() else {
                         // A relay that does not wait is not asked without a break.
                         std::thread::sleep(SHORTEST_PAUSE.saturating_sub(asked.elapsed()));
-                    }
+                        continue;
+                    };
+                    drop(asking);
                     for request in requests {
-                        self.answer_in_a_thread(request);
+                        let worker = Arc::clone(&self);
+                        self.tell(start("answer", move || worker.answer(&request)));
+                    }
+                    if self.asking.is_none() {
+                        self.tell(self.start_listener());
+                    }
+                    self.answer(&last);
+                    match self.asking.count_up_to(self.listeners) {
+                        Some(one) => asking = one,
+                        None => return,
                     }
                 }
-                Err(Trouble::Refused(reason)) => return reason,
+                Err(Trouble::Refused(reason)) => {
+                    let _ = self.report.send(Err(reason));
+                    return;
+                }
                 Err(Trouble::Passing(reason)) => {
                     if !self.is_away.swap(true, Ordering::Relaxed) {
                         say!("uhst-relay: {reason} Trying again until the relay is there.");
@@ -212,6 +243,12 @@ impl Worker {
                     pause = (2 * pause).min(LONGEST_PAUSE);
                 }
             }
+        }
+    }
+
+    fn tell(&self, started: Result<(), String>) {
+        if let Err(error) = started {
+            say!("uhst-relay: {}: {error}", self.far.name);
         }
     }
 
@@ -247,22 +284,19 @@ impl Worker {
         }
     }
 
-    fn answer_in_a_thread(self: &Arc<Self>, request: Waiting) {
-        self.answers.wait_for_fewer_than(MOST_ANSWERS, None);
-        let (worker, counted) = (Arc::clone(self), self.answers.count());
-        let started = start("answer".into(), move || {
-            worker.answer(&request);
-            drop(counted);
-            // Only now, because the counter is the worker's.
-            drop(worker);
-        });
-        if let Err(error) = started {
-            say!("uhst-relay: a request stays without an answer: {error}");
+    /// Answers a request, unless somebody is at it.
+    fn answer(&self, request: &Waiting) {
+        if !lock(&self.at_work).insert(request.id.clone()) {
+            return;
         }
+        self.answers.wait_for_fewer_than(MOST_ANSWERS, None);
+        let counted = self.answers.count();
+        self.post_answer(request);
+        drop(counted);
+        lock(&self.at_work).remove(&request.id);
     }
 
-    /// Answers a request.
-    fn answer(&self, request: &Waiting) {
+    fn post_answer(&self, request: &Waiting) {
         for is_last in [false, true] {
             let Answer { head, length, body } = self.far.source.answer(&request.head);
             let mut body = Counted { body, count: 0 };
@@ -280,6 +314,10 @@ impl Worker {
                 let _ = io::copy(&mut answer.body_mut().as_reader().take(4096), &mut io::sink());
                 answer.status().as_u16()
             });
+            if length == Some(body.count) {
+                // The end, which a connection that gave it must have shown before it is used again.
+                let _ = body.read(&mut [0]);
+            }
             match posted {
                 // 400, 410: the client did not wait for it, or for all of it, or another far end was faster.
                 Ok(200..300 | 400 | 410) => return,
@@ -309,6 +347,10 @@ impl Source {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Counts what is read.
 struct Counted {
     body: Box<dyn Read>,
@@ -331,17 +373,27 @@ struct Counter(Arc<(Mutex<usize>, Condvar)>);
 struct One(Counter);
 
 impl Counter {
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn count(&self) -> One {
-        *self.lock() += 1;
+        *lock(&self.0.0) += 1;
         One(self.clone())
     }
 
+    /// `None` where there are `most` already.
+    fn count_up_to(&self, most: usize) -> Option<One> {
+        let mut count = lock(&self.0.0);
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(One(self.clone()))
+    }
+
+    fn is_none(&self) -> bool {
+        *lock(&self.0.0) == 0
+    }
+
     fn wait_for_fewer_than(&self, most: usize, until: Option<Instant>) {
-        let mut count = self.lock();
+        let mut count = lock(&self.0.0);
         while *count >= most {
             let left = until.map_or(LISTEN_TIME, |until| until.saturating_duration_since(Instant::now()));
             if left.is_zero() {
@@ -354,7 +406,7 @@ impl Counter {
 
 impl Drop for One {
     fn drop(&mut self) {
-        *self.0.lock() -= 1;
+        *lock(&self.0.0.0) -= 1;
         self.0.0.1.notify_all();
     }
 }

@@ -663,9 +663,13 @@ impl Connection {
         Ok(got)
     }
 
-    fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_with(bytes, SendFlags::empty())
+    }
+
+    fn write_with(&self, mut bytes: &[u8], flags: SendFlags) -> io::Result<()> {
         while !bytes.is_empty() {
-            match send(&*self.socket, bytes, SendFlags::NOSIGNAL) {
+            match send(&*self.socket, bytes, SendFlags::NOSIGNAL | flags) {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -775,7 +779,10 @@ impl Connection {
                 write_head(&mut out, &reply, keep_alive, Some(framing));
                 log(server, self.peer, &line, status, 0);
                 let (Content::Stream(produce) | Content::Sized(_, produce)) = reply.content else { return false };
-                let written = self.write_all(&out);
+                // What is short comes in one packet with its head, if it comes within 200 ms.
+                let has_more = matches!(framing, Framing::Length(1..)) && !head_only;
+                let flags = if has_more { SendFlags::MORE } else { SendFlags::empty() };
+                let written = self.write_with(&out, flags);
                 if head_only {
                     return written.is_ok() && keep_alive;
                 }

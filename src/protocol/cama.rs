@@ -486,7 +486,7 @@ impl Relay<'_> {
             if !sender.send_head(&head_bytes) {
                 continue;
             }
-            let end = feed.send(&mut sender, &place, client);
+            let end = feed.send(&mut sender, Some(&place), client);
             if let End::Body(_) = end {
                 transfer::settle(&mut sender);
             }

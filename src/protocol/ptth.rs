@@ -17,8 +17,8 @@ use crate::ptth::{
     Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, Method, PREFIX, RequestHead, ResponseHead, ServerName, Tripcode,
     Waiting, WireError, join_list,
 };
-use crate::store::backlog::{Answering, Backlog, Papers, Question, RequestId, Standing};
-use crate::store::pipe::{Came, LONGEST_HEAD, Receiver};
+use crate::store::backlog::{Given, LockedBacklog, Question, RequestId, Standing};
+use crate::store::pipe::{Came, LONGEST_HEAD, Receiver, Sender};
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};
 use rustix::event::{PollFd, PollFlags};
@@ -72,7 +72,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
 ///
 /// # Errors
 /// When the data folder cannot be used; a later sweep tries again.
-pub fn sweep(settings: &Settings, backlog: Backlog) -> Result<(), store::Error> {
+pub fn sweep(settings: &Settings, backlog: LockedBacklog) -> Result<(), store::Error> {
     let servers = Store::new(&settings.data_dir).ptth_servers()?;
     if backlog.server().is_some_and(|server| servers.contains_key(server)) { backlog.tidy() } else { backlog.remove() }
 }
@@ -254,44 +254,44 @@ impl Relay<'_> {
 
     fn ask(&self, name: &ServerName, rest: &str, request: &Request<'_>) -> Result<Reply, Refusal> {
         let method = Method::named(&request.method).ok_or(Refusal::MethodNotAllowed(METHODS))?;
-        let id = RequestId::fresh()?;
         let head = RequestHead { method, uri: uri(rest, &request.query)?, fields: fields_for_server(request) };
         let size: usize = head.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
         // A far end takes no more, and would refuse the requests beside it in its list too.
         if head.uri.len() + size > LONGEST_REQUEST || head.fields.iter().count() > MAX_FIELDS {
             return Err(Refusal::HeadTooLong);
         }
-        let waiting = Waiting { id: id.as_str().to_owned(), head }.encode();
-        let limit = self.settings.max_clients;
-        let (mut question, bell) = {
-            let backlog = self.store.backlog_or_new(name)?;
-            let question = backlog.ask(&id, &waiting, limit)?.ok_or(Refusal::TooManyWait(limit))?;
-            (question, backlog.bell_of_listener()?)
-        };
-        drop(bell);
-        let answer = self.wait_for_answer(name, &id, &waiting, &mut question, request.client)?;
-        pass_on(&answer, method, &base(request, name), question)
+        let (answer, receiver) = self.wait_for_answer(name, &head, request.client)?;
+        pass_on(&answer, method, &base(request, name), receiver)
+    }
+
+    /// Has a request wait for a far end.
+    fn put(&self, name: &ServerName, head: &RequestHead) -> Result<(RequestId, Question), Refusal> {
+        let (backlog, limit) = (self.store.backlog(name), self.settings.max_clients);
+        let id = RequestId::fresh()?;
+        let waiting = Waiting { id: id.as_str().to_owned(), head: head.clone() }.encode();
+        let question = backlog.ask(&id, &waiting, limit)?.ok_or(Refusal::TooManyWait(limit))?;
+        backlog.ring();
+        Ok((id, question))
     }
 
     /// Waits until the answer begins: its length and its head.
     fn wait_for_answer(
         &self,
         name: &ServerName,
-        id: &RequestId,
-        waiting: &[u8],
-        question: &mut Question,
+        head: &RequestHead,
         client: Client<'_>,
-    ) -> Result<Vec<u8>, Refusal> {
+    ) -> Result<(Vec<u8>, Receiver), Refusal> {
+        let (mut id, mut question) = self.put(name, head)?;
         let (mut until, mut is_extended) = (Instant::now() + ANSWER_TIME, false);
         let mut next_look = Instant::now() + LOOK;
+        let mut given = None;
         loop {
             match question.receiver.head()? {
-                Came::Head(head) => return Ok(head),
+                Came::Head(head) => return Ok((head, question.begin())),
+                // The far end has left without a word, and nobody can take what is left of this request.
                 Came::Left => {
-                    let backlog = self.store.backlog(name)?.ok_or(Refusal::Removed)?;
-                    backlog.ask_again(id, waiting, question)?;
-                    let bell = backlog.bell()?;
-                    drop((backlog, bell));
+                    (id, question) = self.put(name, head)?;
+                    given = None;
                     continue;
                 }
                 Came::Nothing => {}
@@ -299,7 +299,7 @@ impl Relay<'_> {
             let now = Instant::now();
             if now >= next_look {
                 next_look = now + LOOK;
-                self.look_after(name, id, &question.papers)?;
+                given = self.look_after(name, &id, &question, given)?;
             }
             let receiver = &question.receiver;
             let mut fds = vec![PollFd::from_borrowed_fd(receiver.data(), PollFlags::IN)];
@@ -314,72 +314,94 @@ impl Relay<'_> {
                     until = Instant::now() + Duration::from_secs(1);
                 }
                 Woken::Tick if left.is_zero() => return Err(Refusal::NobodyAnswered),
-                Woken::Knock if receiver.is_gone() => return Err(Refusal::Removed),
+                // Nobody knocks at its place otherwise. Whoever answers removes it too.
+                Woken::Knock if receiver.hears() => return Err(Refusal::Removed),
                 _ => {}
             }
         }
     }
 
-    /// Sees to it that a request that nobody has is taken, and one that somebody keeps is given to another.
-    fn look_after(&self, name: &ServerName, id: &RequestId, papers: &Papers) -> Result<(), Refusal> {
-        let standing = papers.standing(PATIENCE)?;
-        if standing == Standing::Fine {
-            return Ok(());
+    /// Sees to it that a request that nobody has is taken, and one that somebody keeps is given to another. Says since when
+    /// somebody has it, which is known by looking often.
+    fn look_after(
+        &self,
+        name: &ServerName,
+        id: &RequestId,
+        question: &Question,
+        given: Option<Instant>,
+    ) -> Result<Option<Instant>, Refusal> {
+        let standing = question.standing()?;
+        let given = given.unwrap_or_else(Instant::now);
+        match standing {
+            Standing::Begins => return Ok(None),
+            Standing::Given if given.elapsed() < PATIENCE => return Ok(Some(given)),
+            Standing::Given | Standing::Waiting => {}
         }
-        let backlog = self.store.backlog(name)?.ok_or(Refusal::Removed)?;
-        if standing == Standing::Overdue {
+        if !self.store.ptth_servers()?.contains_key(name) {
+            return Err(Refusal::Removed);
+        }
+        let backlog = self.store.backlog(name);
+        if standing == Standing::Given {
             backlog.give_back(id)?;
         }
-        let bell = backlog.bell()?;
-        drop((backlog, bell));
-        Ok(())
+        backlog.ring();
+        Ok(None)
     }
 
     // ---- GET /7ZSFUKGV/http_listen/NAME
 
     fn listen(&self, name: &str, request: &Request<'_>) -> Result<Reply, Refusal> {
-        let of_key = self.servers_of_key(request)?;
-        let name = of_key.into_iter().find(|server| server.as_str() == name).ok_or(Refusal::WrongKey)?;
         let client = request.client;
         let until = Instant::now() + LISTEN_TIME;
-        let mut place = None;
+        if client.wait(&[], false, Duration::ZERO) == Woken::HungUp {
+            return Err(Refusal::HungUp);
+        }
         loop {
-            if client.wait(&[], false, Duration::ZERO) == Woken::HungUp {
-                drop(place);
-                // Somebody else is to hear what has woken this one.
-                ring(&self.store, &name)?;
-                return Err(Refusal::HungUp);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            let backlog = self.store.backlog_or_new(&name)?;
-            backlog.note_seen()?;
-            let given = backlog.take(MOST_GIVEN)?;
-            if !given.is_empty() || left.is_zero() {
-                // Under the lock, so that nobody wakes this one any more.
-                drop(place);
-                let bell = backlog.bell()?;
-                drop((backlog, bell));
+            let of_key = self.servers_of_key(request)?;
+            let name = of_key.into_iter().find(|server| server.as_str() == name).ok_or(Refusal::WrongKey)?;
+            if let Some(given) = self.wait_for_requests(&name, client, until)? {
                 return Ok(self.give(&name, given));
             }
-            let here = match place.take() {
-                Some(here) => here,
-                None => backlog.listen()?,
-            };
-            drop(backlog);
-            match client.wait(&[PollFd::from_borrowed_fd(here.wake(), PollFlags::IN)], false, left) {
-                Woken::Stopped => return Err(Refusal::Stopping),
-                Woken::Knock if here.is_gone() => {}
-                _ => place = Some(here),
+        }
+    }
+
+    /// Waits for requests to a server: none where the time is over, `None` where the server has been removed.
+    fn wait_for_requests(
+        &self,
+        name: &ServerName,
+        client: Client<'_>,
+        until: Instant,
+    ) -> Result<Option<Vec<Given>>, Refusal> {
+        let backlog = self.store.backlog(name);
+        let here = backlog.listen()?;
+        loop {
+            // Once it listens, so that none comes in between.
+            let given = backlog.take(MOST_GIVEN)?;
+            if given.len() == MOST_GIVEN {
+                backlog.ring_if_any_waits()?;
+            }
+            if !given.is_empty() || Instant::now() >= until {
+                return Ok(Some(given));
+            }
+            loop {
+                let left = until.saturating_duration_since(Instant::now());
+                match client.wait(&[PollFd::from_borrowed_fd(here.fd(), PollFlags::IN)], false, left) {
+                    Woken::Stopped => return Err(Refusal::Stopping),
+                    Woken::HungUp => return Err(Refusal::HungUp),
+                    Woken::Knock if !here.hear() => {}
+                    Woken::Knock if here.is_gone()? => return Ok(None),
+                    _ => break,
+                }
             }
         }
     }
 
     /// The answer to a far end: its requests. They are given back when it has gone meanwhile.
-    fn give(&self, name: &ServerName, given: Vec<(RequestId, Vec<u8>)>) -> Reply {
+    fn give(&self, name: &ServerName, given: Vec<Given>) -> Reply {
         if given.is_empty() {
             return Reply::empty(Status::NoContent).header("Cache-Control", "no-store");
         }
-        let (ids, requests): (Vec<_>, Vec<_>) = given.into_iter().unzip();
+        let (ids, requests): (Vec<_>, Vec<_>) = given.into_iter().map(|given| (given.id, given.request)).unzip();
         let list = join_list(&requests);
         let length = list.len() as u64;
         let (store, name) = (self.store.clone(), name.clone());
@@ -414,8 +436,7 @@ impl Relay<'_> {
         {
             return Err(Refusal::BadHead(error));
         }
-        let mut answering = self.begin_answer(&names, &id)?;
-        let Answering { sender, place, .. } = &mut answering;
+        let mut sender = self.begin_answer(&names, &id)?;
         let length = request.body.length.unwrap_or(UNKNOWN_LENGTH);
         if !sender.send_head(&[&length.to_be_bytes(), value.as_bytes()].concat()) {
             return Err(Refusal::ClientLeft);
@@ -425,7 +446,7 @@ impl Relay<'_> {
         }
         let client = request.client;
         let mut feed = Feed::new(&mut request.body);
-        let end = feed.send(sender, place, client);
+        let end = feed.send(&mut sender, None, client);
         let taken = sender.taken()?;
         let has_all = taken == Some(feed.given());
         match end {
@@ -446,12 +467,10 @@ impl Relay<'_> {
         Ok(Reply::json(Status::Ok, "{}"))
     }
 
-    fn begin_answer(&self, names: &[ServerName], id: &RequestId) -> Result<Answering, Refusal> {
+    fn begin_answer(&self, names: &[ServerName], id: &RequestId) -> Result<Sender, Refusal> {
         for name in names {
-            if let Some(backlog) = self.store.backlog(name)?
-                && let Some(answering) = backlog.answer(id)?
-            {
-                return Ok(answering);
+            if let Some(sender) = self.store.backlog(name).answer(id)? {
+                return Ok(sender);
             }
         }
         Err(Refusal::UnknownRequest)
@@ -477,19 +496,13 @@ fn of_methods(request: &Request<'_>, methods: &'static str) -> Result<(), Refusa
     }
 }
 
-/// Wakes a far end where requests wait.
-fn ring(store: &Store, name: &ServerName) -> Result<(), store::Error> {
-    give_back(store, name, &[])
-}
-
 /// Has requests wait again.
 fn give_back(store: &Store, name: &ServerName, ids: &[RequestId]) -> Result<(), store::Error> {
-    let Some(backlog) = store.backlog(name)? else { return Ok(()) };
+    let backlog = store.backlog(name);
     for id in ids {
         backlog.give_back(id)?;
     }
-    let bell = backlog.bell()?;
-    drop((backlog, bell));
+    backlog.ring();
     Ok(())
 }
 
@@ -541,7 +554,7 @@ fn cookies_for_server(value: &str) -> String {
 // ---- what passes from the server to the client
 
 /// The answer to the client.
-fn pass_on(answer: &[u8], method: Method, base: &str, question: Question) -> Result<Reply, Refusal> {
+fn pass_on(answer: &[u8], method: Method, base: &str, mut receiver: Receiver) -> Result<Reply, Refusal> {
     const NO_ANSWER: &str = "it is damaged";
     let (length, head) = answer.split_first_chunk::<LENGTH_SIZE>().ok_or(Refusal::BadAnswer(NO_ANSWER))?;
     let sent = Some(u64::from_be_bytes(*length)).filter(|length| *length != UNKNOWN_LENGTH);
@@ -562,7 +575,6 @@ fn pass_on(answer: &[u8], method: Method, base: &str, question: Question) -> Res
         let value = if name == "set-cookie" { confined(&value, base) } else { value };
         reply = reply.header(name.to_owned(), value);
     }
-    let Question { mut receiver, papers } = question;
     let length = sent.or(said);
     if !has_body || length == Some(0) {
         if has_body {
@@ -578,17 +590,12 @@ fn pass_on(answer: &[u8], method: Method, base: &str, question: Question) -> Res
     }
     // nginx passes it on as it comes.
     reply = reply.header("X-Accel-Buffering", "no");
-    let produce = Box::new(move |out: &mut Outgoing<'_>| deliver(out, receiver, length, papers));
+    let produce = Box::new(move |out: &mut Outgoing<'_>| transfer::deliver(out, receiver, length, Ending::Told));
     let content = match length {
         Some(length) => Content::Sized(length, produce),
         None => Content::Stream(produce),
     };
     Ok(Reply { content, ..reply })
-}
-
-fn deliver(out: &mut Outgoing<'_>, receiver: Receiver, length: Option<u64>, papers: Papers) {
-    transfer::deliver(out, receiver, length, Ending::Told);
-    drop(papers);
 }
 
 /// The header fields of an answer, without what is between the server and the relay alone, what the relay says itself, and

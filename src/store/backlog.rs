@@ -1,32 +1,40 @@
 //! The requests that wait for a server of PTTH, and the far ends that wait for requests.
 //!
 //! A request is a file: in `waiting`, until a far end is given it, then in `given`, until its answer begins. Its client
-//! waits as the receiver of a [pipe](super::pipe) in `answers`. So a request whose client was killed is known by a FIFO
-//! that nobody has open, and whoever comes upon it removes it. The client itself looks after its request: it is the one
-//! that wakes another far end, or has the request given again.
+//! waits as the [receiver](super::pipe::Receiver) of a pipe whose tally that file is: it stands behind the numbers. So a
+//! request whose client was killed is known by a FIFO that nobody has open, and whoever comes upon it removes it. The
+//! client itself looks after its request: it is the one that wakes another far end, or has the request given again.
+//!
+//! None of this needs the lock. Each step is one `rename` or `unlink`, which the kernel does for one process only: a
+//! request appears in `waiting` by the one, whole; it is given to whoever moves it to `given`, and is answered by whoever
+//! removes it, who takes its other names away too, so that nothing on the disk belongs to an answer that has begun. An id
+//! is never used again. The lock is for making the folders and for removing them.
+//!
+//! All far ends of a server wait at one FIFO. A byte in it is a request that has come; whoever reads the byte takes it, and
+//! what else there is. One that is not read stays there for the next, as long as there is one. When the last has gone the
+//! kernel drops them all, and the next looks for requests before he sleeps.
 
 use super::folder::Folder;
 use super::mailbox::modified;
-use super::pipe::{Pipe, Place, Receiver, Sender};
+use super::pipe::{Names, Receiver, Sender, behind_tally};
 use super::queue::now_ms;
 use super::shelf::Kind;
-use super::wake::Knock;
-use super::{Error, Store, identity_at, make_dir, private_file, random_hex, remove_file};
+use super::wake::{Fifo, Knock};
+use super::{Error, Store, identity_at, make_dir, random_hex, read_small, remove_file};
 use crate::ptth::ServerName;
+use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 const LISTENERS: &str = "listeners";
 const WAITING: &str = "waiting";
 const GIVEN: &str = "given";
+const CLIENTS: &str = "clients";
 const ANSWERS: &str = "answers";
-/// Changed last when a far end asked last.
-const SEEN: &str = "seen";
-/// A request that is being written, before it is renamed into place.
-const BESIDE: &str = "request.new";
+const FOLDERS: [&str; 4] = [WAITING, GIVEN, CLIENTS, ANSWERS];
 
 /// What a request is known by: the time in milliseconds since 1970, so that the oldest comes first, and 128 random bits,
 /// all in hexadecimal digits. So it is a part of a path as it is.
@@ -64,8 +72,15 @@ pub(super) struct BacklogRecord {
     server: ServerName,
 }
 
-/// The requests of one server, locked.
+/// The requests of one server.
 pub struct Backlog {
+    store: Store,
+    server: ServerName,
+    path: PathBuf,
+}
+
+/// The requests of one server, and nobody else makes their folder or removes it.
+pub struct LockedBacklog {
     folder: Folder<BacklogRecord>,
     record: Option<BacklogRecord>,
 }
@@ -74,94 +89,142 @@ pub struct Backlog {
 pub struct Question {
     /// Where the answer comes.
     pub receiver: Receiver,
-    /// Removed behind the receiver.
-    pub papers: Papers,
+    papers: Papers,
 }
 
-/// The files of a request.
-pub struct Papers {
+/// Where the file of a request may be.
+struct Papers {
     waiting: PathBuf,
     given: PathBuf,
-    _pipe: Emptied,
+    /// Whether it has been taken away by whoever answers.
+    is_taken: bool,
 }
 
-/// A far end's answer to one request.
-pub struct Answering {
-    /// The way to the client.
-    pub sender: Sender,
-    /// What the far end sleeps on.
-    pub place: Place,
-    _pipe: Emptied,
-}
-
-/// A folder that is removed by whoever leaves it last.
-struct Emptied(PathBuf);
-
-impl Drop for Emptied {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
-/// How a request stands.
+/// How a request stands that has no answer yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// No far end has it.
     Waiting,
-    /// A far end has had it for too long.
-    Overdue,
-    /// It is on its way.
-    Fine,
+    /// A far end has it.
+    Given,
+    /// Its answer begins.
+    Begins,
 }
 
-impl Papers {
-    /// How the request stands, without a lock. A far end may have it for `patience`.
+impl Question {
+    /// How the request stands, without a lock.
     ///
     /// # Errors
     /// When that cannot be seen.
-    pub fn standing(&self, patience: Duration) -> Result<Standing, Error> {
-        if identity_at(&self.waiting)?.is_some() {
-            return Ok(Standing::Waiting);
+    pub fn standing(&self) -> Result<Standing, Error> {
+        Ok(if identity_at(&self.papers.waiting)?.is_some() {
+            Standing::Waiting
+        } else if identity_at(&self.papers.given)?.is_some() {
+            Standing::Given
+        } else {
+            Standing::Begins
+        })
+    }
+
+    /// To be called once the answer has begun.
+    #[must_use]
+    pub fn begin(mut self) -> Receiver {
+        self.papers.is_taken = true;
+        self.receiver.forget_names();
+        self.receiver
+    }
+}
+
+impl Papers {
+    fn remove(&self) -> Result<(), Error> {
+        // In this order, which is that of a far end that takes it.
+        for file in [&self.waiting, &self.given] {
+            remove_file(file)?;
         }
-        let since = modified(&self.given)?.map(|given| given.elapsed().unwrap_or_default());
-        Ok(if since.is_some_and(|since| since >= patience) { Standing::Overdue } else { Standing::Fine })
+        Ok(())
     }
 }
 
 impl Drop for Papers {
     fn drop(&mut self) {
-        for file in [&self.waiting, &self.given] {
-            let _ = remove_file(file);
+        if !self.is_taken {
+            let _ = self.remove();
         }
     }
 }
 
-impl Store {
-    /// Locks the requests of a server; `None` where it has never had any.
-    ///
-    /// # Errors
-    /// When the data folder cannot be used.
-    pub fn backlog(&self, server: &ServerName) -> Result<Option<Backlog>, Error> {
-        self.open(Kind::Ptth, server.as_str())?.map(Backlog::read).transpose()
+/// A request that a far end is given.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Given {
+    /// What its answer is known by.
+    pub id: RequestId,
+    /// What its client has asked.
+    pub request: Vec<u8>,
+}
+
+/// A far end's place among those that wait for requests.
+pub struct Listening {
+    path: PathBuf,
+    fifo: Fifo,
+}
+
+impl Listening {
+    /// What becomes readable when a request has come.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fifo.fd()
     }
 
-    /// Locks the requests of a server, which is registered: so there is a limit to them.
+    /// To be called when that is readable. False where another far end was faster.
+    #[must_use]
+    pub fn hear(&self) -> bool {
+        rustix::io::read(self.fifo.fd(), &mut [0]) == Ok(1)
+    }
+
+    /// To be called after that: whether the server has been removed. The others are told.
     ///
     /// # Errors
-    /// When the data folder cannot be used.
-    pub fn backlog_or_new(&self, server: &ServerName) -> Result<Backlog, Error> {
-        let folder = self.open_or_make(Kind::Ptth, server.as_str(), u64::MAX)?.ok_or(Error::Busy)?;
-        let mut backlog = Backlog::read(folder)?;
-        if backlog.record.is_none() {
-            // The record last: where there is one, there are the folders.
-            for name in [LISTENERS, WAITING, GIVEN, ANSWERS] {
-                make_dir(&backlog.path(name))?;
-            }
-            let record = BacklogRecord { server: server.clone() };
-            backlog.folder.write(&record)?;
-            backlog.record = Some(record);
+    /// When that cannot be seen.
+    pub fn is_gone(&self) -> Result<bool, Error> {
+        let is_gone = self.fifo.is_lost(&self.path)?;
+        if is_gone {
+            let _ = rustix::io::write(self.fifo.fd(), b"!");
         }
-        Ok(backlog)
+        Ok(is_gone)
+    }
+
+    /// Notes that a far end is there now.
+    fn note(&self) {
+        use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = futimens(self.fifo.fd(), &Timestamps { last_access: now, last_modification: now });
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.note();
+    }
+}
+
+impl Store {
+    /// The requests of a server, which is registered: so there is a limit to them.
+    #[must_use]
+    pub fn backlog(&self, server: &ServerName) -> Backlog {
+        let path = self.folder(Kind::Ptth, server.as_str());
+        Backlog { store: self.clone(), server: server.clone(), path }
+    }
+
+    /// Makes the folders for the requests of a server.
+    fn make_backlog(&self, server: &ServerName) -> Result<(), Error> {
+        let folder = self.open_or_make(Kind::Ptth, server.as_str(), u64::MAX)?.ok_or(Error::Busy)?;
+        for name in FOLDERS {
+            make_dir(&folder.path().join(name))?;
+        }
+        if !matches!(folder.read()?, Some(BacklogRecord { .. })) {
+            folder.write(&BacklogRecord { server: server.clone() })?;
+        }
+        Ok(())
     }
 
     /// When a far end of the server asked last, and whether one is waiting now, without a lock.
@@ -169,35 +232,36 @@ impl Store {
     /// # Errors
     /// When that cannot be seen.
     pub fn far_ends(&self, server: &ServerName) -> Result<(Option<SystemTime>, bool), Error> {
-        let path = self.folder(Kind::Ptth, server.as_str());
-        let is_listening = names(&path.join(LISTENERS))?.iter().any(|name| {
-            let knock = Knock::at(&path.join(LISTENERS).join(name));
-            let is_heard = knock.is_heard();
-            knock.cancel();
-            is_heard
-        });
-        Ok((modified(&path.join(SEEN))?, is_listening))
+        let path = self.folder(Kind::Ptth, server.as_str()).join(LISTENERS);
+        let knock = Knock::at(&path);
+        let is_listening = knock.is_heard();
+        knock.cancel();
+        Ok((modified(&path)?, is_listening))
     }
 }
 
 impl Backlog {
-    pub(super) fn read(folder: Folder<BacklogRecord>) -> Result<Self, Error> {
-        let record = folder.read()?;
-        Ok(Self { folder, record })
-    }
-
-    /// Whose requests they are; `None` where that is damaged.
-    #[must_use]
-    pub fn server(&self) -> Option<&ServerName> {
-        self.record.as_ref().map(|record| &record.server)
-    }
-
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.path.join(name)
     }
 
-    fn pipe(&self, id: &RequestId) -> Pipe<'_> {
-        Pipe::new(&self.folder, self.path(ANSWERS).join(id.as_str()))
+    /// The names of a request, which is in the folder `tally`.
+    fn names(&self, id: &str, tally: &str) -> Names {
+        names_of(&self.path, id, tally)
+    }
+
+    /// Runs `make`, and where it finds no folder to make something in, makes the folders and runs it again. Also where a
+    /// sweep has just taken what it made, before it was in use, for a leftover.
+    fn with_folders<T>(&self, make: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        for _ in 0..5 {
+            match make() {
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                    self.store.make_backlog(&self.server)?;
+                }
+                other => return other,
+            }
+        }
+        make()
     }
 
     // ---- the client
@@ -210,105 +274,60 @@ impl Backlog {
     pub fn ask(&self, id: &RequestId, request: &[u8], most: u64) -> Result<Option<Question>, Error> {
         if self.count()? >= most {
             // Some of them may be those of killed clients.
-            self.tidy()?;
+            tidy(&self.path)?;
             if self.count()? >= most {
                 return Ok(None);
             }
         }
-        let pipe = Emptied(self.path(ANSWERS).join(id.as_str()));
-        let papers = Papers {
-            waiting: self.path(WAITING).join(id.as_str()),
-            given: self.path(GIVEN).join(id.as_str()),
-            _pipe: pipe,
-        };
-        let Some(receiver) = self.pipe(id).receive()? else { return Ok(None) };
-        let question = Question { receiver, papers };
-        self.put(&question.papers, request)?;
-        Ok(Some(question))
-    }
-
-    /// Asks again, after a far end has left without a word.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn ask_again(&self, id: &RequestId, request: &[u8], question: &mut Question) -> Result<(), Error> {
-        self.pipe(id).receive_again(&mut question.receiver)?;
-        remove_file(&question.papers.given)?;
-        self.put(&question.papers, request)
-    }
-
-    fn put(&self, papers: &Papers, request: &[u8]) -> Result<(), Error> {
-        let beside = self.path(BESIDE);
-        let written = private_file(&beside).and_then(|file| {
-            file.set_len(0)?;
-            io::Write::write_all(&mut &file, request)?;
-            std::fs::rename(&beside, &papers.waiting)
-        });
-        if written.is_err() {
-            remove_file(&beside)?;
-        }
-        Ok(written?)
+        self.with_folders(|| {
+            let names = self.names(id.as_str(), GIVEN);
+            let papers =
+                Papers { waiting: self.path(WAITING).join(id.as_str()), given: names.tally.clone(), is_taken: false };
+            let receiver = Receiver::make(names, request)?;
+            std::fs::rename(&papers.given, &papers.waiting)?;
+            Ok(Some(Question { receiver, papers }))
+        })
     }
 
     fn count(&self) -> Result<u64, Error> {
-        Ok((names(&self.path(WAITING))?.len() + names(&self.path(GIVEN))?.len()) as u64)
-    }
-
-    /// Whether its client is there.
-    fn is_awaited(&self, id: &str) -> bool {
-        self.pipe_at(id).is_received()
-    }
-
-    fn pipe_at(&self, name: &str) -> Pipe<'_> {
-        Pipe::new(&self.folder, self.path(ANSWERS).join(name))
+        Ok(names(&self.path(CLIENTS))?.len() as u64)
     }
 
     // ---- the far end
 
-    /// Notes that a far end is there.
-    ///
-    /// # Errors
-    /// When that cannot be written.
-    pub fn note_seen(&self) -> Result<(), Error> {
-        Ok(private_file(&self.path(SEEN))?.set_modified(SystemTime::now())?)
-    }
-
     /// Takes a place among the far ends that wait.
     ///
     /// # Errors
-    /// When its file cannot be made.
-    pub fn listen(&self) -> Result<Place, Error> {
-        Place::make(&self.path(LISTENERS), &random_hex(8)?)
+    /// When it cannot be made.
+    pub fn listen(&self) -> Result<Listening, Error> {
+        let path = self.path(LISTENERS);
+        let fifo = self.with_folders(|| Fifo::open_or_make(&path))?;
+        let listening = Listening { path, fifo };
+        listening.note();
+        Ok(listening)
     }
 
-    /// What wakes a far end when it is dropped, better behind the lock; `None` where nothing waits for one, or none is
-    /// there.
+    /// Wakes a far end, if one is there, because a request waits.
+    pub fn ring(&self) {
+        drop(Knock::at(&self.path(LISTENERS)));
+    }
+
+    /// Wakes a far end, if a request waits.
     ///
     /// # Errors
     /// When that cannot be seen.
-    pub fn bell(&self) -> Result<Option<Knock>, Error> {
-        if names(&self.path(WAITING))?.is_empty() { Ok(None) } else { self.bell_of_listener() }
-    }
-
-    /// The same where it is known that a request waits.
-    ///
-    /// # Errors
-    /// When that cannot be seen.
-    pub fn bell_of_listener(&self) -> Result<Option<Knock>, Error> {
-        for name in names(&self.path(LISTENERS))? {
-            let knock = Knock::at_or_remove(&self.path(LISTENERS).join(name));
-            if knock.is_heard() {
-                return Ok(Some(knock));
-            }
+    pub fn ring_if_any_waits(&self) -> Result<(), Error> {
+        if !names(&self.path(WAITING))?.is_empty() {
+            self.ring();
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Gives away the requests that have waited longest, up to `most`.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn take(&self, most: usize) -> Result<Vec<(RequestId, Vec<u8>)>, Error> {
+    pub fn take(&self, most: usize) -> Result<Vec<Given>, Error> {
         let mut waiting = names(&self.path(WAITING))?;
         let mut taken = Vec::new();
         // There may be many, of which few are taken.
@@ -316,19 +335,18 @@ impl Backlog {
             && let Some(oldest) = (0..waiting.len()).min_by_key(|index| &waiting[*index])
         {
             let name = waiting.swap_remove(oldest);
-            let (from, to) = (self.path(WAITING).join(&name), self.path(GIVEN).join(&name));
-            let Some(id) = RequestId::parse(&name).filter(|_| self.is_awaited(&name)) else {
-                remove_file(&from)?;
+            let names = self.names(&name, WAITING);
+            let Some(id) = RequestId::parse(&name).filter(|_| names.are_received()) else {
+                names.remove()?;
                 continue;
             };
-            // Its client may go at any moment, and takes it along.
-            let given = std::fs::read(&from).and_then(|request| {
-                std::fs::rename(&from, &to)?;
-                File::open(&to)?.set_modified(SystemTime::now())?;
-                Ok(request)
-            });
-            match given {
-                Ok(request) => taken.push((id, request)),
+            let given = self.path(GIVEN).join(&name);
+            // Its client may go at any moment, and takes it along; another far end may be faster.
+            let file = std::fs::rename(&names.tally, &given).and_then(|()| read_small(&File::open(&given)?));
+            match file {
+                Ok(file) => {
+                    taken.extend(behind_tally(&file).map(|request| Given { id, request: request.to_vec() }));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
             }
@@ -350,20 +368,30 @@ impl Backlog {
     /// Begins to answer a request; `None` where there is none, or its answer has begun.
     ///
     /// # Errors
-    /// When its files cannot be made or removed.
-    pub fn answer(&self, id: &RequestId) -> Result<Option<Answering>, Error> {
-        let files = [WAITING, GIVEN].map(|name| self.path(name).join(id.as_str()));
-        if identity_at(&files[0])?.is_none() && identity_at(&files[1])?.is_none() {
-            return Ok(None);
+    /// When its files cannot be opened or removed.
+    pub fn answer(&self, id: &RequestId) -> Result<Option<Sender>, Error> {
+        // It may have been given back meanwhile.
+        for tally in [GIVEN, WAITING] {
+            let names = self.names(id.as_str(), tally);
+            if let Some(sender) = Sender::take(&names)? {
+                remove_file(&names.receiver)?;
+                return Ok(Some(sender));
+            }
         }
-        let pipe = self.pipe(id);
-        let emptied = Emptied(self.path(ANSWERS).join(id.as_str()));
-        let Some(place) = pipe.wait_to_send(usize::MAX)? else { return Ok(None) };
-        let sender = pipe.take_receiver()?;
-        for file in &files {
-            remove_file(file)?;
-        }
-        Ok(sender.map(|sender| Answering { sender, place, _pipe: emptied }))
+        Ok(None)
+    }
+}
+
+impl LockedBacklog {
+    pub(super) fn read(folder: Folder<BacklogRecord>) -> Result<Self, Error> {
+        let record = folder.read()?;
+        Ok(Self { folder, record })
+    }
+
+    /// Whose requests they are; `None` where that is damaged.
+    #[must_use]
+    pub fn server(&self) -> Option<&ServerName> {
+        self.record.as_ref().map(|record| &record.server)
     }
 
     // ---- the sweep
@@ -373,51 +401,49 @@ impl Backlog {
     /// # Errors
     /// The first thing that cannot be removed; a later sweep tries again.
     pub fn tidy(&self) -> Result<(), Error> {
-        remove_file(&self.path(BESIDE))?;
-        for name in names(&self.path(LISTENERS))? {
-            Knock::at_or_remove(&self.path(LISTENERS).join(name)).cancel();
-        }
-        for folder in [WAITING, GIVEN] {
-            for name in names(&self.path(folder))? {
-                if !self.is_awaited(&name) {
-                    remove_file(&self.path(folder).join(name))?;
-                }
-            }
-        }
-        for name in names(&self.path(ANSWERS))? {
-            let pipe = self.pipe_at(&name);
-            if !pipe.is_in_use()? {
-                pipe.remove()?;
-            }
-        }
-        Ok(())
+        tidy(self.folder.path())
     }
 
-    /// Removes everything of a server that is not registered any more. Whoever waits is woken, and finds it gone.
+    /// Removes everything of a server that is not registered any more. Whoever waits is woken, and finds it gone; an answer
+    /// that has begun goes on.
     ///
     /// # Errors
     /// The first thing that cannot be removed; a later sweep tries again.
     pub fn remove(self) -> Result<(), Error> {
-        for name in names(&self.path(ANSWERS))? {
-            self.pipe_at(&name).remove()?;
-        }
-        for folder in [LISTENERS, WAITING, GIVEN, ANSWERS] {
-            for name in names(&self.path(folder))? {
-                let path = self.path(folder).join(name);
-                let knock = Knock::at(&path);
-                remove_file(&path)?;
-                drop(knock);
+        let path = self.folder.path();
+        let mut knocks = vec![Knock::at(&path.join(LISTENERS))];
+        for folder in FOLDERS {
+            for name in names(&path.join(folder))? {
+                let names = names_of(path, &name, folder);
+                knocks.push(Knock::at(&names.receiver));
+                names.remove()?;
             }
-            match std::fs::remove_dir(self.path(folder)) {
+            match std::fs::remove_dir(path.join(folder)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }
         }
-        for file in [SEEN, BESIDE] {
-            remove_file(&self.path(file))?;
-        }
+        remove_file(&path.join(LISTENERS))?;
         self.folder.remove()
     }
+}
+
+fn names_of(backlog: &Path, id: &str, tally: &str) -> Names {
+    let [receiver, data, tally] = [CLIENTS, ANSWERS, tally].map(|name| backlog.join(name).join(id));
+    Names { receiver, data, tally }
+}
+
+/// Removes what killed clients have left behind.
+fn tidy(backlog: &Path) -> Result<(), Error> {
+    for folder in FOLDERS {
+        for name in names(&backlog.join(folder))? {
+            let names = names_of(backlog, &name, folder);
+            if !names.are_received() {
+                names.remove()?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What stands in a folder; nothing where there is none.
@@ -438,6 +464,7 @@ fn names(folder: &Path) -> Result<Vec<String>, Error> {
 mod tests {
     use super::super::pipe::Came;
     use super::super::test_dir::TestDir;
+    use super::super::wake::make_fifo;
     use super::*;
 
     struct Scene {
@@ -452,7 +479,7 @@ mod tests {
         }
 
         fn backlog(&self) -> Backlog {
-            self.store.backlog_or_new(&ServerName::new("s").unwrap()).unwrap()
+            self.store.backlog(&ServerName::new("s").unwrap())
         }
 
         fn ask(&self, request: &[u8]) -> (RequestId, Question) {
@@ -461,9 +488,13 @@ mod tests {
             (id, question)
         }
 
+        fn is_empty(&self) -> bool {
+            FOLDERS.iter().all(|name| names(&self.backlog().path(name)).unwrap().is_empty())
+        }
+
         /// What is given away now.
         fn take(&self) -> Vec<Vec<u8>> {
-            self.backlog().take(10).unwrap().into_iter().map(|(_, request)| request).collect()
+            self.backlog().take(10).unwrap().into_iter().map(|given| given.request).collect()
         }
     }
 
@@ -471,21 +502,25 @@ mod tests {
     fn a_request_is_given_once_and_answered_once() {
         let scene = Scene::new();
         let (id, mut question) = scene.ask(b"one");
-        assert_eq!(question.papers.standing(Duration::ZERO).unwrap(), Standing::Waiting);
+        assert_eq!(question.standing().unwrap(), Standing::Waiting);
         let taken = scene.backlog().take(10).unwrap();
-        assert_eq!(taken, [(id.clone(), b"one".to_vec())]);
+        assert_eq!(taken, [Given { id: id.clone(), request: b"one".to_vec() }]);
         assert_eq!(scene.take(), [[0_u8; 1]; 0]);
-        assert_eq!(question.papers.standing(Duration::from_secs(60)).unwrap(), Standing::Fine);
-        assert_eq!(question.papers.standing(Duration::ZERO).unwrap(), Standing::Overdue);
-        let answering = scene.backlog().answer(&id).unwrap().unwrap();
+        assert_eq!(question.standing().unwrap(), Standing::Given);
+        let sender = scene.backlog().answer(&id).unwrap().unwrap();
         assert!(scene.backlog().answer(&id).unwrap().is_none(), "twice");
         assert!(scene.backlog().answer(&RequestId::fresh().unwrap()).unwrap().is_none(), "nobody's");
-        assert!(answering.sender.send_head(b"head"));
+        assert_eq!(question.standing().unwrap(), Standing::Begins);
+        assert!(sender.send_head(b"head"));
         assert_eq!(question.receiver.head().unwrap(), Came::Head(b"head".to_vec()));
         scene.backlog().give_back(&id).unwrap();
         assert_eq!(scene.take(), [[0_u8; 1]; 0], "its answer has begun");
-        drop((question, answering));
-        assert_eq!(names(&scene.backlog().path(ANSWERS)).unwrap(), [""; 0]);
+        assert!(scene.is_empty(), "nothing is left once it begins");
+        let mut receiver = question.begin();
+        assert!(receiver.wake().is_none());
+        receiver.took(3).unwrap();
+        drop(receiver);
+        assert_eq!(sender.taken().unwrap(), Some(3));
     }
 
     #[test]
@@ -493,7 +528,7 @@ mod tests {
         let scene = Scene::new();
         let asked: Vec<_> = (0..3_u8)
             .map(|number| {
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(std::time::Duration::from_millis(2));
                 scene.ask(&[number])
             })
             .collect();
@@ -506,24 +541,40 @@ mod tests {
     fn a_request_goes_with_its_client_even_a_killed_one() {
         let scene = Scene::new();
         drop(scene.ask(b"gone"));
-        let (id, question) = scene.ask(b"killed");
-        // What a killed client leaves: its files, and a FIFO that nobody has open.
-        let Question { receiver, papers } = question;
-        let kept = std::fs::read(&papers.waiting).unwrap();
-        drop(papers);
-        drop(receiver);
-        let backlog = scene.backlog();
-        let path = backlog.path(WAITING).join(id.as_str());
-        std::fs::write(&path, &kept).unwrap();
-        assert_eq!(backlog.take(10).unwrap(), []);
-        assert!(!path.exists());
-        std::fs::write(backlog.path(GIVEN).join(id.as_str()), &kept).unwrap();
-        assert!(backlog.answer(&id).unwrap().is_none());
-        std::fs::write(backlog.path(GIVEN).join(id.as_str()), &kept).unwrap();
-        backlog.tidy().unwrap();
-        for name in [WAITING, GIVEN, ANSWERS, LISTENERS] {
-            assert_eq!(names(&backlog.path(name)).unwrap(), [""; 0], "{name}");
-        }
+        assert!(scene.is_empty());
+        // What a killed client leaves: its files, and FIFOs that nobody has open.
+        let id = RequestId::fresh().unwrap();
+        let leave = |folder| {
+            let names = scene.backlog().names(id.as_str(), folder);
+            make_fifo(&names.receiver).unwrap();
+            make_fifo(&names.data).unwrap();
+            std::fs::write(&names.tally, b"123456789request").unwrap();
+        };
+        leave(WAITING);
+        assert_eq!(scene.take(), [[0_u8; 1]; 0]);
+        assert!(scene.is_empty());
+        leave(GIVEN);
+        assert!(scene.backlog().answer(&id).unwrap().is_none());
+        tidy(&scene.backlog().path).unwrap();
+        assert!(scene.is_empty());
+    }
+
+    #[test]
+    fn a_far_end_that_is_killed_as_it_takes_a_request_has_it_asked_again() {
+        let scene = Scene::new();
+        let (id, mut question) = scene.ask(b"request");
+        assert_eq!(scene.take().len(), 1);
+        drop(scene.backlog().answer(&id).unwrap().unwrap());
+        assert_eq!(question.receiver.head().unwrap(), Came::Left);
+        let (id, mut question) = scene.ask(b"again");
+        assert_eq!(scene.take(), [b"again"]);
+        // It is answered late, by one from whom it has been taken again.
+        scene.backlog().give_back(&id).unwrap();
+        let sender = scene.backlog().answer(&id).unwrap().unwrap();
+        assert_eq!(question.receiver.head().unwrap(), Came::Nothing);
+        assert!(sender.send_head(b"late"));
+        assert_eq!(question.receiver.head().unwrap(), Came::Head(b"late".to_vec()));
+        assert!(scene.is_empty());
     }
 
     #[test]
@@ -532,7 +583,7 @@ mod tests {
         let (one, two) = (scene.ask(b"1"), scene.ask(b"2"));
         let id = RequestId::fresh().unwrap();
         assert!(scene.backlog().ask(&id, b"3", 2).unwrap().is_none());
-        std::fs::write(scene.backlog().path(WAITING).join(RequestId::fresh().unwrap().as_str()), "x").unwrap();
+        make_fifo(&scene.backlog().path(CLIENTS).join(RequestId::fresh().unwrap().as_str())).unwrap();
         drop(two);
         assert!(scene.backlog().ask(&id, b"3", 2).unwrap().is_some());
         drop(one);
@@ -543,17 +594,30 @@ mod tests {
         let scene = Scene::new();
         let name = ServerName::new("s").unwrap();
         assert_eq!(scene.store.far_ends(&name).unwrap(), (None, false));
-        let place = scene.backlog().listen().unwrap();
-        scene.backlog().note_seen().unwrap();
+        let one = scene.backlog().listen().unwrap();
+        let two = scene.backlog().listen().unwrap();
         let (seen, is_listening) = scene.store.far_ends(&name).unwrap();
         assert!(seen.is_some() && is_listening);
-        assert!(scene.backlog().bell().unwrap().is_none(), "nothing waits");
+        scene.backlog().ring_if_any_waits().unwrap();
+        assert!(!one.hear(), "nothing waits");
         let asked = scene.ask(b"x");
-        assert!(scene.backlog().bell().unwrap().is_some());
-        drop(place);
-        assert!(scene.backlog().bell().unwrap().is_none(), "nobody is there");
-        scene.backlog().remove().unwrap();
-        assert!(scene.store.backlog(&name).unwrap().is_none() && asked.1.receiver.is_gone());
+        scene.backlog().ring_if_any_waits().unwrap();
+        assert!(two.hear());
+        scene.backlog().ring();
+        assert!(one.hear() && !two.hear() && !one.is_gone().unwrap(), "one of them, once");
+        drop((one, two));
+        assert!(!scene.store.far_ends(&name).unwrap().1, "nobody is there");
+        scene.backlog().ring();
+        let one = scene.backlog().listen().unwrap();
+        let two = scene.backlog().listen().unwrap();
+        assert!(!one.hear());
+        let folder = scene.store.open(Kind::Ptth, name.as_str()).unwrap().unwrap();
+        let locked = LockedBacklog::read(folder).unwrap();
+        assert_eq!(locked.server(), Some(&name));
+        locked.remove().unwrap();
+        assert!(!scene.backlog().path.exists() && asked.1.receiver.hears());
+        assert!(one.hear() && one.is_gone().unwrap(), "one hears of it");
+        assert!(two.hear() && two.is_gone().unwrap(), "and tells the other");
     }
 
     #[test]

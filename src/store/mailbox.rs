@@ -411,7 +411,7 @@ impl Listener {
     /// What becomes readable when something was put into the mailbox.
     #[must_use]
     pub fn wake(&self) -> Option<BorrowedFd<'_>> {
-        self.wake.as_ref().map(Wake::fd)
+        self.wake.as_ref().map(|wake| wake.fd())
     }
 
     /// Whether every message is sure to make [`Listener::wake`] readable: not on a file system without FIFOs, nor on one
@@ -425,7 +425,7 @@ impl Listener {
     /// events. Whether a newer stream has knocked.
     pub fn hear(&mut self) -> bool {
         self.may_have_more = true;
-        self.wake.as_ref().is_some_and(Wake::hear)
+        self.wake.as_ref().is_some_and(|wake| wake.hear())
     }
 
     /// Gives the next events to `take`; false when there are no more than these for now.

@@ -30,10 +30,9 @@
 //!       sender-NUMBER           what a sender sleeps on
 //!   ptth/counts ptth/XX/HASH/   the requests of a server of PTTH: HASH is of its name
 //!     session.json              its record, and the lock of everything below
-//!     seen                      when a far end of it asked last
-//!     listeners/NAME            a FIFO for each far end that waits
+//!     listeners                 the FIFO on which its far ends wait, touched when one has come or gone last
 //!     waiting/ID given/ID       a request that no far end has, or that one has and has not begun to answer
-//!     answers/ID/               a pipe, for the answer
+//!     clients/ID answers/ID     until then: what its client sleeps on, and what the answer comes through
 //! ```
 //!
 //! Three rules keep it whole when processes are killed at any moment:
@@ -336,7 +335,7 @@ fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads a small file from its beginning, whatever its cursor. One read is nearly always enough.
+/// Reads a file that is usually small from its beginning, whatever its cursor. One read is nearly always enough.
 fn read_small(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4096];
     let mut got = 0;
@@ -345,7 +344,8 @@ fn read_small(file: &File) -> io::Result<Vec<u8>> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => got += other?,
         }
-        if got < bytes.len() || bytes.len() >= 64 * 1024 {
+        // What is larger is damaged.
+        if got < bytes.len() || got >= 1 << 20 {
             bytes.truncate(got);
             return Ok(bytes);
         }

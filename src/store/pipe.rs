@@ -11,11 +11,13 @@
 //!   second sender finds it.
 //! - The end of the bytes is that the sender closes `data`. A sender that is killed ends them too.
 //! - The end of the receiver is that nobody has its own FIFO open any more, which the sender, who has it open for
-//!   writing, is told by the kernel. What its client took stands in `taken`: a file, so that the count survives a kill.
-//!   There the sender notes as well that its bytes are complete.
+//!   writing, is told by the kernel. What its client took stands in a [tally](Tally): a file, so that the count survives a
+//!   kill. There the sender notes as well that its bytes are complete.
+//!
+//! Where nobody waits to send, because it is known who will, a [`Receiver`] and a [`Sender`] do without the [`Pipe`].
 
-use super::wake::{Knock, Wake};
-use super::{Error, identity_at, make_dir, private_file, random_hex, read_small, remove_file};
+use super::wake::{Fifo, Knock, make_fifo};
+use super::{Error, folder::overwrite, identity_at, make_dir, random_hex, remove_file};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -23,25 +25,17 @@ use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 const RECEIVER: &str = "receiver";
 const DATA: &str = "data";
 const TAKEN: &str = "taken";
 /// What begins the names of the senders' FIFOs.
-/// What a count of taken bytes says before there is one.
-const NOT_BEGUN: u64 = u64::MAX;
 const SENDER: &str = "sender-";
-/// What is being made, before it is renamed into place.
-const BESIDE: &str = "beside";
 
-/// In `taken`: a byte that says whether the sender has ended, and where the count stands behind it.
-const ENDED: [u8; 1] = [1];
-const COUNT_AT: u64 = 1;
-
-/// How many bytes may be under way. More than the usual 64 KiB makes for fewer switches between the two processes; the
-/// kernel keeps only what is really there.
+/// How many bytes may be under way, where [there are many](Sender::widen). More than the usual 64 KiB makes for fewer
+/// switches between the two processes; the kernel keeps only what is really there.
 const CAPACITY: usize = 512 * 1024;
 
 /// How long a receiver may take to read a head.
@@ -52,6 +46,87 @@ pub const LONGEST_HEAD: usize = 32 * 1024;
 
 /// The head's length stands before it, in so many bytes.
 const LENGTH_SIZE: usize = 4;
+
+/// Where the files of a receiver are. Whoever makes or takes one holds the lock of the session.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    /// What it sleeps on.
+    pub receiver: PathBuf,
+    /// What the bytes come through.
+    pub data: PathBuf,
+    /// What is known of them.
+    pub tally: PathBuf,
+}
+
+impl Names {
+    /// Whether there is a receiver, who is not woken.
+    pub(super) fn are_received(&self) -> bool {
+        let knock = Knock::at(&self.receiver);
+        let is_heard = knock.is_heard();
+        knock.cancel();
+        is_heard
+    }
+
+    /// Removes the files. As long as the first is there nobody else makes any of these names, so it goes last.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        for name in [&self.data, &self.tally, &self.receiver] {
+            remove_file(name)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the two ends tell each other of the bytes: whether the sender has ended, and how many the receiver's client has
+/// taken. It takes no more room once it is made.
+struct Tally(File);
+
+impl Tally {
+    const ENDED: [u8; 1] = [1];
+    const COUNT_AT: u64 = Self::ENDED.len() as u64;
+    /// What the count says before there is one.
+    const NOT_BEGUN: u64 = u64::MAX;
+
+    /// Made by the receiver, now, while a full disk can still be told. `rest` stands behind it.
+    fn make(path: &Path, rest: &[u8]) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        overwrite(&file, &[&[0], &Self::NOT_BEGUN.to_be_bytes()[..], rest].concat())?;
+        Ok(Self(file))
+    }
+
+    /// `None` where the sender has it already.
+    fn open(path: &Path) -> io::Result<Option<Self>> {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Ok(Some(Self(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn count(&self, taken: u64) -> io::Result<()> {
+        self.0.write_all_at(&taken.to_be_bytes(), Self::COUNT_AT)
+    }
+
+    fn taken(&self) -> io::Result<Option<u64>> {
+        let mut count = [0; 8];
+        self.0.read_exact_at(&mut count, Self::COUNT_AT)?;
+        Ok(Some(u64::from_be_bytes(count)).filter(|count| *count != Self::NOT_BEGUN))
+    }
+
+    fn end(&self) {
+        // Where it cannot be written, the receiver takes the bytes for cut short.
+        let _ = self.0.write_all_at(&Self::ENDED, 0);
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut mark = [0];
+        self.0.read_exact_at(&mut mark, 0).is_ok() && mark == Self::ENDED
+    }
+}
+
+/// What stands [behind](Receiver::make) a tally in a file.
+pub(super) fn behind_tally(file: &[u8]) -> Option<&[u8]> {
+    file.get(size_of::<u64>() + Tally::ENDED.len()..)
+}
 
 /// A pipe, while its session is locked.
 pub struct Pipe<'lock> {
@@ -65,36 +140,23 @@ impl Pipe<'_> {
         Pipe { path, lock: PhantomData }
     }
 
+    fn names(&self) -> Names {
+        Names { receiver: self.path.join(RECEIVER), data: self.path.join(DATA), tally: self.path.join(TAKEN) }
+    }
+
     /// Becomes the receiver; `None` where there is one. Senders that wait are woken.
     ///
     /// # Errors
     /// When its files cannot be made.
     pub fn receive(&self) -> Result<Option<Receiver>, Error> {
-        let path = self.path.join(RECEIVER);
-        if Knock::at(&path).is_heard() {
+        let names = self.names();
+        if Knock::at(&names.receiver).is_heard() {
             return Ok(None);
         }
         make_dir(&self.path)?;
-        let place = Place::make(&self.path, RECEIVER)?;
-        let (data, taken) = self.make_data()?;
+        let receiver = Receiver::make(names, b"")?;
         self.senders()?;
-        Ok(Some(Receiver {
-            folder: self.path.clone(),
-            place,
-            has_left: false,
-            data,
-            taken,
-            count: 0,
-            head: Vec::new(),
-        }))
-    }
-
-    /// Whether there is a receiver, who is not woken.
-    pub(super) fn is_received(&self) -> bool {
-        let knock = Knock::at(&self.path.join(RECEIVER));
-        let is_heard = knock.is_heard();
-        knock.cancel();
-        is_heard
+        Ok(Some(receiver))
     }
 
     /// Makes `receiver` ready for another sender, after one has left without a word.
@@ -102,25 +164,10 @@ impl Pipe<'_> {
     /// # Errors
     /// When its files cannot be made.
     pub fn receive_again(&self, receiver: &mut Receiver) -> Result<(), Error> {
-        (receiver.data, receiver.taken) = self.make_data()?;
+        (receiver.data, receiver.tally) = make_data(&receiver.names, b"")?;
         receiver.head.clear();
         self.senders()?;
         Ok(())
-    }
-
-    fn make_data(&self) -> Result<(OwnedFd, File), Error> {
-        let (data, taken) = (self.path.join(DATA), self.path.join(TAKEN));
-        for leftover in [&data, &taken] {
-            remove_file(leftover)?;
-        }
-        let taken = private_file(&taken)?;
-        // Now, while a full disk can still be told: what is overwritten later takes no more room.
-        taken.write_all_at(&NOT_BEGUN.to_be_bytes(), COUNT_AT)?;
-        rustix::fs::mknodat(rustix::fs::CWD, &data, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-        let data = rustix::fs::open(&data, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-        // A user may have only so much of it; the usual size does as well.
-        let _ = rustix::pipe::fcntl_setpipe_size(&data, CAPACITY);
-        Ok((data, taken))
     }
 
     /// Takes a place among the senders; `None` where `most` have one.
@@ -132,7 +179,7 @@ impl Pipe<'_> {
         if self.senders()? >= most {
             return Ok(None);
         }
-        Place::make(&self.path, &format!("{SENDER}{}", random_hex(8)?)).map(Some)
+        Place::make(self.path.join(format!("{SENDER}{}", random_hex(8)?))).map(Some)
     }
 
     /// Wakes the senders, and says how many there are.
@@ -152,23 +199,7 @@ impl Pipe<'_> {
     /// # Errors
     /// When its files cannot be opened or their names not removed.
     pub fn take_receiver(&self) -> Result<Option<Sender>, Error> {
-        let Some(receiver) = Knock::at(&self.path.join(RECEIVER)).into_watch() else { return Ok(None) };
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let data = match rustix::fs::open(self.path.join(DATA), flags, Mode::empty()) {
-            Ok(data) => data,
-            // Another sender has it, or (ENXIO) it has just ended.
-            Err(Errno::NOENT | Errno::NXIO) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let taken = match OpenOptions::new().read(true).write(true).open(self.path.join(TAKEN)) {
-            Ok(taken) => taken,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        for name in [DATA, TAKEN] {
-            remove_file(&self.path.join(name))?;
-        }
-        Ok(Some(Sender { data: Some(data), receiver, taken }))
+        Sender::take(&self.names())
     }
 
     /// Whether a receiver or a sender is there. Removes what killed ones have left behind.
@@ -180,12 +211,10 @@ impl Pipe<'_> {
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other? > 0,
         };
-        let path = self.path.join(RECEIVER);
-        let receiver = Knock::at(&path).is_heard();
+        let names = self.names();
+        let receiver = Knock::at(&names.receiver).is_heard();
         if !receiver {
-            for leftover in [DATA, TAKEN, RECEIVER, BESIDE] {
-                remove_file(&self.path.join(leftover))?;
-            }
+            names.remove()?;
         }
         Ok(senders || receiver)
     }
@@ -236,31 +265,36 @@ impl Pipe<'_> {
     }
 }
 
+fn make_data(names: &Names, behind: &[u8]) -> Result<(OwnedFd, Tally), Error> {
+    make_fifo(&names.data)?;
+    let data = rustix::fs::open(&names.data, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    // Last: where there is one, there is all that belongs to it.
+    Ok((data, Tally::make(&names.tally, behind)?))
+}
+
 /// A place at a pipe: the FIFO on which its owner sleeps. As long as it lives, he is there.
 pub struct Place {
     path: PathBuf,
-    wake: Wake,
+    fifo: Fifo,
 }
 
 impl Place {
-    pub(super) fn make(folder: &Path, name: &str) -> Result<Self, Error> {
-        let path = folder.join(name);
-        let wake =
-            Wake::make(&path, &folder.join(BESIDE)).ok_or_else(|| Error::Io(io::ErrorKind::Unsupported.into()))?;
-        Ok(Self { path, wake })
+    fn make(path: PathBuf) -> Result<Self, Error> {
+        let fifo = Fifo::make(&path)?;
+        Ok(Self { path, fifo })
     }
 
     /// What becomes readable when somebody knocks.
     #[must_use]
     pub fn wake(&self) -> BorrowedFd<'_> {
-        self.wake.fd()
+        self.fifo.fd()
     }
 
     /// To be called when [`Place::wake`] was readable. True when the pipe has been removed.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.wake.hear();
-        !matches!(self.wake.is_lost(&self.path), Ok(false))
+        self.fifo.hear();
+        !matches!(self.fifo.is_lost(&self.path), Ok(false))
     }
 }
 
@@ -286,33 +320,59 @@ pub enum Came {
 
 /// The receiver's end.
 pub struct Receiver {
-    folder: PathBuf,
-    place: Place,
+    names: Names,
+    /// What it sleeps on.
+    fifo: Fifo,
     has_left: bool,
     data: OwnedFd,
-    taken: File,
+    tally: Tally,
     count: u64,
     /// Of a head, what has come so far.
     head: Vec<u8>,
 }
 
 impl Receiver {
+    /// Becomes the receiver at these names, which no other has. `rest` stands behind the tally.
+    pub(super) fn make(names: Names, rest: &[u8]) -> Result<Self, Error> {
+        let made = Fifo::make(&names.receiver).and_then(|fifo| Ok((fifo, make_data(&names, rest)?)));
+        match made {
+            Ok((fifo, (data, tally))) => {
+                Ok(Self { names, fifo, has_left: false, data, tally, count: 0, head: Vec::new() })
+            }
+            Err(error) => {
+                names.remove()?;
+                Err(error)
+            }
+        }
+    }
+
     /// What becomes readable when the pipe is removed; `None` once the place is [left](Receiver::leave).
     #[must_use]
     pub fn wake(&self) -> Option<BorrowedFd<'_>> {
-        (!self.has_left).then(|| self.place.wake())
+        (!self.has_left).then(|| self.fifo.fd())
     }
 
     /// To be called when [`Receiver::wake`] was readable. True when the pipe has been removed.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        !self.has_left && self.place.is_gone()
+        !self.has_left && self.has_lost_place()
+    }
+
+    /// Whether somebody has knocked since the last time.
+    #[must_use]
+    pub fn hears(&self) -> bool {
+        rustix::io::read(self.fifo.fd(), &mut [0; 64]).is_ok()
+    }
+
+    fn has_lost_place(&self) -> bool {
+        self.fifo.hear();
+        !matches!(self.fifo.is_lost(&self.names.receiver), Ok(false))
     }
 
     /// Whether a sender has taken it.
     #[must_use]
     pub fn is_taken(&self) -> bool {
-        matches!(identity_at(&self.folder.join(DATA)), Ok(None))
+        matches!(identity_at(&self.names.data), Ok(None))
     }
 
     /// Where the bytes come from: readable when there are some, and at their end.
@@ -358,24 +418,25 @@ impl Receiver {
     /// When that cannot be written.
     pub fn took(&mut self, bytes: u64) -> Result<(), Error> {
         self.count += bytes;
-        Ok(self.taken.write_all_at(&self.count.to_be_bytes(), COUNT_AT)?)
+        Ok(self.tally.count(self.count)?)
     }
 
     /// Behind the last byte: whether the sender has said that it was the last, and was not killed, say.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        let mut mark = [0];
-        self.taken.read_exact_at(&mut mark, 0).is_ok() && mark == ENDED
+        self.tally.has_ended()
     }
 
     /// Gives the place up: another receiver may come, for what the next sender brings.
     pub fn leave(&mut self) {
-        if !std::mem::replace(&mut self.has_left, true) && !self.place.is_gone() {
-            // As long as its FIFO is there nobody else makes files of these names.
-            for name in [DATA, TAKEN, RECEIVER] {
-                let _ = remove_file(&self.folder.join(name));
-            }
+        if !std::mem::replace(&mut self.has_left, true) && !self.has_lost_place() {
+            let _ = self.names.remove();
         }
+    }
+
+    /// From now on there is nothing to remove: its sender has done that.
+    pub(super) fn forget_names(&mut self) {
+        self.has_left = true;
     }
 }
 
@@ -397,10 +458,34 @@ pub struct Sender {
     /// `None` behind the end.
     data: Option<OwnedFd>,
     receiver: OwnedFd,
-    taken: File,
+    tally: Tally,
 }
 
 impl Sender {
+    /// Takes the receiver at these names; `None` where none waits.
+    ///
+    /// # Errors
+    /// When its files cannot be opened or their names not removed.
+    pub(super) fn take(names: &Names) -> Result<Option<Self>, Error> {
+        let Some(receiver) = Knock::at(&names.receiver).into_watch() else { return Ok(None) };
+        let Some(tally) = Tally::open(&names.tally)? else { return Ok(None) };
+        // Whoever removes it is the one who takes the receiver. Only then is the other FIFO opened: a receiver takes one
+        // that is closed again for a sender who has left.
+        match std::fs::remove_file(&names.tally) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        }
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let data = match rustix::fs::open(&names.data, flags, Mode::empty()) {
+            Ok(data) => data,
+            // The receiver has just gone.
+            Err(Errno::NOENT | Errno::NXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        remove_file(&names.data)?;
+        Ok(Some(Self { data: Some(data), receiver, tally }))
+    }
+
     /// Where the bytes go: writable when there is room; `None` behind the end.
     #[must_use]
     pub fn data(&self) -> Option<BorrowedFd<'_>> {
@@ -411,6 +496,13 @@ impl Sender {
     #[must_use]
     pub fn receiver(&self) -> BorrowedFd<'_> {
         self.receiver.as_fd()
+    }
+
+    /// To be called where many bytes are coming. A user may have only so much of it; the usual size does as well.
+    pub fn widen(&self) {
+        if let Some(data) = &self.data {
+            let _ = rustix::pipe::fcntl_setpipe_size(data, CAPACITY);
+        }
     }
 
     /// Sends what precedes the bytes. False when the receiver has gone, or does not take it.
@@ -442,8 +534,7 @@ impl Sender {
 
     /// Ends the bytes.
     pub fn end(&mut self) {
-        // Where it cannot be written, the receiver takes the bytes for cut short.
-        let _ = self.taken.write_all_at(&ENDED, 0);
+        self.tally.end();
         self.data = None;
     }
 
@@ -453,9 +544,7 @@ impl Sender {
     /// # Errors
     /// When that cannot be read.
     pub fn taken(&self) -> Result<Option<u64>, Error> {
-        let file = read_small(&self.taken)?;
-        let count = file.get(1..).and_then(|count| count.first_chunk()).map(|count| u64::from_be_bytes(*count));
-        Ok(count.filter(|count| *count != NOT_BEGUN))
+        Ok(self.tally.taken()?)
     }
 }
 

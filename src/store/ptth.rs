@@ -6,7 +6,7 @@
 //! }
 //! ```
 
-use super::{Error, Store, folder, private_file, replace};
+use super::{Error, Store, folder, private_file, read_small, replace};
 use crate::ptth::{ServerName, Tripcode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ impl Store {
     /// # Errors
     /// [`Error::BadRegistry`] for a file that somebody has edited and that cannot be read now.
     pub fn ptth_servers(&self) -> Result<PtthServers, Error> {
-        match std::fs::read(self.root.join(FILE)) {
+        match File::open(self.root.join(FILE)).and_then(|file| read_small(&file)) {
             Ok(text) => serde_json::from_slice(&text).map_err(Error::BadRegistry),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PtthServers::new()),
             Err(error) => Err(error.into()),

@@ -4,7 +4,7 @@
 //! Everything is spread over 256 shards. Whoever finds the sweep due takes as many shards as are due by then; nobody
 //! waits for a sweep that somebody else is doing, and what is in use is left for the next round.
 
-use super::backlog::Backlog;
+use super::backlog::LockedBacklog;
 use super::bus::Bus;
 use super::duplex::Duplex;
 use super::folder::Folder;
@@ -40,7 +40,7 @@ pub enum Found {
     /// Two parties with a pipe each way.
     Duplex(Duplex),
     /// The requests of a server of PTTH.
-    Backlog(Backlog),
+    Backlog(LockedBacklog),
 }
 
 impl Found {
@@ -49,7 +49,7 @@ impl Found {
         Ok(match kind {
             Kind::Hosts => Folder::try_open(path)?.map(Session::read).transpose()?.map(Self::Session),
             Kind::Buses => Folder::try_open(path)?.map(Bus::read).transpose()?.map(Self::Bus),
-            Kind::Ptth => Folder::try_open(path)?.map(Backlog::read).transpose()?.map(Self::Backlog),
+            Kind::Ptth => Folder::try_open(path)?.map(LockedBacklog::read).transpose()?.map(Self::Backlog),
             Kind::Pipes => Folder::try_open(path)?.map(Duplex::read).transpose()?.map(Self::Duplex),
         })
     }

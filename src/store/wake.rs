@@ -65,10 +65,80 @@ impl Drop for Knock {
     }
 }
 
-/// The reading end of a FIFO.
-pub(super) struct Wake {
-    fifo: OwnedFd,
+/// A FIFO that its owner sleeps on.
+pub(super) struct Fifo {
+    fd: OwnedFd,
     identity: FileIdentity,
+}
+
+impl Fifo {
+    /// Makes one at `path`, in place of what a killed process may have left there. In between nobody has it open: so
+    /// this is for where nobody looks for it meanwhile.
+    pub(super) fn make(path: &Path) -> Result<Self, Error> {
+        make_fifo(path)?;
+        Ok(Self::open(path)?)
+    }
+
+    /// Opens the one at `path`, which others may have open too, or makes it.
+    pub(super) fn open_or_make(path: &Path) -> Result<Self, Error> {
+        let opened = Self::open(path);
+        if !matches!(opened, Err(Errno::NOENT)) {
+            return Ok(opened?);
+        }
+        match new_fifo(path) {
+            // Somebody was faster.
+            Ok(()) | Err(Errno::EXIST) => Ok(Self::open(path)?),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open(path: &Path) -> rustix::io::Result<Self> {
+        // Opened for writing too, so that it never reads as ended when a sender closes it.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self { fd, identity: FileIdentity(stat.st_dev, stat.st_ino) })
+    }
+
+    /// What becomes readable when somebody knocks.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Takes the knocks, and says whether one of them was a challenger's.
+    pub(super) fn hear(&self) -> bool {
+        let mut knocks = [0; 512];
+        let count = rustix::io::read(&self.fd, &mut knocks).unwrap_or(0);
+        knocks[..count].contains(&CHALLENGE)
+    }
+
+    /// Whether `place` does not name it any more.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub(super) fn is_lost(&self, place: &Path) -> Result<bool, Error> {
+        Ok(identity_at(place)? != Some(self.identity))
+    }
+}
+
+/// Makes a FIFO, in place of what may be there.
+pub(super) fn make_fifo(path: &Path) -> Result<(), Error> {
+    match new_fifo(path) {
+        Err(Errno::EXIST) => {
+            remove_file(path)?;
+            Ok(new_fifo(path)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn new_fifo(path: &Path) -> rustix::io::Result<()> {
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+}
+
+/// A FIFO that a stream sleeps on.
+pub(super) struct Wake {
+    fifo: Fifo,
     is_local: bool,
 }
 
@@ -95,41 +165,24 @@ impl Wake {
     /// Makes a FIFO `beside` its place, in the same folder, and renames it into it once it is open, so that nobody finds
     /// one there that is not. `None` on a file system without FIFOs: messages are then found at the next tick.
     pub fn make(place: &Path, beside: &Path) -> Option<Self> {
-        remove_file(beside).ok()?;
-        rustix::fs::mknodat(rustix::fs::CWD, beside, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).ok()?;
-        // Opened for writing too, so that it never reads as ended when a sender closes it.
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fifo = rustix::fs::open(beside, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&fifo).ok()?;
+        let fifo = Fifo::make(beside).ok()?;
         std::fs::rename(beside, place).ok()?;
         // Asked of the folder: the FIFO itself would do, but not on every kernel.
         let kind = rustix::fs::statfs(place.parent()?).ok().map(|fs| fs.f_type.cast_unsigned() & 0xFFFF_FFFF);
         let is_local = kind.is_some_and(|kind| !SHARED_FILE_SYSTEMS.contains(&kind));
-        Some(Self { fifo, identity: FileIdentity(stat.st_dev, stat.st_ino), is_local })
-    }
-
-    /// What becomes readable when somebody knocks.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fifo.as_fd()
+        Some(Self { fifo, is_local })
     }
 
     /// Whether every knock is sure to be heard: not where another machine may knock, because a FIFO wakes only its own.
     pub fn is_sure(&self) -> bool {
         self.is_local
     }
+}
 
-    /// Takes the knocks, and says whether one of them was a challenger's.
-    pub fn hear(&self) -> bool {
-        let mut knocks = [0; 512];
-        let count = rustix::io::read(&self.fifo, &mut knocks).unwrap_or(0);
-        knocks[..count].contains(&CHALLENGE)
-    }
+impl std::ops::Deref for Wake {
+    type Target = Fifo;
 
-    /// Whether `place` does not name it any more.
-    ///
-    /// # Errors
-    /// When that cannot be seen.
-    pub fn is_lost(&self, place: &Path) -> Result<bool, Error> {
-        Ok(identity_at(place)? != Some(self.identity))
+    fn deref(&self) -> &Fifo {
+        &self.fifo
     }
 }
