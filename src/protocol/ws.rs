@@ -653,20 +653,20 @@ impl<'a> Conversation<'a> {
 
     fn do_what_the_program_wants(&mut self) {
         let Some(program) = self.mind.program() else { return };
-        match program.read() {
-            Ok(actions) => {
-                for action in actions {
-                    self.act(action);
-                }
-                if self.link.unsent() as u64 > self.member.settings().max_queue {
-                    self.fail(&Fault::Floods);
-                }
-            }
+        let (actions, fault) = program.read();
+        for action in actions {
+            self.act(action);
+        }
+        if self.link.unsent() as u64 > self.member.settings().max_queue {
+            self.fail(&Fault::Floods);
+        }
+        match fault {
+            None => {}
             // Its last words may have been a close, and then it may go.
-            Err(Fault::Died) if matches!(self.stage, Stage::Closing(_) | Stage::Closed(_)) => {
+            Some(Fault::Died) if matches!(self.stage, Stage::Closing(_) | Stage::Closed(_)) => {
                 self.mind = Mind::Lost(None);
             }
-            Err(fault) => self.fail(&fault),
+            Some(fault) => self.fail(&fault),
         }
     }
 

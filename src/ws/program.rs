@@ -230,8 +230,14 @@ impl Program {
         self.unread.shrink_to(READ_SIZE);
     }
 
-    /// Reads once what it wants done.
-    pub fn read(&mut self) -> Result<Vec<Action>, Fault> {
+    /// Reads once what it wants done, up to where it fails.
+    pub fn read(&mut self) -> (Vec<Action>, Option<Fault>) {
+        let mut actions = Vec::new();
+        let fault = self.read_into(&mut actions).err();
+        (actions, fault)
+    }
+
+    fn read_into(&mut self, actions: &mut Vec<Action>) -> Result<(), Fault> {
         let Some(output) = &self.output else { return Err(Fault::Died) };
         let mut buffer = vec![0; READ_SIZE];
         let count = match rustix::io::read(output, &mut buffer) {
@@ -240,10 +246,9 @@ impl Program {
                 return Err(Fault::Died);
             }
             Ok(count) => count,
-            Err(Errno::INTR | Errno::AGAIN) => return Ok(Vec::new()),
+            Err(Errno::INTR | Errno::AGAIN) => return Ok(()),
             Err(_) => return Err(Fault::Died),
         };
-        let mut actions = Vec::new();
         let mut rest = &buffer[..count];
         while let Some(end) = memchr::memchr(b'\n', rest) {
             self.begun.extend_from_slice(&rest[..end]);
@@ -257,7 +262,7 @@ impl Program {
         if self.begun.len() > self.longest_line {
             return Err(Fault::Nonsense(format!("it is longer than {} bytes", self.longest_line)));
         }
-        Ok(actions)
+        Ok(())
     }
 
     /// Counts a line for the log. False where there are too many.
@@ -285,9 +290,10 @@ impl Program {
             let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
             let _ = poll(&mut fds, Some(&left));
             if !fds[0].revents().is_empty() {
-                match self.read() {
-                    Ok(actions) => actions.into_iter().for_each(|action| take(&mut self, action)),
-                    Err(_) => return,
+                let (actions, fault) = self.read();
+                actions.into_iter().for_each(|action| take(&mut self, action));
+                if fault.is_some() {
+                    return;
                 }
             }
         }
@@ -342,6 +348,33 @@ mod tests {
             assert!(matches!(action(line.as_bytes()), Err(Fault::Nonsense(_))), "{line}");
         }
         assert!(action(b"{\"send\":\"\xff\"}").is_err());
+    }
+
+    /// A program that says this, and reads.
+    fn saying(text: &str) -> Program {
+        let command = ["sh", "-c", "printf %s \"$0\"; exec cat >/dev/null", text];
+        let settings = Settings { ws_handler: command.map(str::to_owned).to_vec(), ..Settings::default() };
+        Program::start(&settings, &[]).unwrap()
+    }
+
+    #[test]
+    fn what_stands_before_nonsense_is_done() {
+        let text = "{\"send\":\"a\"}\n{\"broadcast\":1}\nHello, world\n{\"send\":\"b\"}\n";
+        let wanted = [Action::Send("a".to_owned()), Action::Broadcast("1".to_owned(), 1)];
+        let mut program = saying(text);
+        let (mut actions, mut fault) = (Vec::new(), None);
+        while fault.is_none() {
+            let mut output = [PollFd::from_borrowed_fd(program.output().unwrap(), PollFlags::IN)];
+            poll(&mut output, None).unwrap();
+            let read = program.read();
+            actions.extend(read.0);
+            fault = read.1;
+        }
+        assert_eq!(actions, wanted);
+        assert!(matches!(fault, Some(Fault::Nonsense(_))), "{fault:?}");
+        let mut actions = Vec::new();
+        saying(text).finish(|_, action| actions.push(action));
+        assert_eq!(actions, wanted);
     }
 
     #[test]
