@@ -340,6 +340,8 @@ struct Conversation<'a> {
     heard: Instant,
     pings: u32,
     next_ping: Instant,
+    /// What had gone out when the last ping was due, if more was waiting that could not.
+    stuck_at: Option<u64>,
     round: Duration,
     next_round: Instant,
     next_loop: Instant,
@@ -359,6 +361,7 @@ impl<'a> Conversation<'a> {
             heard: now,
             pings: 0,
             next_ping: now + settings.keep_alive,
+            stuck_at: None,
             round: sse::round(is_own),
             next_round: now + sse::round(is_own),
             next_loop: now + settings.ws_loop.unwrap_or(settings.keep_alive),
@@ -382,7 +385,7 @@ impl<'a> Conversation<'a> {
                 was_open = true;
                 self.tell(&Event::Open { key });
             }
-            self.look_at_the_clock();
+            self.look_at_the_clock(out);
             if self.stage == Stage::Open {
                 self.pass_on_what_others_said();
             }
@@ -418,7 +421,7 @@ impl<'a> Conversation<'a> {
 
     // ---- time
 
-    fn look_at_the_clock(&mut self) {
+    fn look_at_the_clock(&mut self, out: &Outgoing) {
         let now = Instant::now();
         match self.stage {
             Stage::Authenticating(until) if now >= until => self.fail(&Fault::Silent),
@@ -431,7 +434,14 @@ impl<'a> Conversation<'a> {
         if now >= self.next_ping {
             let keep_alive = self.member.settings().keep_alive;
             self.next_ping = now + keep_alive;
-            if self.heard + keep_alive > now || !self.is_listening() {
+            let is_stuck = self.link.unsent() > 0 && !out.is_writable();
+            let stuck_at = std::mem::replace(&mut self.stuck_at, is_stuck.then(|| self.link.gone()));
+            // Who was full and has let more through since has read some. What is written to one who was not full proves
+            // nothing: the system takes it for him.
+            let has_taken = stuck_at.is_some_and(|gone| gone < self.link.gone());
+            // Who may not speak yet, or only when the handler has read, cannot answer.
+            let is_kept_waiting = !self.is_listening() && self.link.unsent() == 0;
+            if self.heard + keep_alive > now || has_taken || is_kept_waiting {
                 self.pings = 0;
             } else if self.pings >= MOST_PINGS {
                 self.stage = Stage::Gone;
@@ -569,7 +579,8 @@ impl<'a> Conversation<'a> {
         self.link.is_readable();
         loop {
             let heard = self.link.hear();
-            if !matches!(heard, Heard::Nothing | Heard::Gone) {
+            if self.link.has_read() {
+                // A long message is one frame, which nothing can interrupt: no answer to a ping either.
                 (self.heard, self.pings) = (Instant::now(), 0);
             }
             let is_open = self.stage == Stage::Open;
@@ -754,6 +765,89 @@ impl<'a> Conversation<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::Framing;
+    use crate::store::test_dir::TestDir;
+    use rustix::fd::AsFd as _;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Does what a closure says when a text comes, and tells what it is told.
+    struct Told<F>(std::sync::mpsc::Sender<String>, F);
+
+    impl<F: FnMut(&mut ws::Connection<'_>, &str)> Handler for Told<F> {
+        fn authenticate(&mut self, _: &mut ws::Connection<'_>, _: &Visitor) -> bool {
+            true
+        }
+
+        fn open(&mut self, _: &mut ws::Connection<'_>, _: &str) {
+            let _ = self.0.send("open".to_owned());
+        }
+
+        fn text(&mut self, connection: &mut ws::Connection<'_>, text: &str) {
+            let _ = self.0.send(text.to_owned());
+            (self.1)(connection, text);
+        }
+
+        fn before_close(&mut self, _: &mut ws::Connection<'_>, code: u16, _: &str) {
+            let _ = self.0.send(format!("before_close {code}"));
+        }
+
+        fn after_close(&mut self, _: &mut ws::Connection<'_>) {
+            let _ = self.0.send("after_close".to_owned());
+        }
+    }
+
+    /// A text as a client sends it, with a mask of zeros.
+    fn text(text: &[u8]) -> Vec<u8> {
+        let length = u64::try_from(text.len()).unwrap().to_be_bytes();
+        [&[0x81, 0xff], &length[..], &[0; 4], text].concat()
+    }
+
+    /// A connection on a thread of its own, on a bus of its own, with a keep-alive of 0.2 s.
+    struct Running {
+        _dir: TestDir,
+        client: Option<UnixStream>,
+        told: Receiver<String>,
+    }
+
+    impl Running {
+        /// `begun` has come with the handshake.
+        fn start(begun: Vec<u8>, on_text: impl FnMut(&mut ws::Connection<'_>, &str) + Send + 'static) -> Self {
+            let (sender, told) = channel();
+            Self::with(told, begun, move || Mind::Inside(Box::new(Told(sender, on_text))))
+        }
+
+        fn with(told: Receiver<String>, begun: Vec<u8>, mind: impl FnOnce() -> Mind + Send + 'static) -> Self {
+            let dir = TestDir::new();
+            let settings = Settings {
+                data_dir: dir.join("data"),
+                keep_alive: Duration::from_millis(200),
+                max_queue: 32 << 20,
+                ..Settings::default()
+            };
+            let (ours, client) = UnixStream::pair().unwrap();
+            client.set_read_timeout(Some(LONG)).unwrap();
+            std::thread::spawn(move || {
+                let member = Member::enter(&settings, &BusName::new("b").unwrap()).unwrap();
+                let mut out = Outgoing::new(ours.as_fd(), Framing::UntilClose, false);
+                let input = Incoming { fd: ours.as_fd(), begun };
+                Conversation::new(input, member, mind(), true).run(&mut out, &Visitor::default(), "key");
+            });
+            Self { _dir: dir, client: Some(client), told }
+        }
+
+        fn client(&mut self) -> &mut UnixStream {
+            self.client.as_mut().unwrap()
+        }
+
+        #[track_caller]
+        fn is_told(&self, expected: &str) {
+            assert_eq!(self.told.recv_timeout(LONG).as_deref(), Ok(expected));
+        }
+    }
 
     #[test]
     fn a_channel_is_at_one_name_below_ws() {
@@ -776,5 +870,71 @@ mod tests {
         assert_eq!(one.len(), 64);
         assert_ne!(one, key(&settings, "b").unwrap());
         assert!(key(&settings, "a/b").is_err());
+    }
+
+    /// Answers with 16 MiB, which no system keeps for a client.
+    fn much(connection: &mut ws::Connection<'_>, _: &str) {
+        for _ in 0..256 {
+            connection.send(Frame::Binary(&[0; 64 * 1024]));
+        }
+    }
+
+    #[test]
+    fn who_reads_nothing_is_dropped_as_who_says_nothing() {
+        for message in [&b"much"[..], b""] {
+            let mut running = Running::start(Vec::new(), |connection, text| {
+                if text == "much" {
+                    much(connection, text);
+                }
+            });
+            running.is_told("open");
+            running.client().write_all(&text(message)).unwrap();
+            running.is_told(std::str::from_utf8(message).unwrap());
+            running.is_told("before_close 1006");
+            running.is_told("after_close");
+        }
+    }
+
+    /// Does `act` often for 2 s, several times as long as the silent one is given, and answers no ping. Tries again where
+    /// the machine has held it up for long.
+    fn lives_on(mut running: impl FnMut() -> Running, mut act: impl FnMut(&mut UnixStream)) {
+        loop {
+            let mut running = running();
+            let (start, mut last, mut gap) = (Instant::now(), Instant::now(), Duration::ZERO);
+            while start.elapsed() < Duration::from_secs(2) {
+                act(running.client());
+                gap = gap.max(last.elapsed());
+                last = Instant::now();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            match running.told.try_recv() {
+                Err(TryRecvError::Empty) => return,
+                told => assert!(gap > Duration::from_millis(300), "it was dropped: {told:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn who_reads_slowly_is_not_dropped() {
+        let start = || {
+            let mut running = Running::start(Vec::new(), much);
+            running.is_told("open");
+            running.client().write_all(&text(b"much")).unwrap();
+            running.is_told("much");
+            running
+        };
+        // 6 MiB in all at most, so there is more all the time.
+        lives_on(start, |client| _ = client.read(&mut [0; 64 * 1024]));
+    }
+
+    #[test]
+    fn who_sends_slowly_is_not_dropped() {
+        let start = || {
+            let mut running = Running::start(Vec::new(), |_, _| {});
+            running.is_told("open");
+            running.client().write_all(&text(&[b'x'; 1000])[..20]).unwrap();
+            running
+        };
+        lives_on(start, |client| _ = client.write(b"x"));
     }
 }
