@@ -379,11 +379,15 @@ impl<'a> Conversation<'a> {
         self.tell(&Event::Initialize);
         self.tell(&Event::Started { channel: &channel, user });
         self.tell(&Event::Authenticate(visitor));
-        let mut was_open = false;
+        let mut is_decided = false;
         loop {
-            if !was_open && self.stage == Stage::Open {
-                was_open = true;
-                self.tell(&Event::Open { key });
+            if !is_decided && !matches!(self.stage, Stage::Authenticating(_)) {
+                is_decided = true;
+                if self.stage == Stage::Open {
+                    self.tell(&Event::Open { key });
+                }
+                // What has come with the handshake is here already, and nothing will wake us for it.
+                self.hear();
             }
             self.look_at_the_clock(out);
             if self.stage == Stage::Open {
@@ -558,6 +562,7 @@ impl<'a> Conversation<'a> {
             self.do_what_the_program_wants();
         }
         if !link.is_empty() {
+            self.link.is_readable();
             self.hear();
         } else if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL | PollFlags::RDHUP) {
             self.stage = Stage::Gone;
@@ -576,7 +581,6 @@ impl<'a> Conversation<'a> {
 
     /// Takes what the client has said.
     fn hear(&mut self) {
-        self.link.is_readable();
         loop {
             let heard = self.link.hear();
             if self.link.has_read() {
@@ -936,5 +940,13 @@ mod tests {
             running
         };
         lives_on(start, |client| _ = client.write(b"x"));
+    }
+
+    #[test]
+    fn what_comes_with_the_handshake_is_heard_at_once() {
+        let running = Running::start([text(b"one"), text(b"two")].concat(), |_, _| {});
+        for told in ["open", "one", "two"] {
+            running.is_told(told);
+        }
     }
 }
