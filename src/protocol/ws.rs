@@ -335,6 +335,8 @@ struct Conversation<'a> {
     stage: Stage,
     /// Whether nothing can be read from the client any more.
     is_broken: bool,
+    /// Whether the client has closed its half with words before it that were not heard yet.
+    has_last_words: bool,
     said_goodbye: bool,
     /// When the client has been heard last, and how often it was asked since.
     heard: Instant,
@@ -357,6 +359,7 @@ impl<'a> Conversation<'a> {
             mind,
             stage: Stage::Authenticating(now + PATIENCE),
             is_broken: false,
+            has_last_words: false,
             said_goodbye: false,
             heard: now,
             pings: 0,
@@ -514,7 +517,7 @@ impl<'a> Conversation<'a> {
         let is_open = self.stage == Stage::Open;
         let is_ending = matches!(self.stage, Stage::Closing(_) | Stage::Closed(_));
         let mut to_client = if self.link.unsent() > 0 { PollFlags::OUT } else { PollFlags::empty() };
-        if !is_open && out.is_own() && !is_ending {
+        if !is_open && out.is_own() && !is_ending && !self.has_last_words {
             // Who has gone is not waited for; what an open one has sent is read first.
             to_client |= PollFlags::RDHUP;
         }
@@ -564,8 +567,14 @@ impl<'a> Conversation<'a> {
         if !link.is_empty() {
             self.link.is_readable();
             self.hear();
-        } else if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL | PollFlags::RDHUP) {
+        } else if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
             self.stage = Stage::Gone;
+        } else if client.contains(PollFlags::RDHUP) {
+            // He may have closed his half behind a message, and read on.
+            self.has_last_words = self.link.has_more();
+            if !self.has_last_words {
+                self.stage = Stage::Gone;
+            }
         }
         let looks_by_itself = wake.is_empty() && may_read_bus && !self.member.reader().is_surely_woken();
         if !wake.is_empty() || looks_by_itself {
@@ -947,6 +956,35 @@ mod tests {
         let running = Running::start([text(b"one"), text(b"two")].concat(), |_, _| {});
         for told in ["open", "one", "two"] {
             running.is_told(told);
+        }
+    }
+
+    #[test]
+    fn last_words_are_heard_by_a_handler_that_takes_its_time() {
+        for begun in [text(b"last words"), Vec::new()] {
+            let dir = TestDir::new();
+            let file = dir.join("told");
+            let script = r#"sleep 0.3; echo '{"accept":true}'; cat >"$0"; true"#;
+            let command = ["sh", "-c", script, file.to_str().unwrap()].map(str::to_owned).to_vec();
+            let settings = Settings { ws_handler: command, ..Settings::default() };
+            let is_behind = begun.is_empty();
+            let mut running = Running::with(channel().1, begun, move || {
+                Mind::Program(Box::new(Program::start(&settings, &[]).unwrap()))
+            });
+            if is_behind {
+                running.client().write_all(&text(b"last words")).unwrap();
+            }
+            running.client().shutdown(std::net::Shutdown::Write).unwrap();
+            let start = Instant::now();
+            let told = loop {
+                let told = std::fs::read_to_string(&file).unwrap_or_default();
+                if told.contains("finalize") {
+                    break told;
+                }
+                assert!(start.elapsed() < LONG, "{told}");
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            assert!(told.contains(r#""text":"last words""#), "{told}");
         }
     }
 }

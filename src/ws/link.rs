@@ -41,6 +41,8 @@ struct Wire<'a> {
     fd: BorrowedFd<'a>,
     is_ready: bool,
     has_read: bool,
+    /// Whether something came with the handshake.
+    has_begun: bool,
     /// What has yet to be written is behind `written`.
     unsent: Vec<u8>,
     written: usize,
@@ -58,9 +60,18 @@ impl<'a> Link<'a> {
             .write_buffer_size(0)
             .max_message_size(most)
             .max_frame_size(most);
+        let wire = Wire {
+            fd: input.fd,
+            is_ready: false,
+            has_read: false,
+            has_begun: !input.begun.is_empty(),
+            unsent: Vec::new(),
+            written: 0,
+            gone: 0,
+        };
         Self {
             context: WebSocketContext::from_partially_read(input.begun, Role::Server, Some(config)),
-            wire: Wire { fd: input.fd, is_ready: false, has_read: false, unsent: Vec::new(), written: 0, gone: 0 },
+            wire,
         }
     }
 
@@ -99,6 +110,11 @@ impl<'a> Link<'a> {
             ) => Heard::Gone,
             Err(_) => Heard::Broken(1002, "This is against RFC 6455."),
         }
+    }
+
+    /// Whether there are words that were not heard, before the first [`Link::hear`].
+    pub fn has_more(&self) -> bool {
+        self.wire.has_begun || rustix::io::ioctl_fionread(self.wire.fd).is_ok_and(|count| count > 0)
     }
 
     /// Whether any bytes have come since it was asked last, of whole frames or not.
