@@ -11,7 +11,7 @@
 
 use super::bus::{self, Member, Unposted};
 use super::query::{NotUtf8, Query};
-use super::{options, store_status};
+use super::{options, refuse, store_status};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Incoming, Outgoing, Reply, Request, Status, stop_signal};
 use crate::sse;
@@ -29,6 +29,7 @@ use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const METHODS: &str = "GET, POST, OPTIONS";
@@ -80,6 +81,7 @@ enum Refusal {
     Version,
     Key,
     CannotUpgrade,
+    TooManyHandlers(u64),
     WrongKey,
     NotText,
     Body(BodyError),
@@ -94,6 +96,7 @@ impl Refusal {
             Self::BadQuery(_) | Self::NoConnectionUpgrade | Self::Key | Self::NotText => Status::BadRequest,
             Self::NoUpgrade | Self::Version => Status::UpgradeRequired,
             Self::CannotUpgrade => Status::NotImplemented,
+            Self::TooManyHandlers(_) => Status::ServiceUnavailable,
             Self::WrongKey => Status::Forbidden,
             Self::Body(error) => error.status(),
             Self::Store(error) => store_status(error),
@@ -107,7 +110,7 @@ impl Refusal {
             Self::Store(error) => error.log(),
             _ => {}
         }
-        let reply = Reply::error(self.status(), &self.to_string());
+        let reply = refuse(self.status(), &self.to_string());
         match self {
             Self::MethodNotAllowed => reply.header("Allow", METHODS),
             // RFC 9110, 15.5.22, and RFC 6455, 4.4.
@@ -135,6 +138,9 @@ impl fmt::Display for Refusal {
             Self::CannotUpgrade => f.write_str(
                 "This web server gives no connection to a CGI program: let it pass this path on to uhst-relay serve on the same data folder, see deploy/README.md.",
             ),
+            Self::TooManyHandlers(most) => {
+                write!(f, "There are {most} handlers of WebSockets already (RELAY_MAX_HANDLERS); try again later.")
+            }
             Self::WrongKey => {
                 f.write_str("The key is not this channel's: uhst-relay notify --key CHANNEL prints it, for ?key=….")
             }
@@ -225,10 +231,14 @@ fn open(settings: &Settings, request: &Request<'_>, name: &str) -> Result<Reply,
         return Err(Refusal::NoConnectionUpgrade);
     }
     let name = BusName::new(name).ok_or(Refusal::Bus(bus::Refusal::BadName))?;
+    let most = settings.max_handlers;
+    // Before the 101, behind which nobody can be sent elsewhere, and before anything is made for him.
+    let place = Place::take(is_program(settings), most).ok_or(Refusal::TooManyHandlers(most))?;
     let member = Member::enter(settings, &name).map_err(Refusal::Bus)?;
     let visitor = visitor(request);
     let accept = BASE64.encode(Sha1::new().chain_update(&key).chain_update(GUID).finalize());
     let talk = move |input: Incoming<'_>, out: &mut Outgoing| {
+        let _place = place;
         let handler = Mind::new(member.settings(), &visitor);
         Conversation::new(input, member, handler, out.is_own()).run(out, &visitor, &key);
     };
@@ -274,6 +284,36 @@ fn visitor(request: &Request<'_>) -> Visitor {
         origin: header("origin"),
         query,
         environment,
+    }
+}
+
+/// Whether a program is started for each connection.
+fn is_program(settings: &Settings) -> bool {
+    !ws::has_own_handler() && settings.ws_handler.first().is_some_and(|first| first != "echo")
+}
+
+/// How many connections of this process have a program of their own. Of a CGI process there is one.
+static PROGRAMS: AtomicU64 = AtomicU64::new(0);
+
+/// A connection's place among them, if it needs one.
+struct Place(bool);
+
+impl Place {
+    /// `None` where there are `most` already.
+    fn take(is_needed: bool, most: u64) -> Option<Self> {
+        if is_needed && PROGRAMS.fetch_add(1, Ordering::Relaxed) >= most {
+            PROGRAMS.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Self(is_needed))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.0 {
+            PROGRAMS.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

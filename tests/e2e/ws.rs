@@ -529,6 +529,24 @@ pub fn a_handler_that_fails_takes_nobody_else_with_it(door: Door) {
     healthy.leave();
 }
 
+#[test]
+fn a_crowd_does_not_start_more_handlers_than_the_owner_allows() {
+    let Some(recorder) = Recorder::new() else { return };
+    let settings = [("RELAY_WS_HANDLER", &*recorder.setting()), ("RELAY_MAX_HANDLERS", "2")];
+    let Some(place) = place(Door::Serve, &settings) else { return };
+    let mut one = place.open("/ws/room");
+    one.hear("welcome");
+    // One that is not let in yet counts too.
+    let _silent = place.open("/ws/other?hangs");
+    for channel in ["room", "other", "new"] {
+        let reply = place.shake(&format!("/ws/{channel}"), HANDSHAKE).expect_err("an answer that is no 101");
+        assert!(reply.status == 503 && reply.body.contains("RELAY_MAX_HANDLERS"), "{reply:?}");
+        assert!(reply.header("retry-after").is_some(), "{reply:?}");
+    }
+    one.leave();
+    until("there is a place again", LONG, || place.shake("/ws/room", HANDSHAKE).is_ok());
+}
+
 pub fn the_application_reaches_everybody(door: Door) {
     let pipe = Folder::new();
     let pipe = pipe.join("notify");
