@@ -17,7 +17,7 @@ use crate::gateway::{BodyError, Content, Incoming, Outgoing, Reply, Request, Sta
 use crate::sse;
 use crate::store::bus::{BusName, User};
 use crate::store::{self, Store};
-use crate::ws::link::{Heard, Link};
+use crate::ws::link::{Heard, Link, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
 use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
 use base64::Engine as _;
@@ -45,6 +45,13 @@ const ENOUGH: usize = 256 * 1024;
 
 /// A peer that says nothing to so many pings has gone.
 const MOST_PINGS: u32 = 3;
+
+/// A handler's lines in the log: a hundred a second, on average over ten.
+const MOST_LINES: u64 = 1000;
+const LOG_TIME: Duration = Duration::from_secs(10);
+
+/// A message takes about so much of a bus besides itself, and to post it is some work for all who hear it.
+const POST_SIZE: u64 = 100;
 
 /// A line of a handler in the log has at most so many characters.
 const LOG_SIZE: usize = 1000;
@@ -319,6 +326,9 @@ impl Drop for Place {
 
 /// Who decides what happens.
 enum Mind {
+    /// It does only what its client wants.
+    BuiltIn(Box<dyn Handler>),
+    /// The application's own, in Rust.
     Inside(Box<dyn Handler>),
     Program(Box<Program>),
     /// It has failed, and is told nothing any more.
@@ -331,8 +341,8 @@ impl Mind {
             return Self::Inside(own);
         }
         match settings.ws_handler.first().map(String::as_str) {
-            None => Self::Inside(Box::new(ws::Channel)),
-            Some("echo") => Self::Inside(Box::new(ws::Echo)),
+            None => Self::BuiltIn(Box::new(ws::Channel)),
+            Some("echo") => Self::BuiltIn(Box::new(ws::Echo)),
             Some(_) => match Program::start(settings, &visitor.environment) {
                 Ok(program) => Self::Program(Box::new(program)),
                 Err(fault) => Self::Lost(Some(fault)),
@@ -347,9 +357,8 @@ impl Mind {
 
 /// The largest message that a client may send: without a handler, one that fits on the bus.
 fn most(settings: &Settings, mind: &Mind) -> u64 {
-    let is_broadcast = settings.ws_handler.is_empty() && !ws::has_own_handler();
     match mind {
-        Mind::Inside(_) if is_broadcast => settings.bus_message.min(settings.max_body),
+        Mind::BuiltIn(_) if settings.ws_handler.is_empty() => settings.bus_message.min(settings.max_body),
         _ => settings.max_body,
     }
 }
@@ -365,6 +374,28 @@ enum Stage {
     /// The other end has closed: what is still to be written is written until then.
     Closed(Instant),
     Gone,
+}
+
+/// How much there was of something within a span of time.
+struct Span {
+    begun: Instant,
+    count: u64,
+}
+
+impl Span {
+    fn new() -> Self {
+        Self { begun: Instant::now(), count: 0 }
+    }
+
+    /// Counts so many more. False where that makes more than `most` in `time`; they are not counted then.
+    fn add(&mut self, count: u64, most: u64, time: Duration) -> bool {
+        if self.begun.elapsed() >= time {
+            *self = Self::new();
+        }
+        let is_within = self.count.saturating_add(count) <= most;
+        self.count += if is_within { count } else { 0 };
+        is_within
+    }
 }
 
 /// A connection. One loop, one sleep: whatever can happen to it ends the same `poll`.
@@ -387,6 +418,9 @@ struct Conversation<'a> {
     round: Duration,
     next_round: Instant,
     next_loop: Instant,
+    /// What the handler has posted, in bytes, and said to the log, in lines.
+    posted: Span,
+    logged: Span,
 }
 
 impl<'a> Conversation<'a> {
@@ -408,6 +442,8 @@ impl<'a> Conversation<'a> {
             round: sse::round(is_own),
             next_round: now + sse::round(is_own),
             next_loop: now + settings.ws_loop.unwrap_or(settings.keep_alive),
+            posted: Span::new(),
+            logged: Span::new(),
             member,
         }
     }
@@ -446,9 +482,8 @@ impl<'a> Conversation<'a> {
         self.tell(&Event::Shutdown);
         self.tell(&Event::Finalize);
         if let Mind::Program(program) = std::mem::replace(&mut self.mind, Mind::Lost(None)) {
-            program.finish(|program, action| match action {
-                Action::Broadcast(data, size) => self.broadcast(&data, size),
-                Action::Log(line) if program.may_log() => self.log(&line),
+            program.finish(|action| match action {
+                Action::Broadcast(..) | Action::Log(_) => self.act(action),
                 // There is nobody to send to any more.
                 _ => {}
             });
@@ -701,7 +736,7 @@ impl<'a> Conversation<'a> {
         match &mut self.mind {
             Mind::Lost(_) => {}
             Mind::Program(program) => program.tell(event),
-            Mind::Inside(handler) => {
+            Mind::BuiltIn(handler) | Mind::Inside(handler) => {
                 let told = catch_unwind(AssertUnwindSafe(|| ws::tell(&mut **handler, event, channel, user)));
                 if let Ok(actions) = told {
                     for action in actions {
@@ -721,9 +756,6 @@ impl<'a> Conversation<'a> {
         for action in actions {
             self.act(action);
         }
-        if self.link.unsent() as u64 > self.member.settings().max_queue {
-            self.fail(&Fault::Floods);
-        }
         match fault {
             None => {}
             // Its last words may have been a close, and then it may go.
@@ -741,12 +773,13 @@ impl<'a> Conversation<'a> {
                 self.close(1008, "The application does not let you in.");
             }
             (Action::Accept(_), _) => {}
-            (Action::Send(text), _) => self.link.send(Frame::Text(&text)),
-            (Action::SendBinary(bytes), _) => self.link.send(Frame::Binary(&bytes)),
+            (Action::Send(text), _) => self.send(Frame::Text(&text)),
+            (Action::SendBinary(bytes), _) => self.send(Frame::Binary(&bytes)),
             (Action::Broadcast(data, size), _) => self.broadcast(&data, size),
-            (Action::Close(code, reason), _) => self.close(code, &reason),
+            (Action::Close(code, reason), _) if is_close_code(code) => self.close(code, &reason),
+            (Action::Close(code, _), _) => self.fail(&Fault::Nonsense(format!("nobody may close with {code}"))),
             (Action::Log(line), _) => {
-                if self.mind.program().is_none_or(Program::may_log) {
+                if self.logged.add(1, MOST_LINES, LOG_TIME) {
                     self.log(&line);
                 } else {
                     self.fail(&Fault::Floods);
@@ -755,21 +788,32 @@ impl<'a> Conversation<'a> {
         }
     }
 
+    fn send(&mut self, frame: Frame<'_>) {
+        self.link.send(frame);
+        let is_too_much = self.link.unsent() as u64 > self.member.settings().max_queue;
+        if is_too_much && !matches!(self.mind, Mind::BuiltIn(_)) {
+            self.fail(&Fault::Floods);
+        }
+    }
+
     fn broadcast(&mut self, data: &str, size: usize) {
         let settings = self.member.settings();
         if size as u64 > settings.bus_message {
             return self.close(1009, "The message is too long for the channel.");
+        }
+        // Less than half of what may be alive on the channel is one handler's, whenever it began to flood. The others must
+        // not find it full because of that.
+        let share = (settings.max_queue / 4).max(settings.bus_message + POST_SIZE);
+        let cost = data.len() as u64 + POST_SIZE;
+        if !matches!(self.mind, Mind::BuiltIn(_)) && !self.posted.add(cost, share, settings.message_lifetime) {
+            return self.fail(&Fault::Floods);
         }
         match self.member.post(data) {
             Ok(()) => {}
             Err(Unposted::Signed) => self.close(1008, "On this channel only registered users may post."),
             Err(Unposted::Gone) => self.close(1001, "The channel was removed."),
             Err(Unposted::Store(store::Error::QueueFull(_))) => {
-                if self.mind.program().is_some() {
-                    self.fail(&Fault::Floods);
-                } else {
-                    self.close(1013, "The channel is full: try again later.");
-                }
+                self.close(1013, "The channel is full: try again later.");
             }
             Err(Unposted::Store(error)) => {
                 error.log();
@@ -824,6 +868,8 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc::{Receiver, TryRecvError, channel};
+    use tungstenite::protocol::Role;
+    use tungstenite::{Message, WebSocket};
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -1026,5 +1072,43 @@ mod tests {
             };
             assert!(told.contains(r#""text":"last words""#), "{told}");
         }
+    }
+
+    #[test]
+    fn a_handler_in_rust_that_fails_closes_its_own_connection() {
+        for fault in ["panics", "sends", "broadcasts", "nonsense"] {
+            let mut running = Running::start(Vec::new(), |connection, text| match text {
+                "panics" => panic!("as it was told"),
+                "sends" => (0..33).for_each(|_| connection.send(Frame::Binary(&[0; 1 << 20]))),
+                "broadcasts" => (0..1000).for_each(|_| connection.broadcast(Frame::Binary(&[0; 10_000]))),
+                _ => connection.close(1005, ""),
+            });
+            running.is_told("open");
+            let mut client = WebSocket::from_raw_socket(running.client.take().unwrap(), Role::Client, None);
+            client.send(Message::text(fault)).unwrap();
+            running.is_told(fault);
+            if fault != "panics" {
+                running.is_told("before_close 1011");
+            }
+            if fault == "sends" {
+                // The close comes behind all that, if there is time.
+                continue;
+            }
+            let code = loop {
+                if let Message::Close(frame) = client.read().unwrap() {
+                    break frame.map(|frame| u16::from(frame.code));
+                }
+            };
+            assert_eq!(code, Some(1011), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_span_counts_what_it_allows() {
+        let mut span = Span::new();
+        assert!(span.add(3, 4, LONG) && !span.add(2, 4, LONG) && span.add(1, 4, LONG) && !span.add(1, 4, LONG));
+        assert!(!span.add(u64::MAX, 4, LONG));
+        span.begun = Instant::now().checked_sub(LONG).unwrap();
+        assert!(span.add(4, 4, LONG) && !span.add(1, 4, LONG));
     }
 }

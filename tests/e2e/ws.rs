@@ -363,6 +363,11 @@ for line in sys.stdin:
         elif text == "chatter":
             while True:
                 do(log="x")
+        elif text == "pour":
+            while True:
+                do(send="x" * 100000)
+        elif text == "end":
+            do(close={"code": 1005})
         elif text == "deaf":
             time.sleep(1000)
         elif text == "leave":
@@ -505,12 +510,24 @@ pub fn a_handler_that_fails_takes_nobody_else_with_it(door: Door) {
         ("nonsense", "that is no action"),
         ("flood", "more than can be taken"),
         ("chatter", "more than can be taken"),
+        ("pour", "more than can be taken"),
+        ("end", "nobody may close with 1005"),
     ] {
         let mut socket = place.open(&format!("/ws/{text}"));
         socket.hear("welcome");
         socket.say(text);
+        if text == "pour" {
+            // It pours as long as nobody takes it, and the close comes behind all of it.
+            place.has_logged(&format!("\"pour\": the handler says {logged}"));
+            continue;
+        }
         socket.ends(1011);
         place.has_logged(logged);
+        // Others on the same channel talk on.
+        let mut pair = [place.open(&format!("/ws/{text}")), place.open(&format!("/ws/{text}"))];
+        pair.iter_mut().for_each(|socket| socket.hear("welcome"));
+        pair[0].say("all is well");
+        pair[1].hear("is well");
     }
     socket = place.open("/ws/room");
     socket.hear("welcome");
