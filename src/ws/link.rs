@@ -69,10 +69,7 @@ impl<'a> Link<'a> {
             written: 0,
             gone: 0,
         };
-        Self {
-            context: WebSocketContext::from_partially_read(input.begun, Role::Server, Some(config)),
-            wire,
-        }
+        Self { context: WebSocketContext::from_partially_read(input.begun, Role::Server, Some(config)), wire }
     }
 
     pub fn fd(&self) -> BorrowedFd<'a> {

@@ -3,10 +3,12 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_linger;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
@@ -15,7 +17,7 @@ use tungstenite::{Message, WebSocket};
 
 use crate::door::Door;
 use crate::place::{
-    Folder, LONG, User, have, is_root, kill, processes_below, repository, set_mode, skip, until, web_user,
+    Folder, LONG, User, have, is_root, kill, processes_below, relays_of, repository, set_mode, skip, until, web_user,
 };
 use crate::relay::{Call, Relay, Reply, header};
 use crate::serve::Serve;
@@ -128,6 +130,18 @@ impl Place {
     #[track_caller]
     fn has_logged(&self, text: &str) {
         until(&format!("the log has {text:?}"), LONG, || self.log().contains(text));
+    }
+
+    /// Sends a signal to the process that holds the connections.
+    fn signal(&self, signal: Signal) {
+        match self {
+            Self::Serve(serve) => kill(serve.pid(), signal),
+            Self::Server(_) => {
+                let relays = relays_of(self.relay().folder().path());
+                assert!(!relays.is_empty(), "a connection is a process");
+                relays.into_iter().for_each(|pid| kill(pid, signal));
+            }
+        }
     }
 
     fn stop(&mut self) {
@@ -363,6 +377,9 @@ for line in sys.stdin:
         elif text == "chatter":
             while True:
                 do(log="x")
+        elif text == "much":
+            for _ in range(200):
+                do(send="x" * 100000)
         elif text == "pour":
             while True:
                 do(send="x" * 100000)
@@ -463,28 +480,106 @@ pub fn a_handler_is_told_every_event_in_order(door: Door) {
     assert_eq!(order, expected.split(' ').collect::<Vec<_>>());
 }
 
+/// How a connection can end without a word.
+#[derive(Clone, Copy, Debug)]
+enum Break {
+    /// The client's process is killed with SIGKILL.
+    Killed,
+    /// It closes its socket.
+    Closed,
+    /// It resets the connection.
+    Reset,
+    /// It is there, as far as its kernel goes, and says nothing.
+    Silent,
+    /// It reads nothing any more, and there is much to read.
+    Clogged,
+    /// The relay's process is asked to stop.
+    Stopped,
+}
+
 pub fn a_connection_that_breaks_is_said_goodbye(door: Door) {
+    for how in [Break::Killed, Break::Closed, Break::Reset, Break::Silent, Break::Clogged, Break::Stopped] {
+        let Some(recorder) = Recorder::new() else { return };
+        let settings =
+            [("RELAY_WS_HANDLER", &*recorder.setting()), ("RELAY_KEEP_ALIVE", "0.2"), ("RELAY_MAX_QUEUE", "100000000")];
+        let Some(place) = place(door, &settings) else { return };
+        let mut socket = place.open("/ws/room");
+        socket.hear("welcome");
+        let start = Instant::now();
+        // Who waits for the handler to be told reads nothing, and so answers no ping.
+        let mut left = None;
+        match how {
+            Break::Killed => {
+                let mut client =
+                    Command::new("sleep").arg("1000").stdin(OwnedFd::from(socket.0.into_inner())).spawn().unwrap();
+                client.kill().unwrap();
+                client.wait().unwrap();
+            }
+            Break::Closed => drop(socket),
+            Break::Reset => {
+                set_socket_linger(socket.0.get_ref(), Some(Duration::ZERO)).unwrap();
+                drop(socket);
+            }
+            Break::Silent => left = Some(socket),
+            Break::Clogged => {
+                socket.say("much");
+                left = Some(socket);
+            }
+            Break::Stopped => {
+                left = Some(socket);
+                place.signal(Signal::TERM);
+            }
+        }
+        let told = recorder.all_told();
+        let end = &told[told.len() - 4..];
+        assert_eq!(kinds(end), ["before_close", "after_close", "shutdown", "finalize"], "{how:?}");
+        let codes: &[u16] = match how {
+            Break::Stopped => &[1001],
+            // lighttpd ends the program when it notices first, which to the program is the server's end.
+            Break::Killed | Break::Closed | Break::Reset if door == Door::Lighttpd => &[1006, 1001],
+            _ => &[1006],
+        };
+        assert!(codes.iter().any(|code| end[0]["code"] == *code), "{how:?}: {end:?}");
+        if matches!(how, Break::Silent | Break::Clogged) {
+            assert!(start.elapsed() > Duration::from_millis(500), "{how:?}: not before three pings");
+        }
+        drop(left);
+    }
+}
+
+/// Nobody is left to tell it anything: the end of its input is the end. The examples know that too.
+pub fn a_handler_ends_when_the_relay_is_killed(door: Door) {
     let Some(recorder) = Recorder::new() else { return };
-    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &recorder.setting()), ("RELAY_KEEP_ALIVE", "0.2")]) else {
-        return;
+    let example = |name: &str| {
+        let program = recorder.folder.join(name);
+        fs::copy(repository().join("examples").join(name), &program).unwrap();
+        format!("{} {}", program.display(), recorder.folder.join("told").display())
     };
-    let mut socket = place.open("/ws/room");
-    socket.hear("welcome");
-    drop(socket);
-    let told = recorder.all_told();
-    let end = &told[told.len() - 4..];
-    assert_eq!(kinds(end), ["before_close", "after_close", "shutdown", "finalize"]);
-    // lighttpd ends the program when it notices first, which to the program is the server's end.
-    let codes: &[u16] = if door == Door::Lighttpd { &[1006, 1001] } else { &[1006] };
-    assert!(codes.iter().any(|code| end[0]["code"] == *code), "{end:?}");
-    // One that is there and says nothing is no better: nobody reads this socket, so nobody answers its pings.
-    let silent = place.open("/ws/room");
-    let start = Instant::now();
-    until("the silent one is dropped", LONG, || {
-        recorder.told().iter().filter(|told| kinds(told).contains(&"finalize")).count() == 2
-    });
-    assert!(start.elapsed() > Duration::from_millis(500), "not before three pings");
-    drop(silent);
+    for handler in [recorder.setting(), example("chat.py"), example("chat.php")] {
+        if handler.contains(".php") && !have("php") {
+            skip("php is not installed");
+            continue;
+        }
+        let Some(place) = place(door, &[("RELAY_WS_HANDLER", &handler)]) else { return };
+        let mut socket = place.open("/ws/room?name=Anna");
+        let script = handler.split(' ').rev().nth(1).unwrap();
+        let handlers = || processes_with(script);
+        until("the handler runs", LONG, || handlers() == 1);
+        place.signal(Signal::KILL);
+        until("the handler has ended", LONG, || handlers() == 0);
+        while socket.0.read().is_ok() {}
+    }
+    let told = recorder.told().into_iter().find(|told| !told.is_empty()).unwrap();
+    assert!(!kinds(&told).contains(&"before_close"), "{told:?}");
+}
+
+/// How many processes have this among their arguments.
+fn processes_with(argument: &str) -> usize {
+    let has = |entry: &fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter(|entry| has(entry)).count()
 }
 
 pub fn a_handler_that_fails_takes_nobody_else_with_it(door: Door) {
