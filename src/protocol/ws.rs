@@ -456,7 +456,7 @@ impl<'a> Conversation<'a> {
         }
         let (channel, user) = (self.member.name().as_str().to_owned(), self.member.user().0);
         self.tell(&Event::Initialize);
-        self.tell(&Event::Started { channel: &channel, user });
+        self.tell(&Event::Started { channel: &channel, user, time: self.member.since() });
         self.tell(&Event::Authenticate(visitor));
         let mut is_decided = false;
         loop {

@@ -93,7 +93,7 @@ impl Serialize for Frame<'_> {
 #[expect(missing_docs, reason = "they are the methods of Handler")]
 pub enum Event<'a> {
     Initialize,
-    Started { channel: &'a str, user: u64 },
+    Started { channel: &'a str, user: u64, time: u64 },
     Authenticate(&'a Visitor),
     Open { key: &'a str },
     Read(Frame<'a>),

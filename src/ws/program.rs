@@ -360,7 +360,10 @@ mod tests {
     fn events_are_what_a_program_reads() {
         let json = |event: &Event<'_>| serde_json::to_string(event).unwrap();
         assert_eq!(json(&Event::Initialize), r#"{"event":"initialize"}"#);
-        assert_eq!(json(&Event::Started { channel: "a", user: 2 }), r#"{"event":"started","channel":"a","user":2}"#);
+        assert_eq!(
+            json(&Event::Started { channel: "a", user: 2, time: 1 }),
+            r#"{"event":"started","channel":"a","user":2,"time":1}"#
+        );
         assert_eq!(json(&Event::Read(Frame::Text("hi"))), r#"{"event":"read","size":2}"#);
         assert_eq!(json(&Event::Read(Frame::Binary(b"hi"))), r#"{"event":"read","size":2,"binary":"aGk="}"#);
         let data = RawValue::from_string(r#"{"a":1.0}"#.to_owned()).unwrap();

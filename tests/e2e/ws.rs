@@ -777,6 +777,36 @@ pub fn the_chat_of_the_examples_works(door: Door) {
     }
 }
 
+/// Who comes just when something is said gets it from the channel, and not from the history as well.
+#[test]
+fn the_history_of_the_examples_ends_where_the_channel_begins() {
+    for (interpreter, script) in [("python3", "chat.py"), ("php", "chat.php")] {
+        if !have(interpreter) {
+            skip(&format!("{interpreter} is not installed"));
+            continue;
+        }
+        let folder = Folder::new();
+        let chat = |events: &[Value]| {
+            let mut command = Command::new(repository().join("examples").join(script));
+            let mut child = command.arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut input = child.stdin.take().unwrap();
+            for event in events {
+                writeln!(input, "{event}").unwrap();
+            }
+            drop(input);
+            String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+        };
+        let started = |time: u64| json!({"event": "started", "channel": "room", "user": 2, "time": time});
+        let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
+        let now = u64::try_from(since_1970.as_millis()).unwrap();
+        chat(&[started(now), json!({"event": "text", "text": "hello"})]);
+        for (time, is_told) in [(now, false), (now + 3_600_000, true)] {
+            let said = chat(&[started(time), json!({"event": "open", "key": ""})]);
+            assert_eq!(said.contains("hello"), is_told, "{script}: {said}");
+        }
+    }
+}
+
 /// The Autobahn suite's groups 1 to 7: every kind of frame, right and wrong. 9 and 10, long and many messages, take a
 /// minute and are for the measurements.
 pub fn the_autobahn_suite_is_content(door: Door) {
