@@ -974,7 +974,7 @@ mod tests {
     /// Answers with 16 MiB, which no system keeps for a client.
     fn much(connection: &mut ws::Connection<'_>, _: &str) {
         for _ in 0..256 {
-            connection.send(Frame::Binary(&[0; 64 * 1024]));
+            connection.send(Frame::Binary(&vec![0; 64 * 1024]));
         }
     }
 
@@ -1023,7 +1023,7 @@ mod tests {
             running
         };
         // 6 MiB in all at most, so there is more all the time.
-        lives_on(start, |client| _ = client.read(&mut [0; 64 * 1024]));
+        lives_on(start, |client| _ = client.read(&mut vec![0; 64 * 1024]));
     }
 
     #[test]
@@ -1079,7 +1079,7 @@ mod tests {
         for fault in ["panics", "sends", "broadcasts", "nonsense"] {
             let mut running = Running::start(Vec::new(), |connection, text| match text {
                 "panics" => panic!("as it was told"),
-                "sends" => (0..33).for_each(|_| connection.send(Frame::Binary(&[0; 1 << 20]))),
+                "sends" => (0..33).for_each(|_| connection.send(Frame::Binary(&vec![0; 1 << 20]))),
                 "broadcasts" => (0..1000).for_each(|_| connection.broadcast(Frame::Binary(&[0; 10_000]))),
                 _ => connection.close(1005, ""),
             });

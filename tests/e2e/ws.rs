@@ -139,7 +139,9 @@ impl Place {
             Self::Server(_) => {
                 let relays = relays_of(self.relay().folder().path());
                 assert!(!relays.is_empty(), "a connection is a process");
-                relays.into_iter().for_each(|pid| kill(pid, signal));
+                for pid in relays {
+                    kill(pid, signal);
+                }
             }
         }
     }
@@ -620,7 +622,9 @@ pub fn a_handler_that_fails_takes_nobody_else_with_it(door: Door) {
         place.has_logged(logged);
         // Others on the same channel talk on.
         let mut pair = [place.open(&format!("/ws/{text}")), place.open(&format!("/ws/{text}"))];
-        pair.iter_mut().for_each(|socket| socket.hear("welcome"));
+        for socket in &mut pair {
+            socket.hear("welcome");
+        }
         pair[0].say("all is well");
         pair[1].hear("is well");
     }
