@@ -166,7 +166,7 @@ impl Connection<'_> {
 /// What an application does about a connection. Each method is an event; only [`Handler::authenticate`] must be written.
 ///
 /// A method that panics ends its own connection with 1011 (where the program was built to abort, as `deploy/build` does,
-/// the connection breaks), and so does one that sends or broadcasts too much, or closes with a code that nobody may use.
+/// the connection breaks), and so does one that sends, broadcasts or logs too much, or closes with a code that nobody may use.
 /// One that does not return holds its own connection, and no other.
 pub trait Handler {
     /// Whether this visitor may have the connection. Otherwise it is closed with 1008.

@@ -80,7 +80,11 @@ impl Place {
                 break end;
             }
             let mut bytes = [0; 4096];
-            let count = socket.read(&mut bytes).expect("an answer comes");
+            let count = match socket.read(&mut bytes) {
+                // Where a socket has a time limit, a process that was held up for a moment is told so (signal(7)).
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                other => other.expect("an answer comes"),
+            };
             assert!(count > 0, "no whole answer: {:?}", String::from_utf8_lossy(&heard));
             heard.extend_from_slice(&bytes[..count]);
         };
@@ -170,7 +174,7 @@ impl Socket {
         loop {
             match self.0.read() {
                 Ok(Message::Ping(_)) => {}
-                // Where a socket has a time limit, a process that was held up for a moment is told so (signal(7)).
+                // As above.
                 Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 other => return other.expect("a message comes"),
             }
