@@ -506,8 +506,11 @@ enum Break {
 pub fn a_connection_that_breaks_is_said_goodbye(door: Door) {
     for how in [Break::Killed, Break::Closed, Break::Reset, Break::Silent, Break::Clogged, Break::Stopped] {
         let Some(recorder) = Recorder::new() else { return };
+        // Nobody answers a ping here, and who is to be stopped must not be dropped for that.
+        let keep_alive = if matches!(how, Break::Stopped) { "60" } else { "0.2" };
+        let handler = recorder.setting();
         let settings =
-            [("RELAY_WS_HANDLER", &*recorder.setting()), ("RELAY_KEEP_ALIVE", "0.2"), ("RELAY_MAX_QUEUE", "100000000")];
+            [("RELAY_WS_HANDLER", &*handler), ("RELAY_KEEP_ALIVE", keep_alive), ("RELAY_MAX_QUEUE", "100000000")];
         let Some(place) = place(door, &settings) else { return };
         let mut socket = place.open("/ws/room");
         socket.hear("welcome");
