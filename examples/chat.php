@@ -6,7 +6,7 @@
 // room are kept in FOLDER, which the web server's user must be able to write to.
 const KEPT = 20;
 ini_set('display_errors', 'stderr'); // a warning is no action
-[$folder, $room, $name] = [$argv[1], '', ''];
+[$folder, $room, $name, $since] = [$argv[1], '', '', 0];
 
 function act(string $action, $value): void
 {
@@ -21,10 +21,10 @@ function history(?string $message = null): array
     flock($file, LOCK_EX);
     $messages = array_map('json_decode', array_filter(explode("\n", stream_get_contents($file)), 'strlen'));
     if ($message !== null) {
-        $messages = [...array_slice($messages, 1 - KEPT), $message];
+        $messages = [...array_slice($messages, 1 - KEPT), [microtime(true) * 1000, $message]];
         ftruncate($file, 0);
         rewind($file);
-        fwrite($file, implode("\n", array_map('json_encode', $messages)) . "\n");
+        fwrite($file, implode("\n", array_map(fn ($said) => json_encode($said, JSON_INVALID_UTF8_SUBSTITUTE), $messages)) . "\n");
     }
     fclose($file);
     return $messages;
@@ -34,7 +34,7 @@ while (($line = fgets(STDIN)) !== false) {
     $event = json_decode($line, true);
     switch ($event['event']) {
         case 'started':
-            $room = $event['channel'];
+            [$room, $since] = [$event['channel'], $event['time']];
             break;
         case 'authenticate':
             parse_str($event['query'], $query);
@@ -42,7 +42,7 @@ while (($line = fgets(STDIN)) !== false) {
             act('accept', $name !== '');
             break;
         case 'open':
-            array_map(fn ($message) => act('send', $message), history());
+            foreach (history() as [$said, $message]) if ($said < $since) act('send', $message); // the others come by themselves
             act('broadcast', "* $name has come");
             break;
         case 'text':

@@ -2,19 +2,19 @@
 """A chat with names and history, as a handler of WebSockets: RELAY_WS_HANDLER=/srv/chat.py FOLDER
 
 The relay starts one for each connection. Clients open ws://…/ws/ROOM?name=Anna and send text. The last messages of a room
-are kept in FOLDER, which the web server's user must be able to write to. What is said just as somebody comes may reach
-him twice, but is never lost.
+are kept in FOLDER, which the web server's user must be able to write to.
 """
 import fcntl
 import hashlib
 import json
 import os
 import sys
+import time
 import urllib.parse
 
 KEPT = 20
 folder = sys.argv[1]
-room = name = None
+room = name = since = None
 
 
 def do(action, value):
@@ -29,7 +29,7 @@ def history(message=None):
         file.seek(0)
         messages = [json.loads(line) for line in file]
         if message is not None:
-            messages = messages[1 - KEPT:] + [message]
+            messages = messages[1 - KEPT:] + [(time.time() * 1000, message)]
             file.truncate(0)
             file.writelines(json.dumps(message) + "\n" for message in messages)
     return messages
@@ -39,13 +39,14 @@ for line in sys.stdin:
     event = json.loads(line)
     kind = event["event"]
     if kind == "started":
-        room = event["channel"]
+        room, since = event["channel"], event["time"]
     elif kind == "authenticate":
         name = urllib.parse.parse_qs(event["query"]).get("name", [""])[0].strip()[:30]
         do("accept", name != "")
     elif kind == "open":
-        for message in history():
-            do("send", message)
+        for said, message in history():
+            if said < since:  # the others come by themselves
+                do("send", message)
         do("broadcast", f"* {name} has come")
     elif kind == "text":
         message = f"{name}: {event['text']}"

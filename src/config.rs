@@ -59,6 +59,8 @@ pub struct Settings {
     /// `RELAY_WS_HANDLER`: the program that is started for each WebSocket, and its arguments, separated by spaces. `echo` is
     /// built in. Empty: what arrives is broadcast.
     pub ws_handler: Vec<String>,
+    /// `RELAY_MAX_HANDLERS`: how many such programs `serve` has running at once.
+    pub max_handlers: u64,
     /// `RELAY_WS_LOOP` in seconds (or `WEBSOCKET_SELECT_TIMEOUT` in microseconds): how often a handler's `loop` is called.
     /// Unset, it is called with the keep-alive.
     pub ws_loop: Option<Duration>,
@@ -111,6 +113,7 @@ impl Default for Settings {
             pipe_timeout: Duration::from_secs(30),
             pipe_lifetime: Duration::from_secs(3600),
             ws_handler: Vec::new(),
+            max_handlers: 200,
             ws_loop: None,
             ws_pipe: None,
             listen: None,
@@ -203,6 +206,7 @@ impl Settings {
             pipe_timeout: positive_time(&get, "RELAY_PIPE_TIMEOUT", 1.0, default.pipe_timeout)?,
             pipe_lifetime: positive_time(&get, "RELAY_PIPE_LIFETIME", 1.0, default.pipe_lifetime)?,
             ws_handler: get("RELAY_WS_HANDLER")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+            max_handlers: whole(&get, "RELAY_MAX_HANDLERS", default.max_handlers)?,
             ws_loop: match (get("RELAY_WS_LOOP")?, get("WEBSOCKET_SELECT_TIMEOUT")?) {
                 (Some(_), _) => Some(positive_time(&get, "RELAY_WS_LOOP", 1.0, Duration::ZERO)?),
                 (None, Some(_)) => Some(positive_time(&get, "WEBSOCKET_SELECT_TIMEOUT", 1e-6, Duration::ZERO)?),

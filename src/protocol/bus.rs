@@ -20,6 +20,7 @@ use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Statu
 use crate::sse::{self, Care, Events, Given, Unsent};
 use crate::store::bus::{Bell, Bus, BusName, BusReader, Message, Registered, User};
 use crate::store::mailbox::Standing;
+use crate::store::queue::now_ms;
 use crate::store::{self, Store};
 use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags};
@@ -469,6 +470,8 @@ pub(super) struct Member {
     settings: Settings,
     name: BusName,
     user: User,
+    /// In ms since 1970: he hears what is said from then on.
+    since: u64,
     feed: Feed,
 }
 
@@ -492,7 +495,9 @@ impl Member {
         let mut reader = bus.reader(bus.end()?, Some(user), settings.message_lifetime)?;
         desk.wake(&bus, &mut reader)?;
         drop(bus);
-        Ok(Self { settings: settings.clone(), name: name.clone(), user, feed: Feed(reader) })
+        // Not before he was there.
+        let since = now_ms() + 1;
+        Ok(Self { settings: settings.clone(), name: name.clone(), user, since, feed: Feed(reader) })
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -505,6 +510,11 @@ impl Member {
 
     pub(super) fn user(&self) -> User {
         self.user
+    }
+
+    /// In ms since 1970: he hears what is said from then on, and none of what was said long before.
+    pub(super) fn since(&self) -> u64 {
+        self.since
     }
 
     /// What others have posted.

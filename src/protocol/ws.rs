@@ -11,13 +11,13 @@
 
 use super::bus::{self, Member, Unposted};
 use super::query::{NotUtf8, Query};
-use super::{options, store_status};
+use super::{options, refuse, store_status};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Incoming, Outgoing, Reply, Request, Status, stop_signal};
 use crate::sse;
 use crate::store::bus::{BusName, User};
 use crate::store::{self, Store};
-use crate::ws::link::{Heard, Link};
+use crate::ws::link::{Heard, Link, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
 use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
 use base64::Engine as _;
@@ -29,6 +29,7 @@ use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const METHODS: &str = "GET, POST, OPTIONS";
@@ -44,6 +45,13 @@ const ENOUGH: usize = 256 * 1024;
 
 /// A peer that says nothing to so many pings has gone.
 const MOST_PINGS: u32 = 3;
+
+/// A handler's lines in the log: a hundred a second, on average over ten.
+const MOST_LINES: u64 = 1000;
+const LOG_TIME: Duration = Duration::from_secs(10);
+
+/// A message takes about so much of a bus besides itself, and to post it is some work for all who hear it.
+const POST_SIZE: u64 = 100;
 
 /// A line of a handler in the log has at most so many characters.
 const LOG_SIZE: usize = 1000;
@@ -80,6 +88,7 @@ enum Refusal {
     Version,
     Key,
     CannotUpgrade,
+    TooManyHandlers(u64),
     WrongKey,
     NotText,
     Body(BodyError),
@@ -94,6 +103,7 @@ impl Refusal {
             Self::BadQuery(_) | Self::NoConnectionUpgrade | Self::Key | Self::NotText => Status::BadRequest,
             Self::NoUpgrade | Self::Version => Status::UpgradeRequired,
             Self::CannotUpgrade => Status::NotImplemented,
+            Self::TooManyHandlers(_) => Status::ServiceUnavailable,
             Self::WrongKey => Status::Forbidden,
             Self::Body(error) => error.status(),
             Self::Store(error) => store_status(error),
@@ -107,7 +117,7 @@ impl Refusal {
             Self::Store(error) => error.log(),
             _ => {}
         }
-        let reply = Reply::error(self.status(), &self.to_string());
+        let reply = refuse(self.status(), &self.to_string());
         match self {
             Self::MethodNotAllowed => reply.header("Allow", METHODS),
             // RFC 9110, 15.5.22, and RFC 6455, 4.4.
@@ -135,6 +145,9 @@ impl fmt::Display for Refusal {
             Self::CannotUpgrade => f.write_str(
                 "This web server gives no connection to a CGI program: let it pass this path on to uhst-relay serve on the same data folder, see deploy/README.md.",
             ),
+            Self::TooManyHandlers(most) => {
+                write!(f, "There are {most} handlers of WebSockets already (RELAY_MAX_HANDLERS); try again later.")
+            }
             Self::WrongKey => {
                 f.write_str("The key is not this channel's: uhst-relay notify --key CHANNEL prints it, for ?key=….")
             }
@@ -225,10 +238,14 @@ fn open(settings: &Settings, request: &Request<'_>, name: &str) -> Result<Reply,
         return Err(Refusal::NoConnectionUpgrade);
     }
     let name = BusName::new(name).ok_or(Refusal::Bus(bus::Refusal::BadName))?;
+    let most = settings.max_handlers;
+    // Before the 101, behind which nobody can be sent elsewhere, and before anything is made for him.
+    let place = Place::take(is_program(settings), most).ok_or(Refusal::TooManyHandlers(most))?;
     let member = Member::enter(settings, &name).map_err(Refusal::Bus)?;
     let visitor = visitor(request);
     let accept = BASE64.encode(Sha1::new().chain_update(&key).chain_update(GUID).finalize());
     let talk = move |input: Incoming<'_>, out: &mut Outgoing| {
+        let _place = place;
         let handler = Mind::new(member.settings(), &visitor);
         Conversation::new(input, member, handler, out.is_own()).run(out, &visitor, &key);
     };
@@ -277,8 +294,41 @@ fn visitor(request: &Request<'_>) -> Visitor {
     }
 }
 
+/// Whether a program is started for each connection.
+fn is_program(settings: &Settings) -> bool {
+    !ws::has_own_handler() && settings.ws_handler.first().is_some_and(|first| first != "echo")
+}
+
+/// How many connections of this process have a program of their own. Of a CGI process there is one.
+static PROGRAMS: AtomicU64 = AtomicU64::new(0);
+
+/// A connection's place among them, if it needs one.
+struct Place(bool);
+
+impl Place {
+    /// `None` where there are `most` already.
+    fn take(is_needed: bool, most: u64) -> Option<Self> {
+        if is_needed && PROGRAMS.fetch_add(1, Ordering::Relaxed) >= most {
+            PROGRAMS.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Self(is_needed))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.0 {
+            PROGRAMS.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Who decides what happens.
 enum Mind {
+    /// It does only what its client wants.
+    BuiltIn(Box<dyn Handler>),
+    /// The application's own, in Rust.
     Inside(Box<dyn Handler>),
     Program(Box<Program>),
     /// It has failed, and is told nothing any more.
@@ -291,8 +341,8 @@ impl Mind {
             return Self::Inside(own);
         }
         match settings.ws_handler.first().map(String::as_str) {
-            None => Self::Inside(Box::new(ws::Channel)),
-            Some("echo") => Self::Inside(Box::new(ws::Echo)),
+            None => Self::BuiltIn(Box::new(ws::Channel)),
+            Some("echo") => Self::BuiltIn(Box::new(ws::Echo)),
             Some(_) => match Program::start(settings, &visitor.environment) {
                 Ok(program) => Self::Program(Box::new(program)),
                 Err(fault) => Self::Lost(Some(fault)),
@@ -307,9 +357,8 @@ impl Mind {
 
 /// The largest message that a client may send: without a handler, one that fits on the bus.
 fn most(settings: &Settings, mind: &Mind) -> u64 {
-    let is_broadcast = settings.ws_handler.is_empty() && !ws::has_own_handler();
     match mind {
-        Mind::Inside(_) if is_broadcast => settings.bus_message.min(settings.max_body),
+        Mind::BuiltIn(_) if settings.ws_handler.is_empty() => settings.bus_message.min(settings.max_body),
         _ => settings.max_body,
     }
 }
@@ -327,6 +376,28 @@ enum Stage {
     Gone,
 }
 
+/// How much there was of something within a span of time.
+struct Span {
+    begun: Instant,
+    count: u64,
+}
+
+impl Span {
+    fn new() -> Self {
+        Self { begun: Instant::now(), count: 0 }
+    }
+
+    /// Counts so many more. False where that makes more than `most` in `time`; they are not counted then.
+    fn add(&mut self, count: u64, most: u64, time: Duration) -> bool {
+        if self.begun.elapsed() >= time {
+            *self = Self::new();
+        }
+        let is_within = self.count.saturating_add(count) <= most;
+        self.count += if is_within { count } else { 0 };
+        is_within
+    }
+}
+
 /// A connection. One loop, one sleep: whatever can happen to it ends the same `poll`.
 struct Conversation<'a> {
     link: Link<'a>,
@@ -335,14 +406,21 @@ struct Conversation<'a> {
     stage: Stage,
     /// Whether nothing can be read from the client any more.
     is_broken: bool,
+    /// Whether the client has closed its half with words before it that were not heard yet.
+    has_last_words: bool,
     said_goodbye: bool,
     /// When the client has been heard last, and how often it was asked since.
     heard: Instant,
     pings: u32,
     next_ping: Instant,
+    /// What had gone out when the last ping was due, if more was waiting that could not.
+    stuck_at: Option<u64>,
     round: Duration,
     next_round: Instant,
     next_loop: Instant,
+    /// What the handler has posted, in bytes, and said to the log, in lines.
+    posted: Span,
+    logged: Span,
 }
 
 impl<'a> Conversation<'a> {
@@ -355,13 +433,17 @@ impl<'a> Conversation<'a> {
             mind,
             stage: Stage::Authenticating(now + PATIENCE),
             is_broken: false,
+            has_last_words: false,
             said_goodbye: false,
             heard: now,
             pings: 0,
             next_ping: now + settings.keep_alive,
+            stuck_at: None,
             round: sse::round(is_own),
             next_round: now + sse::round(is_own),
             next_loop: now + settings.ws_loop.unwrap_or(settings.keep_alive),
+            posted: Span::new(),
+            logged: Span::new(),
             member,
         }
     }
@@ -374,15 +456,19 @@ impl<'a> Conversation<'a> {
         }
         let (channel, user) = (self.member.name().as_str().to_owned(), self.member.user().0);
         self.tell(&Event::Initialize);
-        self.tell(&Event::Started { channel: &channel, user });
+        self.tell(&Event::Started { channel: &channel, user, time: self.member.since() });
         self.tell(&Event::Authenticate(visitor));
-        let mut was_open = false;
+        let mut is_decided = false;
         loop {
-            if !was_open && self.stage == Stage::Open {
-                was_open = true;
-                self.tell(&Event::Open { key });
+            if !is_decided && !matches!(self.stage, Stage::Authenticating(_)) {
+                is_decided = true;
+                if self.stage == Stage::Open {
+                    self.tell(&Event::Open { key });
+                }
+                // What has come with the handshake is here already, and nothing will wake us for it.
+                self.hear();
             }
-            self.look_at_the_clock();
+            self.look_at_the_clock(out);
             if self.stage == Stage::Open {
                 self.pass_on_what_others_said();
             }
@@ -396,9 +482,8 @@ impl<'a> Conversation<'a> {
         self.tell(&Event::Shutdown);
         self.tell(&Event::Finalize);
         if let Mind::Program(program) = std::mem::replace(&mut self.mind, Mind::Lost(None)) {
-            program.finish(|program, action| match action {
-                Action::Broadcast(data, size) => self.broadcast(&data, size),
-                Action::Log(line) if program.may_log() => self.log(&line),
+            program.finish(|action| match action {
+                Action::Broadcast(..) | Action::Log(_) => self.act(action),
                 // There is nobody to send to any more.
                 _ => {}
             });
@@ -418,7 +503,7 @@ impl<'a> Conversation<'a> {
 
     // ---- time
 
-    fn look_at_the_clock(&mut self) {
+    fn look_at_the_clock(&mut self, out: &Outgoing) {
         let now = Instant::now();
         match self.stage {
             Stage::Authenticating(until) if now >= until => self.fail(&Fault::Silent),
@@ -431,7 +516,14 @@ impl<'a> Conversation<'a> {
         if now >= self.next_ping {
             let keep_alive = self.member.settings().keep_alive;
             self.next_ping = now + keep_alive;
-            if self.heard + keep_alive > now || !self.is_listening() {
+            let is_stuck = self.link.unsent() > 0 && !out.is_writable();
+            let stuck_at = std::mem::replace(&mut self.stuck_at, is_stuck.then(|| self.link.gone()));
+            // Who was full and has let more through since has read some. What is written to one who was not full proves
+            // nothing: the system takes it for him.
+            let has_taken = stuck_at.is_some_and(|gone| gone < self.link.gone());
+            // Who may not speak yet, or only when the handler has read, cannot answer.
+            let is_kept_waiting = !self.is_listening() && self.link.unsent() == 0;
+            if self.heard + keep_alive > now || has_taken || is_kept_waiting {
                 self.pings = 0;
             } else if self.pings >= MOST_PINGS {
                 self.stage = Stage::Gone;
@@ -500,7 +592,7 @@ impl<'a> Conversation<'a> {
         let is_open = self.stage == Stage::Open;
         let is_ending = matches!(self.stage, Stage::Closing(_) | Stage::Closed(_));
         let mut to_client = if self.link.unsent() > 0 { PollFlags::OUT } else { PollFlags::empty() };
-        if !is_open && out.is_own() && !is_ending {
+        if !is_open && out.is_own() && !is_ending && !self.has_last_words {
             // Who has gone is not waited for; what an open one has sent is read first.
             to_client |= PollFlags::RDHUP;
         }
@@ -548,9 +640,16 @@ impl<'a> Conversation<'a> {
             self.do_what_the_program_wants();
         }
         if !link.is_empty() {
+            self.link.is_readable();
             self.hear();
-        } else if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL | PollFlags::RDHUP) {
+        } else if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
             self.stage = Stage::Gone;
+        } else if client.contains(PollFlags::RDHUP) {
+            // He may have closed his half behind a message, and read on.
+            self.has_last_words = self.link.has_more();
+            if !self.has_last_words {
+                self.stage = Stage::Gone;
+            }
         }
         let looks_by_itself = wake.is_empty() && may_read_bus && !self.member.reader().is_surely_woken();
         if !wake.is_empty() || looks_by_itself {
@@ -566,10 +665,10 @@ impl<'a> Conversation<'a> {
 
     /// Takes what the client has said.
     fn hear(&mut self) {
-        self.link.is_readable();
         loop {
             let heard = self.link.hear();
-            if !matches!(heard, Heard::Nothing | Heard::Gone) {
+            if self.link.has_read() {
+                // A long message is one frame, which nothing can interrupt: no answer to a ping either.
                 (self.heard, self.pings) = (Instant::now(), 0);
             }
             let is_open = self.stage == Stage::Open;
@@ -637,7 +736,7 @@ impl<'a> Conversation<'a> {
         match &mut self.mind {
             Mind::Lost(_) => {}
             Mind::Program(program) => program.tell(event),
-            Mind::Inside(handler) => {
+            Mind::BuiltIn(handler) | Mind::Inside(handler) => {
                 let told = catch_unwind(AssertUnwindSafe(|| ws::tell(&mut **handler, event, channel, user)));
                 if let Ok(actions) = told {
                     for action in actions {
@@ -653,20 +752,17 @@ impl<'a> Conversation<'a> {
 
     fn do_what_the_program_wants(&mut self) {
         let Some(program) = self.mind.program() else { return };
-        match program.read() {
-            Ok(actions) => {
-                for action in actions {
-                    self.act(action);
-                }
-                if self.link.unsent() as u64 > self.member.settings().max_queue {
-                    self.fail(&Fault::Floods);
-                }
-            }
+        let (actions, fault) = program.read();
+        for action in actions {
+            self.act(action);
+        }
+        match fault {
+            None => {}
             // Its last words may have been a close, and then it may go.
-            Err(Fault::Died) if matches!(self.stage, Stage::Closing(_) | Stage::Closed(_)) => {
+            Some(Fault::Died) if matches!(self.stage, Stage::Closing(_) | Stage::Closed(_)) => {
                 self.mind = Mind::Lost(None);
             }
-            Err(fault) => self.fail(&fault),
+            Some(fault) => self.fail(&fault),
         }
     }
 
@@ -677,12 +773,13 @@ impl<'a> Conversation<'a> {
                 self.close(1008, "The application does not let you in.");
             }
             (Action::Accept(_), _) => {}
-            (Action::Send(text), _) => self.link.send(Frame::Text(&text)),
-            (Action::SendBinary(bytes), _) => self.link.send(Frame::Binary(&bytes)),
+            (Action::Send(text), _) => self.send(Frame::Text(&text)),
+            (Action::SendBinary(bytes), _) => self.send(Frame::Binary(&bytes)),
             (Action::Broadcast(data, size), _) => self.broadcast(&data, size),
-            (Action::Close(code, reason), _) => self.close(code, &reason),
+            (Action::Close(code, reason), _) if is_close_code(code) => self.close(code, &reason),
+            (Action::Close(code, _), _) => self.fail(&Fault::Nonsense(format!("nobody may close with {code}"))),
             (Action::Log(line), _) => {
-                if self.mind.program().is_none_or(Program::may_log) {
+                if self.logged.add(1, MOST_LINES, LOG_TIME) {
                     self.log(&line);
                 } else {
                     self.fail(&Fault::Floods);
@@ -691,21 +788,32 @@ impl<'a> Conversation<'a> {
         }
     }
 
+    fn send(&mut self, frame: Frame<'_>) {
+        self.link.send(frame);
+        let is_too_much = self.link.unsent() as u64 > self.member.settings().max_queue;
+        if is_too_much && !matches!(self.mind, Mind::BuiltIn(_)) {
+            self.fail(&Fault::Floods);
+        }
+    }
+
     fn broadcast(&mut self, data: &str, size: usize) {
         let settings = self.member.settings();
         if size as u64 > settings.bus_message {
             return self.close(1009, "The message is too long for the channel.");
+        }
+        // Less than half of what may be alive on the channel is one handler's, whenever it began to flood. The others must
+        // not find it full because of that.
+        let share = (settings.max_queue / 4).max(settings.bus_message + POST_SIZE);
+        let cost = data.len() as u64 + POST_SIZE;
+        if !matches!(self.mind, Mind::BuiltIn(_)) && !self.posted.add(cost, share, settings.message_lifetime) {
+            return self.fail(&Fault::Floods);
         }
         match self.member.post(data) {
             Ok(()) => {}
             Err(Unposted::Signed) => self.close(1008, "On this channel only registered users may post."),
             Err(Unposted::Gone) => self.close(1001, "The channel was removed."),
             Err(Unposted::Store(store::Error::QueueFull(_))) => {
-                if self.mind.program().is_some() {
-                    self.fail(&Fault::Floods);
-                } else {
-                    self.close(1013, "The channel is full: try again later.");
-                }
+                self.close(1013, "The channel is full: try again later.");
             }
             Err(Unposted::Store(error)) => {
                 error.log();
@@ -754,6 +862,91 @@ impl<'a> Conversation<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::Framing;
+    use crate::store::test_dir::TestDir;
+    use rustix::fd::AsFd as _;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::{Receiver, TryRecvError, channel};
+    use tungstenite::protocol::Role;
+    use tungstenite::{Message, WebSocket};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Does what a closure says when a text comes, and tells what it is told.
+    struct Told<F>(std::sync::mpsc::Sender<String>, F);
+
+    impl<F: FnMut(&mut ws::Connection<'_>, &str)> Handler for Told<F> {
+        fn authenticate(&mut self, _: &mut ws::Connection<'_>, _: &Visitor) -> bool {
+            true
+        }
+
+        fn open(&mut self, _: &mut ws::Connection<'_>, _: &str) {
+            let _ = self.0.send("open".to_owned());
+        }
+
+        fn text(&mut self, connection: &mut ws::Connection<'_>, text: &str) {
+            let _ = self.0.send(text.to_owned());
+            (self.1)(connection, text);
+        }
+
+        fn before_close(&mut self, _: &mut ws::Connection<'_>, code: u16, _: &str) {
+            let _ = self.0.send(format!("before_close {code}"));
+        }
+
+        fn after_close(&mut self, _: &mut ws::Connection<'_>) {
+            let _ = self.0.send("after_close".to_owned());
+        }
+    }
+
+    /// A text as a client sends it, with a mask of zeros.
+    fn text(text: &[u8]) -> Vec<u8> {
+        let length = u64::try_from(text.len()).unwrap().to_be_bytes();
+        [&[0x81, 0xff], &length[..], &[0; 4], text].concat()
+    }
+
+    /// A connection on a thread of its own, on a bus of its own, with a keep-alive of 0.2 s.
+    struct Running {
+        _dir: TestDir,
+        client: Option<UnixStream>,
+        told: Receiver<String>,
+    }
+
+    impl Running {
+        /// `begun` has come with the handshake.
+        fn start(begun: Vec<u8>, on_text: impl FnMut(&mut ws::Connection<'_>, &str) + Send + 'static) -> Self {
+            let (sender, told) = channel();
+            Self::with(told, begun, move || Mind::Inside(Box::new(Told(sender, on_text))))
+        }
+
+        fn with(told: Receiver<String>, begun: Vec<u8>, mind: impl FnOnce() -> Mind + Send + 'static) -> Self {
+            let dir = TestDir::new();
+            let settings = Settings {
+                data_dir: dir.join("data"),
+                keep_alive: Duration::from_millis(200),
+                max_queue: 32 << 20,
+                ..Settings::default()
+            };
+            let (ours, client) = UnixStream::pair().unwrap();
+            client.set_read_timeout(Some(LONG)).unwrap();
+            std::thread::spawn(move || {
+                let member = Member::enter(&settings, &BusName::new("b").unwrap()).unwrap();
+                let mut out = Outgoing::new(ours.as_fd(), Framing::UntilClose, false);
+                let input = Incoming { fd: ours.as_fd(), begun };
+                Conversation::new(input, member, mind(), true).run(&mut out, &Visitor::default(), "key");
+            });
+            Self { _dir: dir, client: Some(client), told }
+        }
+
+        fn client(&mut self) -> &mut UnixStream {
+            self.client.as_mut().unwrap()
+        }
+
+        #[track_caller]
+        fn is_told(&self, expected: &str) {
+            assert_eq!(self.told.recv_timeout(LONG).as_deref(), Ok(expected));
+        }
+    }
 
     #[test]
     fn a_channel_is_at_one_name_below_ws() {
@@ -776,5 +969,149 @@ mod tests {
         assert_eq!(one.len(), 64);
         assert_ne!(one, key(&settings, "b").unwrap());
         assert!(key(&settings, "a/b").is_err());
+    }
+
+    /// Answers with 16 MiB, which no system keeps for a client.
+    fn much(connection: &mut ws::Connection<'_>, _: &str) {
+        for _ in 0..256 {
+            connection.send(Frame::Binary(&vec![0; 64 * 1024]));
+        }
+    }
+
+    #[test]
+    fn who_reads_nothing_is_dropped_as_who_says_nothing() {
+        for message in [&b"much"[..], b""] {
+            let mut running = Running::start(Vec::new(), |connection, text| {
+                if text == "much" {
+                    much(connection, text);
+                }
+            });
+            running.is_told("open");
+            running.client().write_all(&text(message)).unwrap();
+            running.is_told(std::str::from_utf8(message).unwrap());
+            running.is_told("before_close 1006");
+            running.is_told("after_close");
+        }
+    }
+
+    /// Does `act` often for 2 s, several times as long as the silent one is given, and answers no ping. Tries again where
+    /// the machine has held it up for long.
+    fn lives_on(mut running: impl FnMut() -> Running, mut act: impl FnMut(&mut UnixStream)) {
+        loop {
+            let mut running = running();
+            let (start, mut last, mut gap) = (Instant::now(), Instant::now(), Duration::ZERO);
+            while start.elapsed() < Duration::from_secs(2) {
+                act(running.client());
+                gap = gap.max(last.elapsed());
+                last = Instant::now();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            match running.told.try_recv() {
+                Err(TryRecvError::Empty) => return,
+                told => assert!(gap > Duration::from_millis(300), "it was dropped: {told:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn who_reads_slowly_is_not_dropped() {
+        let start = || {
+            let mut running = Running::start(Vec::new(), much);
+            running.is_told("open");
+            running.client().write_all(&text(b"much")).unwrap();
+            running.is_told("much");
+            running
+        };
+        // 6 MiB in all at most, so there is more all the time.
+        lives_on(start, |client| _ = client.read(&mut vec![0; 64 * 1024]));
+    }
+
+    #[test]
+    fn who_sends_slowly_is_not_dropped() {
+        let start = || {
+            let mut running = Running::start(Vec::new(), |_, _| {});
+            running.is_told("open");
+            running.client().write_all(&text(&[b'x'; 1000])[..20]).unwrap();
+            running
+        };
+        lives_on(start, |client| _ = client.write(b"x"));
+    }
+
+    #[test]
+    fn what_comes_with_the_handshake_is_heard_at_once() {
+        let running = Running::start([text(b"one"), text(b"two")].concat(), |_, _| {});
+        for told in ["open", "one", "two"] {
+            running.is_told(told);
+        }
+    }
+
+    #[test]
+    fn last_words_are_heard_by_a_handler_that_takes_its_time() {
+        for begun in [text(b"last words"), Vec::new()] {
+            let dir = TestDir::new();
+            let file = dir.join("told");
+            let script = r#"sleep 0.3; echo '{"accept":true}'; cat >"$0"; true"#;
+            let command = ["sh", "-c", script, file.to_str().unwrap()].map(str::to_owned).to_vec();
+            let settings = Settings { ws_handler: command, ..Settings::default() };
+            let is_behind = begun.is_empty();
+            let mut running = Running::with(channel().1, begun, move || {
+                Mind::Program(Box::new(Program::start(&settings, &[]).unwrap()))
+            });
+            if is_behind {
+                running.client().write_all(&text(b"last words")).unwrap();
+            }
+            running.client().shutdown(std::net::Shutdown::Write).unwrap();
+            let start = Instant::now();
+            let told = loop {
+                let told = std::fs::read_to_string(&file).unwrap_or_default();
+                if told.contains("finalize") {
+                    break told;
+                }
+                assert!(start.elapsed() < LONG, "{told}");
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            assert!(told.contains(r#""text":"last words""#), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_handler_in_rust_that_fails_closes_its_own_connection() {
+        for fault in ["panics", "sends", "broadcasts", "nonsense"] {
+            let mut running = Running::start(Vec::new(), |connection, text| match text {
+                "panics" => panic!("as it was told"),
+                "sends" => (0..33).for_each(|_| connection.send(Frame::Binary(&vec![0; 1 << 20]))),
+                "broadcasts" => (0..1000).for_each(|_| connection.broadcast(Frame::Binary(&[0; 10_000]))),
+                _ => connection.close(1005, ""),
+            });
+            running.is_told("open");
+            let mut client = WebSocket::from_raw_socket(running.client.take().unwrap(), Role::Client, None);
+            client.send(Message::text(fault)).unwrap();
+            running.is_told(fault);
+            if fault != "panics" {
+                running.is_told("before_close 1011");
+            }
+            if fault == "sends" {
+                // The close comes behind all that, if there is time.
+                continue;
+            }
+            let code = loop {
+                match client.read() {
+                    Ok(Message::Close(frame)) => break frame.map(|frame| u16::from(frame.code)),
+                    // Where a socket has a time limit, a process that was held up for a moment is told so (signal(7)).
+                    Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    other => _ = other.unwrap(),
+                }
+            };
+            assert_eq!(code, Some(1011), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_span_counts_what_it_allows() {
+        let mut span = Span::new();
+        assert!(span.add(3, 4, LONG) && !span.add(2, 4, LONG) && span.add(1, 4, LONG) && !span.add(1, 4, LONG));
+        assert!(!span.add(u64::MAX, 4, LONG));
+        span.begun = Instant::now().checked_sub(LONG).unwrap();
+        assert!(span.add(4, 4, LONG) && !span.add(1, 4, LONG));
     }
 }

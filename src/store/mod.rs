@@ -354,7 +354,7 @@ fn read_small(file: &File) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod test_dir {
+pub(crate) mod test_dir {
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU32, Ordering};
 

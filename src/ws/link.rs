@@ -40,9 +40,14 @@ pub(crate) struct Link<'a> {
 struct Wire<'a> {
     fd: BorrowedFd<'a>,
     is_ready: bool,
+    has_read: bool,
+    /// Whether something came with the handshake.
+    has_begun: bool,
     /// What has yet to be written is behind `written`.
     unsent: Vec<u8>,
     written: usize,
+    /// How many bytes have gone out in all.
+    gone: u64,
 }
 
 impl<'a> Link<'a> {
@@ -55,10 +60,16 @@ impl<'a> Link<'a> {
             .write_buffer_size(0)
             .max_message_size(most)
             .max_frame_size(most);
-        Self {
-            context: WebSocketContext::from_partially_read(input.begun, Role::Server, Some(config)),
-            wire: Wire { fd: input.fd, is_ready: false, unsent: Vec::new(), written: 0 },
-        }
+        let wire = Wire {
+            fd: input.fd,
+            is_ready: false,
+            has_read: false,
+            has_begun: !input.begun.is_empty(),
+            unsent: Vec::new(),
+            written: 0,
+            gone: 0,
+        };
+        Self { context: WebSocketContext::from_partially_read(input.begun, Role::Server, Some(config)), wire }
     }
 
     pub fn fd(&self) -> BorrowedFd<'a> {
@@ -98,6 +109,16 @@ impl<'a> Link<'a> {
         }
     }
 
+    /// Whether there are words that were not heard, before the first [`Link::hear`].
+    pub fn has_more(&self) -> bool {
+        self.wire.has_begun || rustix::io::ioctl_fionread(self.wire.fd).is_ok_and(|count| count > 0)
+    }
+
+    /// Whether any bytes have come since it was asked last, of whole frames or not.
+    pub fn has_read(&mut self) -> bool {
+        std::mem::take(&mut self.wire.has_read)
+    }
+
     /// Sends a message. After a close it is dropped.
     pub fn send(&mut self, frame: Frame<'_>) {
         self.say(match frame {
@@ -130,11 +151,17 @@ impl<'a> Link<'a> {
         self.wire.unsent.len() - self.wire.written
     }
 
-    /// Writes some of it. True when it was not in vain.
-    pub fn write(&mut self, out: &mut Outgoing) -> bool {
-        let Wire { unsent, written, .. } = &mut self.wire;
+    /// How many bytes the way to the client has taken so far.
+    pub fn gone(&self) -> u64 {
+        self.wire.gone
+    }
+
+    /// Writes some of it.
+    pub fn write(&mut self, out: &mut Outgoing) {
+        let Wire { unsent, written, gone, .. } = &mut self.wire;
         let count = out.write(&unsent[*written..]);
         *written += count;
+        *gone += count as u64;
         if *written == unsent.len() {
             unsent.clear();
             unsent.shrink_to(READ_SIZE);
@@ -144,7 +171,6 @@ impl<'a> Link<'a> {
             unsent.drain(..*written);
             *written = 0;
         }
-        count > 0
     }
 }
 
@@ -160,7 +186,11 @@ impl Read for Wire<'_> {
         }
         match rustix::io::read(self.fd, buffer) {
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Err(io::ErrorKind::WouldBlock.into()),
-            other => Ok(other?),
+            other => {
+                let count = other?;
+                self.has_read |= count > 0;
+                Ok(count)
+            }
         }
     }
 }

@@ -93,7 +93,7 @@ impl Serialize for Frame<'_> {
 #[expect(missing_docs, reason = "they are the methods of Handler")]
 pub enum Event<'a> {
     Initialize,
-    Started { channel: &'a str, user: u64 },
+    Started { channel: &'a str, user: u64, time: u64 },
     Authenticate(&'a Visitor),
     Open { key: &'a str },
     Read(Frame<'a>),
@@ -165,7 +165,9 @@ impl Connection<'_> {
 
 /// What an application does about a connection. Each method is an event; only [`Handler::authenticate`] must be written.
 ///
-/// A method that panics ends its own connection with 1011.
+/// A method that panics ends its own connection with 1011 (where the program was built to abort, as `deploy/build` does,
+/// the connection breaks), and so does one that sends, broadcasts or logs too much, or closes with a code that nobody may use.
+/// One that does not return holds its own connection, and no other.
 pub trait Handler {
     /// Whether this visitor may have the connection. Otherwise it is closed with 1008.
     fn authenticate(&mut self, connection: &mut Connection<'_>, visitor: &Visitor) -> bool;

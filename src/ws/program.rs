@@ -39,9 +39,6 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How much is read from a program at once.
 const READ_SIZE: usize = 16 * 1024;
 
-/// The most lines for the log in a second, on average over ten.
-const MOST_LOGGED: u32 = 100;
-
 /// Why a program's connection is closed with 1011.
 #[derive(Debug)]
 pub enum Fault {
@@ -53,9 +50,9 @@ pub enum Fault {
     Silent,
     /// It does not read its input.
     Deaf,
-    /// It has written a line that is no action. The reason, without the line: that may hold what is nobody's business.
+    /// It wants something that is no action. The reason, without the line: that may hold what is nobody's business.
     Nonsense(String),
-    /// It sends more than its client takes, or than the channel holds.
+    /// It sends more than its client takes, or than its share of the channel or of the log.
     Floods,
     /// A method of a Rust handler has panicked.
     Panicked,
@@ -68,8 +65,8 @@ impl fmt::Display for Fault {
             Self::Died => f.write_str("the handler has ended before its connection"),
             Self::Silent => write!(f, "the handler has not answered authenticate for {} s", PATIENCE.as_secs()),
             Self::Deaf => write!(f, "the handler has not read its input for {} s", PATIENCE.as_secs()),
-            Self::Nonsense(why) => write!(f, "the handler has written a line that is no action: {why}"),
-            Self::Floods => f.write_str("the handler writes more than can be taken"),
+            Self::Nonsense(why) => write!(f, "the handler has asked for something that is no action: {why}"),
+            Self::Floods => f.write_str("the handler says more than can be taken"),
             Self::Panicked => f.write_str("the handler has panicked"),
         }
     }
@@ -112,9 +109,6 @@ fn action(line: &[u8]) -> Result<Action, Fault> {
             let value = crate::protocol::message::compact(value.get().as_bytes()).ok().flatten();
             Action::Broadcast(value.unwrap_or_else(|| "null".to_owned()), size)
         }
-        Line::Close(Close { code, .. }) if !super::link::is_close_code(code) => {
-            return Err(nonsense(&format!("nobody may close with {code}")));
-        }
         Line::Close(Close { code, reason }) => Action::Close(code, reason),
         Line::Log(line) => Action::Log(line),
     })
@@ -132,8 +126,6 @@ pub(crate) struct Program {
     /// The beginning of a line.
     begun: Vec<u8>,
     longest_line: usize,
-    started: Instant,
-    logged: u32,
 }
 
 impl Program {
@@ -162,8 +154,6 @@ impl Program {
             deaf_since: None,
             begun: Vec::new(),
             longest_line,
-            started: Instant::now(),
-            logged: 0,
         };
         let fds = [program.input.as_ref().map(ChildStdin::as_fd), program.output.as_ref().map(ChildStdout::as_fd)];
         for fd in fds.into_iter().flatten() {
@@ -230,8 +220,14 @@ impl Program {
         self.unread.shrink_to(READ_SIZE);
     }
 
-    /// Reads once what it wants done.
-    pub fn read(&mut self) -> Result<Vec<Action>, Fault> {
+    /// Reads once what it wants done, up to where it fails.
+    pub fn read(&mut self) -> (Vec<Action>, Option<Fault>) {
+        let mut actions = Vec::new();
+        let fault = self.read_into(&mut actions).err();
+        (actions, fault)
+    }
+
+    fn read_into(&mut self, actions: &mut Vec<Action>) -> Result<(), Fault> {
         let Some(output) = &self.output else { return Err(Fault::Died) };
         let mut buffer = vec![0; READ_SIZE];
         let count = match rustix::io::read(output, &mut buffer) {
@@ -240,10 +236,9 @@ impl Program {
                 return Err(Fault::Died);
             }
             Ok(count) => count,
-            Err(Errno::INTR | Errno::AGAIN) => return Ok(Vec::new()),
+            Err(Errno::INTR | Errno::AGAIN) => return Ok(()),
             Err(_) => return Err(Fault::Died),
         };
-        let mut actions = Vec::new();
         let mut rest = &buffer[..count];
         while let Some(end) = memchr::memchr(b'\n', rest) {
             self.begun.extend_from_slice(&rest[..end]);
@@ -257,20 +252,11 @@ impl Program {
         if self.begun.len() > self.longest_line {
             return Err(Fault::Nonsense(format!("it is longer than {} bytes", self.longest_line)));
         }
-        Ok(actions)
-    }
-
-    /// Counts a line for the log. False where there are too many.
-    pub fn may_log(&mut self) -> bool {
-        if self.started.elapsed() > Duration::from_secs(10) {
-            (self.started, self.logged) = (Instant::now(), 0);
-        }
-        self.logged += 1;
-        self.logged <= 10 * MOST_LOGGED
+        Ok(())
     }
 
     /// Lets it read its last events and end by itself, for a short while, and gives `take` what it still wants done.
-    pub fn finish(mut self, mut take: impl FnMut(&mut Self, Action)) {
+    pub fn finish(mut self, mut take: impl FnMut(Action)) {
         let until = Instant::now() + GRACE;
         loop {
             self.write();
@@ -285,9 +271,10 @@ impl Program {
             let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
             let _ = poll(&mut fds, Some(&left));
             if !fds[0].revents().is_empty() {
-                match self.read() {
-                    Ok(actions) => actions.into_iter().for_each(|action| take(&mut self, action)),
-                    Err(_) => return,
+                let (actions, fault) = self.read();
+                actions.into_iter().for_each(&mut take);
+                if fault.is_some() {
+                    return;
                 }
             }
         }
@@ -334,8 +321,6 @@ mod tests {
             r#"{"send":1}"#,
             r#"{"send":"a","log":"b"}"#,
             r#"{"send_binary":"?"}"#,
-            r#"{"close":{"code":1005}}"#,
-            r#"{"close":{"code":999}}"#,
             r#"{"close":{"status":1000}}"#,
             "\u{0}",
         ] {
@@ -344,11 +329,41 @@ mod tests {
         assert!(action(b"{\"send\":\"\xff\"}").is_err());
     }
 
+    /// A program that says this, and reads.
+    fn saying(text: &str) -> Program {
+        let command = ["sh", "-c", "printf %s \"$0\"; exec cat >/dev/null", text];
+        let settings = Settings { ws_handler: command.map(str::to_owned).to_vec(), ..Settings::default() };
+        Program::start(&settings, &[]).unwrap()
+    }
+
+    #[test]
+    fn what_stands_before_nonsense_is_done() {
+        let text = "{\"send\":\"a\"}\n{\"broadcast\":1}\nHello, world\n{\"send\":\"b\"}\n";
+        let wanted = [Action::Send("a".to_owned()), Action::Broadcast("1".to_owned(), 1)];
+        let mut program = saying(text);
+        let (mut actions, mut fault) = (Vec::new(), None);
+        while fault.is_none() {
+            let mut output = [PollFd::from_borrowed_fd(program.output().unwrap(), PollFlags::IN)];
+            poll(&mut output, None).unwrap();
+            let read = program.read();
+            actions.extend(read.0);
+            fault = read.1;
+        }
+        assert_eq!(actions, wanted);
+        assert!(matches!(fault, Some(Fault::Nonsense(_))), "{fault:?}");
+        let mut actions = Vec::new();
+        saying(text).finish(|action| actions.push(action));
+        assert_eq!(actions, wanted);
+    }
+
     #[test]
     fn events_are_what_a_program_reads() {
         let json = |event: &Event<'_>| serde_json::to_string(event).unwrap();
         assert_eq!(json(&Event::Initialize), r#"{"event":"initialize"}"#);
-        assert_eq!(json(&Event::Started { channel: "a", user: 2 }), r#"{"event":"started","channel":"a","user":2}"#);
+        assert_eq!(
+            json(&Event::Started { channel: "a", user: 2, time: 1 }),
+            r#"{"event":"started","channel":"a","user":2,"time":1}"#
+        );
         assert_eq!(json(&Event::Read(Frame::Text("hi"))), r#"{"event":"read","size":2}"#);
         assert_eq!(json(&Event::Read(Frame::Binary(b"hi"))), r#"{"event":"read","size":2,"binary":"aGk="}"#);
         let data = RawValue::from_string(r#"{"a":1.0}"#.to_owned()).unwrap();

@@ -92,6 +92,7 @@ macro_rules! websockets_through {
             ws::frames_are_taken_as_the_rfc_says,
             ws::a_handler_is_told_every_event_in_order,
             ws::a_connection_that_breaks_is_said_goodbye,
+            ws::a_handler_ends_when_the_relay_is_killed,
             ws::a_handler_that_fails_takes_nobody_else_with_it,
             ws::the_application_reaches_everybody,
             ws::stopping_says_goodbye,

@@ -173,11 +173,20 @@ pub fn processes_below(folder: &Path) -> Vec<Pid> {
         .collect()
 }
 
-/// How many processes run the relay of `folder` now.
-pub fn relays_running(folder: &Path) -> usize {
+/// The processes that run the relay of `folder` now.
+pub fn relays_of(folder: &Path) -> Vec<Pid> {
     let program = folder.join("cgi-bin/relay.cgi");
-    let Ok(entries) = fs::read_dir("/proc") else { return 0 };
-    entries.flatten().filter(|entry| fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program)).count()
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program))
+        .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+        .collect()
+}
+
+/// How many they are.
+pub fn relays_running(folder: &Path) -> usize {
+    relays_of(folder).len()
 }
 
 pub fn kill(pid: Pid, signal: Signal) {

@@ -3,10 +3,12 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_linger;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
@@ -15,7 +17,7 @@ use tungstenite::{Message, WebSocket};
 
 use crate::door::Door;
 use crate::place::{
-    Folder, LONG, User, have, is_root, kill, processes_below, repository, set_mode, skip, until, web_user,
+    Folder, LONG, User, have, is_root, kill, processes_below, relays_of, repository, set_mode, skip, until, web_user,
 };
 use crate::relay::{Call, Relay, Reply, header};
 use crate::serve::Serve;
@@ -78,7 +80,11 @@ impl Place {
                 break end;
             }
             let mut bytes = [0; 4096];
-            let count = socket.read(&mut bytes).expect("an answer comes");
+            let count = match socket.read(&mut bytes) {
+                // Where a socket has a time limit, a process that was held up for a moment is told so (signal(7)).
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                other => other.expect("an answer comes"),
+            };
             assert!(count > 0, "no whole answer: {:?}", String::from_utf8_lossy(&heard));
             heard.extend_from_slice(&bytes[..count]);
         };
@@ -130,6 +136,20 @@ impl Place {
         until(&format!("the log has {text:?}"), LONG, || self.log().contains(text));
     }
 
+    /// Sends a signal to the process that holds the connections.
+    fn signal(&self, signal: Signal) {
+        match self {
+            Self::Serve(serve) => kill(serve.pid(), signal),
+            Self::Server(_) => {
+                let relays = relays_of(self.relay().folder().path());
+                assert!(!relays.is_empty(), "a connection is a process");
+                for pid in relays {
+                    kill(pid, signal);
+                }
+            }
+        }
+    }
+
     fn stop(&mut self) {
         match self {
             Self::Serve(serve) => kill(serve.pid(), Signal::TERM),
@@ -154,7 +174,7 @@ impl Socket {
         loop {
             match self.0.read() {
                 Ok(Message::Ping(_)) => {}
-                // Where a socket has a time limit, a process that was held up for a moment is told so (signal(7)).
+                // As above.
                 Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 other => return other.expect("a message comes"),
             }
@@ -363,6 +383,14 @@ for line in sys.stdin:
         elif text == "chatter":
             while True:
                 do(log="x")
+        elif text == "much":
+            for _ in range(200):
+                do(send="x" * 100000)
+        elif text == "pour":
+            while True:
+                do(send="x" * 100000)
+        elif text == "end":
+            do(close={"code": 1005})
         elif text == "deaf":
             time.sleep(1000)
         elif text == "leave":
@@ -458,28 +486,109 @@ pub fn a_handler_is_told_every_event_in_order(door: Door) {
     assert_eq!(order, expected.split(' ').collect::<Vec<_>>());
 }
 
+/// How a connection can end without a word.
+#[derive(Clone, Copy, Debug)]
+enum Break {
+    /// The client's process is killed with SIGKILL.
+    Killed,
+    /// It closes its socket.
+    Closed,
+    /// It resets the connection.
+    Reset,
+    /// It is there, as far as its kernel goes, and says nothing.
+    Silent,
+    /// It reads nothing any more, and there is much to read.
+    Clogged,
+    /// The relay's process is asked to stop.
+    Stopped,
+}
+
 pub fn a_connection_that_breaks_is_said_goodbye(door: Door) {
+    for how in [Break::Killed, Break::Closed, Break::Reset, Break::Silent, Break::Clogged, Break::Stopped] {
+        let Some(recorder) = Recorder::new() else { return };
+        // Nobody answers a ping here, and who is to be stopped must not be dropped for that.
+        let keep_alive = if matches!(how, Break::Stopped) { "60" } else { "0.2" };
+        let handler = recorder.setting();
+        let settings =
+            [("RELAY_WS_HANDLER", &*handler), ("RELAY_KEEP_ALIVE", keep_alive), ("RELAY_MAX_QUEUE", "100000000")];
+        let Some(place) = place(door, &settings) else { return };
+        let mut socket = place.open("/ws/room");
+        socket.hear("welcome");
+        let start = Instant::now();
+        // Who waits for the handler to be told reads nothing, and so answers no ping.
+        let mut left = None;
+        match how {
+            Break::Killed => {
+                let mut client =
+                    Command::new("sleep").arg("1000").stdin(OwnedFd::from(socket.0.into_inner())).spawn().unwrap();
+                client.kill().unwrap();
+                client.wait().unwrap();
+            }
+            Break::Closed => drop(socket),
+            Break::Reset => {
+                set_socket_linger(socket.0.get_ref(), Some(Duration::ZERO)).unwrap();
+                drop(socket);
+            }
+            Break::Silent => left = Some(socket),
+            Break::Clogged => {
+                socket.say("much");
+                left = Some(socket);
+            }
+            Break::Stopped => {
+                left = Some(socket);
+                place.signal(Signal::TERM);
+            }
+        }
+        let told = recorder.all_told();
+        let end = &told[told.len() - 4..];
+        assert_eq!(kinds(end), ["before_close", "after_close", "shutdown", "finalize"], "{how:?}");
+        let codes: &[u16] = match how {
+            Break::Stopped => &[1001],
+            // lighttpd ends the program when it notices first, which to the program is the server's end.
+            Break::Killed | Break::Closed | Break::Reset if door == Door::Lighttpd => &[1006, 1001],
+            _ => &[1006],
+        };
+        assert!(codes.iter().any(|code| end[0]["code"] == *code), "{how:?}: {end:?}");
+        if matches!(how, Break::Silent | Break::Clogged) {
+            assert!(start.elapsed() > Duration::from_millis(500), "{how:?}: not before three pings");
+        }
+        drop(left);
+    }
+}
+
+/// Nobody is left to tell it anything: the end of its input is the end. The examples know that too.
+pub fn a_handler_ends_when_the_relay_is_killed(door: Door) {
     let Some(recorder) = Recorder::new() else { return };
-    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &recorder.setting()), ("RELAY_KEEP_ALIVE", "0.2")]) else {
-        return;
+    let example = |name: &str| {
+        let program = recorder.folder.join(name);
+        fs::copy(repository().join("examples").join(name), &program).unwrap();
+        format!("{} {}", program.display(), recorder.folder.join("told").display())
     };
-    let mut socket = place.open("/ws/room");
-    socket.hear("welcome");
-    drop(socket);
-    let told = recorder.all_told();
-    let end = &told[told.len() - 4..];
-    assert_eq!(kinds(end), ["before_close", "after_close", "shutdown", "finalize"]);
-    // lighttpd ends the program when it notices first, which to the program is the server's end.
-    let codes: &[u16] = if door == Door::Lighttpd { &[1006, 1001] } else { &[1006] };
-    assert!(codes.iter().any(|code| end[0]["code"] == *code), "{end:?}");
-    // One that is there and says nothing is no better: nobody reads this socket, so nobody answers its pings.
-    let silent = place.open("/ws/room");
-    let start = Instant::now();
-    until("the silent one is dropped", LONG, || {
-        recorder.told().iter().filter(|told| kinds(told).contains(&"finalize")).count() == 2
-    });
-    assert!(start.elapsed() > Duration::from_millis(500), "not before three pings");
-    drop(silent);
+    for handler in [recorder.setting(), example("chat.py"), example("chat.php")] {
+        if handler.contains(".php") && !have("php") {
+            skip("php is not installed");
+            continue;
+        }
+        let Some(place) = place(door, &[("RELAY_WS_HANDLER", &handler)]) else { return };
+        let mut socket = place.open("/ws/room?name=Anna");
+        let script = handler.split(' ').rev().nth(1).unwrap();
+        let handlers = || processes_with(script);
+        until("the handler runs", LONG, || handlers() == 1);
+        place.signal(Signal::KILL);
+        until("the handler has ended", LONG, || handlers() == 0);
+        while socket.0.read().is_ok() {}
+    }
+    let told = recorder.told().into_iter().find(|told| !told.is_empty()).unwrap();
+    assert!(!kinds(&told).contains(&"before_close"), "{told:?}");
+}
+
+/// How many processes have this among their arguments.
+fn processes_with(argument: &str) -> usize {
+    let has = |entry: &fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter(|entry| has(entry)).count()
 }
 
 pub fn a_handler_that_fails_takes_nobody_else_with_it(door: Door) {
@@ -505,12 +614,26 @@ pub fn a_handler_that_fails_takes_nobody_else_with_it(door: Door) {
         ("nonsense", "that is no action"),
         ("flood", "more than can be taken"),
         ("chatter", "more than can be taken"),
+        ("pour", "more than can be taken"),
+        ("end", "nobody may close with 1005"),
     ] {
         let mut socket = place.open(&format!("/ws/{text}"));
         socket.hear("welcome");
         socket.say(text);
+        if text == "pour" {
+            // It pours as long as nobody takes it, and the close comes behind all of it.
+            place.has_logged(&format!("\"pour\": the handler says {logged}"));
+            continue;
+        }
         socket.ends(1011);
         place.has_logged(logged);
+        // Others on the same channel talk on.
+        let mut pair = [place.open(&format!("/ws/{text}")), place.open(&format!("/ws/{text}"))];
+        for socket in &mut pair {
+            socket.hear("welcome");
+        }
+        pair[0].say("all is well");
+        pair[1].hear("is well");
     }
     socket = place.open("/ws/room");
     socket.hear("welcome");
@@ -527,6 +650,24 @@ pub fn a_handler_that_fails_takes_nobody_else_with_it(door: Door) {
     healthy.say("still there");
     healthy.hear("you said still there");
     healthy.leave();
+}
+
+#[test]
+fn a_crowd_does_not_start_more_handlers_than_the_owner_allows() {
+    let Some(recorder) = Recorder::new() else { return };
+    let settings = [("RELAY_WS_HANDLER", &*recorder.setting()), ("RELAY_MAX_HANDLERS", "2")];
+    let Some(place) = place(Door::Serve, &settings) else { return };
+    let mut one = place.open("/ws/room");
+    one.hear("welcome");
+    // One that is not let in yet counts too.
+    let _silent = place.open("/ws/other?hangs");
+    for channel in ["room", "other", "new"] {
+        let reply = place.shake(&format!("/ws/{channel}"), HANDSHAKE).expect_err("an answer that is no 101");
+        assert!(reply.status == 503 && reply.body.contains("RELAY_MAX_HANDLERS"), "{reply:?}");
+        assert!(reply.header("retry-after").is_some(), "{reply:?}");
+    }
+    one.leave();
+    until("there is a place again", LONG, || place.shake("/ws/room", HANDSHAKE).is_ok());
 }
 
 pub fn the_application_reaches_everybody(door: Door) {
@@ -643,6 +784,36 @@ pub fn the_chat_of_the_examples_works(door: Door) {
         let mut late = place.open("/ws/room?name=Late");
         for n in 10..30 {
             late.hear(&format!("Anna: {n}"));
+        }
+    }
+}
+
+/// Who comes just when something is said gets it from the channel, and not from the history as well.
+#[test]
+fn the_history_of_the_examples_ends_where_the_channel_begins() {
+    for (interpreter, script) in [("python3", "chat.py"), ("php", "chat.php")] {
+        if !have(interpreter) {
+            skip(&format!("{interpreter} is not installed"));
+            continue;
+        }
+        let folder = Folder::new();
+        let chat = |events: &[Value]| {
+            let mut command = Command::new(repository().join("examples").join(script));
+            let mut child = command.arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut input = child.stdin.take().unwrap();
+            for event in events {
+                writeln!(input, "{event}").unwrap();
+            }
+            drop(input);
+            String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+        };
+        let started = |time: u64| json!({"event": "started", "channel": "room", "user": 2, "time": time});
+        let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap();
+        let now = u64::try_from(since_1970.as_millis()).unwrap();
+        chat(&[started(now), json!({"event": "text", "text": "hello"})]);
+        for (time, is_told) in [(now, false), (now + 3_600_000, true)] {
+            let said = chat(&[started(time), json!({"event": "open", "key": ""})]);
+            assert_eq!(said.contains("hello"), is_told, "{script}: {said}");
         }
     }
 }
