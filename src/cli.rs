@@ -299,9 +299,9 @@ fn ptth(store: &Store, command: Ptth) -> Result<(), Box<dyn Error>> {
             );
         }
         Ptth::List => {
-            for (name, server) in store.ptth_servers()? {
+            for (name, server) in store.ptth_servers()?.iter() {
                 let listed = if server.listed { "listed" } else { "hidden" };
-                println!("{name}\t{listed}\t{}", server.display_name.unwrap_or_default());
+                println!("{name}\t{listed}\t{}", server.display_name.as_deref().unwrap_or_default());
             }
         }
         Ptth::Remove(name) => {

@@ -68,6 +68,20 @@ impl<'a, 'b> Feed<'a, 'b> {
         self.given
     }
 
+    /// Sends a head, and with it a short body, as far as that is there already: then the receiver finds all of it in one
+    /// place. False when the receiver has gone, or does not take it.
+    pub fn send_head(&mut self, sender: &Sender, head: &[u8]) -> bool {
+        let length = self.body.length.and_then(|length| usize::try_from(length).ok()).unwrap_or(usize::MAX);
+        if self.body.is_awaited && sender.takes_at_once(head.len().saturating_add(length)) {
+            self.buffer.resize(length, 0);
+            let read = self.body.reader.read_now(&mut self.buffer).unwrap_or(0);
+            self.buffer.truncate(read);
+        }
+        let is_sent = sender.send_head(head, &self.buffer);
+        self.given += std::mem::take(&mut self.buffer).len() as u64;
+        is_sent
+    }
+
     /// Sends the body to a receiver, and waits until the receiver has gone. Who loses his `place` stops.
     pub fn send(&mut self, sender: &mut Sender, place: Option<&Place>, client: Client<'_>) -> End {
         if let Err(error) = self.body.reader.ask() {

@@ -611,7 +611,7 @@ impl Connection {
                 Err(malformed) => {
                     let reply = malformed.reply();
                     let mut out = Vec::new();
-                    write_head(&mut out, &reply, false, None);
+                    write_head(&mut out, &reply, false, true, None);
                     if let Content::Whole(body) = &reply.content {
                         log(server, self.peer, "-", reply.status, body.len());
                         out.extend_from_slice(body);
@@ -746,7 +746,7 @@ impl Connection {
         let mut out = Vec::with_capacity(512);
         match reply.content {
             Content::Whole(ref body) => {
-                write_head(&mut out, &reply, keep_alive, None);
+                write_head(&mut out, &reply, keep_alive, head.is_http_1_1, None);
                 if !head_only {
                     out.extend_from_slice(body);
                 }
@@ -754,12 +754,12 @@ impl Connection {
                 self.write_all(&out).is_ok() && keep_alive
             }
             Content::Absent => {
-                write_head(&mut out, &reply, keep_alive, None);
+                write_head(&mut out, &reply, keep_alive, head.is_http_1_1, None);
                 log(server, self.peer, &line, status, 0);
                 self.write_all(&out).is_ok() && keep_alive
             }
             Content::Upgrade(_) => {
-                write_head(&mut out, &reply, false, None);
+                write_head(&mut out, &reply, false, true, None);
                 log(server, self.peer, &line, status, 0);
                 let Content::Upgrade(talk) = reply.content else { return false };
                 let written = self.write_all(&out);
@@ -776,7 +776,7 @@ impl Connection {
                     _ => Framing::UntilClose,
                 };
                 let keep_alive = keep_alive && framing != Framing::UntilClose;
-                write_head(&mut out, &reply, keep_alive, Some(framing));
+                write_head(&mut out, &reply, keep_alive, head.is_http_1_1, Some(framing));
                 log(server, self.peer, &line, status, 0);
                 let (Content::Stream(produce) | Content::Sized(_, produce)) = reply.content else { return false };
                 // What is short comes in one packet with its head, if it comes within 200 ms.
@@ -793,9 +793,7 @@ impl Connection {
                 self.buffer.shrink_to_fit();
                 let mut outgoing = Outgoing::new(self.socket.as_fd(), framing, written.is_err());
                 produce(&mut outgoing);
-                let is_whole = outgoing.finish(WRITE_TIME);
-                super::set_patience(self.socket.as_fd(), false);
-                is_whole && keep_alive
+                outgoing.finish(WRITE_TIME) && keep_alive
             }
         }
     }
@@ -826,7 +824,7 @@ fn is_stopping() -> bool {
     })
 }
 
-fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, framing: Option<Framing>) {
+fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, is_http_1_1: bool, framing: Option<Framing>) {
     let mut head = format!("HTTP/1.1 {}\r\n", reply.status);
     let _ = write!(head, "Date: {}\r\nServer: uhst-relay\r\n", httpdate::HttpDate::from(SystemTime::now()));
     for (name, value) in &reply.headers {
@@ -842,6 +840,8 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, framing: Optio
     }
     head.push_str(match reply.content {
         Content::Upgrade(_) => "Connection: Upgrade\r\n\r\n",
+        // RFC 9112, 9.3: that goes without saying.
+        _ if keep_alive && is_http_1_1 => "\r\n",
         _ if keep_alive => "Connection: keep-alive\r\n\r\n",
         _ => "Connection: close\r\n\r\n",
     });

@@ -522,6 +522,8 @@ pub struct Outgoing<'a> {
     chunk: usize,
     /// Whether [`Outgoing::splice`] does not block.
     can_splice: bool,
+    /// Whether a [transfer](Outgoing::begin_transfer) has begun on our own socket.
+    is_patient: bool,
 }
 
 impl<'a> Outgoing<'a> {
@@ -529,7 +531,7 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn new(fd: BorrowedFd<'a>, framing: Framing, broken: bool) -> Self {
         let client = Client::new(fd, framing != Framing::WebServer);
-        Self { client, framing, broken, delimiter: Vec::new(), chunk: 0, can_splice: false }
+        Self { client, framing, broken, delimiter: Vec::new(), chunk: 0, can_splice: false, is_patient: false }
     }
 
     /// Whether the way to the client is our own socket, and not a web server's.
@@ -596,6 +598,7 @@ impl<'a> Outgoing<'a> {
         // Linux waits for room in a socket whatever the flags of `splice` say, and keeps the pipe locked meanwhile. A
         // web server's, which it shares with us, cannot be made non-blocking.
         self.can_splice = if self.client.is_own {
+            self.is_patient = true;
             set_patience(self.client.fd, true)
         } else {
             use rustix::fs::{FileType, fstat};
@@ -691,6 +694,15 @@ impl<'a> Outgoing<'a> {
     /// Ends the body where that takes bytes. False when the client has not got all of it.
     #[cfg(feature = "serve")]
     fn finish(mut self, limit: Duration) -> bool {
+        let is_whole = self.end(limit);
+        if self.is_patient {
+            set_patience(self.client.fd, false);
+        }
+        is_whole
+    }
+
+    #[cfg(feature = "serve")]
+    fn end(&mut self, limit: Duration) -> bool {
         match self.framing {
             _ if self.broken => false,
             Framing::Chunked if self.chunk == 0 => {

@@ -483,7 +483,8 @@ impl Relay<'_> {
         let mut feed = Feed::new(&mut request.body);
         let delivered = loop {
             let mut sender = self.meet(id, pipe, &place, client, until)?;
-            if !sender.send_head(&head_bytes) {
+            // Without the body, which another receiver has to get if this one has not begun.
+            if !sender.send_head(&head_bytes, b"") {
                 continue;
             }
             let end = feed.send(&mut sender, Some(&place), client);

@@ -17,8 +17,8 @@ use crate::ptth::{
     Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, Method, PREFIX, RequestHead, ResponseHead, ServerName, Tripcode,
     Waiting, WireError, join_list,
 };
-use crate::store::backlog::{Given, LockedBacklog, Question, RequestId, Standing};
-use crate::store::pipe::{Came, LONGEST_HEAD, Receiver, Sender};
+use crate::store::backlog::{Answering, Given, Heard, Listening, LockedBacklog, Question, RequestId, Standing};
+use crate::store::pipe::{Came, LONGEST_HEAD, Receiver};
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};
 use rustix::event::{PollFd, PollFlags};
@@ -47,6 +47,9 @@ const LONGEST_REQUEST: usize = 16 * 1024;
 
 /// A far end that asked last so long ago counts as connected: it will ask again once it has its requests.
 const BETWEEN_QUESTIONS: Duration = Duration::from_secs(5);
+
+/// A body of so many bytes is kept in memory, if it is there with its head.
+const SHORT: u64 = 4096;
 
 /// The length of an answer's body stands before its head, in so many bytes.
 const LENGTH_SIZE: usize = 8;
@@ -223,19 +226,21 @@ impl Relay<'_> {
     fn servers_of_key(&self, request: &Request<'_>) -> Result<Vec<ServerName>, Refusal> {
         let key = (request.header)(&KEY_FIELD.to_ascii_lowercase()).ok_or(Refusal::NoKey)?;
         let tripcode = Tripcode::of(&key);
-        let servers = self.store.ptth_servers()?.into_iter().filter(|(_, server)| server.tripcode == tripcode);
-        Ok(servers.map(|(name, _)| name).collect())
+        let servers = self.store.ptth_servers()?;
+        let of_key = servers.iter().filter(|(_, server)| server.tripcode == tripcode);
+        Ok(of_key.map(|(name, _)| name.clone()).collect())
     }
 
     // ---- GET /frontend/servers/
 
     fn list(&self, request: &Request<'_>) -> Result<Reply, Refusal> {
         let mut listed = Vec::new();
-        for (name, server) in self.store.ptth_servers()?.into_iter().filter(|(_, server)| server.listed) {
-            let (seen, is_listening) = self.store.far_ends(&name)?;
-            let display_name = server.display_name.unwrap_or_else(|| name.to_string());
+        for (name, server) in self.store.ptth_servers()?.iter().filter(|(_, server)| server.listed) {
+            let (seen, is_listening) = self.store.far_ends(name)?;
+            let display_name = server.display_name.clone().unwrap_or_else(|| name.to_string());
             let is_connected = is_listening || seen.is_some_and(|seen| is_recent(seen, BETWEEN_QUESTIONS));
-            listed.push(Listed { url: base(request, &name) + "/", name, display_name, seen, is_connected });
+            let (url, name) = (base(request, name) + "/", name.clone());
+            listed.push(Listed { name, url, display_name, seen, is_connected });
         }
         let is_browser = (request.header)("accept").is_some_and(|accept| page::names_html(&accept));
         let reply = if is_browser {
@@ -270,7 +275,7 @@ impl Relay<'_> {
         let id = RequestId::fresh()?;
         let waiting = Waiting { id: id.as_str().to_owned(), head: head.clone() }.encode();
         let question = backlog.ask(&id, &waiting, limit)?.ok_or(Refusal::TooManyWait(limit))?;
-        backlog.ring();
+        backlog.ring(&id);
         Ok((id, question))
     }
 
@@ -286,16 +291,6 @@ impl Relay<'_> {
         let mut next_look = Instant::now() + LOOK;
         let mut given = None;
         loop {
-            match question.receiver.head()? {
-                Came::Head(head) => return Ok((head, question.begin())),
-                // The far end has left without a word, and nobody can take what is left of this request.
-                Came::Left => {
-                    (id, question) = self.put(name, head)?;
-                    given = None;
-                    continue;
-                }
-                Came::Nothing => {}
-            }
             let now = Instant::now();
             if now >= next_look {
                 next_look = now + LOOK;
@@ -308,7 +303,7 @@ impl Relay<'_> {
             match client.wait(&fds, false, left.min(next_look.saturating_duration_since(now))) {
                 Woken::HungUp => return Err(Refusal::HungUp),
                 Woken::Stopped => return Err(Refusal::Stopping),
-                Woken::Tick if left.is_zero() && receiver.is_taken() && !is_extended => {
+                Woken::Tick if left.is_zero() && !is_extended && question.standing()? == Standing::Begins => {
                     is_extended = true;
                     // At the last moment; the head is on its way.
                     until = Instant::now() + Duration::from_secs(1);
@@ -317,6 +312,15 @@ impl Relay<'_> {
                 // Nobody knocks at its place otherwise. Whoever answers removes it too.
                 Woken::Knock if receiver.hears() => return Err(Refusal::Removed),
                 _ => {}
+            }
+            match question.receiver.head()? {
+                Came::Head(head) => return Ok((head, question.begin())),
+                // The far end has left without a word, and nobody can take what is left of this request.
+                Came::Left => {
+                    (id, question) = self.put(name, head)?;
+                    given = None;
+                }
+                Came::Nothing => {}
             }
         }
     }
@@ -344,7 +348,7 @@ impl Relay<'_> {
         if standing == Standing::Given {
             backlog.give_back(id)?;
         }
-        backlog.ring();
+        backlog.ring(id);
         Ok(None)
     }
 
@@ -356,42 +360,37 @@ impl Relay<'_> {
         if client.wait(&[], false, Duration::ZERO) == Woken::HungUp {
             return Err(Refusal::HungUp);
         }
+        let (mut here, mut called_for) = (None, None);
         loop {
+            // Each time: the key may have been withdrawn while its far end waits, and others have another one.
             let of_key = self.servers_of_key(request)?;
-            let name = of_key.into_iter().find(|server| server.as_str() == name).ok_or(Refusal::WrongKey)?;
-            if let Some(given) = self.wait_for_requests(&name, client, until)? {
-                return Ok(self.give(&name, given));
-            }
-        }
-    }
-
-    /// Waits for requests to a server: none where the time is over, `None` where the server has been removed.
-    fn wait_for_requests(
-        &self,
-        name: &ServerName,
-        client: Client<'_>,
-        until: Instant,
-    ) -> Result<Option<Vec<Given>>, Refusal> {
-        let backlog = self.store.backlog(name);
-        let here = backlog.listen()?;
-        loop {
-            // Once it listens, so that none comes in between.
-            let given = backlog.take(MOST_GIVEN)?;
+            let Some(name) = of_key.into_iter().find(|server| server.as_str() == name) else {
+                drop(here);
+                if let Ok(name) = self.registered(name) {
+                    self.store.backlog(&name).ring_if_any_waits()?;
+                }
+                return Err(Refusal::WrongKey);
+            };
+            let backlog = self.store.backlog(&name);
+            let listening = match here.take() {
+                Some(listening) => listening,
+                None => backlog.listen()?,
+            };
+            let given = match called_for.take() {
+                Some(id) => backlog.take_one(id)?.into_iter().collect(),
+                // At first, once it listens so that none comes in between, and at last.
+                None => backlog.take(MOST_GIVEN)?,
+            };
             if given.len() == MOST_GIVEN {
                 backlog.ring_if_any_waits()?;
             }
             if !given.is_empty() || Instant::now() >= until {
-                return Ok(Some(given));
+                return Ok(self.give(&name, given));
             }
-            loop {
-                let left = until.saturating_duration_since(Instant::now());
-                match client.wait(&[PollFd::from_borrowed_fd(here.fd(), PollFlags::IN)], false, left) {
-                    Woken::Stopped => return Err(Refusal::Stopping),
-                    Woken::HungUp => return Err(Refusal::HungUp),
-                    Woken::Knock if !here.hear() => {}
-                    Woken::Knock if here.is_gone()? => return Ok(None),
-                    _ => break,
-                }
+            match wait_to_hear(&listening, client, until)? {
+                Heard::Nothing => here = Some(listening),
+                Heard::Request(id) => (here, called_for) = (Some(listening), Some(id)),
+                Heard::Gone => {}
             }
         }
     }
@@ -436,17 +435,20 @@ impl Relay<'_> {
         {
             return Err(Refusal::BadHead(error));
         }
-        let mut sender = self.begin_answer(&names, &id)?;
+        let mut answering = self.begin_answer(&names, &id)?;
         let length = request.body.length.unwrap_or(UNKNOWN_LENGTH);
-        if !sender.send_head(&[&length.to_be_bytes(), value.as_bytes()].concat()) {
+        let client = request.client;
+        let mut feed = Feed::new(&mut request.body);
+        let is_sent = feed.send_head(&answering.sender, &[&length.to_be_bytes(), value.as_bytes()].concat());
+        answering.forget_request()?;
+        if !is_sent {
             return Err(Refusal::ClientLeft);
         }
         if let Err(error) = decoded {
             return Err(Refusal::BadHead(error));
         }
-        let client = request.client;
-        let mut feed = Feed::new(&mut request.body);
-        let end = feed.send(&mut sender, None, client);
+        let sender = &mut answering.sender;
+        let end = feed.send(sender, None, client);
         let taken = sender.taken()?;
         let has_all = taken == Some(feed.given());
         match end {
@@ -467,10 +469,10 @@ impl Relay<'_> {
         Ok(Reply::json(Status::Ok, "{}"))
     }
 
-    fn begin_answer(&self, names: &[ServerName], id: &RequestId) -> Result<Sender, Refusal> {
+    fn begin_answer(&self, names: &[ServerName], id: &RequestId) -> Result<Answering, Refusal> {
         for name in names {
-            if let Some(sender) = self.store.backlog(name).answer(id)? {
-                return Ok(sender);
+            if let Some(answering) = self.store.backlog(name).answer(id)? {
+                return Ok(answering);
             }
         }
         Err(Refusal::UnknownRequest)
@@ -496,19 +498,41 @@ fn of_methods(request: &Request<'_>, methods: &'static str) -> Result<(), Refusa
     }
 }
 
+/// Waits until there is something to hear, or the time is over.
+fn wait_to_hear(here: &Listening, client: Client<'_>, until: Instant) -> Result<Heard, Refusal> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match client.wait(&[PollFd::from_borrowed_fd(here.fd(), PollFlags::IN)], false, left) {
+            Woken::Stopped => return Err(Refusal::Stopping),
+            Woken::HungUp => return Err(Refusal::HungUp),
+            Woken::Knock => match here.hear() {
+                Heard::Nothing => {}
+                heard => return Ok(heard),
+            },
+            Woken::Tick | Woken::Writable => return Ok(Heard::Nothing),
+        }
+    }
+}
+
 /// Has requests wait again.
 fn give_back(store: &Store, name: &ServerName, ids: &[RequestId]) -> Result<(), store::Error> {
     let backlog = store.backlog(name);
     for id in ids {
         backlog.give_back(id)?;
+        backlog.ring(id);
     }
-    backlog.ring();
     Ok(())
 }
 
 /// False when the client has gone before it had all.
 fn write_all(out: &mut Outgoing<'_>, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
+        // Our own socket takes it at once nearly always, and does not block where it does not.
+        let written = if out.is_own() { out.write(bytes) } else { 0 };
+        if written > 0 {
+            bytes = &bytes[written..];
+            continue;
+        }
         match out.wait(&[], true, transfer::IDLE) {
             Woken::Writable => bytes = &bytes[out.write(bytes)..],
             Woken::Knock => {}
@@ -587,6 +611,16 @@ fn pass_on(answer: &[u8], method: Method, base: &str, mut receiver: Receiver) ->
             error.log();
         }
         return Ok(reply);
+    }
+    if let Some(length) = length.filter(|length| *length <= SHORT)
+        && let Some(body) = receiver.take_at_once(length)?
+    {
+        // Here the receiver's end waits until the client has its answer.
+        let produce = Box::new(move |out: &mut Outgoing<'_>| {
+            write_all(out, &body);
+            drop(receiver);
+        });
+        return Ok(Reply { content: Content::Sized(length, produce), ..reply });
     }
     // nginx passes it on as it comes.
     reply = reply.header("X-Accel-Buffering", "no");

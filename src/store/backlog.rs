@@ -10,16 +10,16 @@
 //! removes it, who takes its other names away too, so that nothing on the disk belongs to an answer that has begun. An id
 //! is never used again. The lock is for making the folders and for removing them.
 //!
-//! All far ends of a server wait at one FIFO. A byte in it is a request that has come; whoever reads the byte takes it, and
-//! what else there is. One that is not read stays there for the next, as long as there is one. When the last has gone the
-//! kernel drops them all, and the next looks for requests before he sleeps.
+//! All far ends of a server wait at one FIFO. In it are the ids of requests that have come; whoever reads one takes that
+//! request. One that is not read stays there for the next, as long as there is one. When the last has gone the kernel drops
+//! them all, and the next looks for requests before he sleeps.
 
 use super::folder::Folder;
 use super::mailbox::modified;
 use super::pipe::{Names, Receiver, Sender, behind_tally};
 use super::queue::now_ms;
 use super::shelf::Kind;
-use super::wake::{Fifo, Knock};
+use super::wake::{Fifo, Knock, call};
 use super::{Error, Store, identity_at, make_dir, random_hex, read_small, remove_file};
 use crate::ptth::ServerName;
 use rustix::fd::BorrowedFd;
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 const LISTENERS: &str = "listeners";
 const WAITING: &str = "waiting";
@@ -162,10 +162,41 @@ pub struct Given {
     pub request: Vec<u8>,
 }
 
+/// What a far end hears.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Another far end was faster.
+    Nothing,
+    /// A request has come.
+    Request(RequestId),
+    /// The server has been removed.
+    Gone,
+}
+
+/// Said to the far ends of a server that is removed. No id looks like that.
+const GONE: [u8; RequestId::LENGTH] = [b'!'; RequestId::LENGTH];
+
+/// A request whose answer begins.
+pub struct Answering {
+    /// The way to the client.
+    pub sender: Sender,
+    names: Names,
+}
+
+impl Answering {
+    /// Removes what is left of the request, to be called soon, but not before the client has what it waits for.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub fn forget_request(&self) -> Result<(), Error> {
+        self.names.remove()
+    }
+}
+
 /// A far end's place among those that wait for requests.
 pub struct Listening {
-    path: PathBuf,
     fifo: Fifo,
+    since: Instant,
 }
 
 impl Listening {
@@ -175,22 +206,22 @@ impl Listening {
         self.fifo.fd()
     }
 
-    /// To be called when that is readable. False where another far end was faster.
+    /// To be called when that is readable.
     #[must_use]
-    pub fn hear(&self) -> bool {
-        rustix::io::read(self.fifo.fd(), &mut [0]) == Ok(1)
-    }
-
-    /// To be called after that: whether the server has been removed. The others are told.
-    ///
-    /// # Errors
-    /// When that cannot be seen.
-    pub fn is_gone(&self) -> Result<bool, Error> {
-        let is_gone = self.fifo.is_lost(&self.path)?;
-        if is_gone {
-            let _ = rustix::io::write(self.fifo.fd(), b"!");
+    pub fn hear(&self) -> Heard {
+        // All that is ever written there has this size, so no reader gets half of it.
+        let mut message = [0; RequestId::LENGTH];
+        match rustix::io::read(self.fifo.fd(), &mut message) {
+            Ok(RequestId::LENGTH) => {}
+            _ => return Heard::Nothing,
         }
-        Ok(is_gone)
+        let text = std::str::from_utf8(&message).ok();
+        let Some(id) = text.and_then(RequestId::parse) else {
+            // The others shall hear it too.
+            let _ = rustix::io::write(self.fifo.fd(), &GONE);
+            return Heard::Gone;
+        };
+        Heard::Request(id)
     }
 
     /// Notes that a far end is there now.
@@ -203,7 +234,10 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.note();
+        // It has just been noted otherwise.
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            self.note();
+        }
     }
 }
 
@@ -300,25 +334,24 @@ impl Backlog {
     /// # Errors
     /// When it cannot be made.
     pub fn listen(&self) -> Result<Listening, Error> {
-        let path = self.path(LISTENERS);
-        let fifo = self.with_folders(|| Fifo::open_or_make(&path))?;
-        let listening = Listening { path, fifo };
+        let fifo = self.with_folders(|| Fifo::open_or_make(&self.path(LISTENERS)))?;
+        let listening = Listening { fifo, since: Instant::now() };
         listening.note();
         Ok(listening)
     }
 
-    /// Wakes a far end, if one is there, because a request waits.
-    pub fn ring(&self) {
-        drop(Knock::at(&self.path(LISTENERS)));
+    /// Tells a far end, if one is there, that a request waits.
+    pub fn ring(&self, id: &RequestId) {
+        call(&self.path(LISTENERS), id.as_str().as_bytes());
     }
 
-    /// Wakes a far end, if a request waits.
+    /// Tells a far end of a request that waits, if one does.
     ///
     /// # Errors
     /// When that cannot be seen.
     pub fn ring_if_any_waits(&self) -> Result<(), Error> {
-        if !names(&self.path(WAITING))?.is_empty() {
-            self.ring();
+        if let Some(id) = names(&self.path(WAITING))?.iter().find_map(|name| RequestId::parse(name)) {
+            self.ring(&id);
         }
         Ok(())
     }
@@ -340,18 +373,22 @@ impl Backlog {
                 names.remove()?;
                 continue;
             };
-            let given = self.path(GIVEN).join(&name);
-            // Its client may go at any moment, and takes it along; another far end may be faster.
-            let file = std::fs::rename(&names.tally, &given).and_then(|()| read_small(&File::open(&given)?));
-            match file {
-                Ok(file) => {
-                    taken.extend(behind_tally(&file).map(|request| Given { id, request: request.to_vec() }));
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
-            }
+            taken.extend(self.take_one(id)?);
         }
         Ok(taken)
+    }
+
+    /// Gives a request away; `None` where it has gone: its client takes it along, and another far end may be faster.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn take_one(&self, id: RequestId) -> Result<Option<Given>, Error> {
+        let [from, to] = [WAITING, GIVEN].map(|folder| self.path(folder).join(id.as_str()));
+        match std::fs::rename(from, &to).and_then(|()| read_small(&File::open(&to)?)) {
+            Ok(file) => Ok(behind_tally(&file).map(|request| Given { id, request: request.to_vec() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Has a request wait again that was given to a far end. One whose answer has begun is left alone.
@@ -369,13 +406,12 @@ impl Backlog {
     ///
     /// # Errors
     /// When its files cannot be opened or removed.
-    pub fn answer(&self, id: &RequestId) -> Result<Option<Sender>, Error> {
+    pub fn answer(&self, id: &RequestId) -> Result<Option<Answering>, Error> {
         // It may have been given back meanwhile.
         for tally in [GIVEN, WAITING] {
             let names = self.names(id.as_str(), tally);
             if let Some(sender) = Sender::take(&names)? {
-                remove_file(&names.receiver)?;
-                return Ok(Some(sender));
+                return Ok(Some(Answering { sender, names }));
             }
         }
         Ok(None)
@@ -411,7 +447,7 @@ impl LockedBacklog {
     /// The first thing that cannot be removed; a later sweep tries again.
     pub fn remove(self) -> Result<(), Error> {
         let path = self.folder.path();
-        let mut knocks = vec![Knock::at(&path.join(LISTENERS))];
+        let mut knocks = Vec::new();
         for folder in FOLDERS {
             for name in names(&path.join(folder))? {
                 let names = names_of(path, &name, folder);
@@ -423,7 +459,9 @@ impl LockedBacklog {
                 _ => {}
             }
         }
-        remove_file(&path.join(LISTENERS))?;
+        let listeners = path.join(LISTENERS);
+        call(&listeners, &GONE);
+        remove_file(&listeners)?;
         self.folder.remove()
     }
 }
@@ -507,14 +545,16 @@ mod tests {
         assert_eq!(taken, [Given { id: id.clone(), request: b"one".to_vec() }]);
         assert_eq!(scene.take(), [[0_u8; 1]; 0]);
         assert_eq!(question.standing().unwrap(), Standing::Given);
-        let sender = scene.backlog().answer(&id).unwrap().unwrap();
+        let answering = scene.backlog().answer(&id).unwrap().unwrap();
         assert!(scene.backlog().answer(&id).unwrap().is_none(), "twice");
         assert!(scene.backlog().answer(&RequestId::fresh().unwrap()).unwrap().is_none(), "nobody's");
         assert_eq!(question.standing().unwrap(), Standing::Begins);
-        assert!(sender.send_head(b"head"));
+        let sender = &answering.sender;
+        assert!(sender.send_head(b"head", b""));
         assert_eq!(question.receiver.head().unwrap(), Came::Head(b"head".to_vec()));
         scene.backlog().give_back(&id).unwrap();
         assert_eq!(scene.take(), [[0_u8; 1]; 0], "its answer has begun");
+        answering.forget_request().unwrap();
         assert!(scene.is_empty(), "nothing is left once it begins");
         let mut receiver = question.begin();
         assert!(receiver.wake().is_none());
@@ -566,13 +606,15 @@ mod tests {
         assert_eq!(scene.take().len(), 1);
         drop(scene.backlog().answer(&id).unwrap().unwrap());
         assert_eq!(question.receiver.head().unwrap(), Came::Left);
+        drop(question);
         let (id, mut question) = scene.ask(b"again");
         assert_eq!(scene.take(), [b"again"]);
         // It is answered late, by one from whom it has been taken again.
         scene.backlog().give_back(&id).unwrap();
-        let sender = scene.backlog().answer(&id).unwrap().unwrap();
+        let answering = scene.backlog().answer(&id).unwrap().unwrap();
         assert_eq!(question.receiver.head().unwrap(), Came::Nothing);
-        assert!(sender.send_head(b"late"));
+        assert!(answering.sender.send_head(b"late", b""));
+        answering.forget_request().unwrap();
         assert_eq!(question.receiver.head().unwrap(), Came::Head(b"late".to_vec()));
         assert!(scene.is_empty());
     }
@@ -599,25 +641,25 @@ mod tests {
         let (seen, is_listening) = scene.store.far_ends(&name).unwrap();
         assert!(seen.is_some() && is_listening);
         scene.backlog().ring_if_any_waits().unwrap();
-        assert!(!one.hear(), "nothing waits");
-        let asked = scene.ask(b"x");
+        assert_eq!(one.hear(), Heard::Nothing, "nothing waits");
+        let (id, question) = scene.ask(b"x");
         scene.backlog().ring_if_any_waits().unwrap();
-        assert!(two.hear());
-        scene.backlog().ring();
-        assert!(one.hear() && !two.hear() && !one.is_gone().unwrap(), "one of them, once");
+        assert_eq!(two.hear(), Heard::Request(id.clone()));
+        assert_eq!((one.hear(), two.hear()), (Heard::Nothing, Heard::Nothing), "one of them, once");
+        assert_eq!(scene.backlog().take_one(id.clone()).unwrap().unwrap().request, b"x");
+        assert_eq!(scene.backlog().take_one(id.clone()).unwrap(), None);
         drop((one, two));
         assert!(!scene.store.far_ends(&name).unwrap().1, "nobody is there");
-        scene.backlog().ring();
+        scene.backlog().ring(&id);
         let one = scene.backlog().listen().unwrap();
         let two = scene.backlog().listen().unwrap();
-        assert!(!one.hear());
+        assert_eq!(one.hear(), Heard::Nothing);
         let folder = scene.store.open(Kind::Ptth, name.as_str()).unwrap().unwrap();
         let locked = LockedBacklog::read(folder).unwrap();
         assert_eq!(locked.server(), Some(&name));
         locked.remove().unwrap();
-        assert!(!scene.backlog().path.exists() && asked.1.receiver.hears());
-        assert!(one.hear() && one.is_gone().unwrap(), "one hears of it");
-        assert!(two.hear() && two.is_gone().unwrap(), "and tells the other");
+        assert!(!scene.backlog().path.exists() && question.receiver.hears());
+        assert_eq!((one.hear(), two.hear()), (Heard::Gone, Heard::Gone));
     }
 
     #[test]

@@ -199,7 +199,12 @@ impl Pipe<'_> {
     /// # Errors
     /// When its files cannot be opened or their names not removed.
     pub fn take_receiver(&self) -> Result<Option<Sender>, Error> {
-        Sender::take(&self.names())
+        let names = self.names();
+        let sender = Sender::take(&names)?;
+        if sender.is_some() {
+            remove_file(&names.data)?;
+        }
+        Ok(sender)
     }
 
     /// Whether a receiver or a sender is there. Removes what killed ones have left behind.
@@ -372,7 +377,7 @@ impl Receiver {
     /// Whether a sender has taken it.
     #[must_use]
     pub fn is_taken(&self) -> bool {
-        matches!(identity_at(&self.names.data), Ok(None))
+        matches!(identity_at(&self.names.tally), Ok(None))
     }
 
     /// Where the bytes come from: readable when there are some, and at their end.
@@ -410,6 +415,28 @@ impl Receiver {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Takes the bytes that follow, if `length` of them are there already, and notes that its client has them.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub fn take_at_once(&mut self, length: u64) -> Result<Option<Vec<u8>>, Error> {
+        if rustix::io::ioctl_fionread(&self.data)? < length {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        let mut got = 0;
+        while got < bytes.len() {
+            match rustix::io::read(&self.data, &mut bytes[got..]) {
+                Ok(0) => return Err(Error::Io(io::ErrorKind::UnexpectedEof.into())),
+                Ok(some) => got += some,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.took(length)?;
+        Ok(Some(bytes))
     }
 
     /// Notes that its client has taken so many bytes more.
@@ -462,10 +489,10 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Takes the receiver at these names; `None` where none waits.
+    /// Takes the receiver at these names; `None` where none waits. The tally's name is removed, the others are left.
     ///
     /// # Errors
-    /// When its files cannot be opened or their names not removed.
+    /// When its files cannot be opened or the name not removed.
     pub(super) fn take(names: &Names) -> Result<Option<Self>, Error> {
         let Some(receiver) = Knock::at(&names.receiver).into_watch() else { return Ok(None) };
         let Some(tally) = Tally::open(&names.tally)? else { return Ok(None) };
@@ -482,7 +509,6 @@ impl Sender {
             Err(Errno::NOENT | Errno::NXIO) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        remove_file(&names.data)?;
         Ok(Some(Self { data: Some(data), receiver, tally }))
     }
 
@@ -505,16 +531,24 @@ impl Sender {
         }
     }
 
-    /// Sends what precedes the bytes. False when the receiver has gone, or does not take it.
+    /// Whether a new FIFO has room for a head with its first bytes, of so many bytes together.
+    #[must_use]
+    pub fn takes_at_once(&self, size: usize) -> bool {
+        // However few pages its user may have, there is one.
+        const PAGE: usize = 4096;
+        size <= PAGE - LENGTH_SIZE
+    }
+
+    /// Sends what precedes the bytes, and the first of them. False when the receiver has gone, or does not take it.
     ///
     /// # Panics
     /// When it is longer than [`LONGEST_HEAD`].
     #[must_use]
-    pub fn send_head(&self, head: &[u8]) -> bool {
+    pub fn send_head(&self, head: &[u8], first: &[u8]) -> bool {
         assert!(head.len() <= LONGEST_HEAD, "a head that is too long");
         let Some(data) = &self.data else { return false };
         let length = u32::try_from(head.len()).unwrap_or_default();
-        let bytes = [&length.to_be_bytes(), head].concat();
+        let bytes = [&length.to_be_bytes(), head, first].concat();
         let mut left = &bytes[..];
         while !left.is_empty() {
             match rustix::io::write(data, left) {
@@ -588,7 +622,7 @@ mod tests {
         let mut receiver = scene.pipe().receive().unwrap().unwrap();
         assert_eq!(receiver.head().unwrap(), Came::Nothing);
         let mut sender = scene.pipe().take_receiver().unwrap().unwrap();
-        assert!(sender.send_head(&vec![7; LONGEST_HEAD]));
+        assert!(sender.send_head(&vec![7; LONGEST_HEAD], b""));
         assert_eq!(receiver.head().unwrap(), Came::Head(vec![7; LONGEST_HEAD]));
         rustix::io::write(sender.data().unwrap(), b"bytes").unwrap();
         assert_eq!(read(&receiver).unwrap(), b"bytes");
@@ -628,8 +662,11 @@ mod tests {
         scene.pipe().receive_again(&mut receiver).unwrap();
         assert!(!waiting.is_gone());
         let sender = scene.pipe().take_receiver().unwrap().unwrap();
-        assert!(sender.send_head(b""));
+        assert!(sender.send_head(b"", b"first"));
         assert_eq!(receiver.head().unwrap(), Came::Head(vec![]));
+        assert_eq!(receiver.take_at_once(6).unwrap(), None, "not all of it");
+        assert_eq!(receiver.take_at_once(5).unwrap().unwrap(), b"first");
+        assert_eq!(sender.taken().unwrap(), Some(5));
     }
 
     #[test]

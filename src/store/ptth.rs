@@ -6,14 +6,16 @@
 //! }
 //! ```
 
-use super::{Error, Store, folder, private_file, read_small, replace};
+use super::{Error, FileIdentity, Store, folder, identity, private_file, read_small, replace};
 use crate::ptth::{ServerName, Tripcode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// A registered server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,12 +36,53 @@ pub type PtthServers = BTreeMap<ServerName, PtthServer>;
 
 const FILE: &str = "ptth.json";
 
+/// Which file it is, and as of when.
+#[derive(PartialEq)]
+struct Version {
+    identity: FileIdentity,
+    size: u64,
+    modified: SystemTime,
+}
+
+impl Version {
+    fn of(file: &Metadata) -> io::Result<Self> {
+        Ok(Self { identity: identity(file), size: file.len(), modified: file.modified()? })
+    }
+
+    /// Whether every change of the file from now on changes its time: clocks of file systems are coarse.
+    fn is_settled(&self) -> bool {
+        self.modified.elapsed().is_ok_and(|elapsed| elapsed > Duration::from_secs(3))
+    }
+}
+
 impl Store {
     /// The registered servers; none where there is no file.
     ///
     /// # Errors
     /// [`Error::BadRegistry`] for a file that somebody has edited and that cannot be read now.
-    pub fn ptth_servers(&self) -> Result<PtthServers, Error> {
+    pub fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error> {
+        /// The last one that was read: three requests need it for each that passes through.
+        static LAST: Mutex<Option<(PathBuf, Version, Arc<PtthServers>)>> = Mutex::new(None);
+        let path = self.root.join(FILE);
+        let version = match std::fs::metadata(&path) {
+            Ok(file) => Version::of(&file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Arc::default()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((last_path, last_version, servers)) = &*last
+            && *last_version == version
+            && *last_path == path
+        {
+            return Ok(Arc::clone(servers));
+        }
+        let servers = Arc::new(self.read_ptth_servers()?);
+        // What is being written may have the same time once it is written.
+        *last = version.is_settled().then(|| (path, version, Arc::clone(&servers)));
+        Ok(servers)
+    }
+
+    fn read_ptth_servers(&self) -> Result<PtthServers, Error> {
         match File::open(self.root.join(FILE)).and_then(|file| read_small(&file)) {
             Ok(text) => serde_json::from_slice(&text).map_err(Error::BadRegistry),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PtthServers::new()),
@@ -55,7 +98,7 @@ impl Store {
         let lock = self.with_root(Path::new(""), || Ok(private_file(&self.root.join("ptth.lock"))?))?;
         self.give_away(&lock)?;
         folder::lock_in_time(&lock)?;
-        let mut servers = self.ptth_servers()?;
+        let mut servers = self.read_ptth_servers()?;
         let said = change(&mut servers);
         let mut text = serde_json::to_vec_pretty(&servers).map_err(io::Error::other)?;
         text.push(b'\n');
@@ -98,12 +141,12 @@ mod tests {
     fn what_is_registered_is_kept_and_what_is_removed_is_gone() {
         let dir = TestDir::new();
         let store = Store::new(&dir.join("data"));
-        assert_eq!(store.ptth_servers().unwrap(), PtthServers::new());
+        assert_eq!(*store.ptth_servers().unwrap(), PtthServers::new());
         let shown = PtthServer { display_name: Some("A \"name\"".into()), listed: true, ..server("k2") };
         store.change_ptth_servers(|servers| servers.insert(name("a"), server("k1"))).unwrap();
         store.change_ptth_servers(|servers| servers.insert(name("b"), shown.clone())).unwrap();
         let kept = store.ptth_servers().unwrap();
-        assert_eq!(kept, [(name("a"), server("k1")), (name("b"), shown)].into());
+        assert_eq!(*kept, [(name("a"), server("k1")), (name("b"), shown)].into());
         let mode = std::fs::metadata(dir.join("data/ptth.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(store.change_ptth_servers(|servers| servers.remove(&name("a"))).unwrap().is_some());
