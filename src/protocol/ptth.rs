@@ -546,8 +546,8 @@ fn fields_for_server(request: &Request<'_>) -> Fields {
 
 /// Without the cookie that makes somebody the host of a pipe's session.
 fn cookies_for_server(value: &str) -> String {
-    let others: Vec<_> =
-        value.split(';').map(str::trim).filter(|pair| pair.split('=').next() != Some("token")).collect();
+    let is_own = |pair: &str| pair.split('=').next().is_some_and(|name| name.trim_end() == "token");
+    let others: Vec<_> = value.split(';').map(str::trim).filter(|pair| !is_own(pair)).collect();
     others.join("; ")
 }
 
@@ -722,6 +722,7 @@ mod tests {
         }
         assert_eq!(cookies_for_server("a=b;token=x; tokens=1;token"), "a=b; tokens=1");
         assert_eq!(cookies_for_server("token=\"x\""), "");
+        assert_eq!(cookies_for_server("a=b; token =x;token\t= y"), "a=b");
     }
 
     #[test]
