@@ -299,7 +299,7 @@ impl Worker {
     fn post_answer(&self, request: &Waiting) {
         for is_last in [false, true] {
             let Answer { head, length, body } = self.far.source.answer(&request.head);
-            let mut body = Counted { body, count: 0 };
+            let mut body = Counted { body, count: 0, length };
             let mut post = self
                 .answering
                 .post(format!("{}{}", self.response_url, urlencoding::encode(&request.id)))
@@ -351,16 +351,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts what is read.
+/// Counts what is read. It does not end before its length: a file may become shorter while it is sent, and who has
+/// announced more asks for the rest for ever.
 struct Counted {
     body: Box<dyn Read>,
     count: u64,
+    length: Option<u64>,
 }
 
 impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.body.read(buffer)?;
         self.count += read as u64;
+        if read == 0 && !buffer.is_empty() && self.length.is_some_and(|length| self.count < length) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(read)
     }
 }

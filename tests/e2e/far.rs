@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -401,6 +401,28 @@ fn a_large_file_needs_no_memory_and_a_slow_client_no_patience() {
     assert_eq!(far.ends(), Some(0));
     assert!(stopped.elapsed() < LONG / 2, "{:?}", stopped.elapsed());
     assert_eq!(far.log().lines().count(), 1, "nothing of this is an error: {}", far.log());
+}
+
+#[test]
+fn a_file_that_is_cut_while_it_is_sent_ends_at_once() {
+    let folder = folder();
+    let file = File::create(folder.join("root/log")).unwrap();
+    file.set_len(64 << 20).unwrap();
+    let relay = FakeRelay::new();
+    let far = Far::of_files(&relay, folder);
+    let answer = relay.get("/log").expect(200);
+    assert_eq!(answer.pieces.recv_timeout(LONG).unwrap()[0], 0, "it has begun");
+    file.set_len(1 << 20).unwrap();
+    let mut came = 0;
+    loop {
+        match answer.pieces.recv_timeout(LONG) {
+            Ok(piece) => came += piece.len(),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => panic!("the rest is waited for, and nobody is told"),
+        }
+    }
+    assert!(came < 64 << 20, "{came}");
+    assert_eq!(far.log().lines().count(), 1, "{}", far.log());
 }
 
 #[test]
