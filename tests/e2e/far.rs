@@ -526,6 +526,13 @@ fn a_web_application_answers_through_the_far_end() {
 
     let head = relay.ask(Method::Head, "/", &[]).expect(201);
     assert_eq!((head.length, head.field("content-length")), (Some(0), Some("8")));
+    assert_eq!(heads.recv_timeout(LONG).unwrap().0, "HEAD /app/ HTTP/1.1");
+
+    for uri in ["/../admin", "/sub/%2e%2e/../admin", "/..%2fadmin", "/..%5cadmin"] {
+        relay.get(uri).expect(400);
+    }
+    assert!(heads.try_recv().is_err(), "nothing but /app is asked for");
+    relay.get("/sub?../").expect(201);
 }
 
 #[test]
