@@ -99,11 +99,16 @@ impl Target {
             }
         }
         fields.remove_hop_by_hop();
-        let head = ResponseHead { status, fields };
         if request.method == Method::Head || matches!(status.code(), 204 | 304) {
+            let head = ResponseHead { status, fields };
             return Answer { head, length: Some(0), body: Box::new(io::empty()) };
         }
-        Answer { head, length: body.content_length(), body: Box::new(body.into_reader()) }
+        let length = body.content_length();
+        if length.is_none() {
+            // Beside chunks it means nothing, whatever it says (RFC 9112, 6.3).
+            fields.remove("content-length");
+        }
+        Answer { head: ResponseHead { status, fields }, length, body: Box::new(body.into_reader()) }
     }
 
     /// A redirect of the target to itself, as the client can follow it: relative to the request, because the client knows

@@ -558,6 +558,19 @@ fn what_an_application_sends_bit_by_bit_arrives_bit_by_bit() {
 }
 
 #[test]
+fn an_answer_in_chunks_is_as_long_as_its_chunks() {
+    let (url, _heads) = target(|_, out| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
+        out.write_all(format!("{head}5\r\nwhole\r\n0\r\n\r\n").as_bytes()).unwrap();
+    });
+    let relay = FakeRelay::new();
+    let _far = Far::start(&relay.url, folder(), &["--forward", &url]);
+    let answer = relay.get("/").expect(200);
+    assert_eq!((answer.length, answer.field("content-length")), (None, None), "the relay would cut it there");
+    assert_eq!(answer.text(), "whole");
+}
+
+#[test]
 fn an_application_that_is_down_is_a_bad_gateway() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
