@@ -1,10 +1,13 @@
 //! The far end of PTTH, as a relay sees it: the test plays the relay, and the target of `--forward`.
 
 use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -320,10 +323,22 @@ fn nothing_outside_the_folder_can_be_had() {
     symlink(folder.join("secret.txt"), folder.join("root/absolute.txt")).unwrap();
     symlink("..", folder.join("root/up")).unwrap();
     symlink("sub/open.txt", folder.join("root/in.txt")).unwrap();
-    rustix::fs::mkfifoat(rustix::fs::CWD, folder.join("root/fifo"), rustix::fs::Mode::RUSR).unwrap();
+    fifo(&folder.join("root/fifo"));
+    fs::create_dir(folder.join("root/.git")).unwrap();
+    fs::write(folder.join("root/.git/config"), "secret").unwrap();
+    symlink(".git", folder.join("root/togit")).unwrap();
+    symlink("togit/config", folder.join("root/toconfig")).unwrap();
+    symlink("nowhere", folder.join("root/dangling")).unwrap();
+    fs::write(folder.join("root").join(OsStr::from_bytes(b"\xe4.txt")), "secret").unwrap();
     let relay = FakeRelay::new();
     let _far = Far::of_files(&relay, folder);
     for uri in [
+        "/togit/config",
+        "/togit/",
+        "/togit",
+        "/toconfig",
+        "/dangling",
+        "/%e4.txt",
         "/../secret.txt",
         "/%2e%2e/secret.txt",
         "/sub/../../secret.txt",
@@ -345,6 +360,26 @@ fn nothing_outside_the_folder_can_be_had() {
         assert!(!body.contains("secret"), "{uri}: {body}");
     }
     assert_eq!(relay.get("/in.txt").expect(200).text(), "open");
+    let list = relay.get("/").expect(200).text();
+    let listed: Vec<_> = list.split("href=\"./").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert_eq!(listed, ["in.txt", "sub/"], "what cannot be had is not listed either");
+}
+
+/// Also a root whose own path has a hidden part can have links.
+#[test]
+fn a_folder_that_is_hidden_itself_can_be_given() {
+    let folder = folder();
+    let root = folder.join("root/.www");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("open.txt"), "open").unwrap();
+    symlink("open.txt", root.join("link")).unwrap();
+    let relay = FakeRelay::new();
+    let _far = Far::start(&relay.url, folder, &["--root", root.to_str().unwrap()]);
+    assert_eq!(relay.get("/link").expect(200).text(), "open");
+}
+
+fn fifo(path: &Path) {
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR).unwrap();
 }
 
 #[test]
@@ -355,8 +390,19 @@ fn a_folder_is_its_page_or_a_list() {
     fs::write(folder.join("root/a&b/.hidden"), "").unwrap();
     fs::create_dir(folder.join("root/page")).unwrap();
     fs::write(folder.join("root/page/index.html"), "<p>hello").unwrap();
+    for other in ["1", "2", "3"] {
+        fs::create_dir(folder.join("root").join(other)).unwrap();
+        fs::write(folder.join("root").join(other).join("file"), "").unwrap();
+    }
+    fs::create_dir(folder.join("root/1/index.html")).unwrap();
+    fifo(&folder.join("root/2/index.html"));
+    symlink("/nowhere", folder.join("root/3/index.html")).unwrap();
     let relay = FakeRelay::new();
     let _far = Far::of_files(&relay, folder);
+    for other in ["/1/", "/2/", "/3/"] {
+        let list = relay.get(other).expect(200).text();
+        assert!(list.contains("<a href=\"./file\">file</a>"), "{other} has no page: {list}");
+    }
 
     assert_eq!(relay.get("/page?q=1").expect(307).field("location"), Some("./page/?q=1"));
     assert_eq!(relay.get("/a%26b").expect(307).field("location"), Some("./a%26b/"));
