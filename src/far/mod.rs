@@ -262,8 +262,10 @@ impl Worker {
                 let mut body = answer.body_mut().as_reader().take(ptth::MAX_LIST as u64 + 1);
                 body.read_to_end(&mut list)
                     .map_err(|error| Trouble::Passing(format!("The relay's answer broke off ({error}).")))?;
-                ptth::decode_list(&list)
-                    .map_err(|error| Trouble::Passing(format!("The relay's answer is not PTTH's. {error}")))
+                let list = ptth::decode_list(&list)
+                    .map_err(|error| Trouble::Passing(format!("The relay's answer is not PTTH's. {error}")))?;
+                let passed_over = |error| say!("uhst-relay: a request cannot be taken. {error}");
+                Ok(list.into_iter().filter_map(|request| request.map_err(passed_over).ok()).collect())
             }
             204 => Ok(Vec::new()),
             401 => Err(Trouble::Refused(format!(

@@ -472,6 +472,22 @@ fn a_file_that_is_cut_while_it_is_sent_ends_at_once() {
 }
 
 #[test]
+fn a_request_that_cannot_be_taken_does_not_take_the_others_with_it() {
+    let relay = FakeRelay::new();
+    let names: Vec<_> = (0..300).map(|number| format!("x-{number}")).collect();
+    let fields: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    // All three in one list.
+    let before = relay.begin(Method::Get, "/before/", &[]);
+    let _too_many = relay.begin(Method::Get, "/", &fields);
+    let behind = relay.begin(Method::Get, "/behind/", &[]);
+    let far = Far::of_files(&relay, folder());
+    for answer in [before, behind] {
+        answer.recv_timeout(LONG).expect("an answer").expect(404);
+    }
+    assert_eq!(far.log().matches("a request cannot be taken. It is larger").count(), 1, "{}", far.log());
+}
+
+#[test]
 fn a_relay_that_was_away_is_found_again() {
     let folder = folder();
     fs::write(folder.join("root/small"), "small").unwrap();

@@ -124,7 +124,11 @@ fn register(scene: &Scene, name: &str, options: &[&str]) -> String {
 fn heard(socket: TcpStream) -> Vec<Waiting> {
     let answer = hear(socket).expect(200);
     assert!(answer.is_whole, "{answer:?}");
-    decode_list(&answer.body).unwrap()
+    understood(&answer.body)
+}
+
+fn understood(list: &[u8]) -> Vec<Waiting> {
+    decode_list(list).unwrap().into_iter().map(Result::unwrap).collect()
 }
 
 fn head(status: u16, fields: &[(&str, &str)]) -> String {
@@ -206,7 +210,7 @@ pub fn the_requests_are_what_the_published_relay_sends(door: Door) {
         a4686f73749e3132372e302e302e313a34303030aa757365722d6167656e749b6375726c2f372e38382e31b0736f6d65636c69656e746865\
         616465729568656c6c6fa6616363657074932a2f2a";
     let got = hex(&list.body);
-    let id = decode_list(&list.body).unwrap()[0].id.clone();
+    let id = understood(&list.body)[0].id.clone();
     assert_eq!(got, format!("9192d9{:02x}{}{request}", id.len(), hex(id.as_bytes())));
     assert!(id.len() >= 32 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
     // And an answer as it was captured.
@@ -412,11 +416,7 @@ pub fn each_of_several_listeners_gets_its_own_requests(door: Door) {
                     let mut answered = 0;
                     while !done.load(Ordering::Acquire) {
                         let heard = hear(behind.start_listening());
-                        let list = if heard.status == 204 {
-                            Vec::new()
-                        } else {
-                            decode_list(&heard.expect(200).body).unwrap()
-                        };
+                        let list = if heard.status == 204 { Vec::new() } else { understood(&heard.expect(200).body) };
                         for request in list {
                             let body = [request.head.uri.as_bytes(), &bytes(5000)].concat();
                             behind.respond(&request.id, &head(200, &[]), &body).expect(200);
