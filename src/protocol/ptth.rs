@@ -426,14 +426,14 @@ impl Relay<'_> {
         }
         let id = RequestId::parse(id).ok_or(Refusal::UnknownRequest)?;
         let value = (request.header)(&HEAD_FIELD.to_ascii_lowercase()).ok_or(Refusal::NoHead)?;
-        if value.len() > LONGEST_HEAD - LENGTH_SIZE {
-            return Err(Refusal::BadHead(WireError::TooLarge));
-        }
-        // One that is well formed but cannot be passed on is an answer, if a bad one: the client is told.
-        let decoded = ResponseHead::decode(&value);
-        if let Err(error) = decoded
-            && error != WireError::BadField
-        {
+        // One that is too large, or well formed but cannot be passed on, is an answer, if a bad one: the client is told.
+        let (value, decoded) = if value.len() > LONGEST_HEAD - LENGTH_SIZE {
+            (String::new(), Err(WireError::TooLarge))
+        } else {
+            let decoded = ResponseHead::decode(&value);
+            (value, decoded)
+        };
+        if let Err(error @ (WireError::NotBase64 | WireError::Malformed)) = decoded {
             return Err(Refusal::BadHead(error));
         }
         let mut sender = self.begin_answer(&names, &id)?;
@@ -559,8 +559,10 @@ fn pass_on(answer: &[u8], method: Method, base: &str, mut receiver: Receiver) ->
     let (length, head) = answer.split_first_chunk::<LENGTH_SIZE>().ok_or(Refusal::BadAnswer(NO_ANSWER))?;
     let sent = Some(u64::from_be_bytes(*length)).filter(|length| *length != UNKNOWN_LENGTH);
     let head = std::str::from_utf8(head).map_err(|_| Refusal::BadAnswer(NO_ANSWER))?;
-    let ResponseHead { status, fields } =
-        ResponseHead::decode(head).map_err(|_| Refusal::BadAnswer("it has a header field that HTTP does not allow"))?;
+    let ResponseHead { status, fields } = ResponseHead::decode(head).map_err(|error| match error {
+        WireError::BadField => Refusal::BadAnswer("it has a header field that HTTP does not allow"),
+        _ => Refusal::BadAnswer("its head is too large"),
+    })?;
     let said = match fields.iter().find(|(name, _)| *name == "content-length") {
         Some((_, text)) => Some(digits(text).ok_or(Refusal::BadAnswer("its Content-Length is no number"))?),
         None => None,

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -64,6 +64,9 @@ struct Shared {
     answers: Mutex<HashMap<String, Sender<Incoming>>>,
     /// What a question is answered with, instead of requests.
     refusal: AtomicU16,
+    /// The longest head of an answer that it takes; 0 for any. Others are refused with 431.
+    longest_head: AtomicUsize,
+    refused: AtomicUsize,
     next: AtomicU32,
 }
 
@@ -153,6 +156,12 @@ impl Shared {
                 let start = format!("POST {MOUNT}/7ZSFUKGV/http_response/");
                 let id = line.strip_prefix(&start).and_then(|rest| rest.strip_suffix(" HTTP/1.1"));
                 let id = id.unwrap_or_else(|| panic!("an unexpected request: {line}")).replace("%2F", "/");
+                let longest = self.longest_head.load(Ordering::Relaxed);
+                if longest > 0 && fields[&HEAD_FIELD.to_ascii_lowercase()].len() > longest {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    let _ = answer.write_all(b"HTTP/1.1 431 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                    return;
+                }
                 let (sender, pieces) = sync_channel(0);
                 let head = ResponseHead::decode(&fields[&HEAD_FIELD.to_ascii_lowercase()]).unwrap();
                 let length = fields.get("content-length").map(|length| length.parse().unwrap());
@@ -630,6 +639,29 @@ fn an_answer_in_chunks_is_as_long_as_its_chunks() {
     let answer = relay.get("/").expect(200);
     assert_eq!((answer.length, answer.field("content-length")), (None, None), "the relay would cut it there");
     assert_eq!(answer.text(), "whole");
+}
+
+#[test]
+fn a_head_that_the_relay_does_not_take_is_a_bad_gateway() {
+    let (url, _heads) = target(|line, out| {
+        let fields = match line.split(' ').nth(1) {
+            Some("/large") => format!("X: {}\r\n", "x".repeat(12_000)),
+            Some("/some") => format!("X: {}\r\n", "x".repeat(6_000)),
+            _ => String::new(),
+        };
+        // The body is more than a relay reads that has refused the head.
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n{fields}\r\n");
+        let _ = out.write_all(&[head.as_bytes(), "x".repeat(9_000_000).as_bytes()].concat());
+    });
+    let relay = FakeRelay::new();
+    let far = Far::start(&relay.url, folder(), &["--forward", &url]);
+    assert_eq!(relay.get("/some").expect(200).body().len(), 9_000_000);
+    assert!(relay.get("/large").expect(502).text().contains("too large"), "no relay has to refuse it first");
+    relay.shared.longest_head.store(8000, Ordering::Relaxed);
+    assert!(relay.get("/some").expect(502).text().contains("too large"));
+    assert_eq!(relay.shared.refused.load(Ordering::Relaxed), 1);
+    assert_eq!(relay.get("/none").expect(200).body().len(), 9_000_000);
+    assert!(far.log().contains("status 431"), "{}", far.log());
 }
 
 #[test]

@@ -274,6 +274,11 @@ pub fn a_wrong_ptth_request_says_what_is_wrong(door: Door) {
         behind.respond(&id, &base64(&wrong), b"").expect_error(400);
         client.join().unwrap().expect_error(502);
     }
+    let names: Vec<_> = (0..201).map(|number| format!("x{number}")).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    let (got, told) = behind.exchange("GET", "/", &[], &head(200, &many), b"");
+    told.expect_error(400);
+    got.expect_error(502);
     let (got, _) = behind.exchange("GET", "/", &[], &head(200, &[("content-length", "4")]), b"three");
     got.expect_error(502);
     let (got, _) = behind.exchange("GET", "/", &[], &head(200, &[("content-length", "+5")]), b"three");
@@ -618,7 +623,10 @@ impl Echo {
             let uri = line.split(' ').nth(1).unwrap_or_default().to_owned();
             asked.clear();
             let body = Self::body(&uri);
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let policy = uri.strip_prefix("/policy/").map_or(String::new(), |size| {
+                format!("Content-Security-Policy: {}\r\n", "x".repeat(size.parse().unwrap()))
+            });
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{policy}\r\n{body}", body.len());
             if socket.write_all(answer.as_bytes()).is_err() {
                 return;
             }
@@ -626,7 +634,7 @@ impl Echo {
     }
 
     fn body(uri: &str) -> String {
-        format!("{uri}\n").repeat(100)
+        format!("{uri}\n").repeat(if uri.starts_with("/policy/") { 100_000 } else { 100 })
     }
 }
 
@@ -646,6 +654,26 @@ impl Drop for FarEnd {
     fn drop(&mut self) {
         kill(rustix::process::Pid::from_child(&self.0), Signal::KILL);
         let _ = self.0.wait();
+    }
+}
+
+pub fn an_answer_whose_head_is_too_large_is_told_at_once(door: Door) {
+    let Some(behind) = Behind::new(door, &[]) else { return };
+    let echo = Echo::start();
+    let _far_end = FarEnd::start(&behind, &echo);
+    // The last is more than any relay takes, the second more than most web servers take in one header field.
+    for (size, wanted) in [(100, 200), (9000, if door == Door::Serve { 200 } else { 502 }), (15_000, 502)] {
+        let start = Instant::now();
+        let path = format!("/policy/{size}");
+        let got = behind.get(&path, &[]).join().unwrap().expect(wanted);
+        let spent = start.elapsed();
+        if wanted == 200 {
+            assert!(got.is_whole && got.body == Echo::body(&path).as_bytes());
+            assert_eq!(got.header("content-security-policy").len(), size);
+        } else {
+            assert!(String::from_utf8_lossy(&got.body).contains("header fields"), "{got:?}");
+        }
+        assert!(spent < Duration::from_secs(25), "{size} took {spent:?}");
     }
 }
 
