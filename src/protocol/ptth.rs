@@ -573,8 +573,7 @@ fn pass_on(answer: &[u8], method: Method, base: &str, mut receiver: Receiver) ->
     }
     let mut reply = Reply { content: Content::Absent, ..Reply::empty(Status::Passed(status.code())) };
     for (name, value) in fields_for_client(fields, status.code()).iter() {
-        let value = String::from_utf8_lossy(value).into_owned();
-        let value = if name == "set-cookie" { confined(&value, base) } else { value };
+        let value = if name == "set-cookie" { confined(value, base) } else { value.to_vec() };
         reply = reply.header(name.to_owned(), value);
     }
     let length = sent.or(said);
@@ -621,20 +620,20 @@ fn fields_for_client(mut fields: Fields, status: u16) -> Fields {
 }
 
 /// A cookie that comes back to the same server only: all servers share the relay's host.
-fn confined(cookie: &str, base: &str) -> String {
-    let mut parts = cookie.split(';').map(str::trim);
-    let mut confined = parts.next().unwrap_or_default().to_owned();
-    let mut path = "/";
+fn confined(cookie: &[u8], base: &str) -> Vec<u8> {
+    let mut parts = cookie.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let mut confined = parts.next().unwrap_or_default().to_vec();
+    let mut path = &b"/"[..];
     for part in parts {
-        match part.split_once('=').unwrap_or((part, "")) {
-            (name, value) if name.trim().eq_ignore_ascii_case("path") => {
-                path = Some(value.trim()).filter(|path| path.starts_with('/')).unwrap_or("/");
-            }
-            (name, _) if name.trim().eq_ignore_ascii_case("domain") => {}
-            _ => _ = write!(confined, "; {part}"),
+        let (name, value) = part.split_at(part.iter().position(|byte| *byte == b'=').unwrap_or(part.len()));
+        let value = value.strip_prefix(b"=").unwrap_or_default().trim_ascii();
+        if name.trim_ascii().eq_ignore_ascii_case(b"path") {
+            path = if value.starts_with(b"/") { value } else { b"/" };
+        } else if !name.trim_ascii().eq_ignore_ascii_case(b"domain") {
+            confined.extend_from_slice(&[b"; ", part].concat());
         }
     }
-    let _ = write!(confined, "; Path={base}{path}");
+    confined.extend_from_slice(&[b"; Path=", base.as_bytes(), path].concat());
     confined
 }
 
@@ -720,8 +719,10 @@ mod tests {
             ("a=b; Path=/x", "a=b; Path=/m/frontend/servers/n/x"),
             ("", "; Path=/m/frontend/servers/n/"),
         ] {
-            assert_eq!(confined(cookie, "/m/frontend/servers/n"), expected, "{cookie}");
+            let confined = confined(cookie.as_bytes(), "/m/frontend/servers/n");
+            assert_eq!(confined, expected.as_bytes(), "{cookie}");
         }
+        assert_eq!(confined(b"a=\xe4; Domain", "/n"), b"a=\xe4; Path=/n/");
         assert_eq!(cookies_for_server("a=b;token=x; tokens=1;token"), "a=b; tokens=1");
         assert_eq!(cookies_for_server("token=\"x\""), "");
         assert_eq!(cookies_for_server("a=b; token =x;token\t= y"), "a=b");

@@ -314,6 +314,22 @@ pub fn what_an_answer_says_passes_through_and_nothing_else(door: Door) {
     let got = client.join().unwrap().expect(206);
     assert_eq!((got.header("content-range"), &got.body[..]), ("bytes 1-2/3", &b"bc"[..]));
 
+    // Latin-1, as older applications have it: two bytes that are no UTF-8.
+    let client = behind.scene.start("GET", &format!("/frontend/servers/{NAME}/"), &[], None);
+    let mut latin = Fields::default();
+    latin.add("content-disposition", b"attachment; filename=\"\xe4.txt\"").unwrap();
+    latin.add("set-cookie", b"a=\xfc").unwrap();
+    let latin = ResponseHead { status: StatusCode::new(200).unwrap(), fields: latin }.encode();
+    behind.respond(&behind.one().id, &latin, b"body").expect(200);
+    let (mut client, mut got) = (client, Vec::new());
+    while !got.ends_with(b"body") {
+        hear_more(&mut client, &mut got);
+    }
+    for wanted in [&b"filename=\"\xe4.txt\"\r\n"[..], b"a=\xfc; Path=/"] {
+        let text = String::from_utf8_lossy(&got);
+        assert!(got.windows(wanted.len()).any(|part| part == wanted), "{} in {text}", wanted.escape_ascii());
+    }
+
     let none = head(416, &[("content-range", "bytes */3")]);
     let (got, _) = behind.exchange("GET", "/", &[("Range", "bytes=9-")], &none, b"");
     assert_eq!(got.expect(416).header("content-range"), "bytes */3");
