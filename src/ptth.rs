@@ -9,7 +9,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use std::fmt;
 
@@ -227,13 +227,31 @@ pub fn join_list(requests: &[Vec<u8>]) -> Vec<u8> {
     list
 }
 
-/// Reads the body of `http_listen`.
+/// Reads the body of `http_listen`. One request in it that cannot be taken does not concern the others.
 ///
 /// # Errors
 /// What it is not.
-pub fn decode_list(bytes: &[u8]) -> Result<Vec<Waiting>, WireError> {
-    let Requests(list) = decode(bytes, MAX_LIST)?;
-    Ok(list)
+pub fn decode_list(bytes: &[u8]) -> Result<Vec<Result<Waiting, WireError>>, WireError> {
+    let (count, mut rest) = match bytes {
+        _ if bytes.len() > MAX_LIST => return Err(WireError::TooLarge),
+        // As `join_list` writes it, or longer than it need be.
+        [count @ 0x90..=0x9f, rest @ ..] => (usize::from(count & 0x0f), rest),
+        [0xdc, high, low, rest @ ..] | [0xdd, 0, 0, high, low, rest @ ..] => {
+            (usize::from(u16::from_be_bytes([*high, *low])), rest)
+        }
+        _ => return Err(WireError::Malformed),
+    };
+    if count > MAX_REQUESTS {
+        return Err(WireError::TooLarge);
+    }
+    let mut list = Vec::with_capacity(count);
+    for _ in 0..count {
+        // Where it ends is known of any MessagePack.
+        let (_, behind) = decode_first::<IgnoredAny>(rest)?;
+        list.push(decode(&rest[..rest.len() - behind.len()], MAX_LIST));
+        rest = behind;
+    }
+    if rest.is_empty() { Ok(list) } else { Err(WireError::Malformed) }
 }
 
 impl ResponseHead {
@@ -263,6 +281,12 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, WireErro
     if bytes.len() > limit {
         return Err(WireError::TooLarge);
     }
+    let (value, rest) = decode_first(bytes)?;
+    if rest.is_empty() { Ok(value) } else { Err(WireError::Malformed) }
+}
+
+/// The first value, and what is behind it.
+fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), WireError> {
     let mut rest = bytes;
     let mut reader = rmp_serde::Deserializer::new(&mut rest);
     // Far more than the five levels there are.
@@ -272,7 +296,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, WireErro
         rmp_serde::decode::Error::Syntax(said) if said == BAD_FIELD => WireError::BadField,
         _ => WireError::Malformed,
     })?;
-    if rest.is_empty() { Ok(value) } else { Err(WireError::Malformed) }
+    Ok((value, rest))
 }
 
 // A visitor can only fail with words; by these `decode` knows them again.
@@ -392,34 +416,6 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// A list of requests that is not longer than it may be.
-struct Requests(Vec<Waiting>);
-
-impl<'de> Deserialize<'de> for Requests {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Requests;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("requests")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Requests, A::Error> {
-                let mut list = Vec::new();
-                while let Some(request) = seq.next_element()? {
-                    if list.len() == MAX_REQUESTS {
-                        return Err(de::Error::custom(TOO_LARGE));
-                    }
-                    list.push(request);
-                }
-                Ok(Requests(list))
-            }
-        }
-        deserializer.deserialize_seq(Reader)
-    }
-}
-
 /// The name of a server: 1 to 64 letters, digits, `-`, `_` and `.`, not beginning with a dot. So it is a part of a path
 /// as it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -531,7 +527,7 @@ mod tests {
             },
         };
         assert_eq!(encode_list(std::slice::from_ref(&request)), bytes(LISTENED));
-        assert_eq!(decode_list(&bytes(LISTENED)).unwrap(), [request]);
+        assert_eq!(decode_list(&bytes(LISTENED)).unwrap(), [Ok(request)]);
         assert_eq!(encode_list(&[]), [0x90]);
     }
 
@@ -590,6 +586,41 @@ mod tests {
         assert_eq!(ResponseHead::decode("%"), Err(WireError::NotBase64));
         let long = [&[0xdc, 0x27, 0x10][..], &[0x92, 0xa0, 0x93, 0x81, 0, 0xc0, 0xa0, 0x80].repeat(10_000)].concat();
         assert_eq!(decode_list(&long), Err(WireError::TooLarge));
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_taken_does_not_take_the_others_with_it() {
+        let good = |uri: &str| Waiting {
+            id: "i".into(),
+            head: RequestHead { method: Method::Get, uri: uri.into(), fields: Fields::default() },
+        };
+        let mut many = good("/many");
+        (0..=MAX_FIELDS).for_each(|number| many.head.fields.add(&format!("a{number}"), b"").unwrap());
+        let list = [
+            good("/1").encode(),
+            vec![0x92, 0xa1, b'i', 0x93, 0x81, 9, 0xc0, 0xa1, b'/', 0x80], // a method that nobody knows
+            vec![0x92, 0xa1, b'i', 0x93, 0x81, 0, 0xc0, 0xa1, b'/', 0x81, 0xa1, b'a', 0x91, b'\n'],
+            many.encode(),
+            vec![0xa2, 0xff, 0xff],       // a text, and no UTF-8 either
+            vec![0xc7, 0x01, 0x05, 0x00], // what MessagePack leaves to others
+            good("/2").encode(),
+        ];
+        let malformed = || Err(WireError::Malformed);
+        let read = [
+            Ok(good("/1")),
+            malformed(),
+            Err(WireError::BadField),
+            Err(WireError::TooLarge),
+            malformed(),
+            malformed(),
+            Ok(good("/2")),
+        ];
+        assert_eq!(decode_list(&join_list(&list)).unwrap(), read);
+        // Nobody knows where such a one ends.
+        for one in [&[0xc1][..], &[0x91; 40], &[0xdd, 255, 255, 255, 255], &[0x92, 0xa9, b'i']] {
+            let list = join_list(&[good("/1").encode(), one.to_vec()]);
+            assert_eq!(decode_list(&list), Err(WireError::Malformed), "{one:x?}");
+        }
     }
 
     #[test]
@@ -660,7 +691,8 @@ mod tests {
                 Waiting { id, head: RequestHead { method, uri, fields } }
             };
             let requests: Vec<_> = requests.into_iter().map(waiting).collect();
-            prop_assert_eq!(decode_list(&encode_list(&requests)).unwrap(), requests);
+            let read = decode_list(&encode_list(&requests)).unwrap().into_iter().collect::<Result<Vec<_>, _>>();
+            prop_assert_eq!(read.unwrap(), requests);
             let head = response(status, fields);
             prop_assert_eq!(ResponseHead::decode(&head.encode()).unwrap(), head);
         }

@@ -2,7 +2,8 @@
 //! folders.
 //!
 //! Nothing outside the folder can be reached: the kernel itself resolves each path below it (`openat2`), so that neither
-//! `..` nor a symbolic link leads out, however it is written and whoever changes it meanwhile.
+//! `..` nor a symbolic link leads out, however it is written and whoever changes it meanwhile. Nor can anything hidden
+//! inside, by whatever name. A list of a folder has what would be given, and nothing else.
 
 use super::Answer;
 use crate::ptth::{Method, RequestHead};
@@ -10,7 +11,8 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use std::fmt::Write as _;
 use std::fs::{File, Metadata};
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -27,7 +29,7 @@ impl Root {
     ///
     /// # Errors
     /// When it is none, or cannot be read.
-    pub fn new(path: &Path) -> std::io::Result<Self> {
+    pub fn new(path: &Path) -> io::Result<Self> {
         Ok(Self(
             File::options()
                 .read(true)
@@ -46,52 +48,92 @@ impl Root {
             Some((path, query)) => (path, format!("?{query}")),
             None => (request.uri.as_str(), String::new()),
         };
-        let Some(mut place) = place(path) else { return not_found() };
-        let mut found = self.open(&place);
-        if let Ok((_, about)) = &found
-            && about.is_dir()
-        {
-            if !path.ends_with('/') {
-                // Relative, because the client knows this path under a longer one.
-                let name = urlencoding::encode_binary(place.file_name().unwrap_or_default().as_bytes()).into_owned();
-                return Answer::sentence(307, "This is a folder.").field("location", format!("./{name}/{query}"));
-            }
-            place.push("index.html");
-            found = match self.open(&place) {
-                Err(Errno::NOENT) => {
-                    place.pop();
-                    return found.map_or_else(failure, |(folder, _)| list(&folder, &place));
-                }
-                other => other,
-            };
-        } else if path.ends_with('/') {
-            return not_found();
+        let Some(place) = place(path) else { return not_found() };
+        let (file, about) = match self.open(&place) {
+            Ok(found) => found,
+            Err(error) => return failure(error),
+        };
+        if about.is_file() {
+            return if path.ends_with('/') { not_found() } else { send(file, &about, &place, request) };
         }
-        match found {
-            Ok((file, about)) if about.is_file() => send(file, &about, &place, request),
-            Ok(_) => not_found(),
-            Err(error) => failure(error),
+        if !path.ends_with('/') {
+            // Relative, because the client knows this path under a longer one.
+            let name = urlencoding::encode_binary(place.file_name().unwrap_or_default().as_bytes()).into_owned();
+            return Answer::sentence(307, "This is a folder.").field("location", format!("./{name}/{query}"));
+        }
+        let page = place.join("index.html");
+        match self.open(&page) {
+            Ok((file, about)) if about.is_file() => send(file, &about, &page, request),
+            Err(error) if !is_absence(error) => failure(error),
+            _ => self.list(&file, &place),
         }
     }
 
-    /// Opens what is at `place`, unless it is outside.
+    /// Opens the file or folder at `place`, unless it is outside, or hidden.
     fn open(&self, place: &Path) -> Result<(File, Metadata), Errno> {
+        let file = match self.resolve(place, ResolveFlags::NO_SYMLINKS) {
+            Err(Errno::LOOP) => {
+                let file = self.resolve(place, ResolveFlags::empty())?;
+                // `place` shows nothing hidden, but the link may lead to it.
+                if self.is_hidden(&file) {
+                    return Err(Errno::NOENT);
+                }
+                file
+            }
+            other => other?,
+        };
+        let about = file.metadata().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        if about.is_file() || about.is_dir() { Ok((file, about)) } else { Err(Errno::NOENT) }
+    }
+
+    fn resolve(&self, place: &Path, links: ResolveFlags) -> Result<File, Errno> {
         // NONBLOCK: opening a FIFO would wait for somebody to write to it.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | links;
         let mut tries = 0;
-        let file = loop {
+        loop {
             tries += 1;
             match openat2(&self.0, place, flags, Mode::empty(), inside) {
                 // Somebody renamed a folder at that moment.
                 Err(Errno::AGAIN) if tries < 10 => {}
                 // A kernel before 5.6, or a sandbox that does not know the call.
-                Err(Errno::NOSYS | Errno::PERM) => break open_without_links(&self.0, place, flags)?,
-                other => break File::from(other?),
+                Err(Errno::NOSYS | Errno::PERM) => return open_without_links(&self.0, place, flags),
+                other => return other.map(File::from),
             }
+        }
+    }
+
+    /// Whether a part of its path below the root, as the kernel knows it, is hidden. What cannot be told is.
+    fn is_hidden(&self, file: &File) -> bool {
+        let path = |file: &File| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let (Ok(root), Ok(path)) = (path(&self.0), path(file)) else { return true };
+        path.strip_prefix(root).map_or(true, |below| below.iter().any(|part| part.as_bytes().starts_with(b".")))
+    }
+
+    /// A page with the entries of a folder.
+    fn list(&self, folder: &File, place: &Path) -> Answer {
+        let entries = match Dir::read_from(folder) {
+            Ok(entries) => entries,
+            Err(error) => return failure(error),
         };
-        let about = file.metadata().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        Ok((file, about))
+        let mut names: Vec<(String, bool)> = entries
+            .flatten()
+            .filter_map(|entry| {
+                // To open a device may have an effect.
+                let may_be = [FileType::RegularFile, FileType::Directory, FileType::Symlink, FileType::Unknown];
+                let name = entry.file_name().to_str().ok()?;
+                if name.starts_with('.') || !may_be.contains(&entry.file_type()) {
+                    return None;
+                }
+                let (_, about) = self.open(&place.join(name)).ok()?;
+                Some((name.to_owned(), about.is_dir()))
+            })
+            .take(MOST_ENTRIES + 1)
+            .collect();
+        let is_cut = names.len() > MOST_ENTRIES;
+        names.truncate(MOST_ENTRIES);
+        names.sort();
+        page(place, &names, is_cut)
     }
 }
 
@@ -117,7 +159,8 @@ fn place(path: &str) -> Option<PathBuf> {
         if name.starts_with(b".") || name.contains(&b'/') || name.contains(&0) {
             return None;
         }
-        place.push(std::ffi::OsStr::from_bytes(&name));
+        // A relay behind a web server passes on no other text.
+        place.push(std::str::from_utf8(&name).ok()?);
     }
     Some(place)
 }
@@ -126,10 +169,17 @@ fn not_found() -> Answer {
     Answer::sentence(404, "There is nothing here.")
 }
 
+/// Whether it means that there is nothing. XDEV: it would lead out of the folder.
+fn is_absence(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG | Errno::NXIO | Errno::NODEV
+    )
+}
+
 fn failure(error: Errno) -> Answer {
     match error {
-        // XDEV: it would lead out of the folder.
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG | Errno::NXIO => not_found(),
+        error if is_absence(error) => not_found(),
         Errno::ACCESS => Answer::sentence(403, "The server may not read this."),
         error => {
             say!("uhst-relay: a file cannot be read: {error}");
@@ -227,21 +277,8 @@ fn range(asked: &str, size: u64) -> Range {
     }
 }
 
-/// A page with the entries of a folder.
-fn list(folder: &File, place: &Path) -> Answer {
-    let entries = match Dir::read_from(folder) {
-        Ok(entries) => entries,
-        Err(error) => return failure(error),
-    };
-    let mut names: Vec<(Vec<u8>, bool)> = entries
-        .flatten()
-        .filter(|entry| !entry.file_name().to_bytes().starts_with(b"."))
-        .map(|entry| (entry.file_name().to_bytes().to_vec(), entry.file_type() == FileType::Directory))
-        .take(MOST_ENTRIES + 1)
-        .collect();
-    let is_cut = names.len() > MOST_ENTRIES;
-    names.truncate(MOST_ENTRIES);
-    names.sort();
+/// The page of these entries, with whether each is a folder.
+fn page(place: &Path, names: &[(String, bool)], is_cut: bool) -> Answer {
     let mut title = String::from("/");
     place.iter().skip_while(|part| *part == ".").for_each(|part| {
         let _ = write!(title, "{}/", part.to_string_lossy());
@@ -255,13 +292,9 @@ fn list(folder: &File, place: &Path) -> Answer {
         page += "<li><a href=\"../\">../</a></li>\n";
     }
     for (name, is_folder) in names {
-        let slash = if is_folder { "/" } else { "" };
-        let link = urlencoding::encode_binary(&name);
-        let _ = writeln!(
-            page,
-            "<li><a href=\"./{link}{slash}\">{}{slash}</a></li>",
-            escape(&String::from_utf8_lossy(&name))
-        );
+        let slash = if *is_folder { "/" } else { "" };
+        let link = urlencoding::encode(name);
+        let _ = writeln!(page, "<li><a href=\"./{link}{slash}\">{}{slash}</a></li>", escape(name));
     }
     page += "</ul>\n";
     if is_cut {
@@ -362,6 +395,7 @@ mod tests {
             "/.git/config",
             "/%2ehidden",
             "/a%00",
+            "/a%e4",
             "/./a",
         ] {
             assert_eq!(place(path), None, "{path}");

@@ -57,6 +57,9 @@ impl Target {
         if !request.uri.starts_with('/') {
             return Answer::sentence(400, "The path of a request begins with a slash.");
         }
+        if !self.base.is_empty() && leads_up(&request.uri) {
+            return Answer::sentence(400, "A path with .. in it may lead to what is not to be reached here.");
+        }
         let mut fields = request.fields.clone();
         fields.remove_hop_by_hop();
         // The target's own name comes instead; and the relay passes no body on.
@@ -96,11 +99,16 @@ impl Target {
             }
         }
         fields.remove_hop_by_hop();
-        let head = ResponseHead { status, fields };
         if request.method == Method::Head || matches!(status.code(), 204 | 304) {
+            let head = ResponseHead { status, fields };
             return Answer { head, length: Some(0), body: Box::new(io::empty()) };
         }
-        Answer { head, length: body.content_length(), body: Box::new(body.into_reader()) }
+        let length = body.content_length();
+        if length.is_none() {
+            // Beside chunks it means nothing, whatever it says (RFC 9112, 6.3).
+            fields.remove("content-length");
+        }
+        Answer { head: ResponseHead { status, fields }, length, body: Box::new(body.into_reader()) }
     }
 
     /// A redirect of the target to itself, as the client can follow it: relative to the request, because the client knows
@@ -116,6 +124,13 @@ impl Target {
         let folders = uri.split(['?', '#']).next().unwrap_or_default().matches('/').count() - 1;
         Some(if folders == 0 { format!("./{path}") } else { format!("{}{path}", "../".repeat(folders)) })
     }
+}
+
+/// Whether a part of the path is `..`, as any server may read it: percent-decoded, with backslashes as slashes, and with
+/// parameters behind a semicolon.
+fn leads_up(uri: &str) -> bool {
+    let path = urlencoding::decode_binary(uri.split(['?', '#']).next().unwrap_or_default().as_bytes());
+    path.split(|byte| b"/\\".contains(byte)).any(|part| part == b".." || part.starts_with(b"..;"))
 }
 
 #[cfg(test)]
@@ -140,6 +155,29 @@ mod tests {
         let whole = Target::new("http://localhost:3000").unwrap();
         assert_eq!(whole.location("http://localhost:3000", "/a/b").as_deref(), Some("../"));
         assert_eq!(whole.location("/x", "/a").as_deref(), Some("./x"));
+    }
+
+    #[test]
+    fn a_path_that_leads_up_is_known_however_it_is_written() {
+        for uri in [
+            "/..",
+            "/../",
+            "/a/../../b?q",
+            "/%2e%2E/b",
+            "/.%2e/b",
+            "/..%2fb",
+            "/a%2F..%2Fb",
+            "/a%5c..%5cb",
+            "/a\\..",
+            "/..;x=1/b",
+            "/..%3bx/b",
+            "/..#",
+        ] {
+            assert!(leads_up(uri), "{uri}");
+        }
+        for uri in ["/", "/a..b/...", "/..a", "/a/.", "/a?/../b", "/%252e%252e/", "/..%00"] {
+            assert!(!leads_up(uri), "{uri}");
+        }
     }
 
     #[test]

@@ -41,6 +41,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long answers may go on once the process is asked to stop.
 const STOP_TIME: Duration = Duration::from_secs(4);
 
+/// How many bytes the head of an answer may have, encoded: the relay takes no more than 16 KiB with what is beside it.
+const LONGEST_HEAD: usize = 15 * 1024;
+
+/// Web servers in front of a relay may take less. The body behind a longer head waits until they agree (RFC 9110, 10.1.1).
+const LONG_HEAD: usize = 4 * 1024;
+
 /// An answer of which less than this has been read may be given again on another connection: the relay takes only one.
 const REPEATABLE: u64 = 64 * 1024;
 
@@ -82,6 +88,11 @@ impl Answer {
     fn sentence(status: u16, sentence: &str) -> Self {
         let text = format!("{sentence}\n").into_bytes();
         Self::new(status).field("content-type", "text/plain; charset=utf-8").bytes(text)
+    }
+
+    /// Instead of one that the relay does not take.
+    fn unfit() -> Self {
+        Self::sentence(502, "The server's answer cannot be passed on: its header fields may be too large.")
     }
 
     /// With a field, if it is one.
@@ -262,8 +273,10 @@ impl Worker {
                 let mut body = answer.body_mut().as_reader().take(ptth::MAX_LIST as u64 + 1);
                 body.read_to_end(&mut list)
                     .map_err(|error| Trouble::Passing(format!("The relay's answer broke off ({error}).")))?;
-                ptth::decode_list(&list)
-                    .map_err(|error| Trouble::Passing(format!("The relay's answer is not PTTH's. {error}")))
+                let list = ptth::decode_list(&list)
+                    .map_err(|error| Trouble::Passing(format!("The relay's answer is not PTTH's. {error}")))?;
+                let passed_over = |error| say!("uhst-relay: a request cannot be taken. {error}");
+                Ok(list.into_iter().filter_map(|request| request.map_err(passed_over).ok()).collect())
             }
             204 => Ok(Vec::new()),
             401 => Err(Trouble::Refused(format!(
@@ -298,39 +311,63 @@ impl Worker {
 
     fn post_answer(&self, request: &Waiting) {
         for is_last in [false, true] {
-            let Answer { head, length, body } = self.far.source.answer(&request.head);
-            let mut body = Counted { body, count: 0 };
-            let mut post = self
-                .answering
-                .post(format!("{}{}", self.response_url, urlencoding::encode(&request.id)))
-                .header(KEY_FIELD, &self.far.key)
-                .header(HEAD_FIELD, head.encode())
-                .content_type("application/octet-stream");
-            if let Some(length) = length {
-                post = post.header("Content-Length", length);
-            }
-            let posted = post.send(SendBody::from_reader(&mut body)).map(|mut answer| {
-                // Once it is read, the connection can be used again.
-                let _ = io::copy(&mut answer.body_mut().as_reader().take(4096), &mut io::sink());
-                answer.status().as_u16()
-            });
-            if length == Some(body.count) {
-                // The end, which a connection that gave it must have shown before it is used again.
-                let _ = body.read(&mut [0]);
-            }
+            let (posted, sent) = self.post(&request.id, self.far.source.answer(&request.head));
             match posted {
-                // 400, 410: the client did not wait for it, or for all of it, or another far end was faster.
-                Ok(200..300 | 400 | 410) => return,
+                // 410: the client did not wait for all of it.
+                Ok(200..300 | 410) => return,
+                // The head is not taken, so that the client would wait in vain. Or, as the relay says 400 too, it has gone
+                // already, or another far end was faster; then nobody takes this either.
+                Ok(status @ (400 | 413 | 431)) => {
+                    let (told, _) = self.post(&request.id, Answer::unfit());
+                    if matches!(told, Ok(200)) {
+                        say!("uhst-relay: the relay did not take an answer (status {status}); its client was told 502");
+                    }
+                    return;
+                }
                 Ok(status) => {
                     say!("uhst-relay: the relay did not take an answer: status {status}");
                     return;
                 }
                 // Most often the client has gone in the middle.
-                Err(_) if body.count > REPEATABLE => return,
+                Err(_) if sent > REPEATABLE => return,
                 Err(error) if is_last => say!("uhst-relay: an answer did not reach the relay: {error}"),
                 Err(_) => {}
             }
         }
+    }
+
+    /// Posts an answer: the relay's status, and how much of the body was read.
+    fn post(&self, id: &str, mut answer: Answer) -> (Result<u16, ureq::Error>, u64) {
+        let mut encoded = answer.head.encode();
+        if encoded.len() > LONGEST_HEAD {
+            say!("uhst-relay: the header fields of an answer are too large for the relay; its client is told 502");
+            answer = Answer::unfit();
+            encoded = answer.head.encode();
+        }
+        let is_long = encoded.len() > LONG_HEAD;
+        let mut body = Counted { body: answer.body, count: 0, length: answer.length };
+        let mut post = self
+            .answering
+            .post(format!("{}{}", self.response_url, urlencoding::encode(id)))
+            .header(KEY_FIELD, &self.far.key)
+            .header(HEAD_FIELD, encoded)
+            .content_type("application/octet-stream");
+        if let Some(length) = answer.length {
+            post = post.header("Content-Length", length);
+        }
+        if is_long {
+            post = post.header("Expect", "100-continue");
+        }
+        let posted = post.send(SendBody::from_reader(&mut body)).map(|mut answer| {
+            // Once it is read, the connection can be used again.
+            let _ = io::copy(&mut answer.body_mut().as_reader().take(4096), &mut io::sink());
+            answer.status().as_u16()
+        });
+        if body.length == Some(body.count) {
+            // The end, which a connection that gave it must have shown before it is used again.
+            let _ = body.read(&mut [0]);
+        }
+        (posted, body.count)
     }
 }
 
@@ -351,16 +388,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts what is read.
+/// Counts what is read. It does not end before its length: a file may become shorter while it is sent, and who has
+/// announced more asks for the rest for ever.
 struct Counted {
     body: Box<dyn Read>,
     count: u64,
+    length: Option<u64>,
 }
 
 impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.body.read(buffer)?;
         self.count += read as u64;
+        if read == 0 && !buffer.is_empty() && self.length.is_some_and(|length| self.count < length) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(read)
     }
 }

@@ -116,7 +116,7 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
         write!(out, "Status: {}\r\n", reply.status)?;
     }
     for (name, value) in &reply.headers {
-        write!(out, "{name}: {value}\r\n")?;
+        out.extend_from_slice(&[name.as_bytes(), b": ", value, b"\r\n"].concat());
     }
     if let Content::Sized(length, _) = reply.content {
         write!(out, "Content-Length: {length}\r\n")?;

@@ -825,10 +825,11 @@ fn is_stopping() -> bool {
 }
 
 fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, is_http_1_1: bool, framing: Option<Framing>) {
-    let mut head = format!("HTTP/1.1 {}\r\n", reply.status);
-    let _ = write!(head, "Date: {}\r\nServer: uhst-relay\r\n", httpdate::HttpDate::from(SystemTime::now()));
+    let date = httpdate::HttpDate::from(SystemTime::now());
+    let mut head = format!("HTTP/1.1 {}\r\nDate: {date}\r\nServer: uhst-relay\r\n", reply.status);
     for (name, value) in &reply.headers {
-        let _ = write!(head, "{name}: {value}\r\n");
+        out.extend_from_slice(std::mem::take(&mut head).as_bytes());
+        out.extend_from_slice(&[name.as_bytes(), b": ", value, b"\r\n"].concat());
     }
     match (&reply.content, framing) {
         (Content::Whole(body), _) if reply.status != Status::NoContent => {

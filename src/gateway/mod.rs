@@ -368,7 +368,7 @@ pub struct Reply {
     /// The status line's code.
     pub status: Status,
     /// Header fields. Names are ours or have been checked; [`Reply::header`] keeps values clean.
-    pub headers: Vec<(Cow<'static, str>, String)>,
+    pub headers: Vec<(Cow<'static, str>, Vec<u8>)>,
     /// The body.
     pub content: Content,
 }
@@ -393,11 +393,11 @@ impl Reply {
     }
 
     /// Adds a header field. A value with CR, LF, NUL or any other control character would be a second header field,
-    /// or the end of the head; those characters are left out.
+    /// or the end of the head; those characters are left out. It need not be UTF-8 (RFC 9110, 5.5).
     #[must_use]
-    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Vec<u8>>) -> Self {
         let mut value = value.into();
-        value.retain(|c| !c.is_control());
+        value.retain(|byte| !byte.is_ascii_control());
         self.headers.push((name.into(), value));
         self
     }

@@ -94,7 +94,7 @@ pub fn with_cors(settings: &Settings, request: &Request<'_>, mut reply: Reply) -
         return reply;
     }
     match reply.headers.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(EXPOSE)) {
-        Some((_, list)) => list.push_str(", Retry-After"),
+        Some((_, list)) => list.extend_from_slice(b", Retry-After"),
         None => reply = reply.header(EXPOSE, "Retry-After"),
     }
     if settings.allowed_origins.is_empty() {

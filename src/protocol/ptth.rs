@@ -425,14 +425,14 @@ impl Relay<'_> {
         }
         let id = RequestId::parse(id).ok_or(Refusal::UnknownRequest)?;
         let value = (request.header)(&HEAD_FIELD.to_ascii_lowercase()).ok_or(Refusal::NoHead)?;
-        if value.len() > LONGEST_HEAD - LENGTH_SIZE {
-            return Err(Refusal::BadHead(WireError::TooLarge));
-        }
-        // One that is well formed but cannot be passed on is an answer, if a bad one: the client is told.
-        let decoded = ResponseHead::decode(&value);
-        if let Err(error) = decoded
-            && error != WireError::BadField
-        {
+        // One that is too large, or well formed but cannot be passed on, is an answer, if a bad one: the client is told.
+        let (value, decoded) = if value.len() > LONGEST_HEAD - LENGTH_SIZE {
+            (String::new(), Err(WireError::TooLarge))
+        } else {
+            let decoded = ResponseHead::decode(&value);
+            (value, decoded)
+        };
+        if let Err(error @ (WireError::NotBase64 | WireError::Malformed)) = decoded {
             return Err(Refusal::BadHead(error));
         }
         let mut answering = self.begin_answer(&names, &id)?;
@@ -570,8 +570,8 @@ fn fields_for_server(request: &Request<'_>) -> Fields {
 
 /// Without the cookie that makes somebody the host of a pipe's session.
 fn cookies_for_server(value: &str) -> String {
-    let others: Vec<_> =
-        value.split(';').map(str::trim).filter(|pair| pair.split('=').next() != Some("token")).collect();
+    let is_own = |pair: &str| pair.split('=').next().is_some_and(|name| name.trim_end() == "token");
+    let others: Vec<_> = value.split(';').map(str::trim).filter(|pair| !is_own(pair)).collect();
     others.join("; ")
 }
 
@@ -583,8 +583,10 @@ fn pass_on(answer: &[u8], method: Method, base: &str, mut receiver: Receiver) ->
     let (length, head) = answer.split_first_chunk::<LENGTH_SIZE>().ok_or(Refusal::BadAnswer(NO_ANSWER))?;
     let sent = Some(u64::from_be_bytes(*length)).filter(|length| *length != UNKNOWN_LENGTH);
     let head = std::str::from_utf8(head).map_err(|_| Refusal::BadAnswer(NO_ANSWER))?;
-    let ResponseHead { status, fields } =
-        ResponseHead::decode(head).map_err(|_| Refusal::BadAnswer("it has a header field that HTTP does not allow"))?;
+    let ResponseHead { status, fields } = ResponseHead::decode(head).map_err(|error| match error {
+        WireError::BadField => Refusal::BadAnswer("it has a header field that HTTP does not allow"),
+        _ => Refusal::BadAnswer("its head is too large"),
+    })?;
     let said = match fields.iter().find(|(name, _)| *name == "content-length") {
         Some((_, text)) => Some(digits(text).ok_or(Refusal::BadAnswer("its Content-Length is no number"))?),
         None => None,
@@ -595,8 +597,7 @@ fn pass_on(answer: &[u8], method: Method, base: &str, mut receiver: Receiver) ->
     }
     let mut reply = Reply { content: Content::Absent, ..Reply::empty(Status::Passed(status.code())) };
     for (name, value) in fields_for_client(fields, status.code()).iter() {
-        let value = String::from_utf8_lossy(value).into_owned();
-        let value = if name == "set-cookie" { confined(&value, base) } else { value };
+        let value = if name == "set-cookie" { confined(value, base) } else { value.to_vec() };
         reply = reply.header(name.to_owned(), value);
     }
     let length = sent.or(said);
@@ -653,20 +654,20 @@ fn fields_for_client(mut fields: Fields, status: u16) -> Fields {
 }
 
 /// A cookie that comes back to the same server only: all servers share the relay's host.
-fn confined(cookie: &str, base: &str) -> String {
-    let mut parts = cookie.split(';').map(str::trim);
-    let mut confined = parts.next().unwrap_or_default().to_owned();
-    let mut path = "/";
+fn confined(cookie: &[u8], base: &str) -> Vec<u8> {
+    let mut parts = cookie.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let mut confined = parts.next().unwrap_or_default().to_vec();
+    let mut path = &b"/"[..];
     for part in parts {
-        match part.split_once('=').unwrap_or((part, "")) {
-            (name, value) if name.trim().eq_ignore_ascii_case("path") => {
-                path = Some(value.trim()).filter(|path| path.starts_with('/')).unwrap_or("/");
-            }
-            (name, _) if name.trim().eq_ignore_ascii_case("domain") => {}
-            _ => _ = write!(confined, "; {part}"),
+        let (name, value) = part.split_at(part.iter().position(|byte| *byte == b'=').unwrap_or(part.len()));
+        let value = value.strip_prefix(b"=").unwrap_or_default().trim_ascii();
+        if name.trim_ascii().eq_ignore_ascii_case(b"path") {
+            path = if value.starts_with(b"/") { value } else { b"/" };
+        } else if !name.trim_ascii().eq_ignore_ascii_case(b"domain") {
+            confined.extend_from_slice(&[b"; ", part].concat());
         }
     }
-    let _ = write!(confined, "; Path={base}{path}");
+    confined.extend_from_slice(&[b"; Path=", base.as_bytes(), path].concat());
     confined
 }
 
@@ -752,10 +753,13 @@ mod tests {
             ("a=b; Path=/x", "a=b; Path=/m/frontend/servers/n/x"),
             ("", "; Path=/m/frontend/servers/n/"),
         ] {
-            assert_eq!(confined(cookie, "/m/frontend/servers/n"), expected, "{cookie}");
+            let confined = confined(cookie.as_bytes(), "/m/frontend/servers/n");
+            assert_eq!(confined, expected.as_bytes(), "{cookie}");
         }
+        assert_eq!(confined(b"a=\xe4; Domain", "/n"), b"a=\xe4; Path=/n/");
         assert_eq!(cookies_for_server("a=b;token=x; tokens=1;token"), "a=b; tokens=1");
         assert_eq!(cookies_for_server("token=\"x\""), "");
+        assert_eq!(cookies_for_server("a=b; token =x;token\t= y"), "a=b");
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! The far end of PTTH, as a relay sees it: the test plays the relay, and the target of `--forward`.
 
 use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -61,6 +64,9 @@ struct Shared {
     answers: Mutex<HashMap<String, Sender<Incoming>>>,
     /// What a question is answered with, instead of requests.
     refusal: AtomicU16,
+    /// The longest head of an answer that it takes; 0 for any. Others are refused with 431.
+    longest_head: AtomicUsize,
+    refused: AtomicUsize,
     next: AtomicU32,
 }
 
@@ -150,6 +156,12 @@ impl Shared {
                 let start = format!("POST {MOUNT}/7ZSFUKGV/http_response/");
                 let id = line.strip_prefix(&start).and_then(|rest| rest.strip_suffix(" HTTP/1.1"));
                 let id = id.unwrap_or_else(|| panic!("an unexpected request: {line}")).replace("%2F", "/");
+                let longest = self.longest_head.load(Ordering::Relaxed);
+                if longest > 0 && fields[&HEAD_FIELD.to_ascii_lowercase()].len() > longest {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    let _ = answer.write_all(b"HTTP/1.1 431 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                    return;
+                }
                 let (sender, pieces) = sync_channel(0);
                 let head = ResponseHead::decode(&fields[&HEAD_FIELD.to_ascii_lowercase()]).unwrap();
                 let length = fields.get("content-length").map(|length| length.parse().unwrap());
@@ -320,10 +332,22 @@ fn nothing_outside_the_folder_can_be_had() {
     symlink(folder.join("secret.txt"), folder.join("root/absolute.txt")).unwrap();
     symlink("..", folder.join("root/up")).unwrap();
     symlink("sub/open.txt", folder.join("root/in.txt")).unwrap();
-    rustix::fs::mkfifoat(rustix::fs::CWD, folder.join("root/fifo"), rustix::fs::Mode::RUSR).unwrap();
+    fifo(&folder.join("root/fifo"));
+    fs::create_dir(folder.join("root/.git")).unwrap();
+    fs::write(folder.join("root/.git/config"), "secret").unwrap();
+    symlink(".git", folder.join("root/togit")).unwrap();
+    symlink("togit/config", folder.join("root/toconfig")).unwrap();
+    symlink("nowhere", folder.join("root/dangling")).unwrap();
+    fs::write(folder.join("root").join(OsStr::from_bytes(b"\xe4.txt")), "secret").unwrap();
     let relay = FakeRelay::new();
     let _far = Far::of_files(&relay, folder);
     for uri in [
+        "/togit/config",
+        "/togit/",
+        "/togit",
+        "/toconfig",
+        "/dangling",
+        "/%e4.txt",
         "/../secret.txt",
         "/%2e%2e/secret.txt",
         "/sub/../../secret.txt",
@@ -345,6 +369,26 @@ fn nothing_outside_the_folder_can_be_had() {
         assert!(!body.contains("secret"), "{uri}: {body}");
     }
     assert_eq!(relay.get("/in.txt").expect(200).text(), "open");
+    let list = relay.get("/").expect(200).text();
+    let listed: Vec<_> = list.split("href=\"./").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert_eq!(listed, ["in.txt", "sub/"], "what cannot be had is not listed either");
+}
+
+/// Also a root whose own path has a hidden part can have links.
+#[test]
+fn a_folder_that_is_hidden_itself_can_be_given() {
+    let folder = folder();
+    let root = folder.join("root/.www");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("open.txt"), "open").unwrap();
+    symlink("open.txt", root.join("link")).unwrap();
+    let relay = FakeRelay::new();
+    let _far = Far::start(&relay.url, folder, &["--root", root.to_str().unwrap()]);
+    assert_eq!(relay.get("/link").expect(200).text(), "open");
+}
+
+fn fifo(path: &Path) {
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR).unwrap();
 }
 
 #[test]
@@ -355,8 +399,19 @@ fn a_folder_is_its_page_or_a_list() {
     fs::write(folder.join("root/a&b/.hidden"), "").unwrap();
     fs::create_dir(folder.join("root/page")).unwrap();
     fs::write(folder.join("root/page/index.html"), "<p>hello").unwrap();
+    for other in ["1", "2", "3"] {
+        fs::create_dir(folder.join("root").join(other)).unwrap();
+        fs::write(folder.join("root").join(other).join("file"), "").unwrap();
+    }
+    fs::create_dir(folder.join("root/1/index.html")).unwrap();
+    fifo(&folder.join("root/2/index.html"));
+    symlink("/nowhere", folder.join("root/3/index.html")).unwrap();
     let relay = FakeRelay::new();
     let _far = Far::of_files(&relay, folder);
+    for other in ["/1/", "/2/", "/3/"] {
+        let list = relay.get(other).expect(200).text();
+        assert!(list.contains("<a href=\"./file\">file</a>"), "{other} has no page: {list}");
+    }
 
     assert_eq!(relay.get("/page?q=1").expect(307).field("location"), Some("./page/?q=1"));
     assert_eq!(relay.get("/a%26b").expect(307).field("location"), Some("./a%26b/"));
@@ -401,6 +456,44 @@ fn a_large_file_needs_no_memory_and_a_slow_client_no_patience() {
     assert_eq!(far.ends(), Some(0));
     assert!(stopped.elapsed() < LONG / 2, "{:?}", stopped.elapsed());
     assert_eq!(far.log().lines().count(), 1, "nothing of this is an error: {}", far.log());
+}
+
+#[test]
+fn a_file_that_is_cut_while_it_is_sent_ends_at_once() {
+    let folder = folder();
+    let file = File::create(folder.join("root/log")).unwrap();
+    file.set_len(64 << 20).unwrap();
+    let relay = FakeRelay::new();
+    let far = Far::of_files(&relay, folder);
+    let answer = relay.get("/log").expect(200);
+    assert_eq!(answer.pieces.recv_timeout(LONG).unwrap()[0], 0, "it has begun");
+    file.set_len(1 << 20).unwrap();
+    let mut came = 0;
+    loop {
+        match answer.pieces.recv_timeout(LONG) {
+            Ok(piece) => came += piece.len(),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => panic!("the rest is waited for, and nobody is told"),
+        }
+    }
+    assert!(came < 64 << 20, "{came}");
+    assert_eq!(far.log().lines().count(), 1, "{}", far.log());
+}
+
+#[test]
+fn a_request_that_cannot_be_taken_does_not_take_the_others_with_it() {
+    let relay = FakeRelay::new();
+    let names: Vec<_> = (0..300).map(|number| format!("x-{number}")).collect();
+    let fields: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    // All three in one list.
+    let before = relay.begin(Method::Get, "/before/", &[]);
+    let _too_many = relay.begin(Method::Get, "/", &fields);
+    let behind = relay.begin(Method::Get, "/behind/", &[]);
+    let far = Far::of_files(&relay, folder());
+    for answer in [before, behind] {
+        answer.recv_timeout(LONG).expect("an answer").expect(404);
+    }
+    assert_eq!(far.log().matches("a request cannot be taken. It is larger").count(), 1, "{}", far.log());
 }
 
 #[test]
@@ -504,6 +597,13 @@ fn a_web_application_answers_through_the_far_end() {
 
     let head = relay.ask(Method::Head, "/", &[]).expect(201);
     assert_eq!((head.length, head.field("content-length")), (Some(0), Some("8")));
+    assert_eq!(heads.recv_timeout(LONG).unwrap().0, "HEAD /app/ HTTP/1.1");
+
+    for uri in ["/../admin", "/sub/%2e%2e/../admin", "/..%2fadmin", "/..%5cadmin"] {
+        relay.get(uri).expect(400);
+    }
+    assert!(heads.try_recv().is_err(), "nothing but /app is asked for");
+    relay.get("/sub?../").expect(201);
 }
 
 #[test]
@@ -526,6 +626,42 @@ fn what_an_application_sends_bit_by_bit_arrives_bit_by_bit() {
     assert_eq!(text[..10], *b"first.....");
     drop(answer);
     assert!(far.log().lines().count() == 1, "{}", far.log());
+}
+
+#[test]
+fn an_answer_in_chunks_is_as_long_as_its_chunks() {
+    let (url, _heads) = target(|_, out| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
+        out.write_all(format!("{head}5\r\nwhole\r\n0\r\n\r\n").as_bytes()).unwrap();
+    });
+    let relay = FakeRelay::new();
+    let _far = Far::start(&relay.url, folder(), &["--forward", &url]);
+    let answer = relay.get("/").expect(200);
+    assert_eq!((answer.length, answer.field("content-length")), (None, None), "the relay would cut it there");
+    assert_eq!(answer.text(), "whole");
+}
+
+#[test]
+fn a_head_that_the_relay_does_not_take_is_a_bad_gateway() {
+    let (url, _heads) = target(|line, out| {
+        let fields = match line.split(' ').nth(1) {
+            Some("/large") => format!("X: {}\r\n", "x".repeat(12_000)),
+            Some("/some") => format!("X: {}\r\n", "x".repeat(6_000)),
+            _ => String::new(),
+        };
+        // The body is more than a relay reads that has refused the head.
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n{fields}\r\n");
+        let _ = out.write_all(&[head.as_bytes(), "x".repeat(9_000_000).as_bytes()].concat());
+    });
+    let relay = FakeRelay::new();
+    let far = Far::start(&relay.url, folder(), &["--forward", &url]);
+    assert_eq!(relay.get("/some").expect(200).body().len(), 9_000_000);
+    assert!(relay.get("/large").expect(502).text().contains("too large"), "no relay has to refuse it first");
+    relay.shared.longest_head.store(8000, Ordering::Relaxed);
+    assert!(relay.get("/some").expect(502).text().contains("too large"));
+    assert_eq!(relay.shared.refused.load(Ordering::Relaxed), 1);
+    assert_eq!(relay.get("/none").expect(200).body().len(), 9_000_000);
+    assert!(far.log().contains("status 431"), "{}", far.log());
 }
 
 #[test]

@@ -80,6 +80,7 @@ macro_rules! ptth_through {
             ptth::what_an_answer_says_passes_through_and_nothing_else,
             ptth::an_answer_flows_before_it_is_complete,
             ptth::each_of_several_listeners_gets_its_own_requests,
+            ptth::an_answer_whose_head_is_too_large_is_told_at_once,
         }
     };
 }

@@ -124,7 +124,11 @@ fn register(scene: &Scene, name: &str, options: &[&str]) -> String {
 fn heard(socket: TcpStream) -> Vec<Waiting> {
     let answer = hear(socket).expect(200);
     assert!(answer.is_whole, "{answer:?}");
-    decode_list(&answer.body).unwrap()
+    understood(&answer.body)
+}
+
+fn understood(list: &[u8]) -> Vec<Waiting> {
+    decode_list(list).unwrap().into_iter().map(Result::unwrap).collect()
 }
 
 fn head(status: u16, fields: &[(&str, &str)]) -> String {
@@ -206,7 +210,7 @@ pub fn the_requests_are_what_the_published_relay_sends(door: Door) {
         a4686f73749e3132372e302e302e313a34303030aa757365722d6167656e749b6375726c2f372e38382e31b0736f6d65636c69656e746865\
         616465729568656c6c6fa6616363657074932a2f2a";
     let got = hex(&list.body);
-    let id = decode_list(&list.body).unwrap()[0].id.clone();
+    let id = understood(&list.body)[0].id.clone();
     assert_eq!(got, format!("9192d9{:02x}{}{request}", id.len(), hex(id.as_bytes())));
     assert!(id.len() >= 32 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
     // And an answer as it was captured.
@@ -270,6 +274,11 @@ pub fn a_wrong_ptth_request_says_what_is_wrong(door: Door) {
         behind.respond(&id, &base64(&wrong), b"").expect_error(400);
         client.join().unwrap().expect_error(502);
     }
+    let names: Vec<_> = (0..201).map(|number| format!("x{number}")).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    let (got, told) = behind.exchange("GET", "/", &[], &head(200, &many), b"");
+    told.expect_error(400);
+    got.expect_error(502);
     let (got, _) = behind.exchange("GET", "/", &[], &head(200, &[("content-length", "4")]), b"three");
     got.expect_error(502);
     let (got, _) = behind.exchange("GET", "/", &[], &head(200, &[("content-length", "+5")]), b"three");
@@ -304,6 +313,22 @@ pub fn what_an_answer_says_passes_through_and_nothing_else(door: Door) {
     behind.respond(&request.id, &part, b"bc").expect(200);
     let got = client.join().unwrap().expect(206);
     assert_eq!((got.header("content-range"), &got.body[..]), ("bytes 1-2/3", &b"bc"[..]));
+
+    // Latin-1, as older applications have it: two bytes that are no UTF-8.
+    let client = behind.scene.start("GET", &format!("/frontend/servers/{NAME}/"), &[], None);
+    let mut latin = Fields::default();
+    latin.add("content-disposition", b"attachment; filename=\"\xe4.txt\"").unwrap();
+    latin.add("set-cookie", b"a=\xfc").unwrap();
+    let latin = ResponseHead { status: StatusCode::new(200).unwrap(), fields: latin }.encode();
+    behind.respond(&behind.one().id, &latin, b"body").expect(200);
+    let (mut client, mut got) = (client, Vec::new());
+    while !got.ends_with(b"body") {
+        hear_more(&mut client, &mut got);
+    }
+    for wanted in [&b"filename=\"\xe4.txt\"\r\n"[..], b"a=\xfc; Path=/"] {
+        let text = String::from_utf8_lossy(&got);
+        assert!(got.windows(wanted.len()).any(|part| part == wanted), "{} in {text}", wanted.escape_ascii());
+    }
 
     let none = head(416, &[("content-range", "bytes */3")]);
     let (got, _) = behind.exchange("GET", "/", &[("Range", "bytes=9-")], &none, b"");
@@ -413,11 +438,7 @@ pub fn each_of_several_listeners_gets_its_own_requests(door: Door) {
                     // Whoever asks may have failed; then this has an end too.
                     while !done.load(Ordering::Acquire) && start.elapsed() < LONG {
                         let heard = hear(behind.start_listening());
-                        let list = if heard.status == 204 {
-                            Vec::new()
-                        } else {
-                            decode_list(&heard.expect(200).body).unwrap()
-                        };
+                        let list = if heard.status == 204 { Vec::new() } else { understood(&heard.expect(200).body) };
                         for request in list {
                             let body = [request.head.uri.as_bytes(), &bytes(5000)].concat();
                             behind.respond(&request.id, &head(200, &[]), &body).expect(200);
@@ -619,7 +640,10 @@ impl Echo {
             let uri = line.split(' ').nth(1).unwrap_or_default().to_owned();
             asked.clear();
             let body = Self::body(&uri);
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let policy = uri.strip_prefix("/policy/").map_or(String::new(), |size| {
+                format!("Content-Security-Policy: {}\r\n", "x".repeat(size.parse().unwrap()))
+            });
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{policy}\r\n{body}", body.len());
             if socket.write_all(answer.as_bytes()).is_err() {
                 return;
             }
@@ -627,7 +651,7 @@ impl Echo {
     }
 
     fn body(uri: &str) -> String {
-        format!("{uri}\n").repeat(100)
+        format!("{uri}\n").repeat(if uri.starts_with("/policy/") { 100_000 } else { 100 })
     }
 }
 
@@ -647,6 +671,26 @@ impl Drop for FarEnd {
     fn drop(&mut self) {
         kill(rustix::process::Pid::from_child(&self.0), Signal::KILL);
         let _ = self.0.wait();
+    }
+}
+
+pub fn an_answer_whose_head_is_too_large_is_told_at_once(door: Door) {
+    let Some(behind) = Behind::new(door, &[]) else { return };
+    let echo = Echo::start();
+    let _far_end = FarEnd::start(&behind, &echo);
+    // The last is more than any relay takes, the second more than most web servers take in one header field.
+    for (size, wanted) in [(100, 200), (9000, if door == Door::Serve { 200 } else { 502 }), (15_000, 502)] {
+        let start = Instant::now();
+        let path = format!("/policy/{size}");
+        let got = behind.get(&path, &[]).join().unwrap().expect(wanted);
+        let spent = start.elapsed();
+        if wanted == 200 {
+            assert!(got.is_whole && got.body == Echo::body(&path).as_bytes());
+            assert_eq!(got.header("content-security-policy").len(), size);
+        } else {
+            assert!(String::from_utf8_lossy(&got.body).contains("header fields"), "{got:?}");
+        }
+        assert!(spent < Duration::from_secs(25), "{size} took {spent:?}");
     }
 }
 

@@ -225,7 +225,7 @@ fn a_client_that_waits_for_permission_gets_it() {
     }
     // Nothing to wait for.
     wire.send(head("1.1", "Content-Length: 0"));
-    assert_eq!(wire.answer().expect(200).header("connection"), Some("keep-alive"));
+    assert_eq!(wire.answer().expect(200).header("connection"), None);
     assert_eq!(stream.body(), json!({}));
 
     // HTTP/1.0 knows no interim answers (RFC 9110, 10.1.1).
@@ -368,7 +368,7 @@ fn a_stream_comes_in_chunks_to_those_who_know_them_and_without_to_others() {
         let (socket, mut stream) = relay.stream(&head);
         assert_eq!(header(&stream.headers, "transfer-encoding"), coding);
         assert_eq!(header(&stream.headers, "content-length"), None);
-        assert_eq!(header(&stream.headers, "connection"), Some(if version == "1.1" { "keep-alive" } else { "close" }));
+        assert_eq!(header(&stream.headers, "connection"), (version == "1.0").then_some("close"));
         relay.send(&host.token, r#""hello""#).expect(200);
         assert_eq!(stream.body(), json!("hello"));
         for _ in 0..3 {
