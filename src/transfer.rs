@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A transfer in which no byte has moved for so long is over.
 pub const IDLE: Duration = Duration::from_secs(60);
@@ -90,9 +90,10 @@ impl<'a, 'b> Feed<'a, 'b> {
         if self.body.length.is_none_or(|length| length > BUFFER as u64) {
             sender.widen();
         }
+        let mut until = Instant::now() + IDLE;
         while let Some(data) = sender.data() {
             match self.step(data) {
-                Ok(Step::Moved) => {}
+                Ok(Step::Moved) => until = Instant::now() + IDLE,
                 Ok(Step::End) => sender.end(),
                 Ok(step @ (Step::NoBytes | Step::NoRoom)) => {
                     let awaited = match step {
@@ -102,7 +103,7 @@ impl<'a, 'b> Feed<'a, 'b> {
                     let mut fds = vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())];
                     fds.extend(awaited.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
                     fds.extend(place.map(|place| PollFd::from_borrowed_fd(place.wake(), PollFlags::IN)));
-                    let woken = wait_for(&mut fds, IDLE);
+                    let woken = wait_for(&mut fds, until.saturating_duration_since(Instant::now()));
                     let (has_left, is_called) = (is_ready(fds.first()), is_ready(fds.last()));
                     match woken {
                         Woken::Stopped => return End::Stopped,
@@ -169,10 +170,11 @@ impl<'a, 'b> Feed<'a, 'b> {
 /// Everything is in the FIFO; what the receiver's client takes of it is known when the receiver has gone.
 fn wait_for_receiver(sender: &Sender, place: Option<&Place>, client: Client<'_>) -> End {
     let mut taken = sender.taken().unwrap_or_default();
+    let mut until = Instant::now() + IDLE;
     loop {
         let mut fds = vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())];
         fds.extend(place.map(|place| PollFd::from_borrowed_fd(place.wake(), PollFlags::IN)));
-        match client.wait(&fds, false, IDLE) {
+        match client.wait(&fds, false, until.saturating_duration_since(Instant::now())) {
             Woken::Stopped => return End::Stopped,
             Woken::HungUp => return End::HungUp,
             Woken::Tick => {
@@ -180,6 +182,7 @@ fn wait_for_receiver(sender: &Sender, place: Option<&Place>, client: Client<'_>)
                 if std::mem::replace(&mut taken, now) == now {
                     return End::ReceiverStuck;
                 }
+                until = Instant::now() + IDLE;
             }
             _ if has_lost(place) => return End::Removed,
             _ if has_ended(sender.receiver()) => return End::ReceiverLeft,
@@ -245,6 +248,8 @@ pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>, 
     // From here on the sender knows that its head has gone out.
     let mut noted = receiver.took(0);
     let mut trouble_told = false;
+    // Only bytes put it off, and not somebody's knock.
+    let mut until = Instant::now() + IDLE;
     while delivery.left != Some(0) {
         if let Err(error) = noted
             && !std::mem::replace(&mut trouble_told, true)
@@ -254,6 +259,7 @@ pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>, 
         let moved = delivery.step(out, &mut receiver);
         if moved > 0 {
             noted = receiver.took(moved);
+            until = Instant::now() + IDLE;
             continue;
         }
         noted = Ok(());
@@ -263,7 +269,7 @@ pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>, 
         if !to_write {
             fds.push(PollFd::from_borrowed_fd(data, PollFlags::IN));
         }
-        match out.wait(&fds, to_write, IDLE) {
+        match out.wait(&fds, to_write, until.saturating_duration_since(Instant::now())) {
             Woken::Writable => {}
             // The client has gone.
             Woken::HungUp => return,

@@ -128,6 +128,13 @@ pub(super) fn behind_tally(file: &[u8]) -> Option<&[u8]> {
     file.get(size_of::<u64>() + Tally::ENDED.len()..)
 }
 
+/// Whether those who are there are woken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Yes,
+    No,
+}
+
 /// A pipe, while its session is locked.
 pub struct Pipe<'lock> {
     path: PathBuf,
@@ -150,12 +157,12 @@ impl Pipe<'_> {
     /// When its files cannot be made.
     pub fn receive(&self) -> Result<Option<Receiver>, Error> {
         let names = self.names();
-        if Knock::at(&names.receiver).is_heard() {
+        if names.are_received() {
             return Ok(None);
         }
         make_dir(&self.path)?;
         let receiver = Receiver::make(names, b"")?;
-        self.senders()?;
+        self.senders(Call::Yes)?;
         Ok(Some(receiver))
     }
 
@@ -166,7 +173,7 @@ impl Pipe<'_> {
     pub fn receive_again(&self, receiver: &mut Receiver) -> Result<(), Error> {
         (receiver.data, receiver.tally) = make_data(&receiver.names, b"")?;
         receiver.head.clear();
-        self.senders()?;
+        self.senders(Call::Yes)?;
         Ok(())
     }
 
@@ -176,19 +183,23 @@ impl Pipe<'_> {
     /// When its file cannot be made.
     pub fn wait_to_send(&self, most: usize) -> Result<Option<Place>, Error> {
         make_dir(&self.path)?;
-        if self.senders()? >= most {
+        if self.senders(Call::No)? >= most {
             return Ok(None);
         }
         Place::make(self.path.join(format!("{SENDER}{}", random_hex(8)?))).map(Some)
     }
 
-    /// Wakes the senders, and says how many there are.
-    fn senders(&self) -> Result<usize, Error> {
+    /// How many senders there are.
+    fn senders(&self, call: Call) -> Result<usize, Error> {
         let mut count = 0;
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(SENDER)) {
-                count += usize::from(Knock::at_or_remove(&entry.path()).is_heard());
+                let knock = Knock::at_or_remove(&entry.path());
+                count += usize::from(knock.is_heard());
+                if call == Call::No {
+                    knock.cancel();
+                }
             }
         }
         Ok(count)
@@ -212,12 +223,12 @@ impl Pipe<'_> {
     /// # Errors
     /// When the folder cannot be read or a leftover not removed.
     pub fn is_in_use(&self) -> Result<bool, Error> {
-        let senders = match self.senders() {
+        let senders = match self.senders(Call::No) {
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other? > 0,
         };
         let names = self.names();
-        let receiver = Knock::at(&names.receiver).is_heard();
+        let receiver = names.are_received();
         if !receiver {
             names.remove()?;
         }
@@ -691,12 +702,17 @@ mod tests {
         let receiver = scene.pipe().receive().unwrap().unwrap();
         let sender = scene.pipe().wait_to_send(5).unwrap().unwrap();
         assert!(scene.pipe().is_in_use().unwrap());
+        assert!(scene.pipe().receive().unwrap().is_none() && scene.pipe().wait_to_send(1).unwrap().is_none());
+        let are_called = || {
+            [receiver.wake().unwrap(), sender.wake()].map(|wake| {
+                let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+                poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&now)) == Ok(1)
+            })
+        };
+        assert_eq!(are_called(), [false, false], "looking wakes nobody");
         assert!(!receiver.is_gone() && !sender.is_gone());
         scene.pipe().remove().unwrap();
-        for wake in [receiver.wake().unwrap(), sender.wake()] {
-            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            assert_eq!(poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&now)), Ok(1));
-        }
+        assert_eq!(are_called(), [true, true]);
         assert!(receiver.is_gone() && sender.is_gone());
         assert!(!scene.dir.join("session/pipe").exists());
     }
