@@ -12,11 +12,15 @@ use super::{Error, identity, make_dir, private_file, read_small};
 use fs2::FileExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
 /// The record's file name.
@@ -80,11 +84,9 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
                 Err(error) => return Err(error.into()),
             };
             match wait {
-                Wait::Yes => lock_in_time(&file)?,
-                Wait::No => match file.try_lock_exclusive() {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                    other => other?,
-                },
+                Wait::Yes => lock_in_time(&file, &record)?,
+                Wait::No if !try_lock(&file)? => return Ok(None),
+                Wait::No => {}
             }
             // By a link, if somebody made one: it is as good as its file.
             let there = std::fs::metadata(&record).ok().map(|there| identity(&there));
@@ -154,22 +156,104 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
     }
 }
 
-/// Waits for a lock, but not forever. Locks are held for microseconds, and the kernel lets go of a killed holder's; one
-/// that is stopped (by a debugger, a frozen container, a suspended file server) must not take everybody else with it.
-pub(super) fn lock_in_time(file: &File) -> Result<(), Error> {
-    let begin = Instant::now();
+/// Waits for the lock of the file at `path`, but not forever. Locks are held for microseconds, and the kernel lets go of a
+/// killed holder's; one that is stopped (by a debugger, a frozen container, a suspended file server) must not take everybody
+/// else with it.
+pub(super) fn lock_in_time(file: &File, path: &Path) -> Result<(), Error> {
+    if try_lock(file)? {
+        return Ok(());
+    }
+    let until = Instant::now() + LOCK_TIME;
+    let _seat = Seat::wait(path, until)?;
     let mut pause = SHORTEST_PAUSE;
+    while !try_lock(file)? {
+        if Instant::now() > until {
+            return Err(Error::Busy);
+        }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+    Ok(())
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
     loop {
         match file.try_lock_exclusive() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if begin.elapsed() > LOCK_TIME {
-                    return Err(Error::Busy);
-                }
-                std::thread::sleep(pause);
-                pause = (2 * pause).min(LONGEST_PAUSE);
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return Ok(other?),
+            other => return other.map(|()| true),
+        }
+    }
+}
+
+/// Leave to try a lock again and again. Only a few threads of a process have it at a time, for each lock: hundreds would
+/// need all the time there is for their tries, and leave none to the holder. The others sleep, and are called in turn.
+struct Seat<'a>(&'a Path);
+
+/// Who has a seat at a lock, and who waits for one.
+#[derive(Default)]
+struct Room {
+    seated: usize,
+    waiting: VecDeque<Arc<Waiter>>,
+}
+
+struct Waiter {
+    thread: Thread,
+    is_called: AtomicBool,
+}
+
+static ROOMS: Mutex<BTreeMap<PathBuf, Room>> = Mutex::new(BTreeMap::new());
+
+fn rooms() -> MutexGuard<'static, BTreeMap<PathBuf, Room>> {
+    ROOMS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> Seat<'a> {
+    const MOST: usize = 4;
+
+    fn wait(path: &'a Path, until: Instant) -> Result<Self, Error> {
+        let waiter = {
+            let mut rooms = rooms();
+            let room = rooms.entry(path.to_owned()).or_default();
+            if room.seated < Self::MOST {
+                room.seated += 1;
+                return Ok(Self(path));
+            }
+            let waiter = Arc::new(Waiter { thread: std::thread::current(), is_called: AtomicBool::new(false) });
+            room.waiting.push_back(Arc::clone(&waiter));
+            waiter
+        };
+        while !waiter.is_called.load(Ordering::Acquire) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let mut rooms = rooms();
+                if waiter.is_called.load(Ordering::Acquire) {
+                    break;
+                }
+                if let Some(room) = rooms.get_mut(path) {
+                    room.waiting.retain(|other| !Arc::ptr_eq(other, &waiter));
+                }
+                return Err(Error::Busy);
+            }
+            std::thread::park_timeout(left);
+        }
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let mut rooms = rooms();
+        let Some(room) = rooms.get_mut(self.0) else { return };
+        if let Some(next) = room.waiting.pop_front() {
+            // The seat is his now.
+            next.is_called.store(true, Ordering::Release);
+            next.thread.unpark();
+        } else {
+            room.seated -= 1;
+            if room.seated == 0 {
+                rooms.remove(self.0);
+            }
         }
     }
 }
@@ -219,6 +303,34 @@ mod tests {
         Folder::<String>::open_or_make(&path).unwrap();
         std::fs::write(path.join(RECORD), "\"half").unwrap();
         assert_eq!(Folder::<String>::open(&path).unwrap().unwrap().read().unwrap(), None);
+    }
+
+    #[test]
+    fn hundreds_who_want_the_same_lock_get_it_one_after_the_other() {
+        let dir = TestDir::new();
+        let path = dir.join("folder");
+        Folder::<u32>::open_or_make(&path).unwrap().0.write(&0).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..300 {
+                scope.spawn(|| {
+                    let folder = Folder::<u32>::open(&path).unwrap().unwrap();
+                    let count = folder.read().unwrap().unwrap();
+                    folder.write(&(count + 1)).unwrap();
+                });
+            }
+        });
+        assert_eq!(Folder::<u32>::open(&path).unwrap().unwrap().read().unwrap(), Some(300));
+        assert!(!rooms().contains_key(&path.join(RECORD)), "nothing is left of those who waited");
+    }
+
+    #[test]
+    fn who_waits_for_a_seat_in_vain_is_told_in_time_and_leaves_no_trace() {
+        let path = Path::new("a lock");
+        let seats: Vec<_> = (0..Seat::MOST).map(|_| Seat::wait(path, Instant::now()).unwrap()).collect();
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert!(matches!(Seat::wait(path, soon), Err(Error::Busy)));
+        drop(seats);
+        assert!(!rooms().contains_key(path));
     }
 
     #[test]

@@ -250,8 +250,9 @@ impl Store {
     }
 
     fn make_secret(&self, path: &Path) -> Result<Vec<u8>, Error> {
-        let lock = self.with_root(Path::new(""), || Ok(private_file(&self.root.join("secret.lock"))?))?;
-        folder::lock_in_time(&lock)?;
+        let lock_path = self.root.join("secret.lock");
+        let lock = self.with_root(Path::new(""), || Ok(private_file(&lock_path)?))?;
+        folder::lock_in_time(&lock, &lock_path)?;
         match std::fs::read(path) {
             Ok(secret) => return Ok(secret),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

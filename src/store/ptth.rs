@@ -95,9 +95,10 @@ impl Store {
     /// # Errors
     /// When they cannot be read or written; they are as they were then.
     pub fn change_ptth_servers<T>(&self, change: impl FnOnce(&mut PtthServers) -> T) -> Result<T, Error> {
-        let lock = self.with_root(Path::new(""), || Ok(private_file(&self.root.join("ptth.lock"))?))?;
+        let path = self.root.join("ptth.lock");
+        let lock = self.with_root(Path::new(""), || Ok(private_file(&path)?))?;
         self.give_away(&lock)?;
-        folder::lock_in_time(&lock)?;
+        folder::lock_in_time(&lock, &path)?;
         let mut servers = self.read_ptth_servers()?;
         let said = change(&mut servers);
         let mut text = serde_json::to_vec_pretty(&servers).map_err(io::Error::other)?;

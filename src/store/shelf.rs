@@ -115,7 +115,7 @@ impl Counts {
     fn lock(store: &Store, kind: Kind) -> Result<Self, Error> {
         let path = store.root.join(kind.name()).join("counts");
         let file = store.with_root(Path::new(kind.name()), || Ok(super::private_file(&path)?))?;
-        super::folder::lock_in_time(&file)?;
+        super::folder::lock_in_time(&file, &path)?;
         let mut table = super::read_small(&file)?;
         if table.len() != SHARDS * Self::ENTRY {
             table = "      0\n".repeat(SHARDS).into_bytes();
