@@ -681,7 +681,8 @@ impl Connection {
     /// Answers one request. False when the connection is to be closed behind it.
     fn answer(&mut self, server: &Server, head: &Head) -> bool {
         let expects = head.is_http_1_1 && head.field("expect").is_some();
-        let header = |name: &str| head.field(name);
+        // RFC 9110, 7.8: a server must ignore the wish for another protocol in HTTP/1.0.
+        let header = |name: &str| head.field(name).filter(|_| head.is_http_1_1 || name != "upgrade");
         let headers = || head.fields.clone();
         let target = head.path_and_query();
         let is_malformed = target.is_err();
@@ -712,8 +713,7 @@ impl Connection {
                     mount: String::new(),
                     remote,
                     is_https: false,
-                    // RFC 9110, 7.8: a server must ignore the wish in HTTP/1.0.
-                    can_upgrade: head.is_http_1_1,
+                    can_upgrade: true,
                     client: Client::new(socket.as_fd(), true),
                     body: Body {
                         length: if let Length::Known(length) = head.length { Some(length) } else { None },

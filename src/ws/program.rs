@@ -212,7 +212,11 @@ impl Program {
                     }
                     return;
                 }
-                Err(_) => (self.input, self.deaf_since) = (None, None),
+                // It has closed its input, and will never read again.
+                Err(_) => {
+                    self.input = None;
+                    self.deaf_since.get_or_insert_with(Instant::now);
+                }
             }
         }
         self.written = 0;
@@ -331,7 +335,11 @@ mod tests {
 
     /// A program that says this, and reads.
     fn saying(text: &str) -> Program {
-        let command = ["sh", "-c", "printf %s \"$0\"; exec cat >/dev/null", text];
+        script("printf %s \"$0\"; exec cat >/dev/null", text)
+    }
+
+    fn script(script: &str, argument: &str) -> Program {
+        let command = ["sh", "-c", script, argument];
         let settings = Settings { ws_handler: command.map(str::to_owned).to_vec(), ..Settings::default() };
         Program::start(&settings, &[]).unwrap()
     }
@@ -354,6 +362,21 @@ mod tests {
         let mut actions = Vec::new();
         saying(text).finish(|action| actions.push(action));
         assert_eq!(actions, wanted);
+    }
+
+    #[test]
+    fn a_program_that_closes_its_input_counts_as_deaf() {
+        let mut program = script("exec <&-; exec sleep 60", "");
+        let start = Instant::now();
+        while program.deaf_at().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(60));
+            program.tell(&Event::Initialize);
+            program.write();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        program.tell(&Event::Initialize);
+        program.write();
+        assert!(program.deaf_at().is_some() && program.unread() == 0, "and nothing is kept for it");
     }
 
     #[test]

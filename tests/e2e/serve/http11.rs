@@ -228,6 +228,14 @@ fn a_client_that_waits_for_permission_gets_it() {
     assert_eq!(wire.answer().expect(200).header("connection"), None);
     assert_eq!(stream.body(), json!({}));
 
+    // HTTP/1.0 knows no other protocols: the wish for one is ignored (RFC 9110, 7.8).
+    let mut old = relay.wire();
+    old.send(
+        "GET /ws/x HTTP/1.0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    );
+    old.answer().expect_error(426);
+
     // HTTP/1.0 knows no interim answers (RFC 9110, 10.1.1).
     let mut old = relay.wire();
     old.send(head("1.0", "Content-Length: 3"));
