@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,10 +12,13 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use uhst_relay::ptth::{Fields, HEAD_FIELD, Method, ResponseHead, StatusCode, Waiting, decode_list};
 
+use crate::bare::{Bare, finish};
 use crate::cama::{Answer, Running, Scene, bytes, hear, hear_more, private_memory, relay_pids, understand};
 use crate::door::Door;
 use crate::place::{LONG, everything_below, kill, until};
+use crate::relay::Call;
 use crate::serve::program;
+use crate::stream::end_of_head;
 
 const NAME: &str = "my-server";
 
@@ -745,4 +749,149 @@ pub fn fifty_clients_get_their_own_answers_while_listeners_die(door: Door) {
     assert!(answered >= CLIENTS * EACH * 9 / 10, "{answered} answers, {late} too late, {cut} cut short");
     drop(far_ends);
     behind.expect_nothing_left();
+}
+
+// ---- processes that are killed, and a data folder that is damaged, where the test plays the web server
+
+/// A server at a relay whose processes the test starts one by one.
+struct Apart {
+    bare: Bare,
+    key: String,
+}
+
+impl Apart {
+    fn new() -> Self {
+        let bare = Bare::new();
+        let added = bare.command_line(&["ptth", "add", NAME]).output().unwrap();
+        let said = String::from_utf8(added.stdout).unwrap();
+        let key = said.split("PTTH_KEY=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+        Self { bare, key }
+    }
+
+    fn start(&self, method: &str, path_info: &str, headers: &[(&str, &str)]) -> Child {
+        let headers = [headers, &[("X-ApiKey", self.key.as_str())]].concat();
+        self.bare.start(&Call { method, path_info, headers: &headers, ..Call::default() })
+    }
+
+    fn client(&self, path: &str) -> Child {
+        self.start("GET", &format!("/frontend/servers/{NAME}/{path}"), &[])
+    }
+
+    fn listener(&self) -> Child {
+        self.start("GET", &format!("/7ZSFUKGV/http_listen/{NAME}"), &[])
+    }
+
+    fn responder(&self, id: &str, length: usize) -> Child {
+        let headers = [("X-ApiKey", self.key.as_str()), (HEAD_FIELD, &head(200, &[]))];
+        let path_info = format!("/7ZSFUKGV/http_response/{id}");
+        let call = Call { path_info: &path_info, headers: &headers, ..Call::default() };
+        let mut command = self.bare.request(&call);
+        command.env("CONTENT_LENGTH", length.to_string()).stdin(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Where the server's requests are.
+    fn folder(&self) -> PathBuf {
+        let below = everything_below(&self.bare.data().join("ptth"));
+        let record = below.into_iter().find(|path| path.ends_with("session.json")).unwrap();
+        record.parent().unwrap().to_owned()
+    }
+
+    /// What stands in one of the folders of the server's requests.
+    fn names(&self, folder: &str) -> Vec<PathBuf> {
+        let below = everything_below(&self.bare.data().join("ptth"));
+        below.into_iter().filter(|path| path.parent().is_some_and(|parent| parent.ends_with(folder))).collect()
+    }
+
+    fn until_there(&self, folder: &str) {
+        until("it is there", LONG, || !self.names(folder).is_empty());
+    }
+
+    #[track_caller]
+    fn given(listener: Child) -> Waiting {
+        let (list, status) = finish(listener);
+        assert!(status.success());
+        let [one] = <[_; 1]>::try_from(understood(&list[end_of_head(&list).unwrap()..])).unwrap();
+        one
+    }
+
+    /// One request is answered.
+    #[track_caller]
+    fn works(&self) {
+        let listener = self.listener();
+        let client = self.client("works");
+        let request = Self::given(listener);
+        assert_eq!(request.head.uri, "/works");
+        let mut responder = self.responder(&request.id, 5);
+        responder.stdin.take().unwrap().write_all(b"Hello").unwrap();
+        let (got, _) = finish(client);
+        assert!(got.ends_with(b"Hello"), "{}", String::from_utf8_lossy(&got));
+        let (told, status) = finish(responder);
+        self.bare.reply(&told, status).expect(200);
+        self.bare.sweep();
+        for folder in ["waiting", "given", "clients", "answers"] {
+            assert_eq!(self.names(folder), Vec::<PathBuf>::new());
+        }
+    }
+}
+
+fn kill9(mut process: Child) {
+    kill(rustix::process::Pid::from_child(&process), Signal::KILL);
+    process.wait().unwrap();
+}
+
+#[test]
+fn killing_whoever_waits_leaves_the_server_reachable() {
+    let apart = Apart::new();
+    let client = apart.client("killed");
+    apart.until_there("waiting");
+    kill9(client);
+    apart.works();
+    let listener = apart.listener();
+    until("it has a place", LONG, || apart.folder().join("listeners").exists());
+    std::thread::sleep(Duration::from_millis(100));
+    kill9(listener);
+    apart.works();
+    // One that has been given, and whose client is killed then.
+    let client = apart.client("killed");
+    let request = Apart::given(apart.listener());
+    kill9(client);
+    let (told, status) = finish(apart.responder(&request.id, 0));
+    apart.bare.reply(&told, status).expect(400);
+    apart.works();
+}
+
+#[test]
+fn killing_who_answers_cuts_the_answer() {
+    let apart = Apart::new();
+    let client = apart.client("cut");
+    let request = Apart::given(apart.listener());
+    let mut responder = apart.responder(&request.id, 100_000);
+    responder.stdin.as_mut().unwrap().write_all(&vec![7; 50_000]).unwrap();
+    until("it flows", LONG, || apart.names("clients").is_empty());
+    std::thread::sleep(Duration::from_millis(300));
+    kill9(responder);
+    let (got, _) = finish(client);
+    let body = &got[end_of_head(&got).unwrap()..];
+    // The web server sees that this is less than the length that it was told.
+    assert!(body == vec![7; 50_000], "{} bytes", body.len());
+    apart.works();
+}
+
+#[test]
+fn a_damaged_backlog_heals() {
+    let apart = Apart::new();
+    apart.works();
+    for folder in ["waiting", "given", "clients", "answers"] {
+        let path = apart.folder().join(folder);
+        std::fs::remove_dir(&path).unwrap();
+        apart.works();
+        assert!(path.exists());
+    }
+    std::fs::write(apart.folder().join("waiting/not-an-id"), "junk").unwrap();
+    apart.works();
+    std::fs::write(apart.folder().join("session.json"), "{\"half").unwrap();
+    apart.bare.sweep();
+    apart.works();
+    std::fs::remove_dir_all(apart.folder()).unwrap();
+    apart.works();
 }
