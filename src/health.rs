@@ -193,6 +193,11 @@ fn unusable(error: &Error) -> Check {
             "Give the folder to the user whom the relay runs as: `chown -R www-data: data`, or permissions 700 on shared \
              hosting. If it is missing, make it yourself.",
         ),
+        Error::NoDescriptors(_) => Check::problem(
+            NAME,
+            "The relay, or the machine, has too many files open.",
+            "Allow the relay's user more of them: `ulimit -n`, or `LimitNOFILE` where systemd starts it.",
+        ),
         Error::Busy => Check::problem(
             NAME,
             "Another process of the relay does not let go of a lock.",

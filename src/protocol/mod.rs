@@ -125,7 +125,7 @@ fn store_status(error: &store::Error) -> Status {
     match error {
         store::Error::DiskFull(_) => Status::InsufficientStorage,
         store::Error::QueueFull(_) => Status::TooManyRequests,
-        store::Error::Busy => Status::ServiceUnavailable,
+        store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
         store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret | store::Error::BadRegistry(_) => {
             Status::InternalServerError
         }

@@ -32,9 +32,13 @@ const METHODS: &str = "GET, HEAD, OPTIONS";
 const LISTEN_TIME: Duration = Duration::from_secs(25);
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
-/// How long a far end may have a request before it begins to answer; then it is given away again. `GET` and `HEAD` may be
-/// repeated (RFC 9110, 9.2.2).
-const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a far end may have a request before it begins to answer; then it is given away again, within two [looks](LOOK).
+/// `GET` and `HEAD` may be repeated (RFC 9110, 9.2.2).
+const PATIENCE: Duration = Duration::from_secs(7);
+
+/// How long it may take from there to the head of the answer, which is sent at once. Then the request is asked again:
+/// whoever has taken it was killed.
+const HEAD_TIME: Duration = Duration::from_secs(5);
 
 /// How often a client looks after its request: whether the far end that was woken for it has died of it, say.
 const LOOK: Duration = Duration::from_secs(1);
@@ -77,7 +81,13 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
 /// When the data folder cannot be used; a later sweep tries again.
 pub fn sweep(settings: &Settings, backlog: LockedBacklog) -> Result<(), store::Error> {
     let servers = Store::new(&settings.data_dir).ptth_servers()?;
-    if backlog.server().is_some_and(|server| servers.contains_key(server)) { backlog.tidy() } else { backlog.remove() }
+    let is_in_use = backlog.is_in_use()?;
+    match backlog.server() {
+        Some(server) if servers.contains_key(server) => Ok(()),
+        // Nobody can say whose it is. It is made anew once nobody uses it.
+        None if is_in_use => Ok(()),
+        _ => backlog.remove(),
+    }
 }
 
 /// Why a request is refused.
@@ -138,7 +148,7 @@ impl Refusal {
         let reply = Reply::error(self.status(), &self.to_string());
         match self {
             Self::MethodNotAllowed(allow) => reply.header("Allow", *allow),
-            Self::TooManyWait(_) | Self::Removed | Self::Stopping => reply.header("Retry-After", "5"),
+            _ if self.status() == Status::ServiceUnavailable => reply.header("Retry-After", "5"),
             _ => reply,
         }
     }
@@ -289,12 +299,15 @@ impl Relay<'_> {
         let (mut id, mut question) = self.put(name, head)?;
         let (mut until, mut is_extended) = (Instant::now() + ANSWER_TIME, false);
         let mut next_look = Instant::now() + LOOK;
-        let mut given = None;
+        let mut stands = None;
         loop {
             let now = Instant::now();
             if now >= next_look {
                 next_look = now + LOOK;
-                given = self.look_after(name, &id, &question, given)?;
+                stands = self.look_after(name, &id, &question, stands)?;
+                if stands.is_none() {
+                    (id, question) = self.put(name, head)?;
+                }
             }
             let receiver = &question.receiver;
             let mut fds = vec![PollFd::from_borrowed_fd(receiver.data(), PollFlags::IN)];
@@ -309,36 +322,38 @@ impl Relay<'_> {
                     until = Instant::now() + Duration::from_secs(1);
                 }
                 Woken::Tick if left.is_zero() => return Err(Refusal::NobodyAnswered),
-                // Nobody knocks at its place otherwise. Whoever answers removes it too.
-                Woken::Knock if receiver.hears() => return Err(Refusal::Removed),
                 _ => {}
             }
+            // Nobody knocks at its place otherwise. Whoever answers removes it too.
+            let is_removed = question.receiver.hears();
             match question.receiver.head()? {
                 Came::Head(head) => return Ok((head, question.begin())),
                 // The far end has left without a word, and nobody can take what is left of this request.
                 Came::Left => {
                     (id, question) = self.put(name, head)?;
-                    given = None;
+                    stands = None;
                 }
+                Came::Nothing if is_removed => return Err(Refusal::Removed),
                 Came::Nothing => {}
             }
         }
     }
 
-    /// Sees to it that a request that nobody has is taken, and one that somebody keeps is given to another. Says since when
-    /// somebody has it, which is known by looking often.
+    /// Sees to it that a request that nobody has is taken, and one that somebody keeps is given to another. Says how it
+    /// stands and since when, which is known by looking often; `None` where it has to be asked again.
     fn look_after(
         &self,
         name: &ServerName,
         id: &RequestId,
         question: &Question,
-        given: Option<Instant>,
-    ) -> Result<Option<Instant>, Refusal> {
+        stood: Option<(Standing, Instant)>,
+    ) -> Result<Option<(Standing, Instant)>, Refusal> {
         let standing = question.standing()?;
-        let given = given.unwrap_or_else(Instant::now);
+        let stands = stood.filter(|(stood, _)| *stood == standing).unwrap_or((standing, Instant::now()));
+        let elapsed = stands.1.elapsed();
         match standing {
-            Standing::Begins => return Ok(None),
-            Standing::Given if given.elapsed() < PATIENCE => return Ok(Some(given)),
+            Standing::Begins => return Ok(Some(stands).filter(|_| elapsed < HEAD_TIME)),
+            Standing::Given if elapsed < PATIENCE => return Ok(Some(stands)),
             Standing::Given | Standing::Waiting => {}
         }
         if !self.store.ptth_servers()?.contains_key(name) {
@@ -349,7 +364,7 @@ impl Relay<'_> {
             backlog.give_back(id)?;
         }
         backlog.ring(id);
-        Ok(None)
+        Ok(Some(stands))
     }
 
     // ---- GET /7ZSFUKGV/http_listen/NAME
@@ -405,7 +420,10 @@ impl Relay<'_> {
         let length = list.len() as u64;
         let (store, name) = (self.store.clone(), name.clone());
         let produce = move |out: &mut Outgoing<'_>| {
-            if !write_all(out, &list)
+            let is_written = write_all(out, &list);
+            // What it has not read when it hangs up, it may have lost.
+            let is_there = out.wait(&[], false, Duration::ZERO) != Woken::HungUp;
+            if !(is_written && is_there)
                 && let Err(error) = give_back(&store, &name, &ids)
             {
                 error.log();

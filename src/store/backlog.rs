@@ -7,8 +7,8 @@
 //!
 //! None of this needs the lock. Each step is one `rename` or `unlink`, which the kernel does for one process only: a
 //! request appears in `waiting` by the one, whole; it is given to whoever moves it to `given`, and is answered by whoever
-//! removes it, who takes its other names away too, so that nothing on the disk belongs to an answer that has begun. An id
-//! is never used again. The lock is for making the folders and for removing them.
+//! removes it, who takes its other names away too once the client has the head: nothing on the disk belongs to an answer
+//! that is under way. An id is never used again. The lock is for making the folders and for removing them.
 //!
 //! All far ends of a server wait at one FIFO. In it are the ids of requests that have come; whoever reads one takes that
 //! request. One that is not read stays there for the next, as long as there is one. When the last has gone the kernel drops
@@ -19,7 +19,7 @@ use super::mailbox::modified;
 use super::pipe::{Names, Receiver, Sender, behind_tally};
 use super::queue::now_ms;
 use super::shelf::Kind;
-use super::wake::{Fifo, Knock, call};
+use super::wake::{Fifo, Knock, call, call_and_remove, is_heard};
 use super::{Error, Store, identity_at, make_dir, random_hex, read_small, remove_file};
 use crate::ptth::ServerName;
 use rustix::fd::BorrowedFd;
@@ -252,11 +252,12 @@ impl Store {
     /// Makes the folders for the requests of a server.
     fn make_backlog(&self, server: &ServerName) -> Result<(), Error> {
         let folder = self.open_or_make(Kind::Ptth, server.as_str(), u64::MAX)?.ok_or(Error::Busy)?;
-        for name in FOLDERS {
-            make_dir(&folder.path().join(name))?;
-        }
+        // The record first: where there are folders, there is one.
         if !matches!(folder.read()?, Some(BacklogRecord { .. })) {
             folder.write(&BacklogRecord { server: server.clone() })?;
+        }
+        for name in FOLDERS {
+            make_dir(&folder.path().join(name))?;
         }
         Ok(())
     }
@@ -267,10 +268,7 @@ impl Store {
     /// When that cannot be seen.
     pub fn far_ends(&self, server: &ServerName) -> Result<(Option<SystemTime>, bool), Error> {
         let path = self.folder(Kind::Ptth, server.as_str()).join(LISTENERS);
-        let knock = Knock::at(&path);
-        let is_listening = knock.is_heard();
-        knock.cancel();
-        Ok((modified(&path)?, is_listening))
+        Ok((modified(&path)?, is_heard(&path)))
     }
 }
 
@@ -424,20 +422,20 @@ impl LockedBacklog {
         Ok(Self { folder, record })
     }
 
+    /// Whether a client or a far end waits. Removes what killed ones have left behind.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_in_use(&self) -> Result<bool, Error> {
+        let path = self.folder.path();
+        tidy(path)?;
+        Ok(is_heard(&path.join(LISTENERS)) || !names(&path.join(CLIENTS))?.is_empty())
+    }
+
     /// Whose requests they are; `None` where that is damaged.
     #[must_use]
     pub fn server(&self) -> Option<&ServerName> {
         self.record.as_ref().map(|record| &record.server)
-    }
-
-    // ---- the sweep
-
-    /// Removes what killed processes have left behind.
-    ///
-    /// # Errors
-    /// The first thing that cannot be removed; a later sweep tries again.
-    pub fn tidy(&self) -> Result<(), Error> {
-        tidy(self.folder.path())
     }
 
     /// Removes everything of a server that is not registered any more. Whoever waits is woken, and finds it gone; an answer
@@ -455,13 +453,13 @@ impl LockedBacklog {
                 names.remove()?;
             }
             match std::fs::remove_dir(path.join(folder)) {
+                // Somebody has just come. He will see that the server is gone, and the next sweep that he is.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(()),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }
         }
-        let listeners = path.join(LISTENERS);
-        call(&listeners, &GONE);
-        remove_file(&listeners)?;
+        call_and_remove(&path.join(LISTENERS), &GONE)?;
         self.folder.remove()
     }
 }

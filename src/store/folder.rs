@@ -60,6 +60,11 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
         Self::lock(path, false, Wait::No)
     }
 
+    /// Locks the folder at `path`, which is there, with a record made if it is missing, unless somebody holds its lock.
+    pub(super) fn try_open_or_make_record(path: &Path) -> Result<Option<Self>, Error> {
+        Self::lock(path, true, Wait::No)
+    }
+
     /// Locks the folder at `path`, made if it is missing (those above it must be there), and says whether it was.
     pub(super) fn open_or_make(path: &Path) -> Result<(Self, bool), Error> {
         loop {

@@ -29,14 +29,15 @@
 //!       data taken              while no sender has taken them: the bytes, and how many of them the receiver's client took
 //!       sender-NUMBER           what a sender sleeps on
 //!   ptth/counts ptth/XX/HASH/   the requests of a server of PTTH: HASH is of its name
-//!     session.json              its record, and the lock of everything below
+//!     session.json              its record, and the lock for whoever makes or removes the folders below
 //!     listeners                 the FIFO on which its far ends wait, touched when one has come or gone last
 //!     waiting/ID given/ID       a request that no far end has, or that one has and has not begun to answer
 //!     clients/ID answers/ID     until then: what its client sleeps on, and what the answer comes through
 //! ```
 //!
 //! Three rules keep it whole when processes are killed at any moment:
-//! everything in a session, or a bus, changes under the `flock` on its `session.json`, which only [`folder::Folder`] hands out;
+//! everything in a session, or a bus, changes under the `flock` on its `session.json`, which only [`folder::Folder`] hands
+//! out, or, as the requests of PTTH, by single steps that the kernel does for one process only (`rename`, `unlink`);
 //! presence is a kernel object that ends with its process (an `flock` that a listening stream holds, a FIFO that somebody
 //! has open); and a file is either appended to in whole
 //! records, overwritten with a single write of constant size, or replaced by a rename.
@@ -73,6 +74,8 @@ pub enum Error {
     QueueFull(Full),
     /// Somebody has held a lock for much too long.
     Busy,
+    /// The process, or the machine, has too many files open.
+    NoDescriptors(io::Error),
     /// The data folder cannot be used by this process.
     Unusable(io::Error),
     /// Any other failure.
@@ -99,6 +102,7 @@ impl fmt::Display for Error {
             Self::QueueFull(Full { limit }) => {
                 write!(f, "More than {limit} bytes are waiting for this recipient: wait until it has read some.")
             }
+            Self::NoDescriptors(_) => f.write_str("The relay has too many files open: try again later."),
             Self::Busy => f.write_str("Another process of the relay does not let go of a lock: try again later."),
             Self::Unusable(cause) => write!(
                 f,
@@ -129,7 +133,11 @@ impl From<io::Error> for Error {
         use io::ErrorKind::{
             IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
         };
+        use rustix::io::Errno;
+        let is_any_of =
+            |errors: [Errno; 2]| errors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
         match error.kind() {
+            _ if is_any_of([Errno::MFILE, Errno::NFILE]) => Self::NoDescriptors(error),
             StorageFull | QuotaExceeded => Self::DiskFull(error),
             PermissionDenied | ReadOnlyFilesystem | NotADirectory | IsADirectory => Self::Unusable(error),
             _ => Self::Io(error),
@@ -148,7 +156,7 @@ impl Error {
     pub fn log(&self) {
         match self {
             Self::QueueFull(_) => {}
-            Self::DiskFull(cause) | Self::Unusable(cause) | Self::Io(cause) => {
+            Self::DiskFull(cause) | Self::NoDescriptors(cause) | Self::Unusable(cause) | Self::Io(cause) => {
                 say!("uhst-relay: {self} [{cause}]");
             }
             Self::BadRegistry(cause) => say!("uhst-relay: {self} [{cause}]"),

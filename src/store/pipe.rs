@@ -7,8 +7,8 @@
 //! - Who is there, has a FIFO open that he sleeps on, and others knock at. A FIFO that nobody has open is a leftover of a
 //!   killed process; whoever comes upon it removes it. So the FIFO is presence and wake-up in one. It reaches no other
 //!   machine, but neither does the FIFO that carries the bytes.
-//! - To take a receiver is to open its FIFO `data` for writing and to remove its name, under the lock of the session: no
-//!   second sender finds it.
+//! - To take a receiver is to remove its tally, which the kernel lets only one sender do, and to open its FIFO `data`. In a
+//!   session all of that is under its lock, because the names are used again.
 //! - The end of the bytes is that the sender closes `data`. A sender that is killed ends them too.
 //! - The end of the receiver is that nobody has its own FIFO open any more, which the sender, who has it open for
 //!   writing, is told by the kernel. What its client took stands in a [tally](Tally): a file, so that the count survives a
@@ -16,7 +16,7 @@
 //!
 //! Where nobody waits to send, because it is known who will, a [`Receiver`] and a [`Sender`] do without the [`Pipe`].
 
-use super::wake::{Fifo, Knock, make_fifo};
+use super::wake::{Fifo, Knock, is_heard, make_fifo};
 use super::{Error, folder::overwrite, identity_at, make_dir, random_hex, remove_file};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -47,7 +47,8 @@ pub const LONGEST_HEAD: usize = 32 * 1024;
 /// The head's length stands before it, in so many bytes.
 const LENGTH_SIZE: usize = 4;
 
-/// Where the files of a receiver are. Whoever makes or takes one holds the lock of the session.
+/// Where the files of a receiver are. Whoever makes or takes one holds the lock of the session, unless the names are never
+/// used again.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
     /// What it sleeps on.
@@ -61,10 +62,7 @@ pub(super) struct Names {
 impl Names {
     /// Whether there is a receiver, who is not woken.
     pub(super) fn are_received(&self) -> bool {
-        let knock = Knock::at(&self.receiver);
-        let is_heard = knock.is_heard();
-        knock.cancel();
-        is_heard
+        is_heard(&self.receiver)
     }
 
     /// Removes the files. As long as the first is there nobody else makes any of these names, so it goes last.

@@ -49,7 +49,10 @@ impl Found {
         Ok(match kind {
             Kind::Hosts => Folder::try_open(path)?.map(Session::read).transpose()?.map(Self::Session),
             Kind::Buses => Folder::try_open(path)?.map(Bus::read).transpose()?.map(Self::Bus),
-            Kind::Ptth => Folder::try_open(path)?.map(LockedBacklog::read).transpose()?.map(Self::Backlog),
+            // Its requests do without the lock, so they may be there without it.
+            Kind::Ptth => {
+                Folder::try_open_or_make_record(path)?.map(LockedBacklog::read).transpose()?.map(Self::Backlog)
+            }
             Kind::Pipes => Folder::try_open(path)?.map(Duplex::read).transpose()?.map(Self::Duplex),
         })
     }

@@ -52,6 +52,21 @@ impl Knock {
     }
 }
 
+/// Whether somebody has a FIFO open, who is not woken.
+pub(super) fn is_heard(fifo: &Path) -> bool {
+    open_to_knock(fifo).is_ok()
+}
+
+/// Writes a whole message into a FIFO, if somebody has it open, and removes it: before, so that whoever is told finds it gone.
+pub(super) fn call_and_remove(fifo: &Path, message: &[u8]) -> Result<(), Error> {
+    let opened = open_to_knock(fifo);
+    remove_file(fifo)?;
+    if let Ok(opened) = opened {
+        let _ = rustix::io::write(&opened, message);
+    }
+    Ok(())
+}
+
 /// Writes a whole message into a FIFO, if somebody has it open and there is room.
 pub(super) fn call(fifo: &Path, message: &[u8]) {
     if let Ok(fifo) = open_to_knock(fifo) {

@@ -878,6 +878,25 @@ fn killing_who_answers_cuts_the_answer() {
 }
 
 #[test]
+fn a_request_that_a_killed_process_has_taken_is_asked_again() {
+    let apart = Apart::new();
+    let client = apart.client("again");
+    let first = Apart::given(apart.listener());
+    // What a process leaves that is killed as it begins to answer.
+    std::fs::remove_file(apart.folder().join("given").join(&first.id)).unwrap();
+    let second = Apart::given(apart.listener());
+    assert!(first.id != second.id && first.head == second.head, "the same request under a new id");
+    let (told, status) = finish(apart.responder(&first.id, 0));
+    apart.bare.reply(&told, status).expect(400);
+    let mut responder = apart.responder(&second.id, 5);
+    responder.stdin.take().unwrap().write_all(b"Hello").unwrap();
+    assert!(finish(client).0.ends_with(b"Hello"));
+    let (told, status) = finish(responder);
+    apart.bare.reply(&told, status).expect(200);
+    apart.works();
+}
+
+#[test]
 fn a_damaged_backlog_heals() {
     let apart = Apart::new();
     apart.works();
@@ -891,6 +910,17 @@ fn a_damaged_backlog_heals() {
     apart.works();
     std::fs::write(apart.folder().join("session.json"), "{\"half").unwrap();
     apart.bare.sweep();
+    apart.works();
+    // What it costs a client who waits: nothing.
+    let client = apart.client("waits");
+    apart.until_there("waiting");
+    std::fs::remove_file(apart.folder().join("session.json")).unwrap();
+    apart.bare.sweep();
+    let request = Apart::given(apart.listener());
+    assert!(finish(apart.responder(&request.id, 0)).1.success());
+    assert!(finish(client).1.success());
+    apart.bare.sweep();
+    assert!(everything_below(&apart.bare.data().join("ptth")).iter().all(|path| !path.ends_with("session.json")));
     apart.works();
     std::fs::remove_dir_all(apart.folder()).unwrap();
     apart.works();
