@@ -22,6 +22,9 @@
 //! Every handler is blocking: under CGI it has a process to itself. Every coordination primitive is a kernel object
 //! (a lock, a FIFO) that cleans up after a killed process, so no crash leaves a lie behind.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::BorrowedFd;
+
 /// Writes a line to stderr, which web servers keep as their error log. A log that cannot be written (its disk is full, its
 /// reader has gone, or sleeps) is no reason to fail or to wait, as `eprintln!` would.
 macro_rules! say {
@@ -29,14 +32,18 @@ macro_rules! say {
 }
 
 fn write_to_log(line: &str) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let stderr = rustix::stdio::stderr();
-    let mut ready = [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    if poll(&mut ready, Some(&now)).is_ok() && ready[0].revents().contains(PollFlags::OUT) {
+    if look(stderr, PollFlags::OUT).contains(PollFlags::OUT) {
         // One write a line, so that the lines of several threads or processes do not mix.
         let _ = rustix::io::write(stderr, line.as_bytes());
     }
+}
+
+/// What a file descriptor is ready for now, of what is wanted; and what is told without being asked for.
+fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
+    let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
+    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    fds[0].revents()
 }
 
 pub mod cli;

@@ -5,8 +5,9 @@
 //! receiver that takes nothing fills the FIFO, then the sender's connection: its client has to wait.
 
 use crate::gateway::{Body, BodyError, Client, Outgoing, Woken, wait_for};
+use crate::look;
 use crate::store::pipe::{Place, Receiver, Sender};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::io;
@@ -224,12 +225,6 @@ fn has_room(fifo: BorrowedFd<'_>) -> bool {
 
 fn has_ended(fifo: BorrowedFd<'_>) -> bool {
     look(fifo, PollFlags::empty()).intersects(PollFlags::ERR)
-}
-
-fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
-    let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
-    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    fds[0].revents()
 }
 
 /// Where a body of unknown length ends.

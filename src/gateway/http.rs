@@ -818,10 +818,7 @@ impl Connection {
 }
 
 fn is_stopping() -> bool {
-    super::stop_signal().is_some_and(|stop| {
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
-    })
+    super::stop_signal().is_some_and(|stop| !crate::look(stop, PollFlags::IN).is_empty())
 }
 
 fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, is_http_1_1: bool, framing: Option<Framing>) {

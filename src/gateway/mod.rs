@@ -555,9 +555,7 @@ impl<'a> Outgoing<'a> {
     /// Whether the client is there and can take bytes.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        let mut client = [PollFd::from_borrowed_fd(self.client.fd, PollFlags::OUT)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        !self.broken && poll(&mut client, Some(&now)).is_ok() && client[0].revents() == PollFlags::OUT
+        !self.broken && crate::look(self.client.fd, PollFlags::OUT) == PollFlags::OUT
     }
 
     /// Sleeps as [`Client::wait`] does.

@@ -189,7 +189,9 @@ impl Answering {
     /// # Errors
     /// When that cannot be done.
     pub fn forget_request(&self) -> Result<(), Error> {
-        self.names.remove()
+        // Its tally has been taken away already.
+        remove_file(&self.names.data)?;
+        Ok(remove_file(&self.names.receiver)?)
     }
 }
 
@@ -251,9 +253,10 @@ impl Store {
 
     /// Makes the folders for the requests of a server.
     fn make_backlog(&self, server: &ServerName) -> Result<(), Error> {
-        let folder = self.open_or_make(Kind::Ptth, server.as_str(), u64::MAX)?.ok_or(Error::Busy)?;
+        let folder: Option<Folder<BacklogRecord>> = self.open_or_make(Kind::Ptth, server.as_str(), u64::MAX)?;
+        let folder = folder.ok_or(Error::Busy)?;
         // The record first: where there are folders, there is one.
-        if !matches!(folder.read()?, Some(BacklogRecord { .. })) {
+        if folder.read()?.is_none() {
             folder.write(&BacklogRecord { server: server.clone() })?;
         }
         for name in FOLDERS {

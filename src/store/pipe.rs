@@ -483,10 +483,8 @@ impl Drop for Receiver {
 }
 
 fn has_hung_up(fifo: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(fifo, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     // One that has come and gone since the last read has left its bytes.
-    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents() == PollFlags::HUP
+    crate::look(fifo.as_fd(), PollFlags::IN) == PollFlags::HUP
 }
 
 /// The sender's end, with a receiver of its own.

@@ -61,15 +61,17 @@ pub(super) fn is_heard(fifo: &Path) -> bool {
 pub(super) fn call_and_remove(fifo: &Path, message: &[u8]) -> Result<(), Error> {
     let opened = open_to_knock(fifo);
     remove_file(fifo)?;
-    if let Ok(opened) = opened {
-        let _ = rustix::io::write(&opened, message);
-    }
+    write_to(opened, message);
     Ok(())
 }
 
 /// Writes a whole message into a FIFO, if somebody has it open and there is room.
 pub(super) fn call(fifo: &Path, message: &[u8]) {
-    if let Ok(fifo) = open_to_knock(fifo) {
+    write_to(open_to_knock(fifo), message);
+}
+
+fn write_to(opened: rustix::io::Result<OwnedFd>, message: &[u8]) {
+    if let Ok(fifo) = opened {
         // All of it or nothing, because it is shorter than `PIPE_BUF`.
         let _ = rustix::io::write(&fifo, message);
     }

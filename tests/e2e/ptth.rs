@@ -814,6 +814,17 @@ impl Apart {
         one
     }
 
+    /// A request is answered, and its client has the answer.
+    #[track_caller]
+    fn answers(&self, request: &Waiting, client: Child) {
+        let mut responder = self.responder(&request.id, 5);
+        responder.stdin.take().unwrap().write_all(b"Hello").unwrap();
+        let (got, _) = finish(client);
+        assert!(got.ends_with(b"Hello"), "{}", String::from_utf8_lossy(&got));
+        let (told, status) = finish(responder);
+        self.bare.reply(&told, status).expect(200);
+    }
+
     /// One request is answered.
     #[track_caller]
     fn works(&self) {
@@ -821,12 +832,7 @@ impl Apart {
         let client = self.client("works");
         let request = Self::given(listener);
         assert_eq!(request.head.uri, "/works");
-        let mut responder = self.responder(&request.id, 5);
-        responder.stdin.take().unwrap().write_all(b"Hello").unwrap();
-        let (got, _) = finish(client);
-        assert!(got.ends_with(b"Hello"), "{}", String::from_utf8_lossy(&got));
-        let (told, status) = finish(responder);
-        self.bare.reply(&told, status).expect(200);
+        self.answers(&request, client);
         self.bare.sweep();
         for folder in ["waiting", "given", "clients", "answers"] {
             assert_eq!(self.names(folder), Vec::<PathBuf>::new());
@@ -888,11 +894,7 @@ fn a_request_that_a_killed_process_has_taken_is_asked_again() {
     assert!(first.id != second.id && first.head == second.head, "the same request under a new id");
     let (told, status) = finish(apart.responder(&first.id, 0));
     apart.bare.reply(&told, status).expect(400);
-    let mut responder = apart.responder(&second.id, 5);
-    responder.stdin.take().unwrap().write_all(b"Hello").unwrap();
-    assert!(finish(client).0.ends_with(b"Hello"));
-    let (told, status) = finish(responder);
-    apart.bare.reply(&told, status).expect(200);
+    apart.answers(&second, client);
     apart.works();
 }
 
