@@ -139,6 +139,7 @@ mod endurance;
 mod far;
 mod faults;
 mod limits;
+mod manual;
 mod presence;
 mod settings;
 

@@ -1,0 +1,196 @@
+//! What the manuals print is true: every block of commands and of JavaScript in them is run, as it stands there, and says
+//! what the block of text after it says.
+//!
+//! Only two things are replaced: the address of the relay, by that of the test's own; and `…` in a block of text, which stands for
+//! any text. A manual's blocks for a shell are one script, so a later one may use what an earlier one has set. A block of
+//! JavaScript is a program of its own, in a page of another origin.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::place::{LONG, have, kill, processes_below, repository, skip, until};
+use crate::relay::Relay as _;
+use crate::serve::Serve;
+use crate::web::passes_in_a_browser;
+
+/// A block between two fences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Block {
+    /// What is behind the first fence.
+    language: String,
+    text: String,
+    /// The line of the first fence, from 1.
+    line: usize,
+}
+
+/// What a block is expected to say: the block of text right after it.
+struct Program<'a> {
+    block: &'a Block,
+    says: Option<&'a Block>,
+}
+
+fn blocks(manual: &str) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut open: Option<Block> = None;
+    for (number, line) in manual.lines().enumerate() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(language)) => {
+                open = Some(Block { language: language.to_owned(), text: String::new(), line: number + 1 });
+            }
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(block), None) => block.text.extend([line, "\n"]),
+            (None, None) => {
+                assert!(!line.starts_with("    "), "line {}: a block without a fence is not run", number + 1);
+            }
+        }
+    }
+    assert!(open.is_none(), "a fence is never closed: {open:?}");
+    blocks
+}
+
+/// The blocks of a language, each with the text that it is expected to say.
+fn programs<'a>(blocks: &'a [Block], language: &str) -> Vec<Program<'a>> {
+    let is_run = |block: &Block| matches!(block.language.as_str(), "sh" | "js");
+    let mut programs = Vec::new();
+    for (at, block) in blocks.iter().enumerate() {
+        assert!(is_run(block) || block.language == "text", "line {}: nobody runs {}", block.line, block.language);
+        if block.language == language {
+            let says = blocks.get(at + 1).filter(|next| next.language == "text");
+            programs.push(Program { block, says });
+        }
+    }
+    programs
+}
+
+/// The first expected line that is not in what was said, where they stand in the same order; other lines may be between them.
+fn missing<'a>(said: &str, expected: &'a str) -> Option<&'a str> {
+    let mut said = said.lines();
+    expected.lines().find(|expected| !said.any(|line| is_like(line, expected)))
+}
+
+/// Whether a line is as the manual has it, where `…` is any text.
+fn is_like(line: &str, expected: &str) -> bool {
+    let mut pieces = expected.split('…');
+    let Some(mut rest) = line.strip_prefix(pieces.next().unwrap_or_default()) else { return false };
+    let mut pieces = pieces.peekable();
+    while let Some(piece) = pieces.next() {
+        if pieces.peek().is_none() {
+            return rest.ends_with(piece);
+        }
+        let Some(at) = rest.find(piece) else { return false };
+        rest = &rest[at + piece.len()..];
+    }
+    rest.is_empty()
+}
+
+/// Runs what stands in a file of the repository for a shell.
+fn runs_in_a_shell(manual: &str) {
+    for program in ["bash", "curl", "openssl"] {
+        if !have(program) {
+            return skip(&format!("{program} is not installed"));
+        }
+    }
+    let text = fs::read_to_string(repository().join(manual)).unwrap();
+    let blocks = blocks(&text);
+    let programs = programs(&blocks, "sh");
+    assert!(!programs.is_empty(), "{manual} has no commands");
+
+    let relay = Serve::new();
+    let url = relay.url();
+    let mut script = String::new();
+    for (number, program) in programs.iter().enumerate() {
+        let commands = program.block.text.replace("http://127.0.0.1:8080", url.trim_end_matches('/'));
+        // Each block's words go to a file of their own, without a process of its own that would lose what it sets.
+        write!(script, "exec > said.{number} 2>&1\n{commands}").unwrap();
+    }
+    let home = relay.folder().join("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::symlink(relay.data(), home.join("data")).unwrap();
+    let binaries = Path::new(env!("CARGO_BIN_EXE_uhst-relay")).parent().unwrap();
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", binaries.display());
+    let mut shell = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", "bash", "-euo", "pipefail", "-c", &script])
+        .current_dir(&home)
+        .env_clear()
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut status = None;
+    until(&format!("the commands of {manual} are done"), LONG, || {
+        status = shell.try_wait().unwrap();
+        status.is_some()
+    });
+    let said = |number: usize| fs::read_to_string(home.join(format!("said.{number}"))).unwrap_or_default();
+    for (number, program) in programs.iter().enumerate() {
+        let said = said(number);
+        if let Some(line) = program.says.and_then(|says| missing(&said, &says.text)) {
+            panic!("{manual}, line {}: no {line:?} in what it said: {said}", program.block.line);
+        }
+    }
+    // A stream or a far end that a manual has started and not stopped.
+    for pid in processes_below(&home) {
+        kill(pid, Signal::KILL);
+    }
+    let last = (0..programs.len()).rev().map(said).find(|said| !said.is_empty());
+    assert!(status.unwrap().success(), "{manual}: {status:?}; the last words were: {last:?}");
+}
+
+/// Runs what stands in a file of the repository for a page.
+fn runs_in_a_page(manual: &str) {
+    let text = fs::read_to_string(repository().join(manual)).unwrap();
+    let blocks = blocks(&text);
+    let programs: Vec<_> = programs(&blocks, "js")
+        .iter()
+        .map(|program| {
+            let says = program.says.map_or("", |says| &says.text);
+            json!({ "line": program.block.line, "code": program.block.text, "says": says })
+        })
+        .collect();
+    assert!(!programs.is_empty(), "{manual} has no JavaScript");
+    let relay = Serve::new();
+    let file = relay.folder().join("programs.json");
+    fs::write(&file, json!(programs).to_string()).unwrap();
+    passes_in_a_browser("manual.mjs", &[&relay.url(), file.to_str().unwrap()]);
+}
+
+macro_rules! manuals {
+    ($run:ident: $($name:ident = $path:literal,)*) => {
+        $( #[test] fn $name() { super::$run($path); } )*
+    };
+}
+
+mod commands {
+    manuals! { runs_in_a_shell:
+        of_uhst = "src/protocol/uhst.md",
+        of_the_bus = "src/protocol/bus.md",
+        of_the_pipe = "src/protocol/cama.md",
+        of_ptth = "src/protocol/ptth.md",
+        of_websockets = "src/protocol/ws.md",
+    }
+}
+
+pub mod browser {
+    manuals! { runs_in_a_page:
+        javascript_of_the_bus = "src/protocol/bus.md",
+        javascript_of_the_pipe = "src/protocol/cama.md",
+        javascript_of_websockets = "src/protocol/ws.md",
+    }
+}
+
+#[test]
+fn a_manual_cannot_say_what_does_not_come() {
+    assert!(is_like(r#"{"user":7,"id":12}"#, r#"{"user":…,"id":…}"#));
+    assert!(!is_like(r#"{"user":7}"#, r#"{"user":…,"id":…}"#));
+    assert!(!is_like("[] ", "[]") && !is_like("", "[]") && is_like("[]", "[]"));
+    assert_eq!(missing("a\nb\nc\n", "a\nc\n"), None);
+    assert_eq!(missing("c\na\n", "a\nc\n"), Some("c"));
+    let manual = "```sh\ntrue\n```\n```text\nsaid\n```\n";
+    assert_eq!(blocks(manual).len(), 2);
+    assert_eq!(blocks(manual)[1].line, 4);
+}
