@@ -1,0 +1,396 @@
+//! Those who send and read: hosts, their clients, and the users of buses.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use serde_json::{Value, json};
+
+use crate::history::{Connection, Heard, History, Log, Outcome, Reader, Said, Send, Sender, Time};
+use crate::relay::{Door, Fate, Got, Relay, Request, Stream};
+
+/// What everybody is to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Send, and come and go.
+    Storm,
+    /// Send nothing more, stay, and read what there still is.
+    Drain,
+    /// Leave.
+    Leave,
+}
+
+/// What all share.
+pub struct World {
+    pub relay: Relay,
+    pub start: Instant,
+    phase: AtomicU8,
+    connected: AtomicUsize,
+    sends: Mutex<Vec<Send>>,
+    logs: Vec<Mutex<Log>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    pub fn new(relay: Relay, readers: Vec<Log>) -> Self {
+        Self {
+            relay,
+            start: Instant::now(),
+            phase: AtomicU8::new(Phase::Storm as u8),
+            connected: AtomicUsize::new(0),
+            sends: Mutex::default(),
+            logs: readers.into_iter().map(Mutex::new).collect(),
+        }
+    }
+
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.phase.load(Ordering::Relaxed) == phase as u8
+    }
+
+    fn now(&self) -> Time {
+        self.start.elapsed()
+    }
+
+    /// Readers that have had their first stream.
+    pub fn connected(&self) -> usize {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// How many readers there are.
+    pub fn readers(&self) -> usize {
+        self.logs.len()
+    }
+
+    /// What has happened so far.
+    pub fn history(&self) -> History {
+        let readers = self.logs.iter().map(|log| lock(log).clone()).collect();
+        History { sends: lock(&self.sends).clone(), readers }
+    }
+
+    /// Sends a message, and notes what has become of it. `answered` makes of the answer to a 200 who must see it now, and its id.
+    fn send(
+        &self,
+        rng: &mut Rng,
+        letter: &Letter<'_>,
+        answered: impl FnOnce(&Value) -> (Vec<Reader>, Option<u64>),
+    ) -> Option<Outcome> {
+        let Letter { sender, n, path, query, everybody } = letter;
+        let pad = "x".repeat(if rng.u8(..) < 25 { rng.usize(..8000) } else { rng.usize(..200) });
+        let body = json!({ "s": sender, "n": n, "pad": pad }).to_string();
+        let door = if rng.bool() { Door::Cgi } else { Door::Serve };
+        let begun = self.now();
+        // What was never asked was never sent.
+        let answer = self.relay.ask(door, &Request::post(path, query, body.as_bytes()), Fate::MayBeKilled).ok()?;
+        let ended = self.now();
+        let (mut must, mut may, mut id) = (Vec::new(), Vec::new(), None);
+        let outcome = match answer {
+            None => {
+                may = everybody.to_vec();
+                Outcome::Unknown
+            }
+            Some(answer) if answer.status == 200 => {
+                (must, id) = answered(&serde_json::from_slice(&answer.body).unwrap_or_default());
+                Outcome::Accepted
+            }
+            Some(answer) => {
+                if String::from_utf8_lossy(&answer.body).contains(" clients got the message") {
+                    // A broadcast that some have and others have not, and the answer says so.
+                    may = everybody.to_vec();
+                }
+                Outcome::Refused(answer.status)
+            }
+        };
+        lock(&self.sends).push(Send { sender: *sender, n: *n, begun, ended, outcome, must, may, id });
+        Some(outcome)
+    }
+}
+
+/// A message, where it goes, and who can get it at all.
+struct Letter<'a> {
+    sender: Sender,
+    n: u32,
+    path: &'a str,
+    query: &'a str,
+    everybody: &'a [Reader],
+}
+
+/// A host and its clients.
+pub struct Session {
+    pub host: Reader,
+    pub host_token: String,
+    /// Reader, token.
+    pub clients: Vec<(Reader, String)>,
+    /// Client ids and the host's, as closed events and broadcasts name them.
+    pub ids: HashMap<String, Reader>,
+    /// Response tokens that the host has been given, newest last.
+    pub replies: Mutex<Vec<(Reader, String)>>,
+}
+
+/// A bus and those who read it.
+pub struct Bus {
+    pub path: String,
+    pub readers: Vec<Reader>,
+}
+
+fn pause(rng: &mut Rng, ms: std::ops::Range<u64>) {
+    std::thread::sleep(Duration::from_millis(rng.u64(ms)));
+}
+
+/// A client that sends to its host.
+pub fn client_sends(world: &World, session: &Session, sender: Sender, token: &str, mut rng: Rng) {
+    let query = format!("token={token}");
+    let everybody = [session.host];
+    for n in 0.. {
+        if !world.is(Phase::Storm) {
+            return;
+        }
+        let letter = Letter { sender, n, path: "", query: &query, everybody: &everybody };
+        world.send(&mut rng, &letter, |_| (everybody.to_vec(), None));
+        pause(&mut rng, 20..400);
+    }
+}
+
+/// A host that answers its clients and sends to all of them, in one order.
+pub fn host_sends(world: &World, session: &Session, sender: Sender, mut rng: Rng) {
+    let to_all = format!("token={}", session.host_token);
+    let all: Vec<Reader> = session.clients.iter().map(|&(reader, _)| reader).collect();
+    for n in 0.. {
+        if !world.is(Phase::Storm) {
+            return;
+        }
+        let reply = if rng.bool() { lock(&session.replies).pop() } else { None };
+        if let Some((client, token)) = reply {
+            let query = format!("token={token}");
+            let letter = Letter { sender, n, path: "", query: &query, everybody: &[client] };
+            world.send(&mut rng, &letter, |_| (vec![client], None));
+        } else {
+            let letter = Letter { sender, n, path: "", query: &to_all, everybody: &all };
+            world.send(&mut rng, &letter, |answer| {
+                let given = answer.as_object().into_iter().flatten().filter(|(_, given)| **given == json!(true));
+                (given.filter_map(|(id, _)| session.ids.get(id).copied()).collect(), None)
+            });
+        }
+        pause(&mut rng, 20..300);
+    }
+}
+
+/// A user of a bus.
+pub fn user_posts(world: &World, bus: &Bus, sender: Sender, user: u64, mut rng: Rng) {
+    let query = format!("user={user}");
+    for n in 0.. {
+        if !world.is(Phase::Storm) {
+            return;
+        }
+        let letter = Letter { sender, n, path: &bus.path, query: &query, everybody: &bus.readers };
+        world.send(&mut rng, &letter, |answer| (bus.readers.clone(), answer["id"].as_u64()));
+        pause(&mut rng, 50..500);
+    }
+}
+
+/// How a reader behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// It comes and goes, takes its own place over, sleeps, and its process may be killed at any time.
+    Restless,
+    /// It stays, and its process is left alone: nobody may say that it has left.
+    Steady,
+}
+
+/// What is read, and what is made of it.
+pub struct Source<'a> {
+    pub reader: Reader,
+    pub path: &'a str,
+    pub query: &'a str,
+    pub manner: Manner,
+    /// Makes of an event's type and data what it said.
+    pub understand: &'a dyn Fn(&str, &Value) -> Option<Said>,
+}
+
+/// What a reader does next.
+enum Next {
+    Leave,
+    TakeOver,
+    Sleep,
+}
+
+/// Reads a stream until it is time to leave, and comes back with the last id whenever it has ended.
+pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
+    let log = &world.logs[source.reader];
+    let mut last = None;
+    let mut is_first = true;
+    let mut last_there = Instant::now();
+    while !world.is(Phase::Leave) {
+        let (fate, door) = match source.manner {
+            Manner::Steady => (Fate::Safe, Door::Cgi),
+            Manner::Restless if rng.bool() => (Fate::MayBeKilled, Door::Cgi),
+            Manner::Restless => (Fate::MayBeKilled, Door::Serve),
+        };
+        let mut resumed = last;
+        let Some(mut stream) = open(world, source, door, last, fate, last_there) else {
+            pause(&mut rng, 5..60);
+            continue;
+        };
+        if std::mem::take(&mut is_first) {
+            world.connected.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut opened = world.now();
+        let mut until = Instant::now() + Duration::from_millis(rng.u64(100..6000));
+        let mut note;
+        loop {
+            note = match stream.read(Duration::from_millis(200)) {
+                Got::End => "it ended",
+                Got::Bytes => {
+                    while let Some(block) = stream.take_block() {
+                        last = hear(world, source, &block).or(last);
+                    }
+                    ""
+                }
+                Got::Nothing => "",
+            };
+            if world.is(Phase::Leave) {
+                note = "it leaves for good";
+            }
+            if !note.is_empty() {
+                break;
+            }
+            if source.manner == Manner::Steady || !world.is(Phase::Storm) || Instant::now() < until {
+                continue;
+            }
+            until = Instant::now() + Duration::from_millis(rng.u64(100..6000));
+            let next = [Next::Leave, Next::TakeOver, Next::Sleep];
+            match next[rng.usize(..next.len())] {
+                Next::Leave => {
+                    note = "it leaves";
+                    break;
+                }
+                Next::Sleep => pause(&mut rng, 300..1500),
+                Next::TakeOver => {
+                    let door = if rng.bool() { Door::Cgi } else { Door::Serve };
+                    // Nothing of the older stream is read from here on.
+                    if let Some(newer) = open(world, source, door, last, Fate::MayBeKilled, Instant::now()) {
+                        let closed = world.now();
+                        let note = "it is taken over";
+                        lock(log).connections.push(Connection { opened, closed, resumed, note });
+                        (stream, opened, resumed) = (newer, closed, last);
+                    }
+                }
+            }
+        }
+        drop(stream);
+        last_there = Instant::now();
+        lock(log).connections.push(Connection { opened, closed: world.now(), resumed, note });
+        if world.is(Phase::Storm) && note == "it leaves" {
+            pause(&mut rng, 0..500);
+        }
+    }
+}
+
+/// Asks for the stream; `None` when it is refused, or broke off before its head was here.
+fn open<'a>(
+    world: &'a World,
+    source: &Source<'_>,
+    door: Door,
+    last: Option<u64>,
+    fate: Fate,
+    last_there: Instant,
+) -> Option<Stream<'a>> {
+    let request = Request { last_event_id: last, ..Request::get(source.path, source.query) };
+    let mut stream = world.relay.open(door, &request, fate).ok()?;
+    let status = stream.take_head(Duration::from_secs(60))?;
+    if status == 401 || status == 404 {
+        // Not away for as long as a session is kept: it must not be told that its session is over.
+        if last_there.elapsed() < crate::LIFETIME / 2 {
+            lock(&world.logs[source.reader]).turned_away.push((world.now(), status));
+        }
+    }
+    (status == 200).then_some(stream)
+}
+
+/// Notes an event; its id.
+fn hear(world: &World, source: &Source<'_>, block: &str) -> Option<u64> {
+    let (mut id, mut event, mut data) = (None, "message", None);
+    for line in block.lines() {
+        match line.split_once(": ") {
+            Some(("id", text)) => id = text.parse().ok(),
+            Some(("event", text)) => event = text,
+            Some(("data", text)) => data = Some(text),
+            // A comment has nothing before its colon.
+            _ => {}
+        }
+    }
+    let data: Value = serde_json::from_str(data?).ok()?;
+    note(world, source, id, event, &data);
+    id
+}
+
+fn note(world: &World, source: &Source<'_>, id: Option<u64>, event: &str, data: &Value) {
+    if let Some(said) = (source.understand)(event, data) {
+        lock(&world.logs[source.reader]).heard.push(Heard { at: world.now(), id, said });
+    }
+}
+
+/// Polls a bus until it is time to leave.
+pub fn polls(world: &World, source: &Source<'_>, user: u64, begin: u64, mut rng: Rng) {
+    let log = &world.logs[source.reader];
+    let mut last = begin;
+    world.connected.fetch_add(1, Ordering::Relaxed);
+    while !world.is(Phase::Leave) {
+        let door = if rng.bool() { Door::Cgi } else { Door::Serve };
+        let query = format!("id={last}&user={user}&wait=2");
+        let opened = world.now();
+        let answer = world.relay.ask(door, &Request::get(source.path, &query), Fate::MayBeKilled);
+        let Ok(Some(answer)) = answer else { continue };
+        if answer.status != 200 {
+            pause(&mut rng, 5..60);
+            continue;
+        }
+        let resumed = Some(last);
+        let messages: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        for message in messages.as_array().into_iter().flatten() {
+            let id = message["id"].as_u64();
+            last = id.unwrap_or(last);
+            note(world, source, id, "message", message);
+        }
+        lock(log).connections.push(Connection { opened, closed: world.now(), resumed, note: "a poll" });
+    }
+}
+
+/// What a message says that one of us has sent.
+pub fn message(body: &Value) -> Option<Said> {
+    let number = |name: &str| body[name].as_u64();
+    Some(Said::Message { sender: usize::try_from(number("s")?).ok()?, n: u32::try_from(number("n")?).ok()? })
+}
+
+/// What an event of UHST says; a host keeps the means to answer.
+pub fn uhst(session: &Session, event: &str, data: &Value) -> Option<Said> {
+    if event == "relay_event" {
+        return data["body"].as_str().and_then(|id| session.ids.get(id)).map(|&who| Said::Closed(who));
+    }
+    if let Some(token) = data["responseToken"].as_str()
+        && let Some(client) = client_of(token).and_then(|id| session.ids.get(&id).copied())
+    {
+        let mut replies = lock(&session.replies);
+        replies.push((client, token.to_owned()));
+        let many = replies.len().saturating_sub(20);
+        replies.drain(..many);
+    }
+    message(&data["body"])
+}
+
+/// The client that a token names.
+pub fn client_of(token: &str) -> Option<String> {
+    use base64::Engine as _;
+    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let payload: Value = serde_json::from_slice(&payload).ok()?;
+    payload["clientId"].as_str().map(str::to_owned)
+}

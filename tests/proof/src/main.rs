@@ -1,0 +1,457 @@
+//! Proves by trying that the relay keeps its promises while everything around it is killed.
+//!
+//! Hundreds of senders and readers of UHST and of buses, each request through a process of its own or through `serve`; and all
+//! that time processes are killed, `serve` too, readers leave, come back, take their own place over and sleep, sweeps run, and
+//! the disk is full now and then. What was answered and what was seen decides (`check`).
+
+mod actors;
+mod check;
+mod history;
+mod relay;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use actors::{Bus, Manner, Phase, Session, Source, World};
+use check::{Broken, Verdict};
+use fastrand::Rng;
+use history::Log;
+use relay::{Door, Fate, Relay, Request, Server};
+use serde_json::Value;
+
+/// How long the relay keeps a message, a session and a bus in this run: short, so that queues are compacted within it.
+pub const LIFETIME: Duration = Duration::from_secs(20);
+
+const HOSTS: usize = 12;
+const CLIENTS: usize = 6;
+const BUSES: usize = 6;
+const POSTERS: usize = 6;
+const LISTENERS: usize = 3;
+const POLLERS: usize = 2;
+
+struct Options {
+    seconds: u64,
+    seed: u64,
+    cgi: PathBuf,
+    serve: PathBuf,
+}
+
+fn options() -> Result<Options, lexopt::Error> {
+    use lexopt::prelude::*;
+    let (mut seconds, mut seed, mut cgi, mut serve) = (60, fastrand::u64(..), None, None);
+    let mut arguments = lexopt::Parser::from_env();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("seconds") => seconds = arguments.value()?.parse()?,
+            Long("seed") => seed = arguments.value()?.parse()?,
+            Long("cgi") => cgi = Some(PathBuf::from(arguments.value()?)),
+            Long("serve") => serve = Some(PathBuf::from(arguments.value()?)),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let needed =
+        |path: Option<PathBuf>, name: &str| path.ok_or_else(|| lexopt::Error::from(format!("--{name} is missing")));
+    Ok(Options { seconds, seed, cgi: needed(cgi, "cgi")?, serve: needed(serve, "serve")? })
+}
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("proof: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    println!("seed {}, {} s", options.seed, options.seconds);
+    match run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            println!("the seed was {}", options.seed);
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("proof: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A folder on a small disk of its own, where that can be had.
+struct Disk {
+    path: PathBuf,
+    is_mounted: bool,
+}
+
+impl Disk {
+    fn new() -> io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("uhst-relay-proof-{}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        let options = c"size=96m";
+        let mounted = rustix::mount::mount("proof", &path, "tmpfs", rustix::mount::MountFlags::empty(), options);
+        if mounted.is_err() {
+            let reason = "a disk that fills needs root: it stays as it is in this run";
+            if std::env::var("CI").as_deref() == Ok("true") {
+                return Err(io::Error::other(reason));
+            }
+            println!("SKIPPED: {reason}");
+        }
+        Ok(Self { path, is_mounted: mounted.is_ok() })
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.is_mounted {
+            let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
+        }
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+fn run(options: &Options) -> io::Result<bool> {
+    let disk = Disk::new()?;
+    // A port that is free now; serve comes back to it whenever it was killed.
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let relay = Relay::new(options.cgi.clone(), options.serve.clone(), &disk.path, address);
+    std::fs::create_dir(&relay.data)?;
+    let lifetime = LIFETIME.as_secs();
+    std::fs::write(
+        relay.data.join("settings.conf"),
+        format!(
+            "RELAY_MESSAGE_LIFETIME={lifetime}\nRELAY_SESSION_LIFETIME={lifetime}\nRELAY_BUS_LIFETIME={lifetime}\n"
+        ),
+    )?;
+    let server = Mutex::new(Some(relay.start_server()?));
+    let mut readers = Vec::new();
+    let sessions = (0..HOSTS).map(|_| make_session(&relay, &mut readers)).collect::<io::Result<Vec<_>>>()?;
+    let buses = (0..BUSES).map(|number| make_bus(number, &mut readers)).collect::<Vec<_>>();
+    let world = World::new(relay, readers);
+    let mut seeds = Rng::with_seed(options.seed);
+    let outcome = std::thread::scope(|scope| {
+        let storm = begin(scope, &world, &sessions, &buses, &mut seeds)
+            .and_then(|()| storm(&world, &server, &disk, Duration::from_secs(options.seconds), &mut seeds))
+            .map(|kills| (kills, drain(&world)));
+        // Whatever has happened: nobody waits for the readers for ever.
+        world.set_phase(Phase::Leave);
+        storm
+    });
+    let (kills, verdict) = outcome?;
+    let history = world.history();
+    let [accepted, refused, unknown] = check::outcomes(&history.sends);
+    println!("{} messages: {accepted} accepted, {refused} refused, {unknown} unanswered", history.sends.len());
+    println!("{} kills of requests, streams and sweeps, {} of serve", kills.requests, kills.servers);
+    let connections: usize = history.readers.iter().map(|log| log.connections.len()).sum();
+    println!("{connections} connections of readers\n{verdict}");
+    for broken in verdict.broken.iter().take(5) {
+        println!("{}", history.show(broken));
+    }
+    let left = lock(&server)
+        .as_ref()
+        .map_or(Err("serve has ended".to_owned()), |server| nothing_is_left(&world.relay, server));
+    if let Err(what) = &left {
+        println!("left behind: {what}");
+    }
+    // A run in which hardly anything was checked proves nothing.
+    let is_enough = verdict.seen >= accepted && verdict.excused * 50 <= verdict.promised && kills.requests > 0;
+    if !is_enough {
+        println!("too little was seen for this to mean anything");
+    }
+    Ok(verdict.broken.is_empty() && left.is_ok() && is_enough)
+}
+
+/// Has everybody connect, and then begin to send.
+fn begin<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    world: &'scope World,
+    sessions: &'scope [Session],
+    buses: &'scope [Bus],
+    seeds: &mut Rng,
+) -> io::Result<()> {
+    for session in sessions {
+        begin_session(scope, world, session, seeds);
+    }
+    for bus in buses {
+        begin_bus(scope, world, bus, seeds)?;
+    }
+    let until = Instant::now() + Duration::from_secs(60);
+    while world.connected() < world.readers() {
+        if Instant::now() > until {
+            return Err(io::Error::other("not every reader is connected after a minute"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut senders = 0..;
+    let mut next = || senders.next().unwrap_or_default();
+    for session in sessions {
+        let (rng, host) = (seeds.fork(), next());
+        scope.spawn(move || actors::host_sends(world, session, host, rng));
+        for (_, token) in &session.clients {
+            let (rng, client) = (seeds.fork(), next());
+            scope.spawn(move || actors::client_sends(world, session, client, token, rng));
+        }
+    }
+    for bus in buses {
+        for _ in 0..POSTERS {
+            let (rng, user, me) = (seeds.fork(), greet(&world.relay, &bus.path)?.0, next());
+            scope.spawn(move || actors::user_posts(world, bus, me, user, rng));
+        }
+    }
+    println!("{} readers, {} senders", world.readers(), next());
+    Ok(())
+}
+
+/// How often something was killed.
+struct Kills {
+    requests: usize,
+    servers: usize,
+}
+
+/// Kills, sweeps and fills the disk for so long.
+fn storm(
+    world: &World,
+    server: &Mutex<Option<Server>>,
+    disk: &Disk,
+    duration: Duration,
+    seeds: &mut Rng,
+) -> io::Result<Kills> {
+    let is_over = &AtomicBool::new(false);
+    let [one, two, three, four] = std::array::from_fn(|_| seeds.fork());
+    std::thread::scope(|scope| {
+        let requests = scope.spawn(move || kill_requests(world, is_over, one));
+        let servers = scope.spawn(move || kill_servers(world, is_over, server, two));
+        scope.spawn(move || sweep(world, is_over, three));
+        if disk.is_mounted {
+            let filler = disk.path.join("filler");
+            scope.spawn(move || fill(&filler, is_over, four));
+        }
+        std::thread::sleep(duration);
+        is_over.store(true, Ordering::Relaxed);
+        let panicked = || io::Error::other("a thread that kills has panicked");
+        Ok(Kills {
+            requests: requests.join().map_err(|_| panicked())?,
+            servers: servers.join().map_err(|_| panicked())??,
+        })
+    })
+}
+
+/// Waits until everything that is under way has arrived: within milliseconds, but a busy machine gets its time.
+fn drain(world: &World) -> Verdict {
+    world.set_phase(Phase::Drain);
+    let mut verdict = Verdict::default();
+    for _ in 0..6 {
+        std::thread::sleep(Duration::from_secs(5));
+        verdict = world.history().check(LIFETIME);
+        if !verdict.broken.iter().any(|broken| matches!(broken, Broken::Lost { .. })) {
+            break;
+        }
+    }
+    verdict
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ask(relay: &Relay, request: &Request<'_>) -> io::Result<Value> {
+    let answer = relay.ask(Door::Cgi, request, Fate::Safe)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    if answer.status != 200 {
+        let body = String::from_utf8_lossy(&answer.body).into_owned();
+        return Err(io::Error::other(format!("{} {}: {} {body}", request.path, request.query, answer.status)));
+    }
+    Ok(serde_json::from_slice(&answer.body)?)
+}
+
+fn text(value: &Value, name: &str) -> io::Result<String> {
+    value[name].as_str().map(str::to_owned).ok_or_else(|| io::Error::other(format!("no {name} in {value}")))
+}
+
+fn new_reader(readers: &mut Vec<Log>, name: String, bus: Option<usize>) -> usize {
+    readers.push(Log { name, bus, ..Log::default() });
+    readers.len() - 1
+}
+
+fn make_session(relay: &Relay, readers: &mut Vec<Log>) -> io::Result<Session> {
+    let host = ask(relay, &Request::post("", "action=host", b""))?;
+    let (id, host_token) = (text(&host, "hostId")?, text(&host, "hostToken")?);
+    let reader = new_reader(readers, format!("host {id}"), None);
+    let mut ids = HashMap::from([(id.clone(), reader)]);
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let token = text(&ask(relay, &Request::post("", &format!("action=join&hostId={id}"), b""))?, "clientToken")?;
+        let client = new_reader(readers, format!("client {number} of host {id}"), None);
+        let client_id = actors::client_of(&token).ok_or_else(|| io::Error::other("a token without a client"))?;
+        ids.insert(client_id, client);
+        clients.push((client, token));
+    }
+    Ok(Session { host: reader, host_token, clients, ids, replies: Mutex::default() })
+}
+
+fn make_bus(number: usize, readers: &mut Vec<Log>) -> Bus {
+    let mut reader = |kind: &str, at: usize| new_reader(readers, format!("{kind} {at} of bus {number}"), Some(number));
+    let mut all: Vec<usize> = (0..LISTENERS).map(|at| reader("listener", at)).collect();
+    all.extend((0..POLLERS).map(|at| reader("poller", at)));
+    Bus { path: format!("/bus/proof-{number}"), readers: all }
+}
+
+/// A user's number and the newest id.
+fn greet(relay: &Relay, path: &str) -> io::Result<(u64, u64)> {
+    let hello = ask(relay, &Request::get(path, ""))?;
+    let number = |name: &str| hello[name].as_u64().ok_or_else(|| io::Error::other(format!("no {name} in {hello}")));
+    Ok((number("user")?, number("id")?))
+}
+
+/// One in five stays where it is for the whole run.
+fn manner(number: usize) -> Manner {
+    if number.is_multiple_of(5) { Manner::Steady } else { Manner::Restless }
+}
+
+fn begin_session<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    world: &'scope World,
+    session: &'scope Session,
+    seeds: &mut Rng,
+) {
+    let tokens = std::iter::once((session.host, &session.host_token))
+        .chain(session.clients.iter().map(|(reader, token)| (*reader, token)));
+    for (reader, token) in tokens {
+        let (query, rng) = (format!("token={token}"), seeds.fork());
+        scope.spawn(move || {
+            let understand = |event: &str, data: &Value| actors::uhst(session, event, data);
+            let source = Source { reader, path: "", query: &query, manner: manner(reader), understand: &understand };
+            actors::reads(world, &source, rng);
+        });
+    }
+}
+
+fn begin_bus<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    world: &'scope World,
+    bus: &'scope Bus,
+    seeds: &mut Rng,
+) -> io::Result<()> {
+    for (number, &reader) in bus.readers.iter().enumerate() {
+        let (user, newest) = greet(&world.relay, &bus.path)?;
+        let rng = seeds.fork();
+        scope.spawn(move || {
+            let understand = |_: &str, data: &Value| actors::message(&data["data"]);
+            let query = format!("events&user={user}");
+            let manner = manner(number);
+            let source = Source { reader, path: &bus.path, query: &query, manner, understand: &understand };
+            if number < LISTENERS {
+                actors::reads(world, &source, rng);
+            } else {
+                actors::polls(world, &source, user, newest, rng);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Kills processes of requests, of streams and of sweeps: how many.
+fn kill_requests(world: &World, is_over: &AtomicBool, mut rng: Rng) -> usize {
+    let mut kills = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(rng.u64(2..50)));
+        kills += usize::from(world.relay.kill_one(|count| rng.usize(..count)));
+    }
+    kills
+}
+
+/// Kills `serve`, and starts it again: how often.
+fn kill_servers(
+    world: &World,
+    is_over: &AtomicBool,
+    server: &Mutex<Option<Server>>,
+    mut rng: Rng,
+) -> io::Result<usize> {
+    let mut kills = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let until = Instant::now() + Duration::from_millis(rng.u64(1000..7000));
+        while Instant::now() < until && !is_over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        drop(lock(server).take());
+        kills += 1;
+        let give_up = Instant::now() + Duration::from_secs(30);
+        let started = loop {
+            match world.relay.start_server() {
+                Ok(server) => break server,
+                // The disk is full now and then, and then it cannot start.
+                Err(_) if Instant::now() < give_up => std::thread::sleep(Duration::from_millis(50)),
+                Err(error) => return Err(error),
+            }
+        };
+        *lock(server) = Some(started);
+    }
+    Ok(kills)
+}
+
+/// Runs sweeps, one after the other.
+fn sweep(world: &World, is_over: &AtomicBool, mut rng: Rng) {
+    while !is_over.load(Ordering::Relaxed) {
+        let _ = world.relay.sweep(Fate::MayBeKilled);
+        std::thread::sleep(Duration::from_millis(rng.u64(0..200)));
+    }
+}
+
+/// Fills the disk now and then, for a moment.
+fn fill(path: &Path, is_over: &AtomicBool, mut rng: Rng) {
+    use std::io::Write as _;
+    while !is_over.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(rng.u64(2000..8000)));
+        if let Ok(mut file) = std::fs::File::create(path) {
+            let bytes = vec![0; 1 << 20];
+            while file.write_all(&bytes).is_ok() && !is_over.load(Ordering::Relaxed) {}
+            std::thread::sleep(Duration::from_millis(rng.u64(10..400)));
+        }
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Waits until the lifetime of everything is over, and looks for what should not be there any more.
+fn nothing_is_left(relay: &Relay, server: &Server) -> Result<(), String> {
+    if relay.running() > 0 {
+        return Err(format!("{} processes of requests", relay.running()));
+    }
+    let until = Instant::now() + 3 * LIFETIME + Duration::from_secs(30);
+    loop {
+        std::thread::sleep(Duration::from_secs(2));
+        let swept = relay.sweep(Fate::Safe).map_err(|error| error.to_string())?;
+        let mut left = Vec::new();
+        files_below(&relay.data, 0, &mut left).map_err(|error| error.to_string())?;
+        let open = server.descriptors().map_err(|error| error.to_string())?;
+        // Its input, output and log, where it listens, how it is stopped, and a file or two.
+        if left.is_empty() && swept && open <= 16 {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            left.truncate(10);
+            return Err(format!("{left:?}; the last sweep succeeded: {swept}; serve has {open} descriptors open"));
+        }
+    }
+}
+
+/// What is in the data folder, but for what it always has: files at its top, and one file a shard and kind.
+fn files_below(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            match files_below(&path, depth + 1, found) {
+                // Swept while we were looking.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        } else if depth >= 2 {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
