@@ -10,7 +10,7 @@
 //! | `POST /bus/NAME?register` | a registered user: `{"user":U,"id":LAST,"key":"…"}` |
 //! | `POST /bus/NAME?create=signed` | `{}`: makes a bus on which only registered users may post |
 //!
-//! `/bus` is the bus without a name. Any other call is 404. A GET without a query and `?register` make the bus.
+//! An id beyond the newest message's means "from now on". `/bus` is the bus without a name. Any other call is 404. A GET without a query and `?register` make the bus.
 
 use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
@@ -165,9 +165,13 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A parameter that is a whole number. One that is something else makes no call that we know.
-fn number(query: &Query, name: &str) -> Result<Option<u64>, Refusal> {
-    query.get(name).map(|text| text.parse().map_err(|_| Refusal::UnknownCall)).transpose()
+/// The id behind which somebody wants to read. What is no whole number makes no call that we know; one of any size does.
+fn id(query: &Query) -> Result<Option<u64>, Refusal> {
+    let Some(text) = query.get("id") else { return Ok(None) };
+    text.parse().map(Some).or_else(|error: std::num::ParseIntError| match error.kind() {
+        std::num::IntErrorKind::PosOverflow => Ok(Some(u64::MAX)),
+        _ => Err(Refusal::UnknownCall),
+    })
 }
 
 /// A user's number. What is none is no user.
@@ -212,11 +216,11 @@ impl Desk<'_> {
             "GET" | "HEAD" if query.has("events") || accepts_events(request) => {
                 let after = match resume_id(query, request) {
                     Some(id) => Some(id),
-                    None => number(query, "id")?,
+                    None => id(query)?,
                 };
                 self.listen(name, after, user(query)?, is_head)
             }
-            "GET" | "HEAD" => match (number(query, "id")?, user(query)?) {
+            "GET" | "HEAD" => match (id(query)?, user(query)?) {
                 (Some(after), Some(user)) => {
                     let wait = if is_head { Duration::ZERO } else { wait(query)? };
                     self.poll(name, after, user, wait, request.client)

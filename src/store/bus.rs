@@ -314,7 +314,8 @@ impl Bus {
         Writer::open(&path)
     }
 
-    /// Reads what lies behind the id `after` and is alive, except what `except` has posted.
+    /// Reads what lies behind the id `after` and is alive, except what `except` has posted. An id that no message has
+    /// reached yet is somebody's mistake, or another bus's, and means what is posted from now on.
     ///
     /// # Errors
     /// When the queue cannot be opened.
@@ -332,8 +333,14 @@ impl Bus {
             }
             other => other?,
         };
+        let mut after = after;
         if after > queue.position() {
             queue.resume(after)?;
+            if queue.position() != after {
+                // No message ends there. Only a writer knows where the last one does: half of one may follow it.
+                after = after.min(self.end()?);
+                queue.resume(after)?;
+            }
         }
         Ok(BusReader { path, queue, after, except, lifetime, wake: None, may_have_more: true })
     }
@@ -660,6 +667,30 @@ mod tests {
             let expected: Vec<u64> = ids.iter().copied().filter(|id| *id > after).collect();
             let read: Vec<u64> = read(&bus, after, MINUTE).into_iter().map(|(id, _)| id).collect();
             assert_eq!(read, expected, "{after}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_no_message_has_reached_means_from_now_on() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let mut bus = bus(&store);
+        for is_torn in [false, true] {
+            let newest = post(&mut bus, "0", MINUTE);
+            if is_torn {
+                // Half a record of a killed writer, which the next one cuts off.
+                let torn = OpenOptions::new().append(true).open(bus.path(QUEUE)).unwrap();
+                rustix::io::write(&torn, b"1763700000123 2 \"half of a message that was longer than what comes").unwrap();
+            }
+            let mut readers: Vec<_> = [newest, newest + 1, newest + 40, newest + 100, 999_999_999_999_999_999, u64::MAX]
+                .map(|after| (after, bus.reader(after, None, MINUTE).unwrap()))
+                .into();
+            let id = post(&mut bus, "1", MINUTE);
+            for (after, reader) in &mut readers {
+                let mut heard = Vec::new();
+                while reader.next(|message| heard.push(message.id)).unwrap() {}
+                assert_eq!(heard, [id], "{after}, torn: {is_torn}");
+            }
         }
     }
 

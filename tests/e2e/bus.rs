@@ -216,6 +216,30 @@ pub fn a_bus_is_a_stream_that_goes_on_where_it_broke(door: Door) {
     }
 }
 
+/// Whoever has an id of another bus, or a made-up one, hears what comes from now on and not nothing for ever.
+pub fn an_id_beyond_the_newest_means_from_now_on(door: Door) {
+    let Some(relay) = door.start() else { return };
+    let bus = news(&*relay);
+    let (ann, _) = bus.greet();
+    let (bob, _) = bus.greet();
+    let newest = bus.post(ann, "0");
+    for beyond in [(newest + 1).to_string(), "999999999999999999".into(), "99999999999999999999999".into()] {
+        let mut streams =
+            [format!("events&id={beyond}"), format!("events&lastEventId={beyond}")].map(|query| bus.listen(&query, &[]));
+        let waits = format!("id={beyond}&user={bob}&wait=45");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| messages(bus.get(&waits)));
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(!waiting.is_finished(), "{beyond}: there is nothing yet");
+            let id = bus.post(ann, "1");
+            assert_eq!(ids(&waiting.join().unwrap()), [id], "{beyond}");
+            for stream in &mut streams {
+                assert_eq!(stream.event().id, id.to_string(), "{beyond}");
+            }
+        });
+    }
+}
+
 pub fn nobody_posts_as_a_registered_user(door: Door) {
     let Some(relay) = door.start() else { return };
     let bus = news(&*relay);

@@ -47,6 +47,7 @@ macro_rules! protocol_through {
             bus::users_hear_each_other_in_one_order_and_not_themselves,
             bus::a_waiting_poll_is_answered_when_something_comes,
             bus::a_bus_is_a_stream_that_goes_on_where_it_broke,
+            bus::an_id_beyond_the_newest_means_from_now_on,
             bus::nobody_posts_as_a_registered_user,
             bus::a_wrong_call_says_what_is_wrong,
         }
