@@ -680,11 +680,13 @@ mod tests {
             if is_torn {
                 // Half a record of a killed writer, which the next one cuts off.
                 let torn = OpenOptions::new().append(true).open(bus.path(QUEUE)).unwrap();
-                rustix::io::write(&torn, b"1763700000123 2 \"half of a message that was longer than what comes").unwrap();
+                rustix::io::write(&torn, b"1763700000123 2 \"half of a message that was longer than what comes")
+                    .unwrap();
             }
-            let mut readers: Vec<_> = [newest, newest + 1, newest + 40, newest + 100, 999_999_999_999_999_999, u64::MAX]
-                .map(|after| (after, bus.reader(after, None, MINUTE).unwrap()))
-                .into();
+            let mut readers: Vec<_> =
+                [newest, newest + 1, newest + 40, newest + 100, 999_999_999_999_999_999, u64::MAX]
+                    .map(|after| (after, bus.reader(after, None, MINUTE).unwrap()))
+                    .into();
             let id = post(&mut bus, "1", MINUTE);
             for (after, reader) in &mut readers {
                 let mut heard = Vec::new();

@@ -224,8 +224,8 @@ pub fn an_id_beyond_the_newest_means_from_now_on(door: Door) {
     let (bob, _) = bus.greet();
     let newest = bus.post(ann, "0");
     for beyond in [(newest + 1).to_string(), "999999999999999999".into(), "99999999999999999999999".into()] {
-        let mut streams =
-            [format!("events&id={beyond}"), format!("events&lastEventId={beyond}")].map(|query| bus.listen(&query, &[]));
+        let mut streams = [format!("events&id={beyond}"), format!("events&lastEventId={beyond}")]
+            .map(|query| bus.listen(&query, &[]));
         let waits = format!("id={beyond}&user={bob}&wait=45");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| messages(bus.get(&waits)));

@@ -91,6 +91,8 @@ macro_rules! websockets_through {
         tests! { $door:
             ws::messages_reach_the_others_in_one_order,
             ws::a_wrong_handshake_says_what_is_wrong,
+            ws::a_client_and_its_application_agree_on_a_subprotocol,
+            ws::no_websocket_passes_through_a_tunnel,
             ws::frames_are_taken_as_the_rfc_says,
             ws::a_handler_is_told_every_event_in_order,
             ws::a_connection_that_breaks_is_said_goodbye,
@@ -221,13 +223,13 @@ mod websockets_of_lighttpd {
 
 mod websockets_elsewhere {
     mod apache {
-        tests! { ApacheEvent: ws::another_web_server_says_what_to_do, }
+        tests! { ApacheEvent: ws::another_web_server_says_what_to_do, ws::no_websocket_passes_through_a_tunnel, }
     }
     mod mini_httpd {
         tests! { MiniHttpd: ws::another_web_server_says_what_to_do, }
     }
     mod nginx {
-        tests! { NginxFcgiwrap: ws::another_web_server_says_what_to_do, }
+        tests! { NginxFcgiwrap: ws::another_web_server_says_what_to_do, ws::no_websocket_passes_through_a_tunnel, }
     }
 }
 

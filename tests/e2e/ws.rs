@@ -66,6 +66,12 @@ impl Place {
     /// Says a handshake; what comes back.
     #[track_caller]
     fn shake(&self, path: &str, fields: &str) -> Result<(TcpStream, Vec<u8>), Reply> {
+        self.shake_to_speak(None, path, fields)
+    }
+
+    /// The same; where it is accepted, this subprotocol is to be spoken.
+    #[track_caller]
+    fn shake_to_speak(&self, protocol: Option<&str>, path: &str, fields: &str) -> Result<(TcpStream, Vec<u8>), Reply> {
         let url = self.url();
         let (authority, mount) =
             url["http://".len()..].split_at(url["http://".len()..].find('/').unwrap_or(url.len() - 7));
@@ -95,6 +101,7 @@ impl Place {
             assert_eq!(header(&headers, "sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
             assert!(header(&headers, "upgrade").is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket")));
             assert!(header(&headers, "connection").is_some_and(|list| list.eq_ignore_ascii_case("upgrade")));
+            assert_eq!(header(&headers, "sec-websocket-protocol"), protocol, "{fields}");
             return Ok((socket, rest));
         }
         Err(Reply { status, headers, body: String::from_utf8_lossy(&rest).into_owned() })
@@ -107,8 +114,13 @@ impl Place {
 
     #[track_caller]
     fn open_with(&self, path: &str, fields: &str) -> Socket {
-        let (socket, rest) =
-            self.shake(path, &format!("{HANDSHAKE}{fields}")).unwrap_or_else(|reply| panic!("{reply:?}"));
+        self.open_to_speak(None, path, fields)
+    }
+
+    #[track_caller]
+    fn open_to_speak(&self, protocol: Option<&str>, path: &str, fields: &str) -> Socket {
+        let shaken = self.shake_to_speak(protocol, path, &format!("{HANDSHAKE}{fields}"));
+        let (socket, rest) = shaken.unwrap_or_else(|reply| panic!("{reply:?}"));
         let role = tungstenite::protocol::Role::Client;
         Socket(WebSocket::from_partially_read(socket, rest, role, None))
     }
@@ -292,6 +304,7 @@ pub fn a_wrong_handshake_says_what_is_wrong(door: Door) {
     for fields in ["", &HANDSHAKE.replace(": 13", ": 8"), &HANDSHAKE.replace("Sec-WebSocket-Version: 13\r\n", "")] {
         let reply = refused(fields);
         assert_eq!((reply.status, reply.header("sec-websocket-version")), (426, Some("13")), "{fields}: {reply:?}");
+        assert!(is_upgrade_of_this_connection(&reply), "{fields}: {reply:?}");
     }
     for key in ["", "c2hvcnQ=", "dGhlIHNhbXBsZSBub25jZQ", "!!!!!!!!!!!!!!!!!!!!!!=="] {
         let reply = refused(&HANDSHAKE.replace("dGhlIHNhbXBsZSBub25jZQ==", key));
@@ -364,7 +377,11 @@ for line in sys.stdin:
     if kind == "authenticate":
         if event["query"] == "hangs":
             time.sleep(1000)
-        do(accept=event["query"] != "stranger")
+        name, _, protocol = event["query"].partition("=")
+        if protocol and name in ("speaks", "refuses"):
+            do(accept=name == "speaks", protocol=protocol)
+        else:
+            do(accept=name != "stranger")
     elif kind == "open":
         do(send="welcome")
     elif kind == "fifo":
@@ -746,6 +763,78 @@ pub fn another_web_server_says_what_to_do(door: Door) {
     let reply = place.shake("/ws/a", HANDSHAKE).expect_err("an answer that is no 101");
     assert!([426, 501].contains(&reply.status), "{reply:?}");
     assert_eq!(reply.header("sec-websocket-accept"), None);
+    let reply = place.shake("/ws/a", "").expect_err("an answer that is no 101");
+    assert_eq!(reply.status, 426, "{reply:?}");
+    // nginx describes its connection itself, whatever the program says.
+    assert!(is_upgrade_of_this_connection(&reply) || door == Door::NginxFcgiwrap, "{reply:?}");
+}
+
+/// Whether an answer tells that its `Upgrade` is for this connection only (RFC 9110, 7.8).
+fn is_upgrade_of_this_connection(reply: &Reply) -> bool {
+    let fields = reply.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+    let mut options = fields.flat_map(|(_, list)| list.split(','));
+    reply.header("upgrade").is_some() && options.any(|option| option.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+/// Browsers, undici and others give a connection up whose server does not answer which of their subprotocols is spoken.
+pub fn a_client_and_its_application_agree_on_a_subprotocol(door: Door) {
+    let Some(recorder) = Recorder::new() else { return };
+    let offers = |list: &str| format!("Sec-WebSocket-Protocol: {list}\r\n");
+    let handler = recorder.setting();
+    // Without a handler, and with one that leaves it to the relay.
+    for handler in ["", "echo", &handler] {
+        let settings = [("RELAY_WS_PROTOCOLS", "chat.v1, chat.v2"), ("RELAY_WS_HANDLER", handler)];
+        let Some(place) = place(door, &settings) else { return };
+        for (offered, spoken) in [
+            ("chat.v1", Some("chat.v1")),
+            ("chat.v2,chat.v1", Some("chat.v2")),
+            ("soap, chat.v2", Some("chat.v2")),
+            // RFC 6455, 4.2.2: the field is left out, and the client decides.
+            ("soap", None),
+            ("chat", None),
+            ("CHAT.V1", None),
+            ("chat v1, ;", None),
+        ] {
+            let mut socket = place.open_to_speak(spoken, "/ws/room", &offers(offered));
+            if handler.starts_with("python3") {
+                socket.hear("welcome");
+            }
+            socket.leave();
+        }
+    }
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &handler), ("RELAY_WS_PROTOCOLS", "chat.v1")]) else { return };
+    let open = |spoken: Option<&str>, query: &str, offered: &str| {
+        place.open_to_speak(spoken, &format!("/ws/room?{query}"), &offers(offered))
+    };
+    let mut socket = open(Some("mqtt"), "speaks=mqtt", "chat.v1, mqtt");
+    socket.hear("welcome");
+    socket.say("hi");
+    socket.hear("you said hi");
+    socket.leave();
+    // Who is refused is told so in a protocol that it understands.
+    open(Some("mqtt"), "refuses=mqtt", "mqtt").ends(1008);
+    open(Some("chat.v1"), "stranger", "chat.v1").ends(1008);
+    open(Some("chat.v1"), "speaks=soap", "chat.v1").ends(1011);
+    place.has_logged("a subprotocol that its client does not offer");
+    place.open("/ws/room?speaks=chat.v1").ends(1011);
+    let told = recorder.told();
+    let offered = |told: &Vec<Value>| {
+        told.iter().find(|event| event["event"] == "authenticate").map(|event| event["protocols"].clone())
+    };
+    assert!(told.iter().any(|told| offered(told) == Some(json!(["chat.v1", "mqtt"]))), "{told:?}");
+    assert!(told.iter().any(|told| offered(told) == Some(json!([]))), "{told:?}");
+}
+
+/// A page in its place would look like an answer.
+pub fn no_websocket_passes_through_a_tunnel(door: Door) {
+    let Some(place) = place(door, &[]) else { return };
+    for path in ["/frontend/servers/home/socket", "/frontend/servers/home"] {
+        let reply = place.shake(path, HANDSHAKE).expect_err("an answer that is no 101");
+        assert!(reply.status == 501 && reply.body.contains("/ws/CHANNEL"), "{path}: {reply:?}");
+    }
+    // Whoever asks for something else is answered as if it did not.
+    let reply = place.shake("/frontend/servers/home/", "Upgrade: h2c\r\nConnection: Upgrade\r\n");
+    assert_eq!(reply.expect_err("an answer that is no 101").status, 404);
 }
 
 /// The examples in Python and PHP: names and history.
