@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -729,6 +730,101 @@ pub fn the_application_reaches_everybody(door: Door) {
         socket.hear("through the pipe");
         socket.hear("and more");
     }
+}
+
+/// `push_server`'s own writer sends JSON without a line end, and its other ways are a shell's.
+#[test]
+fn the_named_pipe_takes_what_the_programs_of_push_server_write() {
+    let folder = Folder::new();
+    let (pipe, program) = (folder.join("ws_notify"), folder.join("serve"));
+    let pipe_name = pipe.to_str().unwrap();
+    fs::write(&program, format!("#!/bin/sh\numask 077\nexec '{}' \"$@\"\n", env!("CARGO_BIN_EXE_uhst-relay"))).unwrap();
+    set_mode(&program, 0o755);
+    let place = Place::Serve(Serve::of_program(&program, &[("WEBSOCKET_XHR_PIPE_FILE", pipe_name)]));
+    let mode = || fs::metadata(&pipe).map(|pipe| pipe.permissions().mode() & 0o7777).ok();
+    assert_eq!(mode(), Some(0o660), "whatever the umask");
+    let shell = |script: &str| Command::new("sh").args(["-c", script, pipe_name]).spawn().unwrap();
+    let mut socket = place.open("/ws");
+
+    shell(r#"printf '{"a":1}' >"$0""#).wait().unwrap();
+    socket.hear(r#"{"a":1}"#);
+    shell(r#"printf 'caf\303\251 one\ntwo\r\n{"three":3}{"four":4}' >"$0""#).wait().unwrap();
+    for message in ["caf\u{e9} one", "two", r#"{"three":3}"#, r#"{"four":4}"#] {
+        socket.hear(message);
+    }
+    // Many at once, while another one keeps the pipe open and so never ends its message.
+    let mut held = fs::OpenOptions::new().append(true).open(&pipe).unwrap();
+    let count = 40;
+    let writers: Vec<_> = (0..count).map(|n| shell(&format!(r#"printf '{{"n":{n}}}' >"$0""#))).collect();
+    let mut heard: Vec<_> = (0..count).map(|_| socket.next().into_text().unwrap().to_string()).collect();
+    for mut writer in writers {
+        writer.wait().unwrap();
+    }
+    heard.sort_by_key(|text| (text.len(), text.clone()));
+    assert_eq!(heard, (0..count).map(|n| format!(r#"{{"n":{n}}}"#)).collect::<Vec<_>>());
+    // Who pauses has said its message; who pauses for a moment has not. Once more where the machine has paused.
+    for attempt in 0.. {
+        let start = Instant::now();
+        held.write_all(format!(r#"{{"attempt":{attempt},"#).as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+        held.write_all(br#""is":"whole"}"#).unwrap();
+        let is_quick = start.elapsed() < Duration::from_millis(50);
+        let mut heard = socket.next().into_text().unwrap().to_string();
+        let is_whole = heard.ends_with('}');
+        while !heard.ends_with('}') {
+            heard += socket.next().into_text().unwrap().as_str();
+        }
+        assert_eq!(heard, format!(r#"{{"attempt":{attempt},"is":"whole"}}"#));
+        if is_whole {
+            break;
+        }
+        assert!(!is_quick, "it was cut in two");
+    }
+    held.write_all(b"no line end").unwrap();
+    socket.hear("no line end");
+    drop(held);
+    // Somebody cleans up.
+    fs::remove_file(&pipe).unwrap();
+    until("the pipe is there again", LONG, || mode() == Some(0o660));
+    shell(r#"printf again >"$0""#).wait().unwrap();
+    socket.hear("again");
+    // What was written just before the end is not lost, whether a WebSocket still hears it or not.
+    let Place::Serve(serve) = &place else { unreachable!() };
+    let cgi = serve.cgi();
+    shell(r#"printf '{"last":1}' >"$0""#).wait().unwrap();
+    kill(serve.pid(), Signal::TERM);
+    until("a clean end removes the pipe", LONG, || mode().is_none());
+    let poll =
+        |query: &str| cgi.call(&Call { method: "GET", path_info: "/bus", query, ..Call::default() }).expect(200).json();
+    let user = poll("")["user"].clone();
+    until("the last words are on the bus", LONG, || {
+        poll(&format!("id=0&user={user}"))
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|message| message["data"] == json!({"last": 1}))
+    });
+}
+
+/// Somebody has made it for those who may write to it.
+#[test]
+fn a_named_pipe_that_serve_has_not_made_stays() {
+    let folder = Folder::new();
+    let pipe = folder.join("ws_notify");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    set_mode(&pipe, 0o622);
+    let place = Place::Serve(Serve::with(&[("WEBSOCKET_XHR_PIPE_FILE", pipe.to_str().unwrap())]));
+    let mut socket = place.open("/ws");
+    fs::OpenOptions::new().append(true).open(&pipe).unwrap().write_all(b"hi").unwrap();
+    socket.hear("hi");
+    let Place::Serve(serve) = &place else { unreachable!() };
+    kill(serve.pid(), Signal::TERM);
+    socket.ends(1001);
+    until("nobody reads it any more", LONG, || {
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+        rustix::fs::open(&pipe, flags, rustix::fs::Mode::empty()).is_err_and(|error| error == rustix::io::Errno::NXIO)
+    });
+    assert_eq!(fs::metadata(&pipe).unwrap().permissions().mode() & 0o7777, 0o622);
 }
 
 pub fn stopping_says_goodbye(door: Door) {
