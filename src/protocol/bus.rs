@@ -84,6 +84,7 @@ pub(super) enum Refusal {
     TooManyBuses(u64),
     TooManyUsers(u64),
     TooManyReaders(u64),
+    SaysTooMuch(u64),
     BadJson(BadJson),
     NoBody,
     Body(BodyError),
@@ -104,6 +105,7 @@ impl Refusal {
             Self::NotRegistered | Self::NotSigned | Self::WrongSignature | Self::StaleNumber(_) => Status::Forbidden,
             Self::IsOpen => Status::Conflict,
             Self::TooManyBuses(_) | Self::TooManyUsers(_) | Self::TooManyReaders(_) => Status::ServiceUnavailable,
+            Self::SaysTooMuch(_) => Status::TooManyRequests,
             Self::Body(error) => error.status(),
             Self::Store(error) => store_status(error),
         }
@@ -153,6 +155,10 @@ impl fmt::Display for Refusal {
             Self::TooManyReaders(limit) => write!(
                 f,
                 "{limit} readers wait at this bus already (RELAY_MAX_CLIENTS): try again later, or poll without waiting."
+            ),
+            Self::SaysTooMuch(limit) => write!(
+                f,
+                "The last quarter of the {limit} bytes of a bus (RELAY_MAX_QUEUE) is for those who have said little: wait until older messages are gone."
             ),
             Self::BadJson(error) => error.fmt(f),
             Self::NoBody => f.write_str("There is no body: send one JSON value in UTF-8."),
@@ -350,7 +356,11 @@ impl Desk<'_> {
         } else if bus.is_signed_only() {
             return Err(Refusal::NotRegistered);
         }
-        let (id, bell): (u64, Bell) = bus.post(user, &data, self.settings.max_queue, self.settings.message_lifetime)?;
+        let (limit, lifetime) = (self.settings.max_queue, self.settings.message_lifetime);
+        if bus.is_crowded_by(user, limit, lifetime)? {
+            return Err(Refusal::SaysTooMuch(limit));
+        }
+        let (id, bell): (u64, Bell) = bus.post(user, &data, limit, lifetime)?;
         drop(bus);
         drop(bell);
         Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{id}}}"#, user.0)))

@@ -431,7 +431,7 @@ struct Conversation<'a> {
     round: Duration,
     next_round: Instant,
     next_loop: Instant,
-    /// What the handler has posted, in bytes, and said to the log, in lines.
+    /// What was posted for this connection, in bytes, and what its handler has said to the log, in lines.
     posted: Span,
     logged: Span,
 }
@@ -837,12 +837,15 @@ impl<'a> Conversation<'a> {
         if size as u64 > settings.bus_message {
             return self.close(1009, "The message is too long for the channel.");
         }
-        // Less than half of what may be alive on the channel is one handler's, whenever it began to flood. The others must
+        // Less than half of what may be alive on the channel is one connection's, whenever it began to flood. The others must
         // not find it full because of that.
         let share = (settings.max_queue / 4).max(settings.bus_message + POST_SIZE);
         let cost = data.len() as u64 + POST_SIZE;
-        if !matches!(self.mind, Mind::BuiltIn(_)) && !self.posted.add(cost, share, settings.message_lifetime) {
-            return self.fail(&Fault::Floods);
+        if !self.posted.add(cost, share, settings.message_lifetime) {
+            return match self.mind {
+                Mind::BuiltIn(_) => self.close(1008, "This is more than your share of the channel (RELAY_MAX_QUEUE)."),
+                _ => self.fail(&Fault::Floods),
+            };
         }
         match self.member.post(data) {
             Ok(()) => {}

@@ -29,6 +29,9 @@ const USER_SIZE: usize = 256;
 /// A lifetime has about this many marks: a reader passes over at most an eighth of one.
 const MARKS: u32 = 8;
 
+/// So much of what was said last tells who crowds a bus, if it is not far larger.
+const LATEST: u64 = 64 * 1024;
+
 /// The name of a bus: any text without control characters and slashes, up to 256 bytes. The default bus has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BusName(String);
@@ -299,6 +302,35 @@ impl Bus {
         let dead = || self.record.dead_up_to(lifetime);
         queue.append(&user.0.to_string(), data, Some((limit, &dead)))?;
         Ok((queue.end(), Bell(self.path(WAKES))))
+    }
+
+    /// Whether this user is to leave room for others: more than three quarters of the limit are alive, and of what was posted
+    /// last more than a quarter is the user's. That is read back, a bounded piece, because nobody counts for each user.
+    ///
+    /// # Errors
+    /// When the queue cannot be read.
+    pub fn is_crowded_by(&self, user: User, limit: u64, lifetime: Duration) -> Result<bool, Error> {
+        let (path, many) = (self.path(QUEUE), limit / 4 * 3);
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > many => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => return Ok(false),
+        }
+        let queue = Writer::open(&path)?;
+        let (base, end) = (queue.base(), queue.end());
+        if end - self.record.dead_up_to(lifetime).clamp(base, end) <= many {
+            return Ok(false);
+        }
+        let mut reader = Reader::open(&path, end)?;
+        reader.go_back((limit / 32).max(LATEST))?;
+        let (start, mut last, mut own) = (reader.position(), reader.position(), 0);
+        while reader.read(|record| {
+            if record.event.parse() == Ok(user.0) {
+                own += record.id - last;
+            }
+            last = record.id;
+        })? {}
+        Ok(own > (last - start) / 4)
     }
 
     /// Drops the dead from the queue where they are at least `worth` bytes, and no fewer than what would have to be
@@ -814,6 +846,29 @@ mod tests {
             std::thread::sleep(lifetime / 10);
         }
         assert!(start.elapsed() >= lifetime);
+    }
+
+    #[test]
+    fn the_last_quarter_of_a_bus_is_for_those_who_have_said_little() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let mut bus = bus(&store);
+        let (crowder, other, long) = (User(2), User(4), format!("\"{}\"", "x".repeat(1000)));
+        let mut posted = 0;
+        while !bus.is_crowded_by(crowder, MOST, MINUTE).unwrap() {
+            drop(bus.post(crowder, &long, MOST, MINUTE).unwrap());
+            posted += long.len() as u64;
+        }
+        assert!((MOST / 10 * 7..MOST / 4 * 3 + 2000).contains(&posted), "{posted}");
+        // The others have it, each as little as anybody.
+        let mut others = 0;
+        while !bus.is_crowded_by(other, MOST, MINUTE).unwrap() {
+            drop(bus.post(other, &long, MOST, MINUTE).unwrap());
+            others += long.len() as u64;
+        }
+        assert!((LATEST / 5..LATEST / 3).contains(&others), "{others}");
+        assert!(!bus.is_crowded_by(User(6), MOST, MINUTE).unwrap());
+        assert!(!bus.is_crowded_by(crowder, 2 * MOST, MINUTE).unwrap());
     }
 
     #[test]

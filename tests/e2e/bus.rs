@@ -389,6 +389,32 @@ fn every_limit_refuses_and_lets_go() {
     until("messages die, and make room", LONG, || bus.call("POST", &format!("user={user}"), &large).status == 200);
 }
 
+/// A page that posts in a loop must not take the bus away from everybody else.
+#[test]
+fn who_posts_without_end_leaves_room_for_the_others() {
+    let relay = Bare::with(&[("RELAY_MAX_QUEUE", "200000")]);
+    let bus = news(&relay);
+    let (eve, last) = bus.greet();
+    let others: Vec<_> = (0..5).map(|_| bus.greet().0).collect();
+    let large = format!("\"{}\"", "x".repeat(10_000));
+    let post = |user: u64, body: &str| bus.call("POST", &format!("user={user}"), body);
+    let mut posted = 0;
+    let refusal = loop {
+        let reply = post(eve, &large);
+        if reply.status != 200 {
+            break reply;
+        }
+        posted += 1;
+        assert!(posted < 20, "the bus does not fill");
+    };
+    assert!(posted >= 14, "{posted}: it is there for one as well");
+    assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
+    assert!(refusal.expect_error(429).contains("RELAY_MAX_QUEUE"));
+    let posted: Vec<_> = others.iter().map(|user| bus.post(*user, "\"hello\"")).collect();
+    post(eve, "1").expect_error(429);
+    assert!(ids(&bus.poll(last, eve)) == posted);
+}
+
 #[test]
 fn a_message_is_gone_after_its_lifetime() {
     let relay = Bare::with(&[("RELAY_MESSAGE_LIFETIME", "1")]);

@@ -100,6 +100,7 @@ macro_rules! websockets_through {
             ws::a_handler_that_fails_takes_nobody_else_with_it,
             ws::the_application_reaches_everybody,
             ws::stopping_says_goodbye,
+            ws::a_flood_closes_its_own_connection_and_no_other,
             ws::only_the_registered_post_where_only_they_may,
             ws::the_chat_of_the_examples_works,
             ws::the_autobahn_suite_is_content,

@@ -842,6 +842,25 @@ pub fn stopping_says_goodbye(door: Door) {
     until("no process is left", LONG, || processes_below(folder).is_empty());
 }
 
+/// The share of a channel that a handler has is everybody's.
+pub fn a_flood_closes_its_own_connection_and_no_other(door: Door) {
+    let Some(place) = place(door, &[("RELAY_MAX_QUEUE", "200000")]) else { return };
+    let mut innocents: Vec<_> = (0..5).map(|_| place.open("/ws/room")).collect();
+    let mut flood = place.open("/ws/room");
+    for _ in 0..60 {
+        flood.say(&"x".repeat(5000));
+    }
+    flood.ends(1008);
+    for n in 0..5 {
+        let text = format!("innocent {n}");
+        innocents[n].say(&text);
+        for (_, other) in innocents.iter_mut().enumerate().filter(|(other, _)| *other != n) {
+            while other.next() != Message::text(&text) {}
+        }
+    }
+    innocents.into_iter().for_each(Socket::leave);
+}
+
 pub fn only_the_registered_post_where_only_they_may(door: Door) {
     let Some(place) = place(door, &[]) else { return };
     place.relay().call(&Call { path_info: "/bus/signed", query: "create=signed", ..Call::default() }).expect(201);
