@@ -843,7 +843,7 @@ impl<'a> Conversation<'a> {
         let cost = data.len() as u64 + POST_SIZE;
         if !self.posted.add(cost, share, settings.message_lifetime) {
             return match self.mind {
-                Mind::BuiltIn(_) => self.close(1008, "This is more than your share of the channel (RELAY_MAX_QUEUE)."),
+                Mind::BuiltIn(_) => self.close(1013, "This is more than your share of the channel (RELAY_MAX_QUEUE)."),
                 _ => self.fail(&Fault::Floods),
             };
         }

@@ -850,7 +850,7 @@ pub fn a_flood_closes_its_own_connection_and_no_other(door: Door) {
     for _ in 0..60 {
         flood.say(&"x".repeat(5000));
     }
-    flood.ends(1008);
+    flood.ends(1013);
     for n in 0..5 {
         let text = format!("innocent {n}");
         innocents[n].say(&text);
