@@ -259,8 +259,7 @@ fn serve(listen: Option<&str>, settings: Settings, quiet: bool) -> Result<(), Bo
     };
     let data = settings.data_dir.clone();
     crate::store::Store::new(&data).prepare().map_err(|error| format!("{error} [{}]", data.display()))?;
-    // Until the end, which removes it.
-    let _pipe = match &settings.ws_pipe {
+    let pipe = match &settings.ws_pipe {
         Some(path) => Some(
             crate::ws::pipe::listen(path, settings.clone())
                 .map_err(|error| format!("the named pipe {} (WEBSOCKET_XHR_PIPE_FILE): {error}", path.display()))?,
@@ -270,7 +269,11 @@ fn serve(listen: Option<&str>, settings: Settings, quiet: bool) -> Result<(), Bo
     serve(&address, settings, quiet, |address| {
         say!("uhst-relay {} at {address}, data in {}", env!("CARGO_PKG_VERSION"), data.display());
     })
-    .map_err(|error| format!("cannot listen at {listen}: {error}").into())
+    .map_err(|error| format!("cannot listen at {listen}: {error}"))?;
+    if let Some(pipe) = pipe {
+        pipe.end();
+    }
+    Ok(())
 }
 
 #[cfg(not(feature = "serve"))]

@@ -10,7 +10,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use serde::de::IgnoredAny;
-use std::io::{self, PipeReader, PipeWriter};
+use std::io::{self, PipeReader, PipeWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -30,18 +30,18 @@ const READ_SIZE: usize = 64 * 1024;
 /// How much is still read at the end: as much as a pipe can hold. Somebody may write without end.
 const LAST_READS: usize = (1 << 20) / READ_SIZE;
 
-/// A pipe that is read from. Dropped, it gives away what has been written, and removes the pipe if it is such as [`listen`]
-/// makes: another one was put there by somebody who wants it to stay.
+/// A pipe that is read from, as long as this process runs.
 pub struct Listening {
-    stop: Option<PipeWriter>,
-    thread: Option<JoinHandle<()>>,
+    stop: PipeWriter,
+    thread: JoinHandle<()>,
 }
 
-impl Drop for Listening {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+impl Listening {
+    /// Gives away what has been written, and removes the pipe if it is such as [`listen`] makes: another one was put there by
+    /// somebody who wants it to stay. For a clean end: a process that never began may have found the pipe of another.
+    pub fn end(mut self) {
+        if self.stop.write_all(b"\n").is_ok() {
+            let _ = self.thread.join();
         }
     }
 }
@@ -57,7 +57,7 @@ pub fn listen(path: &Path, settings: Settings) -> io::Result<Listening> {
     let longest = usize::try_from(settings.bus_message).unwrap_or(usize::MAX);
     let reader = Reader { path: path.to_owned(), fifo, stopped, messages: Messages::new(longest), settings };
     let thread = std::thread::Builder::new().spawn(move || reader.run())?;
-    Ok(Listening { stop: Some(stop), thread: Some(thread) })
+    Ok(Listening { stop, thread })
 }
 
 /// The pipe, open.
@@ -96,7 +96,7 @@ impl Fifo {
 struct Reader {
     path: PathBuf,
     fifo: Fifo,
-    /// Ends when no more is to be read.
+    /// Says that no more is to be read; at its end alone, nothing is to be done any more.
     stopped: PipeReader,
     messages: Messages,
     settings: Settings,
@@ -106,9 +106,11 @@ impl Reader {
     fn run(mut self) {
         loop {
             let limit = if self.messages.is_begun() { PAUSE } else { LOOK };
-            let (fifo, is_stopped) = self.wait(limit);
-            if is_stopped {
+            let [fifo, stopped] = self.wait(limit);
+            if stopped.contains(PollFlags::IN) {
                 return self.finish();
+            } else if !stopped.is_empty() {
+                return;
             } else if fifo.contains(PollFlags::IN) {
                 self.read();
             } else if !fifo.is_empty() {
@@ -125,13 +127,13 @@ impl Reader {
     }
 
     /// Sleeps until something is written, the last writer goes, it is time to stop, or `limit` is over.
-    fn wait(&self, limit: Duration) -> (PollFlags, bool) {
+    fn wait(&self, limit: Duration) -> [PollFlags; 2] {
         let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
         loop {
             let mut fds = [PollFd::new(&self.fifo.fd, PollFlags::IN), PollFd::new(&self.stopped, PollFlags::IN)];
             match poll(&mut fds, Some(&limit)) {
                 Err(Errno::INTR) => {}
-                _ => return (fds[0].revents(), !fds[1].revents().is_empty()),
+                _ => return fds.map(|fd| fd.revents()),
             }
         }
     }

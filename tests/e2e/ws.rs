@@ -788,6 +788,13 @@ fn the_named_pipe_takes_what_the_programs_of_push_server_write() {
     until("the pipe is there again", LONG, || mode() == Some(0o660));
     shell(r#"printf again >"$0""#).wait().unwrap();
     socket.hear("again");
+    // Another one that finds its address taken leaves the pipe alone.
+    let data = place.data();
+    let listen = place.url()["http://".len()..].to_owned();
+    let arguments = ["serve", "--listen", &listen, "--data", data.to_str().unwrap()];
+    let second = Command::new(env!("CARGO_BIN_EXE_uhst-relay")).args(arguments).output().unwrap();
+    assert!(!second.status.success(), "{second:?}");
+    assert_eq!(mode(), Some(0o660));
     // What was written just before the end is not lost, whether a WebSocket still hears it or not.
     let Place::Serve(serve) = &place else { unreachable!() };
     let cgi = serve.cgi();
