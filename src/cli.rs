@@ -259,15 +259,21 @@ fn serve(listen: Option<&str>, settings: Settings, quiet: bool) -> Result<(), Bo
     };
     let data = settings.data_dir.clone();
     crate::store::Store::new(&data).prepare().map_err(|error| format!("{error} [{}]", data.display()))?;
-    let ws_pipe = settings.ws_pipe.clone().map(|path| (path, settings.clone()));
-    if let Some((path, settings)) = ws_pipe {
-        crate::ws::pipe::listen(&path, settings)
-            .map_err(|error| format!("the named pipe {} (WEBSOCKET_XHR_PIPE_FILE): {error}", path.display()))?;
-    }
+    let pipe = match &settings.ws_pipe {
+        Some(path) => Some(
+            crate::ws::pipe::listen(path, settings.clone())
+                .map_err(|error| format!("the named pipe {} (WEBSOCKET_XHR_PIPE_FILE): {error}", path.display()))?,
+        ),
+        None => None,
+    };
     serve(&address, settings, quiet, |address| {
         say!("uhst-relay {} at {address}, data in {}", env!("CARGO_PKG_VERSION"), data.display());
     })
-    .map_err(|error| format!("cannot listen at {listen}: {error}").into())
+    .map_err(|error| format!("cannot listen at {listen}: {error}"))?;
+    if let Some(pipe) = pipe {
+        pipe.end();
+    }
+    Ok(())
 }
 
 #[cfg(not(feature = "serve"))]

@@ -59,6 +59,9 @@ pub struct Settings {
     /// `RELAY_WS_HANDLER`: the program that is started for each WebSocket, and its arguments, separated by spaces. `echo` is
     /// built in. Empty: what arrives is broadcast.
     pub ws_handler: Vec<String>,
+    /// `RELAY_WS_PROTOCOLS`, separated by commas: the subprotocols that a WebSocket may speak, if its client offers one of
+    /// them and the handler chooses none.
+    pub ws_protocols: Vec<String>,
     /// `RELAY_MAX_HANDLERS`: how many such programs `serve` has running at once.
     pub max_handlers: u64,
     /// `RELAY_WS_LOOP` in seconds (or `WEBSOCKET_SELECT_TIMEOUT` in microseconds): how often a handler's `loop` is called.
@@ -113,6 +116,7 @@ impl Default for Settings {
             pipe_timeout: Duration::from_secs(30),
             pipe_lifetime: Duration::from_secs(3600),
             ws_handler: Vec::new(),
+            ws_protocols: Vec::new(),
             max_handlers: 200,
             ws_loop: None,
             ws_pipe: None,
@@ -206,6 +210,7 @@ impl Settings {
             pipe_timeout: positive_time(&get, "RELAY_PIPE_TIMEOUT", 1.0, default.pipe_timeout)?,
             pipe_lifetime: positive_time(&get, "RELAY_PIPE_LIFETIME", 1.0, default.pipe_lifetime)?,
             ws_handler: get("RELAY_WS_HANDLER")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+            ws_protocols: protocols(get("RELAY_WS_PROTOCOLS")?)?,
             max_handlers: whole(&get, "RELAY_MAX_HANDLERS", default.max_handlers)?,
             ws_loop: match (get("RELAY_WS_LOOP")?, get("WEBSOCKET_SELECT_TIMEOUT")?) {
                 (Some(_), _) => Some(positive_time(&get, "RELAY_WS_LOOP", 1.0, Duration::ZERO)?),
@@ -292,6 +297,14 @@ fn origins(list: Option<String>) -> Result<Vec<String>, SettingError> {
     Ok(origins.into_iter().map(str::to_owned).collect())
 }
 
+fn protocols(list: Option<String>) -> Result<Vec<String>, SettingError> {
+    let list = list.unwrap_or_default();
+    let protocols = list.split(',').map(str::trim).filter(|protocol| !protocol.is_empty());
+    let checked = protocols.map(|protocol| crate::ws::is_token(protocol).then(|| protocol.to_owned()));
+    let wanted = "it must be a list of names without spaces, such as chat.v2,chat.v1";
+    checked.collect::<Option<_>>().ok_or_else(|| unreadable("RELAY_WS_PROTOCOLS", wanted))
+}
+
 /// What `--listen` would say. Whoever listens there says whether it can be understood.
 fn listen(address: Option<String>, port: Option<String>) -> Option<String> {
     let port = port.filter(|port| !port.is_empty())?;
@@ -340,6 +353,7 @@ mod tests {
             ("RELAY_MAX_BODY", "7"),
             ("RELAY_ALLOWED_ORIGINS", "https://a.example, http://b.example:8080"),
             ("RELAY_TRUSTED_PROXIES", "::ffff:10.0.0.1, unix"),
+            ("RELAY_WS_PROTOCOLS", "chat.v2, chat"),
         ])
         .unwrap();
         assert!(settings.trusted_proxies.include(Some([10, 0, 0, 1].into())) && settings.trusted_proxies.include(None));
@@ -347,6 +361,7 @@ mod tests {
         assert_eq!(settings.keep_alive, Duration::from_millis(500));
         assert_eq!(settings.poll_tick, Some(Duration::from_millis(10)));
         assert_eq!(settings.max_body, 7);
+        assert_eq!(settings.ws_protocols, ["chat.v2", "chat"]);
         assert_eq!(settings.allowed_origins, ["https://a.example", "http://b.example:8080"]);
     }
 
@@ -363,6 +378,8 @@ mod tests {
             ("RELAY_ALLOWED_ORIGINS", "example.com"),
             ("RELAY_TRUSTED_PROXIES", "proxy.example.org"),
             ("RELAY_PIPE_TIMEOUT", "0"),
+            ("RELAY_WS_PROTOCOLS", "chat v2"),
+            ("RELAY_WS_PROTOCOLS", "chat\r\nX"),
             ("JWT_SECRET", ""),
         ] {
             let error = from(&[(key, value)]).expect_err(key).to_string();

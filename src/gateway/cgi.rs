@@ -137,13 +137,12 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
             write_all(stdout, &out)
         }
         Content::Upgrade(talk) => {
-            out.extend_from_slice(b"Connection: Upgrade\r\n\r\n");
-            let written = write_all(stdout, &out);
+            out.extend_from_slice(b"Connection: Upgrade\r\n");
             let _ = super::catch_signals();
             let stdin = io::stdin();
-            let input = Incoming { fd: stdin.as_fd(), begun: Vec::new() };
-            talk(input, &mut Outgoing::new(stdout.as_fd(), Framing::WebServer, written.is_err()));
-            written
+            let input = Incoming { fd: stdin.as_fd(), begun: Vec::new(), head: out };
+            talk(input, &mut Outgoing::new(stdout.as_fd(), Framing::WebServer, false));
+            Ok(())
         }
         Content::Stream(produce) | Content::Sized(_, produce) => {
             out.extend_from_slice(b"\r\n");

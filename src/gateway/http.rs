@@ -762,11 +762,11 @@ impl Connection {
                 write_head(&mut out, &reply, false, true, None);
                 log(server, self.peer, &line, status, 0);
                 let Content::Upgrade(talk) = reply.content else { return false };
-                let written = self.write_all(&out);
-                drop((out, line));
+                drop(line);
                 let begun = std::mem::take(&mut self.buffer).split_off(std::mem::take(&mut self.taken));
                 let fd = self.socket.as_fd();
-                talk(Incoming { fd, begun }, &mut Outgoing::new(fd, Framing::UntilClose, written.is_err()));
+                let input = Incoming { fd, begun, head: out };
+                talk(input, &mut Outgoing::new(fd, Framing::UntilClose, false));
                 false
             }
             Content::Stream(_) | Content::Sized(..) => {
@@ -837,7 +837,8 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, is_http_1_1: b
         _ => {}
     }
     head.push_str(match reply.content {
-        Content::Upgrade(_) => "Connection: Upgrade\r\n\r\n",
+        // The other protocol ends this head.
+        Content::Upgrade(_) => "Connection: Upgrade\r\n",
         // RFC 9112, 9.3: that goes without saying.
         _ if keep_alive && is_http_1_1 => "\r\n",
         _ if keep_alive => "Connection: keep-alive\r\n\r\n",

@@ -347,6 +347,9 @@ pub struct Incoming<'a> {
     pub fd: BorrowedFd<'a>,
     /// What has come already.
     pub begun: Vec<u8>,
+    /// The head of the answer without the blank line that ends it. The other protocol writes it first, once it knows which
+    /// fields belong there.
+    pub head: Vec<u8>,
 }
 
 /// What follows the head of a reply.

@@ -10,7 +10,7 @@
 //! | `POST /bus/NAME?register` | a registered user: `{"user":U,"id":LAST,"key":"…"}` |
 //! | `POST /bus/NAME?create=signed` | `{}`: makes a bus on which only registered users may post |
 //!
-//! `/bus` is the bus without a name. Any other call is 404. A GET without a query and `?register` make the bus.
+//! An id beyond the newest message's means "from now on". `/bus` is the bus without a name. Any other call is 404. A GET without a query and `?register` make the bus.
 
 use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
@@ -84,6 +84,7 @@ pub(super) enum Refusal {
     TooManyBuses(u64),
     TooManyUsers(u64),
     TooManyReaders(u64),
+    SaysTooMuch(u64),
     BadJson(BadJson),
     NoBody,
     Body(BodyError),
@@ -104,6 +105,7 @@ impl Refusal {
             Self::NotRegistered | Self::NotSigned | Self::WrongSignature | Self::StaleNumber(_) => Status::Forbidden,
             Self::IsOpen => Status::Conflict,
             Self::TooManyBuses(_) | Self::TooManyUsers(_) | Self::TooManyReaders(_) => Status::ServiceUnavailable,
+            Self::SaysTooMuch(_) => Status::TooManyRequests,
             Self::Body(error) => error.status(),
             Self::Store(error) => store_status(error),
         }
@@ -154,6 +156,10 @@ impl fmt::Display for Refusal {
                 f,
                 "{limit} readers wait at this bus already (RELAY_MAX_CLIENTS): try again later, or poll without waiting."
             ),
+            Self::SaysTooMuch(limit) => write!(
+                f,
+                "The last quarter of the {limit} bytes of a bus (RELAY_MAX_QUEUE) is for those who have said little: wait until older messages are gone."
+            ),
             Self::BadJson(error) => error.fmt(f),
             Self::NoBody => f.write_str("There is no body: send one JSON value in UTF-8."),
             Self::Body(error) => error.fmt(f),
@@ -165,9 +171,13 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A parameter that is a whole number. One that is something else makes no call that we know.
-fn number(query: &Query, name: &str) -> Result<Option<u64>, Refusal> {
-    query.get(name).map(|text| text.parse().map_err(|_| Refusal::UnknownCall)).transpose()
+/// The id behind which somebody wants to read. What is no whole number makes no call that we know; one of any size does.
+fn id(query: &Query) -> Result<Option<u64>, Refusal> {
+    let Some(text) = query.get("id") else { return Ok(None) };
+    text.parse().map(Some).or_else(|error: std::num::ParseIntError| match error.kind() {
+        std::num::IntErrorKind::PosOverflow => Ok(Some(u64::MAX)),
+        _ => Err(Refusal::UnknownCall),
+    })
 }
 
 /// A user's number. What is none is no user.
@@ -212,11 +222,11 @@ impl Desk<'_> {
             "GET" | "HEAD" if query.has("events") || accepts_events(request) => {
                 let after = match resume_id(query, request) {
                     Some(id) => Some(id),
-                    None => number(query, "id")?,
+                    None => id(query)?,
                 };
                 self.listen(name, after, user(query)?, is_head)
             }
-            "GET" | "HEAD" => match (number(query, "id")?, user(query)?) {
+            "GET" | "HEAD" => match (id(query)?, user(query)?) {
                 (Some(after), Some(user)) => {
                     let wait = if is_head { Duration::ZERO } else { wait(query)? };
                     self.poll(name, after, user, wait, request.client)
@@ -346,7 +356,11 @@ impl Desk<'_> {
         } else if bus.is_signed_only() {
             return Err(Refusal::NotRegistered);
         }
-        let (id, bell): (u64, Bell) = bus.post(user, &data, self.settings.max_queue, self.settings.message_lifetime)?;
+        let (limit, lifetime) = (self.settings.max_queue, self.settings.message_lifetime);
+        if bus.is_crowded_by(user, limit, lifetime)? {
+            return Err(Refusal::SaysTooMuch(limit));
+        }
+        let (id, bell): (u64, Bell) = bus.post(user, &data, limit, lifetime)?;
         drop(bus);
         drop(bell);
         Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{id}}}"#, user.0)))

@@ -99,6 +99,7 @@ enum Refusal {
     NothingHere,
     MethodNotAllowed(&'static str),
     BadQuery,
+    NoUpgrade,
     HeadTooLong,
     TooManyWait(u64),
     UnknownRequest,
@@ -131,6 +132,7 @@ impl Refusal {
             Self::NoKey => Status::Forbidden,
             Self::UnknownServer | Self::NothingHere => Status::NotFound,
             Self::MethodNotAllowed(_) => Status::MethodNotAllowed,
+            Self::NoUpgrade => Status::NotImplemented,
             Self::ClientLeft => Status::Gone,
             Self::HeadTooLong => Status::RequestHeaderFieldsTooLarge,
             Self::BadAnswer(_) => Status::BadGateway,
@@ -165,6 +167,9 @@ impl fmt::Display for Refusal {
             ),
             Self::MethodNotAllowed(allow) => write!(f, "This needs another method: {allow}."),
             Self::BadQuery => f.write_str("The query is not ASCII: percent-encode it."),
+            Self::NoUpgrade => {
+                f.write_str("No WebSocket passes through PTTH: the application's own are at this relay's /ws/CHANNEL.")
+            }
             Self::HeadTooLong => {
                 write!(f, "Path, query and header fields have more than {LONGEST_REQUEST} bytes: send fewer.")
             }
@@ -209,6 +214,10 @@ impl Relay<'_> {
             (PREFIX, "http_response", id, None) if !id.is_empty() => {
                 of_methods(request, "POST")?;
                 self.respond(id, request)
+            }
+            // Any other protocol may be ignored, as curl's h2c is (RFC 9110, 7.8); a page instead of this one would be a riddle.
+            (FRONTEND, "servers", name, _) if !name.is_empty() && super::ws::is_wanted(request) => {
+                Err(Refusal::NoUpgrade)
             }
             (FRONTEND, "servers", "", None) => read_only(request, |request| self.list(request)),
             (FRONTEND, "servers", name, None) => read_only(request, |request| {

@@ -67,6 +67,11 @@ pub(super) fn is_asked_for(request: &Request<'_>) -> bool {
     has_token(request, "upgrade", "websocket")
 }
 
+/// Whether a client has asked for a WebSocket, even where a proxy or a web server on the way has taken `Upgrade` out.
+pub(super) fn is_wanted(request: &Request<'_>) -> bool {
+    is_asked_for(request) || (request.header)("sec-websocket-key").is_some()
+}
+
 /// Answers a request to a channel.
 pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Reply {
     let reply = match request.method.as_str() {
@@ -122,7 +127,9 @@ impl Refusal {
             Self::MethodNotAllowed => reply.header("Allow", METHODS),
             // RFC 9110, 15.5.22, and RFC 6455, 4.4.
             Self::NoUpgrade | Self::Version => {
-                reply.header("Upgrade", "websocket").header("Sec-WebSocket-Version", "13")
+                // Upgrade is for this connection, which Connection has to say (RFC 9110, 7.8).
+                let reply = reply.header("Upgrade", "websocket").header("Connection", "Upgrade");
+                reply.header("Sec-WebSocket-Version", "13")
             }
             _ => reply,
         }
@@ -282,6 +289,8 @@ fn visitor(request: &Request<'_>) -> Visitor {
     }
     // No program could be started with one.
     environment.retain(|(_, value)| !value.contains('\0'));
+    let offered = header("sec-websocket-protocol");
+    let offered = offered.split(',').map(str::trim).filter(|protocol| ws::is_token(protocol));
     let cookie = header("cookie");
     let cookies = cookie.split(';').filter_map(|pair| pair.trim().split_once('='));
     Visitor {
@@ -290,6 +299,7 @@ fn visitor(request: &Request<'_>) -> Visitor {
         remote_address: request.remote,
         origin: header("origin"),
         query,
+        protocols: offered.map(str::to_owned).collect(),
         environment,
     }
 }
@@ -409,6 +419,9 @@ struct Conversation<'a> {
     /// Whether the client has closed its half with words before it that were not heard yet.
     has_last_words: bool,
     said_goodbye: bool,
+    /// The subprotocols that the client has offered, and the one that the relay or the handler has chosen.
+    offered: Vec<String>,
+    protocol: Option<String>,
     /// When the client has been heard last, and how often it was asked since.
     heard: Instant,
     pings: u32,
@@ -418,7 +431,7 @@ struct Conversation<'a> {
     round: Duration,
     next_round: Instant,
     next_loop: Instant,
-    /// What the handler has posted, in bytes, and said to the log, in lines.
+    /// What was posted for this connection, in bytes, and what its handler has said to the log, in lines.
     posted: Span,
     logged: Span,
 }
@@ -435,6 +448,8 @@ impl<'a> Conversation<'a> {
             is_broken: false,
             has_last_words: false,
             said_goodbye: false,
+            offered: Vec::new(),
+            protocol: None,
             heard: now,
             pings: 0,
             next_ping: now + settings.keep_alive,
@@ -449,6 +464,13 @@ impl<'a> Conversation<'a> {
     }
 
     fn run(mut self, out: &mut Outgoing, visitor: &Visitor, key: &str) {
+        self.offered.clone_from(&visitor.protocols);
+        if self.offered.is_empty() {
+            self.link.begin(None);
+        }
+        // The client's order says what it would rather speak (RFC 6455, 4.1).
+        let accepted = &self.member.settings().ws_protocols;
+        self.protocol = self.offered.iter().find(|protocol| accepted.contains(protocol)).cloned();
         if let Mind::Lost(fault @ Some(_)) = &mut self.mind
             && let Some(fault) = fault.take()
         {
@@ -462,6 +484,7 @@ impl<'a> Conversation<'a> {
         loop {
             if !is_decided && !matches!(self.stage, Stage::Authenticating(_)) {
                 is_decided = true;
+                self.link.begin(self.protocol.as_deref());
                 if self.stage == Stage::Open {
                     self.tell(&Event::Open { key });
                 }
@@ -522,7 +545,7 @@ impl<'a> Conversation<'a> {
             // nothing: the system takes it for him.
             let has_taken = stuck_at.is_some_and(|gone| gone < self.link.gone());
             // Who may not speak yet, or only when the handler has read, cannot answer.
-            let is_kept_waiting = !self.is_listening() && self.link.unsent() == 0;
+            let is_kept_waiting = !self.is_listening() && !self.link.has_to_write();
             if self.heard + keep_alive > now || has_taken || is_kept_waiting {
                 self.pings = 0;
             } else if self.pings >= MOST_PINGS {
@@ -591,7 +614,7 @@ impl<'a> Conversation<'a> {
         let is_listening = self.is_listening();
         let is_open = self.stage == Stage::Open;
         let is_ending = matches!(self.stage, Stage::Closing(_) | Stage::Closed(_));
-        let mut to_client = if self.link.unsent() > 0 { PollFlags::OUT } else { PollFlags::empty() };
+        let mut to_client = if self.link.has_to_write() { PollFlags::OUT } else { PollFlags::empty() };
         if !is_open && out.is_own() && !is_ending && !self.has_last_words {
             // Who has gone is not waited for; what an open one has sent is read first.
             to_client |= PollFlags::RDHUP;
@@ -656,7 +679,7 @@ impl<'a> Conversation<'a> {
             self.member.reader().hear();
         }
         // Our own socket nearly always takes it at once, and a write to it never blocks.
-        if self.link.unsent() > 0 && out.is_own() {
+        if self.link.has_to_write() && out.is_own() {
             self.link.write(out);
         }
     }
@@ -768,11 +791,8 @@ impl<'a> Conversation<'a> {
 
     fn act(&mut self, action: Action) {
         match (action, self.stage) {
-            (Action::Accept(true), Stage::Authenticating(_)) => self.stage = Stage::Open,
-            (Action::Accept(false), Stage::Authenticating(_)) => {
-                self.close(1008, "The application does not let you in.");
-            }
-            (Action::Accept(_), _) => {}
+            (Action::Accept(is_accepted, protocol), Stage::Authenticating(_)) => self.decide(is_accepted, protocol),
+            (Action::Accept(..), _) => {}
             (Action::Send(text), _) => self.send(Frame::Text(&text)),
             (Action::SendBinary(bytes), _) => self.send(Frame::Binary(&bytes)),
             (Action::Broadcast(data, size), _) => self.broadcast(&data, size),
@@ -785,6 +805,22 @@ impl<'a> Conversation<'a> {
                     self.fail(&Fault::Floods);
                 }
             }
+        }
+    }
+
+    fn decide(&mut self, is_accepted: bool, protocol: Option<String>) {
+        if let Some(protocol) = protocol {
+            // RFC 6455, 4.2.2: no other may be answered.
+            if !self.offered.contains(&protocol) {
+                let why = "it chooses a subprotocol that its client does not offer";
+                return self.fail(&Fault::Nonsense(why.to_owned()));
+            }
+            self.protocol = Some(protocol);
+        }
+        if is_accepted {
+            self.stage = Stage::Open;
+        } else {
+            self.close(1008, "The application does not let you in.");
         }
     }
 
@@ -801,12 +837,15 @@ impl<'a> Conversation<'a> {
         if size as u64 > settings.bus_message {
             return self.close(1009, "The message is too long for the channel.");
         }
-        // Less than half of what may be alive on the channel is one handler's, whenever it began to flood. The others must
+        // Less than half of what may be alive on the channel is one connection's, whenever it began to flood. The others must
         // not find it full because of that.
         let share = (settings.max_queue / 4).max(settings.bus_message + POST_SIZE);
         let cost = data.len() as u64 + POST_SIZE;
-        if !matches!(self.mind, Mind::BuiltIn(_)) && !self.posted.add(cost, share, settings.message_lifetime) {
-            return self.fail(&Fault::Floods);
+        if !self.posted.add(cost, share, settings.message_lifetime) {
+            return match self.mind {
+                Mind::BuiltIn(_) => self.close(1013, "This is more than your share of the channel (RELAY_MAX_QUEUE)."),
+                _ => self.fail(&Fault::Floods),
+            };
         }
         match self.member.post(data) {
             Ok(()) => {}
@@ -932,9 +971,11 @@ mod tests {
             std::thread::spawn(move || {
                 let member = Member::enter(&settings, &BusName::new("b").unwrap()).unwrap();
                 let mut out = Outgoing::new(ours.as_fd(), Framing::UntilClose, false);
-                let input = Incoming { fd: ours.as_fd(), begun };
+                let input = Incoming { fd: ours.as_fd(), begun, head: Vec::new() };
                 Conversation::new(input, member, mind(), true).run(&mut out, &Visitor::default(), "key");
             });
+            // The end of the head that there is not.
+            (&client).read_exact(&mut [0; 2]).unwrap();
             Self { _dir: dir, client: Some(client), told }
         }
 

@@ -29,6 +29,9 @@ const USER_SIZE: usize = 256;
 /// A lifetime has about this many marks: a reader passes over at most an eighth of one.
 const MARKS: u32 = 8;
 
+/// So much of what was said last tells who crowds a bus, if it is not far larger.
+const LATEST: u64 = 64 * 1024;
+
 /// The name of a bus: any text without control characters and slashes, up to 256 bytes. The default bus has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BusName(String);
@@ -301,6 +304,35 @@ impl Bus {
         Ok((queue.end(), Bell(self.path(WAKES))))
     }
 
+    /// Whether this user is to leave room for others: more than three quarters of the limit are alive, and of what was posted
+    /// last more than a quarter is the user's. That is read back, a bounded piece, because nobody counts for each user.
+    ///
+    /// # Errors
+    /// When the queue cannot be read.
+    pub fn is_crowded_by(&self, user: User, limit: u64, lifetime: Duration) -> Result<bool, Error> {
+        let (path, many) = (self.path(QUEUE), limit / 4 * 3);
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > many => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => return Ok(false),
+        }
+        let queue = Writer::open(&path)?;
+        let (base, end) = (queue.base(), queue.end());
+        if end - self.record.dead_up_to(lifetime).clamp(base, end) <= many {
+            return Ok(false);
+        }
+        let mut reader = Reader::open(&path, end)?;
+        reader.go_back((limit / 32).max(LATEST))?;
+        let (start, mut last, mut own) = (reader.position(), reader.position(), 0);
+        while reader.read(|record| {
+            if record.event.parse() == Ok(user.0) {
+                own += record.id - last;
+            }
+            last = record.id;
+        })? {}
+        Ok(own > (last - start) / 4)
+    }
+
     /// Drops the dead from the queue where they are at least `worth` bytes, and no fewer than what would have to be
     /// copied: so that all this copying costs no more than the posting did.
     fn compact(&self, queue: Writer, worth: u64, lifetime: Duration) -> Result<Writer, Error> {
@@ -314,7 +346,8 @@ impl Bus {
         Writer::open(&path)
     }
 
-    /// Reads what lies behind the id `after` and is alive, except what `except` has posted.
+    /// Reads what lies behind the id `after` and is alive, except what `except` has posted. An id that no message has
+    /// reached yet is somebody's mistake, or another bus's, and means what is posted from now on.
     ///
     /// # Errors
     /// When the queue cannot be opened.
@@ -332,8 +365,14 @@ impl Bus {
             }
             other => other?,
         };
+        let mut after = after;
         if after > queue.position() {
             queue.resume(after)?;
+            if queue.position() != after {
+                // No message ends there. Only a writer knows where the last one does: half of one may follow it.
+                after = after.min(self.end()?);
+                queue.resume(after)?;
+            }
         }
         Ok(BusReader { path, queue, after, except, lifetime, wake: None, may_have_more: true })
     }
@@ -664,6 +703,32 @@ mod tests {
     }
 
     #[test]
+    fn an_id_that_no_message_has_reached_means_from_now_on() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let mut bus = bus(&store);
+        for is_torn in [false, true] {
+            let newest = post(&mut bus, "0", MINUTE);
+            if is_torn {
+                // Half a record of a killed writer, which the next one cuts off.
+                let torn = OpenOptions::new().append(true).open(bus.path(QUEUE)).unwrap();
+                rustix::io::write(&torn, b"1763700000123 2 \"half of a message that was longer than what comes")
+                    .unwrap();
+            }
+            let mut readers: Vec<_> =
+                [newest, newest + 1, newest + 40, newest + 100, 999_999_999_999_999_999, u64::MAX]
+                    .map(|after| (after, bus.reader(after, None, MINUTE).unwrap()))
+                    .into();
+            let id = post(&mut bus, "1", MINUTE);
+            for (after, reader) in &mut readers {
+                let mut heard = Vec::new();
+                while reader.next(|message| heard.push(message.id)).unwrap() {}
+                assert_eq!(heard, [id], "{after}, torn: {is_torn}");
+            }
+        }
+    }
+
+    #[test]
     fn the_dead_are_neither_read_nor_kept() {
         let dir = TestDir::new();
         let store = Store::new(&dir.join("data"));
@@ -781,6 +846,29 @@ mod tests {
             std::thread::sleep(lifetime / 10);
         }
         assert!(start.elapsed() >= lifetime);
+    }
+
+    #[test]
+    fn the_last_quarter_of_a_bus_is_for_those_who_have_said_little() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let mut bus = bus(&store);
+        let (crowder, other, long) = (User(2), User(4), format!("\"{}\"", "x".repeat(1000)));
+        let mut posted = 0;
+        while !bus.is_crowded_by(crowder, MOST, MINUTE).unwrap() {
+            drop(bus.post(crowder, &long, MOST, MINUTE).unwrap());
+            posted += long.len() as u64;
+        }
+        assert!((MOST / 10 * 7..MOST / 4 * 3 + 2000).contains(&posted), "{posted}");
+        // The others have it, each as little as anybody.
+        let mut others = 0;
+        while !bus.is_crowded_by(other, MOST, MINUTE).unwrap() {
+            drop(bus.post(other, &long, MOST, MINUTE).unwrap());
+            others += long.len() as u64;
+        }
+        assert!((LATEST / 5..LATEST / 3).contains(&others), "{others}");
+        assert!(!bus.is_crowded_by(User(6), MOST, MINUTE).unwrap());
+        assert!(!bus.is_crowded_by(crowder, 2 * MOST, MINUTE).unwrap());
     }
 
     #[test]

@@ -285,6 +285,14 @@ impl Reader {
         Ok(())
     }
 
+    /// Goes back by so many bytes at most, to where a record begins.
+    pub fn go_back(&mut self, bytes: u64) -> io::Result<()> {
+        let file = self.file()?;
+        let from = self.position.saturating_sub(bytes).max(self.base);
+        self.position = self.record_end(&file, from)?.unwrap_or(self.position);
+        Ok(())
+    }
+
     /// Where the byte before `id`'s next record is; `None` where no file reaches.
     fn offset_before(&self, id: u64) -> Option<u64> {
         let behind = id.checked_sub(self.base)?;

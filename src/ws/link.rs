@@ -43,6 +43,8 @@ struct Wire<'a> {
     has_read: bool,
     /// Whether something came with the handshake.
     has_begun: bool,
+    /// The head of the answer to the handshake, until it is complete: nothing is written before.
+    head: Option<Vec<u8>>,
     /// What has yet to be written is behind `written`.
     unsent: Vec<u8>,
     written: usize,
@@ -65,6 +67,7 @@ impl<'a> Link<'a> {
             is_ready: false,
             has_read: false,
             has_begun: !input.begun.is_empty(),
+            head: Some(input.head),
             unsent: Vec::new(),
             written: 0,
             gone: 0,
@@ -74,6 +77,17 @@ impl<'a> Link<'a> {
 
     pub fn fd(&self) -> BorrowedFd<'a> {
         self.wire.fd
+    }
+
+    /// Completes the answer to the handshake, with the subprotocol that both are to speak. What was said before follows it.
+    pub fn begin(&mut self, protocol: Option<&str>) {
+        if let Some(mut head) = self.wire.head.take() {
+            if let Some(protocol) = protocol {
+                head.extend_from_slice(format!("Sec-WebSocket-Protocol: {protocol}\r\n").as_bytes());
+            }
+            head.extend_from_slice(b"\r\n");
+            self.wire.unsent.splice(..0, head);
+        }
     }
 
     /// That the next [`Link::hear`] may read: there is something.
@@ -151,12 +165,17 @@ impl<'a> Link<'a> {
         self.wire.unsent.len() - self.wire.written
     }
 
+    /// Whether some of them may be written.
+    pub fn has_to_write(&self) -> bool {
+        self.wire.head.is_none() && self.unsent() > 0
+    }
+
     /// How many bytes the way to the client has taken so far.
     pub fn gone(&self) -> u64 {
         self.wire.gone
     }
 
-    /// Writes some of it.
+    /// Writes some of it, where it [has to](Link::has_to_write).
     pub fn write(&mut self, out: &mut Outgoing) {
         let Wire { unsent, written, gone, .. } = &mut self.wire;
         let count = out.write(&unsent[*written..]);
@@ -228,7 +247,7 @@ mod tests {
             let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
             theirs.write_all(&pieces.concat()).unwrap();
             drop(theirs);
-            let mut link = Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new() }, 100);
+            let mut link = Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new(), head: Vec::new() }, 100);
             let mut heard = 0;
             // Every frame is heard once, and then the end.
             for _ in 0..1000 {
@@ -253,7 +272,10 @@ mod tests {
     #[test]
     fn a_long_reason_is_cut_where_a_character_ends() {
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut link = Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new() }, 100);
+        let mut link =
+            Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new(), head: Vec::new() }, 100);
+        link.begin(None);
+        assert_eq!(std::mem::take(&mut link.wire.unsent), b"\r\n");
         link.close(4000, &"\u{20ac}".repeat(100));
         assert_eq!(link.wire.unsent[..4], [0x88, 125, 0x0f, 0xa0]);
         assert_eq!(link.wire.unsent[4..], *"\u{20ac}".repeat(41).as_bytes());

@@ -43,9 +43,17 @@ pub struct Visitor {
     pub origin: String,
     /// The query of the connection's URL, raw: applications put a ticket there.
     pub query: String,
+    /// The subprotocols that his page would speak, the best first (`Sec-WebSocket-Protocol`).
+    pub protocols: Vec<String>,
     /// What a CGI program would find in its environment for this request. Nothing of the relay's own.
     #[serde(skip)]
     pub environment: Vec<(&'static str, String)>,
+}
+
+/// Whether a text is a token (RFC 9110, 5.6.2), as the names of subprotocols are.
+pub(crate) fn is_token(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_part)
 }
 
 /// A message.
@@ -109,7 +117,8 @@ pub enum Event<'a> {
 /// What a handler wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    Accept(bool),
+    /// And the subprotocol that is to be spoken, if the handler chooses it.
+    Accept(bool, Option<String>),
     Send(String),
     SendBinary(Vec<u8>),
     /// What the bus is to hold, and how many bytes the handler gave for it.
@@ -123,6 +132,7 @@ pub(crate) enum Action {
 pub struct Connection<'a> {
     channel: &'a str,
     user: u64,
+    protocol: Option<String>,
     actions: Vec<Action>,
 }
 
@@ -137,6 +147,12 @@ impl Connection<'_> {
     #[must_use]
     pub fn user(&self) -> u64 {
         self.user
+    }
+
+    /// Chooses the subprotocol that is to be spoken, one of those that the [visitor](Visitor::protocols) has offered. To be
+    /// called in [`Handler::authenticate`]; otherwise the first one that `RELAY_WS_PROTOCOLS` names is spoken, or none.
+    pub fn choose_protocol(&mut self, protocol: &str) {
+        self.protocol = Some(protocol.to_owned());
     }
 
     /// Sends a message to the client.
@@ -169,7 +185,8 @@ impl Connection<'_> {
 /// the connection breaks), and so does one that sends, broadcasts or logs too much, or closes with a code that nobody may use.
 /// One that does not return holds its own connection, and no other.
 pub trait Handler {
-    /// Whether this visitor may have the connection. Otherwise it is closed with 1008.
+    /// Whether this visitor may have the connection. Otherwise it is closed with 1008. Where the visitor offers subprotocols,
+    /// the answer to the handshake waits for this.
     fn authenticate(&mut self, connection: &mut Connection<'_>, visitor: &Visitor) -> bool;
 
     /// Before anything else.
@@ -229,7 +246,7 @@ pub(crate) fn has_own_handler() -> bool {
 
 /// Tells a handler an event, and returns what it wants done.
 pub(crate) fn tell(handler: &mut dyn Handler, event: &Event<'_>, channel: &str, user: u64) -> Vec<Action> {
-    let mut connection = Connection { channel, user, actions: Vec::new() };
+    let mut connection = Connection { channel, user, protocol: None, actions: Vec::new() };
     let told = &mut connection;
     match *event {
         Event::Initialize => handler.initialize(),
@@ -237,7 +254,7 @@ pub(crate) fn tell(handler: &mut dyn Handler, event: &Event<'_>, channel: &str, 
         Event::Authenticate(visitor) => {
             let is_accepted = handler.authenticate(told, visitor);
             // First of all: what it sends may only go out then.
-            connection.actions.insert(0, Action::Accept(is_accepted));
+            connection.actions.insert(0, Action::Accept(is_accepted, connection.protocol.take()));
         }
         Event::Open { key } => handler.open(told, key),
         Event::Read(frame) => handler.read(told, frame),

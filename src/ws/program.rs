@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! {"accept":true}                             the answer to authenticate
+//! {"accept":true,"protocol":"chat"}           the same, and which of the offered subprotocols is to be spoken
 //! {"send":"text"}  {"send_binary":"BASE64"}   to its own client
 //! {"broadcast":VALUE}                         to all others on the channel: a string is text, see the frames module
 //! {"close":{"code":4000,"reason":"…"}}        both may be missing: 1000, and none
@@ -86,6 +87,13 @@ enum Line<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Answer {
+    accept: bool,
+    protocol: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Close {
     #[serde(default = "normal")]
     code: u16,
@@ -100,8 +108,16 @@ fn normal() -> u16 {
 /// Reads one line of a program's output.
 fn action(line: &[u8]) -> Result<Action, Fault> {
     let nonsense = |why: &dyn fmt::Display| Fault::Nonsense(why.to_string());
-    Ok(match serde_json::from_slice(line).map_err(|error| nonsense(&error))? {
-        Line::Accept(is_accepted) => Action::Accept(is_accepted),
+    let line = match serde_json::from_slice(line) {
+        Ok(line) => line,
+        // The only one with two fields, and there is one a connection.
+        Err(error) => {
+            let answer: Answer = serde_json::from_slice(line).map_err(|_| nonsense(&error))?;
+            return Ok(Action::Accept(answer.accept, answer.protocol));
+        }
+    };
+    Ok(match line {
+        Line::Accept(is_accepted) => Action::Accept(is_accepted, None),
         Line::Send(text) => Action::Send(text),
         Line::SendBinary(text) => Action::SendBinary(BASE64.decode(text).map_err(|error| nonsense(&error))?),
         Line::Broadcast(value) => {
@@ -305,7 +321,9 @@ mod tests {
 
     #[test]
     fn actions_are_what_they_say() {
-        assert_eq!(read(r#"{"accept":true}"#), Action::Accept(true));
+        assert_eq!(read(r#"{"accept":true}"#), Action::Accept(true, None));
+        assert_eq!(read(r#"{"accept":true,"protocol":"chat"}"#), Action::Accept(true, Some("chat".to_owned())));
+        assert_eq!(read(r#"{"protocol":null,"accept":false}"#), Action::Accept(false, None));
         assert_eq!(read(r#" {"send": "h\u00e9"} "#), Action::Send("h\u{e9}".to_owned()));
         assert_eq!(read(r#"{"send_binary":"aGk="}"#), Action::SendBinary(b"hi".to_vec()));
         assert_eq!(read(r#"{"broadcast":"hi"}"#), Action::Broadcast(r#""hi""#.to_owned(), 4));
@@ -326,6 +344,9 @@ mod tests {
             r#"{"send":"a","log":"b"}"#,
             r#"{"send_binary":"?"}"#,
             r#"{"close":{"status":1000}}"#,
+            r#"{"protocol":"chat"}"#,
+            r#"{"accept":true,"protocol":1}"#,
+            r#"{"accept":true,"send":"hi"}"#,
             "\u{0}",
         ] {
             assert!(matches!(action(line.as_bytes()), Err(Fault::Nonsense(_))), "{line}");
@@ -398,7 +419,7 @@ mod tests {
         let visitor = super::super::Visitor { user_agent: "x".to_owned(), ..super::super::Visitor::default() };
         assert_eq!(
             json(&Event::Authenticate(&visitor)),
-            r#"{"event":"authenticate","cookies":{},"user_agent":"x","remote_address":null,"origin":"","query":""}"#
+            r#"{"event":"authenticate","cookies":{},"user_agent":"x","remote_address":null,"origin":"","query":"","protocols":[]}"#
         );
     }
 

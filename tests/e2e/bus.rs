@@ -216,6 +216,30 @@ pub fn a_bus_is_a_stream_that_goes_on_where_it_broke(door: Door) {
     }
 }
 
+/// Whoever has an id of another bus, or a made-up one, hears what comes from now on and not nothing for ever.
+pub fn an_id_beyond_the_newest_means_from_now_on(door: Door) {
+    let Some(relay) = door.start() else { return };
+    let bus = news(&*relay);
+    let (ann, _) = bus.greet();
+    let (bob, _) = bus.greet();
+    let newest = bus.post(ann, "0");
+    for beyond in [(newest + 1).to_string(), "999999999999999999".into(), "99999999999999999999999".into()] {
+        let mut streams = [format!("events&id={beyond}"), format!("events&lastEventId={beyond}")]
+            .map(|query| bus.listen(&query, &[]));
+        let waits = format!("id={beyond}&user={bob}&wait=45");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| messages(bus.get(&waits)));
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(!waiting.is_finished(), "{beyond}: there is nothing yet");
+            let id = bus.post(ann, "1");
+            assert_eq!(ids(&waiting.join().unwrap()), [id], "{beyond}");
+            for stream in &mut streams {
+                assert_eq!(stream.event().id, id.to_string(), "{beyond}");
+            }
+        });
+    }
+}
+
 pub fn nobody_posts_as_a_registered_user(door: Door) {
     let Some(relay) = door.start() else { return };
     let bus = news(&*relay);
@@ -363,6 +387,32 @@ fn every_limit_refuses_and_lets_go() {
     let reason = again(bus.call("POST", &format!("user={user}"), &large), 429);
     assert!(reason.contains("1000"), "{reason}");
     until("messages die, and make room", LONG, || bus.call("POST", &format!("user={user}"), &large).status == 200);
+}
+
+/// A page that posts in a loop must not take the bus away from everybody else.
+#[test]
+fn who_posts_without_end_leaves_room_for_the_others() {
+    let relay = Bare::with(&[("RELAY_MAX_QUEUE", "200000")]);
+    let bus = news(&relay);
+    let (eve, last) = bus.greet();
+    let others: Vec<_> = (0..5).map(|_| bus.greet().0).collect();
+    let large = format!("\"{}\"", "x".repeat(10_000));
+    let post = |user: u64, body: &str| bus.call("POST", &format!("user={user}"), body);
+    let mut posted = 0;
+    let refusal = loop {
+        let reply = post(eve, &large);
+        if reply.status != 200 {
+            break reply;
+        }
+        posted += 1;
+        assert!(posted < 20, "the bus does not fill");
+    };
+    assert!(posted >= 14, "{posted}: it is there for one as well");
+    assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
+    assert!(refusal.expect_error(429).contains("RELAY_MAX_QUEUE"));
+    let posted: Vec<_> = others.iter().map(|user| bus.post(*user, "\"hello\"")).collect();
+    post(eve, "1").expect_error(429);
+    assert!(ids(&bus.poll(last, eve)) == posted);
 }
 
 #[test]

@@ -47,6 +47,7 @@ macro_rules! protocol_through {
             bus::users_hear_each_other_in_one_order_and_not_themselves,
             bus::a_waiting_poll_is_answered_when_something_comes,
             bus::a_bus_is_a_stream_that_goes_on_where_it_broke,
+            bus::an_id_beyond_the_newest_means_from_now_on,
             bus::nobody_posts_as_a_registered_user,
             bus::a_wrong_call_says_what_is_wrong,
         }
@@ -90,6 +91,8 @@ macro_rules! websockets_through {
         tests! { $door:
             ws::messages_reach_the_others_in_one_order,
             ws::a_wrong_handshake_says_what_is_wrong,
+            ws::a_client_and_its_application_agree_on_a_subprotocol,
+            ws::no_websocket_passes_through_a_tunnel,
             ws::frames_are_taken_as_the_rfc_says,
             ws::a_handler_is_told_every_event_in_order,
             ws::a_connection_that_breaks_is_said_goodbye,
@@ -97,6 +100,7 @@ macro_rules! websockets_through {
             ws::a_handler_that_fails_takes_nobody_else_with_it,
             ws::the_application_reaches_everybody,
             ws::stopping_says_goodbye,
+            ws::a_flood_closes_its_own_connection_and_no_other,
             ws::only_the_registered_post_where_only_they_may,
             ws::the_chat_of_the_examples_works,
             ws::the_autobahn_suite_is_content,
@@ -220,13 +224,13 @@ mod websockets_of_lighttpd {
 
 mod websockets_elsewhere {
     mod apache {
-        tests! { ApacheEvent: ws::another_web_server_says_what_to_do, }
+        tests! { ApacheEvent: ws::another_web_server_says_what_to_do, ws::no_websocket_passes_through_a_tunnel, }
     }
     mod mini_httpd {
         tests! { MiniHttpd: ws::another_web_server_says_what_to_do, }
     }
     mod nginx {
-        tests! { NginxFcgiwrap: ws::another_web_server_says_what_to_do, }
+        tests! { NginxFcgiwrap: ws::another_web_server_says_what_to_do, ws::no_websocket_passes_through_a_tunnel, }
     }
 }
 

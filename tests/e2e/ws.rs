@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -66,6 +67,12 @@ impl Place {
     /// Says a handshake; what comes back.
     #[track_caller]
     fn shake(&self, path: &str, fields: &str) -> Result<(TcpStream, Vec<u8>), Reply> {
+        self.shake_to_speak(None, path, fields)
+    }
+
+    /// The same; where it is accepted, this subprotocol is to be spoken.
+    #[track_caller]
+    fn shake_to_speak(&self, protocol: Option<&str>, path: &str, fields: &str) -> Result<(TcpStream, Vec<u8>), Reply> {
         let url = self.url();
         let (authority, mount) =
             url["http://".len()..].split_at(url["http://".len()..].find('/').unwrap_or(url.len() - 7));
@@ -95,6 +102,7 @@ impl Place {
             assert_eq!(header(&headers, "sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
             assert!(header(&headers, "upgrade").is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket")));
             assert!(header(&headers, "connection").is_some_and(|list| list.eq_ignore_ascii_case("upgrade")));
+            assert_eq!(header(&headers, "sec-websocket-protocol"), protocol, "{fields}");
             return Ok((socket, rest));
         }
         Err(Reply { status, headers, body: String::from_utf8_lossy(&rest).into_owned() })
@@ -107,8 +115,13 @@ impl Place {
 
     #[track_caller]
     fn open_with(&self, path: &str, fields: &str) -> Socket {
-        let (socket, rest) =
-            self.shake(path, &format!("{HANDSHAKE}{fields}")).unwrap_or_else(|reply| panic!("{reply:?}"));
+        self.open_to_speak(None, path, fields)
+    }
+
+    #[track_caller]
+    fn open_to_speak(&self, protocol: Option<&str>, path: &str, fields: &str) -> Socket {
+        let shaken = self.shake_to_speak(protocol, path, &format!("{HANDSHAKE}{fields}"));
+        let (socket, rest) = shaken.unwrap_or_else(|reply| panic!("{reply:?}"));
         let role = tungstenite::protocol::Role::Client;
         Socket(WebSocket::from_partially_read(socket, rest, role, None))
     }
@@ -292,6 +305,7 @@ pub fn a_wrong_handshake_says_what_is_wrong(door: Door) {
     for fields in ["", &HANDSHAKE.replace(": 13", ": 8"), &HANDSHAKE.replace("Sec-WebSocket-Version: 13\r\n", "")] {
         let reply = refused(fields);
         assert_eq!((reply.status, reply.header("sec-websocket-version")), (426, Some("13")), "{fields}: {reply:?}");
+        assert!(is_upgrade_of_this_connection(&reply), "{fields}: {reply:?}");
     }
     for key in ["", "c2hvcnQ=", "dGhlIHNhbXBsZSBub25jZQ", "!!!!!!!!!!!!!!!!!!!!!!=="] {
         let reply = refused(&HANDSHAKE.replace("dGhlIHNhbXBsZSBub25jZQ==", key));
@@ -364,7 +378,11 @@ for line in sys.stdin:
     if kind == "authenticate":
         if event["query"] == "hangs":
             time.sleep(1000)
-        do(accept=event["query"] != "stranger")
+        name, _, protocol = event["query"].partition("=")
+        if protocol and name in ("speaks", "refuses"):
+            do(accept=name == "speaks", protocol=protocol)
+        else:
+            do(accept=name != "stranger")
     elif kind == "open":
         do(send="welcome")
     elif kind == "fifo":
@@ -714,6 +732,108 @@ pub fn the_application_reaches_everybody(door: Door) {
     }
 }
 
+/// `push_server`'s own writer sends JSON without a line end, and its other ways are a shell's.
+#[test]
+fn the_named_pipe_takes_what_the_programs_of_push_server_write() {
+    let folder = Folder::new();
+    let (pipe, program) = (folder.join("ws_notify"), folder.join("serve"));
+    let pipe_name = pipe.to_str().unwrap();
+    fs::write(&program, format!("#!/bin/sh\numask 077\nexec '{}' \"$@\"\n", env!("CARGO_BIN_EXE_uhst-relay"))).unwrap();
+    set_mode(&program, 0o755);
+    let place = Place::Serve(Serve::of_program(&program, &[("WEBSOCKET_XHR_PIPE_FILE", pipe_name)]));
+    let mode = || fs::metadata(&pipe).map(|pipe| pipe.permissions().mode() & 0o7777).ok();
+    assert_eq!(mode(), Some(0o660), "whatever the umask");
+    let shell = |script: &str| Command::new("sh").args(["-c", script, pipe_name]).spawn().unwrap();
+    let mut socket = place.open("/ws");
+
+    shell(r#"printf '{"a":1}' >"$0""#).wait().unwrap();
+    socket.hear(r#"{"a":1}"#);
+    shell(r#"printf 'caf\303\251 one\ntwo\r\n{"three":3}{"four":4}' >"$0""#).wait().unwrap();
+    for message in ["caf\u{e9} one", "two", r#"{"three":3}"#, r#"{"four":4}"#] {
+        socket.hear(message);
+    }
+    // Many at once, while another one keeps the pipe open and so never ends its message.
+    let mut held = fs::OpenOptions::new().append(true).open(&pipe).unwrap();
+    let count = 40;
+    let writers: Vec<_> = (0..count).map(|n| shell(&format!(r#"printf '{{"n":{n}}}' >"$0""#))).collect();
+    let mut heard: Vec<_> = (0..count).map(|_| socket.next().into_text().unwrap().to_string()).collect();
+    for mut writer in writers {
+        writer.wait().unwrap();
+    }
+    heard.sort_by_key(|text| (text.len(), text.clone()));
+    assert_eq!(heard, (0..count).map(|n| format!(r#"{{"n":{n}}}"#)).collect::<Vec<_>>());
+    // Who pauses has said its message; who pauses for a moment has not. Once more where the machine has paused.
+    for attempt in 0.. {
+        let start = Instant::now();
+        held.write_all(format!(r#"{{"attempt":{attempt},"#).as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+        held.write_all(br#""is":"whole"}"#).unwrap();
+        let is_quick = start.elapsed() < Duration::from_millis(50);
+        let mut heard = socket.next().into_text().unwrap().to_string();
+        let is_whole = heard.ends_with('}');
+        while !heard.ends_with('}') {
+            heard += socket.next().into_text().unwrap().as_str();
+        }
+        assert_eq!(heard, format!(r#"{{"attempt":{attempt},"is":"whole"}}"#));
+        if is_whole {
+            break;
+        }
+        assert!(!is_quick, "it was cut in two");
+    }
+    held.write_all(b"no line end").unwrap();
+    socket.hear("no line end");
+    drop(held);
+    // Somebody cleans up.
+    fs::remove_file(&pipe).unwrap();
+    until("the pipe is there again", LONG, || mode() == Some(0o660));
+    shell(r#"printf again >"$0""#).wait().unwrap();
+    socket.hear("again");
+    // Another one that finds its address taken leaves the pipe alone.
+    let data = place.data();
+    let listen = place.url()["http://".len()..].to_owned();
+    let arguments = ["serve", "--listen", &listen, "--data", data.to_str().unwrap()];
+    let second = Command::new(env!("CARGO_BIN_EXE_uhst-relay")).args(arguments).output().unwrap();
+    assert!(!second.status.success(), "{second:?}");
+    assert_eq!(mode(), Some(0o660));
+    // What was written just before the end is not lost, whether a WebSocket still hears it or not.
+    let Place::Serve(serve) = &place else { unreachable!() };
+    let cgi = serve.cgi();
+    shell(r#"printf '{"last":1}' >"$0""#).wait().unwrap();
+    kill(serve.pid(), Signal::TERM);
+    until("a clean end removes the pipe", LONG, || mode().is_none());
+    let poll =
+        |query: &str| cgi.call(&Call { method: "GET", path_info: "/bus", query, ..Call::default() }).expect(200).json();
+    let user = poll("")["user"].clone();
+    until("the last words are on the bus", LONG, || {
+        poll(&format!("id=0&user={user}"))
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|message| message["data"] == json!({"last": 1}))
+    });
+}
+
+/// Somebody has made it for those who may write to it.
+#[test]
+fn a_named_pipe_that_serve_has_not_made_stays() {
+    let folder = Folder::new();
+    let pipe = folder.join("ws_notify");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    set_mode(&pipe, 0o622);
+    let place = Place::Serve(Serve::with(&[("WEBSOCKET_XHR_PIPE_FILE", pipe.to_str().unwrap())]));
+    let mut socket = place.open("/ws");
+    fs::OpenOptions::new().append(true).open(&pipe).unwrap().write_all(b"hi").unwrap();
+    socket.hear("hi");
+    let Place::Serve(serve) = &place else { unreachable!() };
+    kill(serve.pid(), Signal::TERM);
+    socket.ends(1001);
+    until("nobody reads it any more", LONG, || {
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+        rustix::fs::open(&pipe, flags, rustix::fs::Mode::empty()).is_err_and(|error| error == rustix::io::Errno::NXIO)
+    });
+    assert_eq!(fs::metadata(&pipe).unwrap().permissions().mode() & 0o7777, 0o622);
+}
+
 pub fn stopping_says_goodbye(door: Door) {
     let Some(recorder) = Recorder::new() else { return };
     let Some(mut place) = place(door, &[("RELAY_WS_HANDLER", &recorder.setting())]) else { return };
@@ -727,6 +847,25 @@ pub fn stopping_says_goodbye(door: Door) {
     assert_eq!(kinds(&told[told.len() - 4..]), ["before_close", "after_close", "shutdown", "finalize"]);
     let folder = place.relay().folder().path();
     until("no process is left", LONG, || processes_below(folder).is_empty());
+}
+
+/// The share of a channel that a handler has is everybody's.
+pub fn a_flood_closes_its_own_connection_and_no_other(door: Door) {
+    let Some(place) = place(door, &[("RELAY_MAX_QUEUE", "200000")]) else { return };
+    let mut innocents: Vec<_> = (0..5).map(|_| place.open("/ws/room")).collect();
+    let mut flood = place.open("/ws/room");
+    for _ in 0..60 {
+        flood.say(&"x".repeat(5000));
+    }
+    flood.ends(1013);
+    for n in 0..5 {
+        let text = format!("innocent {n}");
+        innocents[n].say(&text);
+        for (_, other) in innocents.iter_mut().enumerate().filter(|(other, _)| *other != n) {
+            while other.next() != Message::text(&text) {}
+        }
+    }
+    innocents.into_iter().for_each(Socket::leave);
 }
 
 pub fn only_the_registered_post_where_only_they_may(door: Door) {
@@ -746,6 +885,78 @@ pub fn another_web_server_says_what_to_do(door: Door) {
     let reply = place.shake("/ws/a", HANDSHAKE).expect_err("an answer that is no 101");
     assert!([426, 501].contains(&reply.status), "{reply:?}");
     assert_eq!(reply.header("sec-websocket-accept"), None);
+    let reply = place.shake("/ws/a", "").expect_err("an answer that is no 101");
+    assert_eq!(reply.status, 426, "{reply:?}");
+    // nginx describes its connection itself, whatever the program says.
+    assert!(is_upgrade_of_this_connection(&reply) || door == Door::NginxFcgiwrap, "{reply:?}");
+}
+
+/// Whether an answer tells that its `Upgrade` is for this connection only (RFC 9110, 7.8).
+fn is_upgrade_of_this_connection(reply: &Reply) -> bool {
+    let fields = reply.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+    let mut options = fields.flat_map(|(_, list)| list.split(','));
+    reply.header("upgrade").is_some() && options.any(|option| option.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+/// Browsers, undici and others give a connection up whose server does not answer which of their subprotocols is spoken.
+pub fn a_client_and_its_application_agree_on_a_subprotocol(door: Door) {
+    let Some(recorder) = Recorder::new() else { return };
+    let offers = |list: &str| format!("Sec-WebSocket-Protocol: {list}\r\n");
+    let handler = recorder.setting();
+    // Without a handler, and with one that leaves it to the relay.
+    for handler in ["", "echo", &handler] {
+        let settings = [("RELAY_WS_PROTOCOLS", "chat.v1, chat.v2"), ("RELAY_WS_HANDLER", handler)];
+        let Some(place) = place(door, &settings) else { return };
+        for (offered, spoken) in [
+            ("chat.v1", Some("chat.v1")),
+            ("chat.v2,chat.v1", Some("chat.v2")),
+            ("soap, chat.v2", Some("chat.v2")),
+            // RFC 6455, 4.2.2: the field is left out, and the client decides.
+            ("soap", None),
+            ("chat", None),
+            ("CHAT.V1", None),
+            ("chat v1, ;", None),
+        ] {
+            let mut socket = place.open_to_speak(spoken, "/ws/room", &offers(offered));
+            if handler.starts_with("python3") {
+                socket.hear("welcome");
+            }
+            socket.leave();
+        }
+    }
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &handler), ("RELAY_WS_PROTOCOLS", "chat.v1")]) else { return };
+    let open = |spoken: Option<&str>, query: &str, offered: &str| {
+        place.open_to_speak(spoken, &format!("/ws/room?{query}"), &offers(offered))
+    };
+    let mut socket = open(Some("mqtt"), "speaks=mqtt", "chat.v1, mqtt");
+    socket.hear("welcome");
+    socket.say("hi");
+    socket.hear("you said hi");
+    socket.leave();
+    // Who is refused is told so in a protocol that it understands.
+    open(Some("mqtt"), "refuses=mqtt", "mqtt").ends(1008);
+    open(Some("chat.v1"), "stranger", "chat.v1").ends(1008);
+    open(Some("chat.v1"), "speaks=soap", "chat.v1").ends(1011);
+    place.has_logged("a subprotocol that its client does not offer");
+    place.open("/ws/room?speaks=chat.v1").ends(1011);
+    let told = recorder.told();
+    let offered = |told: &Vec<Value>| {
+        told.iter().find(|event| event["event"] == "authenticate").map(|event| event["protocols"].clone())
+    };
+    assert!(told.iter().any(|told| offered(told) == Some(json!(["chat.v1", "mqtt"]))), "{told:?}");
+    assert!(told.iter().any(|told| offered(told) == Some(json!([]))), "{told:?}");
+}
+
+/// A page in its place would look like an answer.
+pub fn no_websocket_passes_through_a_tunnel(door: Door) {
+    let Some(place) = place(door, &[]) else { return };
+    for path in ["/frontend/servers/home/socket", "/frontend/servers/home"] {
+        let reply = place.shake(path, HANDSHAKE).expect_err("an answer that is no 101");
+        assert!(reply.status == 501 && reply.body.contains("/ws/CHANNEL"), "{path}: {reply:?}");
+    }
+    // Whoever asks for something else is answered as if it did not.
+    let reply = place.shake("/frontend/servers/home/", "Upgrade: h2c\r\nConnection: Upgrade\r\n");
+    assert_eq!(reply.expect_err("an answer that is no 101").status, 404);
 }
 
 /// The examples in Python and PHP: names and history.
