@@ -3,7 +3,8 @@
 //! A request is a file: in `waiting`, until a far end is given it, then in `given`, until its answer begins. Its client
 //! waits as the [receiver](super::pipe::Receiver) of a pipe whose tally that file is: it stands behind the numbers. So a
 //! request whose client was killed is known by a FIFO that nobody has open, and whoever comes upon it removes it. The
-//! client itself looks after its request: it is the one that wakes another far end, or has the request given again.
+//! client itself looks after its request: it is the one that wakes another far end, or has the request given again. How
+//! often it has been given stands in the file too, before the request: a far end that cannot answer it is not asked for ever.
 //!
 //! None of this needs the lock. Each step is one `rename` or `unlink`, which the kernel does for one process only: a
 //! request appears in `waiting` by the one, whole; it is given to whoever moves it to `given`, and is answered by whoever
@@ -16,16 +17,19 @@
 
 use super::folder::Folder;
 use super::mailbox::modified;
-use super::pipe::{Names, Receiver, Sender, behind_tally};
+use super::pipe::{Names, Receiver, Sender, TALLY_SIZE, behind_tally};
 use super::queue::now_ms;
 use super::shelf::Kind;
-use super::wake::{Fifo, Knock, call, call_and_remove, is_heard};
+use super::wake::{Fifo, Knock, call, call_and_remove};
 use super::{Error, Store, identity_at, make_dir, random_hex, read_small, remove_file};
 use crate::ptth::ServerName;
 use rustix::fd::BorrowedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -35,6 +39,10 @@ const GIVEN: &str = "given";
 const CLIENTS: &str = "clients";
 const ANSWERS: &str = "answers";
 const FOLDERS: [&str; 4] = [WAITING, GIVEN, CLIENTS, ANSWERS];
+
+/// How often a request is given to far ends. One that dies with it should not be its end; those that cannot answer it
+/// should not be asked again and again.
+const MOST_TIMES: u8 = 2;
 
 /// What a request is known by: the time in milliseconds since 1970, so that the oldest comes first, and 128 random bits,
 /// all in hexadecimal digits. So it is a part of a path as it is.
@@ -96,6 +104,8 @@ pub struct Question {
 struct Papers {
     waiting: PathBuf,
     given: PathBuf,
+    /// The file itself, wherever it is.
+    file: File,
     /// Whether it has been taken away by whoever answers.
     is_taken: bool,
 }
@@ -124,6 +134,22 @@ impl Question {
         } else {
             Standing::Begins
         })
+    }
+
+    /// How often it has been given to a far end.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn times_given(&self) -> Result<u8, Error> {
+        Ok(times_given(&self.papers.file)?)
+    }
+
+    /// Whether no far end is given it any more.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn is_given_up(&self) -> Result<bool, Error> {
+        Ok(self.times_given()? >= MOST_TIMES)
     }
 
     /// To be called once the answer has begun.
@@ -160,6 +186,15 @@ pub struct Given {
     pub id: RequestId,
     /// What its client has asked.
     pub request: Vec<u8>,
+}
+
+/// Whether a far end that has not answered may have seen the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It may.
+    Maybe,
+    /// It had hung up before.
+    No,
 }
 
 /// What a far end hears.
@@ -271,7 +306,7 @@ impl Store {
     /// When that cannot be seen.
     pub fn far_ends(&self, server: &ServerName) -> Result<(Option<SystemTime>, bool), Error> {
         let path = self.folder(Kind::Ptth, server.as_str()).join(LISTENERS);
-        Ok((modified(&path)?, is_heard(&path)))
+        Ok((modified(&path)?, is_heard(&path)?))
     }
 }
 
@@ -301,12 +336,12 @@ impl Backlog {
 
     // ---- the client
 
-    /// Asks: from now on the request waits for a far end, and its client for the answer. `None` where `most` requests
-    /// wait already.
+    /// Asks: from now on the request waits for a far end, and its client for the answer. It has been given `times` under
+    /// other ids. `None` where `most` requests wait already.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn ask(&self, id: &RequestId, request: &[u8], most: u64) -> Result<Option<Question>, Error> {
+    pub fn ask(&self, id: &RequestId, request: &[u8], times: u8, most: u64) -> Result<Option<Question>, Error> {
         if self.count()? >= most {
             // Some of them may be those of killed clients.
             tidy(&self.path)?;
@@ -316,9 +351,9 @@ impl Backlog {
         }
         self.with_folders(|| {
             let names = self.names(id.as_str(), GIVEN);
-            let papers =
-                Papers { waiting: self.path(WAITING).join(id.as_str()), given: names.tally.clone(), is_taken: false };
-            let receiver = Receiver::make(names, request)?;
+            let (waiting, given) = (self.path(WAITING).join(id.as_str()), names.tally.clone());
+            let receiver = Receiver::make(names, &[&[times], request].concat())?;
+            let papers = Papers { file: File::open(&given)?, waiting, given, is_taken: false };
             std::fs::rename(&papers.given, &papers.waiting)?;
             Ok(Some(Question { receiver, papers }))
         })
@@ -369,14 +404,26 @@ impl Backlog {
             && let Some(oldest) = (0..waiting.len()).min_by_key(|index| &waiting[*index])
         {
             let name = waiting.swap_remove(oldest);
-            let names = self.names(&name, WAITING);
-            let Some(id) = RequestId::parse(&name).filter(|_| names.are_received()) else {
-                names.remove()?;
-                continue;
-            };
-            taken.extend(self.take_one(id)?);
+            match self.take_or_remove(&name) {
+                Ok(given) => taken.extend(given),
+                Err(error) if taken.is_empty() => return Err(error),
+                // Those that are taken wait for nobody else.
+                Err(error) => {
+                    error.log();
+                    break;
+                }
+            }
         }
         Ok(taken)
+    }
+
+    /// Gives away what stands in `waiting` under that name, unless a killed client has left it.
+    fn take_or_remove(&self, name: &str) -> Result<Option<Given>, Error> {
+        let names = self.names(name, WAITING);
+        match RequestId::parse(name) {
+            Some(id) if is_heard(&names.receiver)? => self.take_one(id),
+            _ => names.remove().map(|()| None),
+        }
     }
 
     /// Gives a request away; `None` where it has gone: its client takes it along, and another far end may be faster.
@@ -385,19 +432,44 @@ impl Backlog {
     /// When it cannot be read.
     pub fn take_one(&self, id: RequestId) -> Result<Option<Given>, Error> {
         let [from, to] = [WAITING, GIVEN].map(|folder| self.path(folder).join(id.as_str()));
-        match std::fs::rename(from, &to).and_then(|()| read_small(&File::open(&to)?)) {
-            Ok(file) => Ok(behind_tally(&file).map(|request| Given { id, request: request.to_vec() })),
+        let read = || -> io::Result<_> {
+            std::fs::rename(from, &to)?;
+            let file = File::options().read(true).write(true).open(&to)?;
+            let text = read_small(&file)?;
+            // Nobody else writes there: whoever has moved the file is the only one who has it.
+            Ok(match behind_tally(&text).and_then(<[u8]>::split_first) {
+                Some((times, request)) => {
+                    file.write_all_at(&[times.saturating_add(1)], times_at())?;
+                    Some(Given { id, request: request.to_vec() })
+                }
+                None => None,
+            })
+        };
+        match read() {
+            Ok(given) => Ok(given),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Has a request wait again that was given to a far end. One whose answer has begun is left alone.
+    /// Has a request wait again that was given to a far end, unless that was the last time. One whose answer has begun is
+    /// left alone. What a far end cannot have `seen` does not count.
     ///
     /// # Errors
     /// When it cannot be moved.
-    pub fn give_back(&self, id: &RequestId) -> Result<(), Error> {
-        match std::fs::rename(self.path(GIVEN).join(id.as_str()), self.path(WAITING).join(id.as_str())) {
+    pub fn give_back(&self, id: &RequestId, seen: Seen) -> Result<(), Error> {
+        let given = self.path(GIVEN).join(id.as_str());
+        let give_back = || {
+            let file = File::options().read(true).write(true).open(&given)?;
+            let times = times_given(&file)?;
+            match seen {
+                Seen::Maybe if times >= MOST_TIMES => return Ok(()),
+                Seen::Maybe => {}
+                Seen::No => file.write_all_at(&[times.saturating_sub(1)], times_at())?,
+            }
+            std::fs::rename(&given, self.path(WAITING).join(id.as_str()))
+        };
+        match give_back() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
@@ -432,7 +504,7 @@ impl LockedBacklog {
     pub fn is_in_use(&self) -> Result<bool, Error> {
         let path = self.folder.path();
         tidy(path)?;
-        Ok(is_heard(&path.join(LISTENERS)) || !names(&path.join(CLIENTS))?.is_empty())
+        Ok(is_heard(&path.join(LISTENERS))? || !names(&path.join(CLIENTS))?.is_empty())
     }
 
     /// Whose requests they are; `None` where that is damaged.
@@ -472,12 +544,33 @@ fn names_of(backlog: &Path, id: &str, tally: &str) -> Names {
     Names { receiver, data, tally }
 }
 
+/// Where it stands in the file how often a request has been given: behind the tally.
+fn times_at() -> u64 {
+    TALLY_SIZE as u64
+}
+
+fn times_given(file: &File) -> io::Result<u8> {
+    let mut times = [0];
+    file.read_exact_at(&mut times, times_at())?;
+    Ok(times[0])
+}
+
+/// Whether somebody has a FIFO open, who is not woken. Without a file descriptor, say, that cannot be seen, which is not to
+/// be taken for nobody.
+fn is_heard(fifo: &Path) -> Result<bool, Error> {
+    match rustix::fs::open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(_) => Ok(true),
+        Err(Errno::NXIO | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes what killed clients have left behind.
 fn tidy(backlog: &Path) -> Result<(), Error> {
     for folder in FOLDERS {
         for name in names(&backlog.join(folder))? {
             let names = names_of(backlog, &name, folder);
-            if !names.are_received() {
+            if !is_heard(&names.receiver)? {
                 names.remove()?;
             }
         }
@@ -523,7 +616,7 @@ mod tests {
 
         fn ask(&self, request: &[u8]) -> (RequestId, Question) {
             let id = RequestId::fresh().unwrap();
-            let question = self.backlog().ask(&id, request, 10).unwrap().unwrap();
+            let question = self.backlog().ask(&id, request, 0, 10).unwrap().unwrap();
             (id, question)
         }
 
@@ -553,7 +646,7 @@ mod tests {
         let sender = &answering.sender;
         assert!(sender.send_head(b"head", b""));
         assert_eq!(question.receiver.head().unwrap(), Came::Head(b"head".to_vec()));
-        scene.backlog().give_back(&id).unwrap();
+        scene.backlog().give_back(&id, Seen::Maybe).unwrap();
         assert_eq!(scene.take(), [[0_u8; 1]; 0], "its answer has begun");
         answering.forget_request().unwrap();
         assert!(scene.is_empty(), "nothing is left once it begins");
@@ -574,8 +667,54 @@ mod tests {
             })
             .collect();
         assert_eq!(scene.backlog().take(2).unwrap().len(), 2);
-        scene.backlog().give_back(&asked[1].0).unwrap();
+        scene.backlog().give_back(&asked[1].0, Seen::Maybe).unwrap();
         assert_eq!(scene.take(), [[1], [2]]);
+    }
+
+    #[test]
+    fn a_request_is_given_twice_and_not_again() {
+        let scene = Scene::new();
+        let (id, question) = scene.ask(b"x");
+        assert_eq!(scene.take(), [b"x"]);
+        // To one that had hung up before, which is no time at all.
+        scene.backlog().give_back(&id, Seen::No).unwrap();
+        assert_eq!(question.times_given().unwrap(), 0);
+        for times in 1..=MOST_TIMES {
+            assert_eq!(question.standing().unwrap(), Standing::Waiting);
+            assert_eq!(scene.take(), [b"x"]);
+            assert_eq!(question.times_given().unwrap(), times);
+            scene.backlog().give_back(&id, Seen::Maybe).unwrap();
+        }
+        assert!(question.is_given_up().unwrap());
+        assert_eq!(question.standing().unwrap(), Standing::Given, "it can still be answered");
+        assert_eq!(scene.take(), [[0_u8; 1]; 0]);
+        assert!(scene.backlog().answer(&id).unwrap().is_some());
+        // Under another id it is the same request.
+        let id = RequestId::fresh().unwrap();
+        let _again = scene.backlog().ask(&id, b"x", 1, 10).unwrap().unwrap();
+        assert_eq!(scene.take(), [b"x"]);
+        scene.backlog().give_back(&id, Seen::Maybe).unwrap();
+        assert_eq!(scene.take(), [[0_u8; 1]; 0]);
+    }
+
+    #[test]
+    fn who_cannot_be_seen_is_not_taken_for_gone() {
+        let scene = Scene::new();
+        let id = RequestId::fresh().unwrap();
+        drop(scene.ask(b"so that there are folders"));
+        // A FIFO that can be opened as little as one for which there is no file descriptor.
+        let names = scene.backlog().names(id.as_str(), WAITING);
+        std::os::unix::fs::symlink(&names.receiver, &names.receiver).unwrap();
+        make_fifo(&names.data).unwrap();
+        std::fs::write(&names.tally, b"1234567890request").unwrap();
+        tidy(&scene.backlog().path).unwrap_err();
+        scene.backlog().take(10).unwrap_err();
+        assert!(scene.backlog().ask(&RequestId::fresh().unwrap(), b"full", 0, 1).is_err());
+        for kept in [&names.receiver, &names.data, &names.tally] {
+            assert!(kept.symlink_metadata().is_ok(), "{} is gone", kept.display());
+        }
+        std::os::unix::fs::symlink(scene.backlog().path(LISTENERS), scene.backlog().path(LISTENERS)).unwrap();
+        scene.store.far_ends(&ServerName::new("s").unwrap()).unwrap_err();
     }
 
     #[test]
@@ -611,7 +750,7 @@ mod tests {
         let (id, mut question) = scene.ask(b"again");
         assert_eq!(scene.take(), [b"again"]);
         // It is answered late, by one from whom it has been taken again.
-        scene.backlog().give_back(&id).unwrap();
+        scene.backlog().give_back(&id, Seen::Maybe).unwrap();
         let answering = scene.backlog().answer(&id).unwrap().unwrap();
         assert_eq!(question.receiver.head().unwrap(), Came::Nothing);
         assert!(answering.sender.send_head(b"late", b""));
@@ -625,10 +764,10 @@ mod tests {
         let scene = Scene::new();
         let (one, two) = (scene.ask(b"1"), scene.ask(b"2"));
         let id = RequestId::fresh().unwrap();
-        assert!(scene.backlog().ask(&id, b"3", 2).unwrap().is_none());
+        assert!(scene.backlog().ask(&id, b"3", 0, 2).unwrap().is_none());
         make_fifo(&scene.backlog().path(CLIENTS).join(RequestId::fresh().unwrap().as_str())).unwrap();
         drop(two);
-        assert!(scene.backlog().ask(&id, b"3", 2).unwrap().is_some());
+        assert!(scene.backlog().ask(&id, b"3", 0, 2).unwrap().is_some());
         drop(one);
     }
 
