@@ -393,6 +393,16 @@ mod tests {
     }
 
     #[test]
+    fn a_time_has_a_date_from_1970_to_9999() {
+        let at = |seconds| UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let last = at(253_402_300_799);
+        assert_eq!(httpdate::fmt_http_date(last), "Fri, 31 Dec 9999 23:59:59 GMT");
+        assert!(has_date(UNIX_EPOCH) && has_date(last));
+        assert!(!has_date(at(253_402_300_800)));
+        assert!(!has_date(UNIX_EPOCH - std::time::Duration::from_nanos(1)));
+    }
+
+    #[test]
     fn a_path_that_is_hidden_or_leads_elsewhere_has_no_place() {
         for path in [
             "",

@@ -18,7 +18,7 @@ use crate::ptth::{
     ServerName, Tripcode, Waiting, WireError, join_list,
 };
 use crate::store::backlog::{
-    Answering, Backlog, Given, Heard, Listening, LockedBacklog, Question, RequestId, Seen, Standing,
+    Answering, Backlog, Given, Heard, Listening, LockedBacklog, Question, RequestId, Standing,
 };
 use crate::store::pipe::{Came, LONGEST_HEAD, Receiver};
 use crate::store::ptth::PtthServer;
@@ -419,7 +419,7 @@ impl Relay<'_> {
                 // Its answer may still come.
                 return Ok(Some(stands));
             }
-            backlog.give_back(id, Seen::Maybe)?;
+            backlog.give_back(id)?;
         }
         backlog.ring(id);
         Ok(Some(stands))
@@ -450,9 +450,9 @@ impl Relay<'_> {
                 None => backlog.listen()?,
             };
             let given = match called_for.take() {
-                Some(id) => backlog.take_one(id)?.into_iter().collect(),
+                Some(id) => backlog.take_one(id, listening.asked_at())?.into_iter().collect(),
                 // At first, once it listens so that none comes in between, and at last.
-                None => backlog.take(MOST_GIVEN)?,
+                None => backlog.take(MOST_GIVEN, listening.asked_at())?,
             };
             if given.len() == MOST_GIVEN {
                 ring_if_any_waits(&backlog);
@@ -481,9 +481,8 @@ impl Relay<'_> {
             let is_written = write_all(out, &list);
             // What it has not read when it hangs up, it may have lost.
             let is_there = out.wait(&[], false, Duration::ZERO) != Woken::HungUp;
-            let seen = if is_written { Seen::Maybe } else { Seen::No };
             if !(is_written && is_there)
-                && let Err(error) = give_back(&store, &name, &ids, seen)
+                && let Err(error) = give_back(&store, &name, &ids)
             {
                 error.log();
             }
@@ -616,10 +615,10 @@ fn ring_if_any_waits(backlog: &Backlog) {
 }
 
 /// Has requests wait again.
-fn give_back(store: &Store, name: &ServerName, ids: &[RequestId], seen: Seen) -> Result<(), store::Error> {
+fn give_back(store: &Store, name: &ServerName, ids: &[RequestId]) -> Result<(), store::Error> {
     let backlog = store.backlog(name);
     for id in ids {
-        backlog.give_back(id, seen)?;
+        backlog.give_back(id)?;
         backlog.ring(id);
     }
     Ok(())

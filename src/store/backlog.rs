@@ -40,8 +40,9 @@ const CLIENTS: &str = "clients";
 const ANSWERS: &str = "answers";
 const FOLDERS: [&str; 4] = [WAITING, GIVEN, CLIENTS, ANSWERS];
 
-/// How often a request is given to far ends. One that dies with it should not be its end; those that cannot answer it
-/// should not be asked again and again.
+/// How often a request is given to a far end that asks: one that dies with it should not be its end, but one that cannot
+/// answer it should not have it again and again. Whoever began to ask before the request came has it for nothing, after
+/// the first: a web server may notice only then that it has died long since, and each asks only once.
 const MOST_TIMES: u8 = 2;
 
 /// What a request is known by: the time in milliseconds since 1970, so that the oldest comes first, and 128 random bits,
@@ -65,6 +66,11 @@ impl RequestId {
     pub fn parse(text: &str) -> Option<Self> {
         let is_id = text.len() == Self::LENGTH && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         is_id.then(|| Self(text.to_owned()))
+    }
+
+    /// When it was made, in milliseconds since 1970.
+    fn made_at(&self) -> u64 {
+        u64::from_str_radix(&self.0[..12], 16).unwrap_or_default()
     }
 
     /// The digits.
@@ -188,15 +194,6 @@ pub struct Given {
     pub request: Vec<u8>,
 }
 
-/// Whether a far end that has not answered may have seen the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// It may.
-    Maybe,
-    /// It had hung up before.
-    No,
-}
-
 /// What a far end hears.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -234,9 +231,16 @@ impl Answering {
 pub struct Listening {
     fifo: Fifo,
     since: Instant,
+    asked_at: u64,
 }
 
 impl Listening {
+    /// When it has begun, in milliseconds since 1970.
+    #[must_use]
+    pub fn asked_at(&self) -> u64 {
+        self.asked_at
+    }
+
     /// What becomes readable when a request has come.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -371,7 +375,7 @@ impl Backlog {
     /// When it cannot be made.
     pub fn listen(&self) -> Result<Listening, Error> {
         let fifo = self.with_folders(|| Fifo::open_or_make(&self.path(LISTENERS)))?;
-        let listening = Listening { fifo, since: Instant::now() };
+        let listening = Listening { fifo, since: Instant::now(), asked_at: now_ms() };
         listening.note();
         Ok(listening)
     }
@@ -392,11 +396,11 @@ impl Backlog {
         Ok(())
     }
 
-    /// Gives away the requests that have waited longest, up to `most`.
+    /// Gives away the requests that have waited longest, up to `most`, to a far end that began to ask at that time.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn take(&self, most: usize) -> Result<Vec<Given>, Error> {
+    pub fn take(&self, most: usize, asked_at: u64) -> Result<Vec<Given>, Error> {
         let mut waiting = names(&self.path(WAITING))?;
         let mut taken = Vec::new();
         // There may be many, of which few are taken.
@@ -404,7 +408,7 @@ impl Backlog {
             && let Some(oldest) = (0..waiting.len()).min_by_key(|index| &waiting[*index])
         {
             let name = waiting.swap_remove(oldest);
-            match self.take_or_remove(&name) {
+            match self.take_or_remove(&name, asked_at) {
                 Ok(given) => taken.extend(given),
                 Err(error) if taken.is_empty() => return Err(error),
                 // Those that are taken wait for nobody else.
@@ -418,10 +422,10 @@ impl Backlog {
     }
 
     /// Gives away what stands in `waiting` under that name, unless a killed client has left it.
-    fn take_or_remove(&self, name: &str) -> Result<Option<Given>, Error> {
+    fn take_or_remove(&self, name: &str, asked_at: u64) -> Result<Option<Given>, Error> {
         let names = self.names(name, WAITING);
         match RequestId::parse(name) {
-            Some(id) if is_heard(&names.receiver)? => self.take_one(id),
+            Some(id) if is_heard(&names.receiver)? => self.take_one(id, asked_at),
             _ => names.remove().map(|()| None),
         }
     }
@@ -430,7 +434,7 @@ impl Backlog {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn take_one(&self, id: RequestId) -> Result<Option<Given>, Error> {
+    pub fn take_one(&self, id: RequestId, asked_at: u64) -> Result<Option<Given>, Error> {
         let [from, to] = [WAITING, GIVEN].map(|folder| self.path(folder).join(id.as_str()));
         let read = || -> io::Result<_> {
             std::fs::rename(from, &to)?;
@@ -439,7 +443,9 @@ impl Backlog {
             // Nobody else writes there: whoever has moved the file is the only one who has it.
             Ok(match behind_tally(&text).and_then(<[u8]>::split_first) {
                 Some((times, request)) => {
-                    file.write_all_at(&[times.saturating_add(1)], times_at())?;
+                    if *times == 0 || asked_at > id.made_at() {
+                        file.write_all_at(&[times.saturating_add(1)], times_at())?;
+                    }
                     Some(Given { id, request: request.to_vec() })
                 }
                 None => None,
@@ -453,23 +459,20 @@ impl Backlog {
     }
 
     /// Has a request wait again that was given to a far end, unless that was the last time. One whose answer has begun is
-    /// left alone. What a far end cannot have `seen` does not count.
+    /// left alone.
     ///
     /// # Errors
     /// When it cannot be moved.
-    pub fn give_back(&self, id: &RequestId, seen: Seen) -> Result<(), Error> {
+    pub fn give_back(&self, id: &RequestId) -> Result<(), Error> {
         let given = self.path(GIVEN).join(id.as_str());
         let give_back = || {
-            let file = File::options().read(true).write(true).open(&given)?;
-            let times = times_given(&file)?;
-            match seen {
-                Seen::Maybe if times >= MOST_TIMES => return Ok(()),
-                Seen::Maybe => {}
-                Seen::No => file.write_all_at(&[times.saturating_sub(1)], times_at())?,
+            if times_given(&File::open(&given)?)? < MOST_TIMES {
+                std::fs::rename(&given, self.path(WAITING).join(id.as_str()))?;
             }
-            std::fs::rename(&given, self.path(WAITING).join(id.as_str()))
+            Ok(())
         };
-        match give_back() {
+        let given_back: io::Result<()> = give_back();
+        match given_back {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
@@ -626,7 +629,7 @@ mod tests {
 
         /// What is given away now.
         fn take(&self) -> Vec<Vec<u8>> {
-            self.backlog().take(10).unwrap().into_iter().map(|given| given.request).collect()
+            self.backlog().take(10, u64::MAX).unwrap().into_iter().map(|given| given.request).collect()
         }
     }
 
@@ -635,7 +638,7 @@ mod tests {
         let scene = Scene::new();
         let (id, mut question) = scene.ask(b"one");
         assert_eq!(question.standing().unwrap(), Standing::Waiting);
-        let taken = scene.backlog().take(10).unwrap();
+        let taken = scene.backlog().take(10, u64::MAX).unwrap();
         assert_eq!(taken, [Given { id: id.clone(), request: b"one".to_vec() }]);
         assert_eq!(scene.take(), [[0_u8; 1]; 0]);
         assert_eq!(question.standing().unwrap(), Standing::Given);
@@ -646,7 +649,7 @@ mod tests {
         let sender = &answering.sender;
         assert!(sender.send_head(b"head", b""));
         assert_eq!(question.receiver.head().unwrap(), Came::Head(b"head".to_vec()));
-        scene.backlog().give_back(&id, Seen::Maybe).unwrap();
+        scene.backlog().give_back(&id).unwrap();
         assert_eq!(scene.take(), [[0_u8; 1]; 0], "its answer has begun");
         answering.forget_request().unwrap();
         assert!(scene.is_empty(), "nothing is left once it begins");
@@ -666,8 +669,8 @@ mod tests {
                 scene.ask(&[number])
             })
             .collect();
-        assert_eq!(scene.backlog().take(2).unwrap().len(), 2);
-        scene.backlog().give_back(&asked[1].0, Seen::Maybe).unwrap();
+        assert_eq!(scene.backlog().take(2, u64::MAX).unwrap().len(), 2);
+        scene.backlog().give_back(&asked[1].0).unwrap();
         assert_eq!(scene.take(), [[1], [2]]);
     }
 
@@ -676,15 +679,17 @@ mod tests {
         let scene = Scene::new();
         let (id, question) = scene.ask(b"x");
         assert_eq!(scene.take(), [b"x"]);
-        // To one that had hung up before, which is no time at all.
-        scene.backlog().give_back(&id, Seen::No).unwrap();
-        assert_eq!(question.times_given().unwrap(), 0);
-        for times in 1..=MOST_TIMES {
+        for _ in 0..3 {
+            // It may have died long since.
+            scene.backlog().give_back(&id).unwrap();
             assert_eq!(question.standing().unwrap(), Standing::Waiting);
-            assert_eq!(scene.take(), [b"x"]);
-            assert_eq!(question.times_given().unwrap(), times);
-            scene.backlog().give_back(&id, Seen::Maybe).unwrap();
+            let before = scene.backlog().take_one(id.clone(), id.made_at() - 1).unwrap();
+            assert_eq!((before.unwrap().request, question.times_given().unwrap()), (b"x".to_vec(), 1));
         }
+        scene.backlog().give_back(&id).unwrap();
+        assert_eq!(scene.take(), [b"x"]);
+        assert_eq!(question.times_given().unwrap(), MOST_TIMES);
+        scene.backlog().give_back(&id).unwrap();
         assert!(question.is_given_up().unwrap());
         assert_eq!(question.standing().unwrap(), Standing::Given, "it can still be answered");
         assert_eq!(scene.take(), [[0_u8; 1]; 0]);
@@ -693,7 +698,7 @@ mod tests {
         let id = RequestId::fresh().unwrap();
         let _again = scene.backlog().ask(&id, b"x", 1, 10).unwrap().unwrap();
         assert_eq!(scene.take(), [b"x"]);
-        scene.backlog().give_back(&id, Seen::Maybe).unwrap();
+        scene.backlog().give_back(&id).unwrap();
         assert_eq!(scene.take(), [[0_u8; 1]; 0]);
     }
 
@@ -708,7 +713,7 @@ mod tests {
         make_fifo(&names.data).unwrap();
         std::fs::write(&names.tally, b"1234567890request").unwrap();
         tidy(&scene.backlog().path).unwrap_err();
-        scene.backlog().take(10).unwrap_err();
+        scene.backlog().take(10, u64::MAX).unwrap_err();
         assert!(scene.backlog().ask(&RequestId::fresh().unwrap(), b"full", 0, 1).is_err());
         for kept in [&names.receiver, &names.data, &names.tally] {
             assert!(kept.symlink_metadata().is_ok(), "{} is gone", kept.display());
@@ -750,7 +755,7 @@ mod tests {
         let (id, mut question) = scene.ask(b"again");
         assert_eq!(scene.take(), [b"again"]);
         // It is answered late, by one from whom it has been taken again.
-        scene.backlog().give_back(&id, Seen::Maybe).unwrap();
+        scene.backlog().give_back(&id).unwrap();
         let answering = scene.backlog().answer(&id).unwrap().unwrap();
         assert_eq!(question.receiver.head().unwrap(), Came::Nothing);
         assert!(answering.sender.send_head(b"late", b""));
@@ -786,8 +791,8 @@ mod tests {
         scene.backlog().ring_if_any_waits().unwrap();
         assert_eq!(two.hear(), Heard::Request(id.clone()));
         assert_eq!((one.hear(), two.hear()), (Heard::Nothing, Heard::Nothing), "one of them, once");
-        assert_eq!(scene.backlog().take_one(id.clone()).unwrap().unwrap().request, b"x");
-        assert_eq!(scene.backlog().take_one(id.clone()).unwrap(), None);
+        assert_eq!(scene.backlog().take_one(id.clone(), u64::MAX).unwrap().unwrap().request, b"x");
+        assert_eq!(scene.backlog().take_one(id.clone(), u64::MAX).unwrap(), None);
         drop((one, two));
         assert!(!scene.store.far_ends(&name).unwrap().1, "nobody is there");
         scene.backlog().ring(&id);
