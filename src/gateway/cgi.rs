@@ -72,7 +72,7 @@ pub fn run() -> ExitCode {
         && let Some(path) = answer_without_length(&text("REQUEST_URI"), &request.mount, &request.path)
     {
         refused = None;
-        request.method = "POST".to_owned();
+        "POST".clone_into(&mut request.method);
         request.raw_path.clone_from(&path);
         request.path = path;
     }

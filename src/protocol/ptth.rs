@@ -299,18 +299,15 @@ impl Relay<'_> {
         if names_in_via(&fields, &pseudonym) {
             return Err(Refusal::Loop);
         }
-        // Whatever is the name's and the value's own is a field.
+        // It is well formed.
         let _ = fields.add("via", format!("1.1 {pseudonym}").as_bytes());
         if request.method == OPTIONS && !may_go_on(&mut fields) {
             return Ok(options(request, METHODS));
         }
-        let method = match Method::named(&request.method) {
-            Some(method) => method,
-            None => {
-                let _ = fields.add(METHOD_FIELD, request.method.as_bytes());
-                Method::Get
-            }
-        };
+        let method = Method::named(&request.method).unwrap_or_else(|| {
+            let _ = fields.add(METHOD_FIELD, request.method.as_bytes());
+            Method::Get
+        });
         let head = RequestHead { method, uri: uri(rest, &request.query)?, fields };
         let size: usize = head.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
         // A far end takes no more, and would refuse the requests beside it in its list too.

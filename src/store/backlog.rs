@@ -465,14 +465,13 @@ impl Backlog {
     /// When it cannot be moved.
     pub fn give_back(&self, id: &RequestId) -> Result<(), Error> {
         let given = self.path(GIVEN).join(id.as_str());
-        let give_back = || {
+        let move_back = || -> io::Result<()> {
             if times_given(&File::open(&given)?)? < MOST_TIMES {
                 std::fs::rename(&given, self.path(WAITING).join(id.as_str()))?;
             }
             Ok(())
         };
-        let given_back: io::Result<()> = give_back();
-        match given_back {
+        match move_back() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
