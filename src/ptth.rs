@@ -22,6 +22,13 @@ pub const KEY_FIELD: &str = "X-ApiKey";
 /// The header field of an answer that holds its head ([`ResponseHead`]).
 pub const HEAD_FIELD: &str = "X-PTTH-2LJYXWC4";
 
+/// The header field of a request that names a method for which PTTH has no number: OPTIONS. It goes as a GET, which a far
+/// end that does not know this field takes it for; both are safe (RFC 9110, 9.2.1).
+pub const METHOD_FIELD: &str = "X-PTTH-Method";
+
+/// What [`METHOD_FIELD`] says.
+pub const OPTIONS: &str = "OPTIONS";
+
 /// How many bytes a list of requests may have.
 pub const MAX_LIST: usize = 8 << 20;
 
@@ -195,6 +202,17 @@ pub struct ResponseHead {
     pub status: StatusCode,
     /// The header fields.
     pub fields: Fields,
+}
+
+impl RequestHead {
+    /// Its method's name, in capitals: the number's, or what [`METHOD_FIELD`] says.
+    #[must_use]
+    pub fn method_name(&self) -> &'static str {
+        match self.fields.get(&METHOD_FIELD.to_ascii_lowercase()) {
+            Some(OPTIONS) if self.method == Method::Get => OPTIONS,
+            _ => self.method.name(),
+        }
+    }
 }
 
 impl Waiting {
@@ -463,6 +481,16 @@ impl Tripcode {
     #[must_use]
     pub fn of(key: &str) -> Self {
         Self(blake3::hash(key.as_bytes()))
+    }
+}
+
+impl Tripcode {
+    /// By what the relay that knows it is named in `Via` (RFC 9110, 7.6.3) on the way to the server of that name: it tells
+    /// nothing of the relay's host, and no other server and no other relay has it.
+    #[must_use]
+    pub fn pseudonym(&self, name: &ServerName) -> String {
+        let hash = blake3::Hasher::new().update(self.0.as_bytes()).update(name.as_str().as_bytes()).finalize();
+        format!("uhst-relay-{}", &hash.to_hex()[..16])
     }
 }
 

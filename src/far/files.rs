@@ -6,7 +6,7 @@
 //! inside, by whatever name. A list of a folder has what would be given, and nothing else.
 
 use super::Answer;
-use crate::ptth::{Method, RequestHead};
+use crate::ptth::{Method, OPTIONS, RequestHead};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use std::fmt::Write as _;
@@ -39,6 +39,9 @@ impl Root {
     }
 
     pub(super) fn answer(&self, request: &RequestHead) -> Answer {
+        if request.method_name() == OPTIONS {
+            return Answer::new(204).field("allow", "GET, HEAD, OPTIONS");
+        }
         let answer = self.find(request);
         if request.method == Method::Head { answer.head_only() } else { answer }
     }
@@ -191,32 +194,32 @@ fn failure(error: Errno) -> Answer {
 /// A file, or what was asked for of it.
 fn send(mut file: File, about: &Metadata, place: &Path, request: &RequestHead) -> Answer {
     let size = about.len();
-    let changed = about.modified().unwrap_or(UNIX_EPOCH);
+    let changed = about.modified().ok().filter(|time| has_date(*time));
     // To the nanosecond, so that two contents of the same length in one second differ.
     let tag = format!("\"{:x}-{:x}.{:x}-{size:x}\"", about.ino(), about.mtime(), about.mtime_nsec());
     let asked = |name: &str| request.fields.get(name);
     let with_validators = |answer: Answer| {
-        answer
-            .field("etag", &tag)
-            .field("last-modified", httpdate::fmt_http_date(changed))
-            .field("cache-control", "no-cache")
+        let answer = answer.field("etag", &tag).field("cache-control", "no-cache");
+        match changed {
+            Some(changed) => answer.field("last-modified", httpdate::fmt_http_date(changed)),
+            None => answer,
+        }
     };
+    let date_in = |text: &str| httpdate::parse_http_date(text).ok().map(whole_seconds);
+    let changed_at = changed.map(whole_seconds);
     let is_known = match (asked("if-none-match"), asked("if-modified-since")) {
         (Some(tags), _) => {
             tags.split(',').map(str::trim).any(|known| known == "*" || known.trim_start_matches("W/") == tag)
         }
-        (None, Some(date)) => {
-            httpdate::parse_http_date(date).is_ok_and(|date| whole_seconds(changed) <= whole_seconds(date))
-        }
+        (None, Some(date)) => changed_at.zip(date_in(date)).is_some_and(|(changed, date)| changed <= date),
         (None, None) => false,
     };
     if is_known {
         return with_validators(Answer::new(304));
     }
     // A part of another version would be mixed with what the client has already (RFC 9110, 13.1.5).
-    let is_same = asked("if-range").is_none_or(|known| {
-        known == tag || httpdate::parse_http_date(known).is_ok_and(|date| whole_seconds(date) == whole_seconds(changed))
-    });
+    let is_same = asked("if-range")
+        .is_none_or(|known| known == tag || changed_at.is_some_and(|changed| date_in(known) == Some(changed)));
     let range = asked("range")
         .filter(|_| is_same && request.method == Method::Get)
         .map_or(Range::Whole, |asked| range(asked, size));
@@ -240,6 +243,12 @@ fn send(mut file: File, about: &Metadata, place: &Path, request: &RequestHead) -
     } else {
         answer
     }
+}
+
+/// Whether HTTP has a date for it (RFC 9110, 5.6.7): a file system may know times before 1970 and after 9999.
+fn has_date(time: SystemTime) -> bool {
+    const YEAR_10000: u64 = 253_402_300_800;
+    time.duration_since(UNIX_EPOCH).is_ok_and(|since| since.as_secs() < YEAR_10000)
 }
 
 fn whole_seconds(time: SystemTime) -> u64 {
@@ -267,11 +276,12 @@ fn range(asked: &str, size: u64) -> Range {
     };
     match (number(first), number(last)) {
         (Some(first), Some(last)) if first > last => Range::Whole,
+        // The last bytes of nothing are all of it, which no 206 can say (RFC 9110, 14.1.2 and 14.4).
+        (None, Some(1..)) if first.is_empty() && size == 0 => Range::Whole,
         (Some(first), _) if first >= size && (last.is_empty() || number(last).is_some()) => Range::Outside,
         (Some(first), Some(last)) => Range::Part { first, last: last.min(size - 1) },
         (Some(first), None) if last.is_empty() => Range::Part { first, last: size - 1 },
         (None, Some(0)) if first.is_empty() => Range::Outside,
-        (None, Some(_)) if first.is_empty() && size == 0 => Range::Outside,
         (None, Some(count)) if first.is_empty() => Range::Part { first: size - count.min(size), last: size - 1 },
         _ => Range::Whole,
     }
@@ -366,7 +376,8 @@ mod tests {
             ("bytes=10-11", 10, Range::Outside),
             ("bytes=-0", 10, Range::Outside),
             ("bytes=0-", 0, Range::Outside),
-            ("bytes=-1", 0, Range::Outside),
+            ("bytes=-1", 0, Range::Whole),
+            ("bytes=-0", 0, Range::Outside),
             ("bytes=5-2", 10, Range::Whole),
             ("bytes=0-1,3-4", 10, Range::Whole),
             ("bytes=-", 10, Range::Whole),
@@ -379,6 +390,16 @@ mod tests {
         ] {
             assert_eq!(range(asked, size), wanted, "{asked} of {size}");
         }
+    }
+
+    #[test]
+    fn a_time_has_a_date_from_1970_to_9999() {
+        let at = |seconds| UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let last = at(253_402_300_799);
+        assert_eq!(httpdate::fmt_http_date(last), "Fri, 31 Dec 9999 23:59:59 GMT");
+        assert!(has_date(UNIX_EPOCH) && has_date(last));
+        assert!(!has_date(at(253_402_300_800)));
+        assert!(!has_date(UNIX_EPOCH - std::time::Duration::from_nanos(1)));
     }
 
     #[test]

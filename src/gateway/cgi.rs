@@ -67,6 +67,16 @@ pub fn run() -> ExitCode {
         }
     };
 
+    let mut refused = refused_by_lighttpd(&text("SERVER_SOFTWARE"), &text("REDIRECT_STATUS"));
+    if refused == Some(411)
+        && let Some(path) = answer_without_length(&text("REQUEST_URI"), &request.mount, &request.path)
+    {
+        refused = None;
+        "POST".clone_into(&mut request.method);
+        request.raw_path.clone_from(&path);
+        request.path = path;
+    }
+
     let head_only = request.method == "HEAD";
     let mut sweep = None;
     let reply = match settings {
@@ -77,6 +87,11 @@ pub fn run() -> ExitCode {
         Ok(settings) if malformed || !path_is_text => {
             let sentence = if malformed { "CONTENT_LENGTH is not a number." } else { "The path is not UTF-8." };
             protocol::with_cors(&settings, &request, Reply::error(Status::BadRequest, sentence))
+        }
+        Ok(settings) if refused.is_some() => {
+            let status = Status::Passed(refused.unwrap_or_default());
+            let sentence = "The web server has refused this request by itself.";
+            protocol::with_cors(&settings, &request, Reply::error(status, sentence))
         }
         Ok(settings) => {
             let reply = protocol::answer(&settings, &mut request);
@@ -311,6 +326,23 @@ fn raw_path(request_uri: &str, mount: &str, path_info: &str) -> String {
     path.strip_prefix(mount).filter(means_the_same).map_or_else(|| encode_path(path_info), str::to_owned)
 }
 
+/// The status with which lighttpd has refused a request before this program was asked, as its `server.error-handler`. It asks
+/// with GET then, whatever the client's method was.
+fn refused_by_lighttpd(server: &str, redirect_status: &str) -> Option<u16> {
+    let status = redirect_status.parse().ok().filter(|status| (400..600).contains(status));
+    status.filter(|_| server.starts_with("lighttpd/"))
+}
+
+/// The path of a far end's answer that lighttpd has refused with 411. A POST with neither a length nor chunks has no body
+/// (RFC 9112, 6.3), but lighttpd takes none. It refuses a chunked one with 411 too, where it was told to pass on bodies as
+/// they come, but has split its path by then. Others than far ends get no way around what lighttpd is told of their paths:
+/// they have no key.
+fn answer_without_length(request_uri: &str, mount: &str, path_info: &str) -> Option<String> {
+    let path = request_uri.split('?').next()?.strip_prefix(mount)?;
+    let is_plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/_".contains(&byte));
+    (path_info.is_empty() && is_plain && protocol::ptth::takes_answers(path)).then(|| path.to_owned())
+}
+
 /// RFC 3986, 3.3: what may stand in a path, and the slashes between its segments, stays as it is.
 fn encode_path(path: &str) -> String {
     let mut encoded = String::with_capacity(path.len());
@@ -360,6 +392,22 @@ mod tests {
         assert_eq!(raw("", "/a b/ä%?;:@"), "/a%20b/%C3%A4%25%3F;:@");
         assert_eq!(raw("/elsewhere/a%20b", "/a b"), "/a%20b");
         assert_eq!(raw("/cgi-bin/relay.cgi/other", "/a b"), "/a%20b");
+    }
+
+    #[test]
+    fn an_answer_without_length_is_one_that_lighttpd_alone_has_refused() {
+        assert_eq!(refused_by_lighttpd("lighttpd/1.4.69", "411"), Some(411));
+        for (server, status) in [("lighttpd/1.4.69", "200"), ("lighttpd/1.4.69", ""), ("Apache/2.4", "411")] {
+            assert_eq!(refused_by_lighttpd(server, status), None, "{server} {status}");
+        }
+        let path = |uri, path_info| answer_without_length(uri, "/cgi-bin/relay.cgi", path_info);
+        let answer = "/cgi-bin/relay.cgi/7ZSFUKGV/http_response/0ab";
+        assert_eq!(path(answer, "").as_deref(), Some("/7ZSFUKGV/http_response/0ab"));
+        // In chunks.
+        assert_eq!(path(answer, "/7ZSFUKGV/http_response/0ab"), None);
+        for uri in ["", "/x", "/cgi-bin/relay.cgi", "/cgi-bin/relay.cgi/7ZSFUKGV/http_response/../../bus/x"] {
+            assert_eq!(path(uri, ""), None, "{uri}");
+        }
     }
 
     #[test]

@@ -215,7 +215,7 @@ impl Body<'_> {
     }
 }
 
-/// Status codes that the relay gives (RFC 9110, 15; 429 and 507 are RFC 6585 and RFC 4918), and those that it passes on.
+/// Status codes that the relay gives (RFC 9110, 15; 429, 507 and 508 are RFC 6585, RFC 4918 and RFC 5842), and those that it passes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 #[expect(missing_docs, reason = "they are the RFC's own names")]
 pub enum Status {
@@ -245,6 +245,7 @@ pub enum Status {
     GatewayTimeout,
     HttpVersionNotSupported,
     InsufficientStorage,
+    LoopDetected,
     Passed(u16),
 }
 
@@ -278,6 +279,7 @@ impl fmt::Display for Status {
             Self::GatewayTimeout => "504 Gateway Timeout",
             Self::HttpVersionNotSupported => "505 HTTP Version Not Supported",
             Self::InsufficientStorage => "507 Insufficient Storage",
+            Self::LoopDetected => "508 Loop Detected",
         })
     }
 }

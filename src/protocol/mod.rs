@@ -33,7 +33,8 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     } else if let Some(id) = cama::session_of(&request.path) {
         cama::answer(settings, &id, request)
     } else if ptth::is_its_own(&request.path) {
-        ptth::answer(settings, request)
+        // What an application behind it says of other origins is its own business.
+        return ptth::answer(settings, request);
     } else {
         Reply::error(
             Status::NotFound,
@@ -89,10 +90,6 @@ fn origin_is_allowed(settings: &Settings, request: &Request<'_>) -> bool {
 pub fn with_cors(settings: &Settings, request: &Request<'_>, mut reply: Reply) -> Reply {
     const EXPOSE: &str = "Access-Control-Expose-Headers";
     // What else a protocol wants its pages to see.
-    if reply.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Access-Control-Allow-Origin")) {
-        // A server behind PTTH has its own mind about it.
-        return reply;
-    }
     match reply.headers.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(EXPOSE)) {
         Some((_, list)) => list.extend_from_slice(b", Retry-After"),
         None => reply = reply.header(EXPOSE, "Retry-After"),

@@ -2,7 +2,7 @@
 //!
 //! | request | who |
 //! | --- | --- |
-//! | `GET` or `HEAD /frontend/servers/NAME/PATH` | a client: is answered by the server |
+//! | `GET`, `HEAD` or `OPTIONS /frontend/servers/NAME/PATH` | a client: is answered by the server |
 //! | `GET /frontend/servers/` | anybody: the servers that are listed |
 //! | `GET /frontend/relay_up_check` | anybody: 200 |
 //! | `GET /7ZSFUKGV/http_listen/NAME` with `X-ApiKey` | the server (its *far end*): the requests that wait for it, or 204 |
@@ -10,15 +10,18 @@
 //!
 //! What is in a list of requests and in the head of an answer is in [`crate::ptth`].
 
-use super::{is_recent, options, page, store_status};
+use super::{is_recent, options, page, store_status, with_cors};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
 use crate::ptth::{
-    Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, Method, PREFIX, RequestHead, ResponseHead, ServerName, Tripcode,
-    Waiting, WireError, join_list,
+    Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, METHOD_FIELD, Method, OPTIONS, PREFIX, RequestHead, ResponseHead,
+    ServerName, Tripcode, Waiting, WireError, join_list,
 };
-use crate::store::backlog::{Answering, Given, Heard, Listening, LockedBacklog, Question, RequestId, Standing};
+use crate::store::backlog::{
+    Answering, Backlog, Given, Heard, Listening, LockedBacklog, Question, RequestId, Standing,
+};
 use crate::store::pipe::{Came, LONGEST_HEAD, Receiver};
+use crate::store::ptth::PtthServer;
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};
 use rustix::event::{PollFd, PollFlags};
@@ -32,8 +35,8 @@ const METHODS: &str = "GET, HEAD, OPTIONS";
 const LISTEN_TIME: Duration = Duration::from_secs(25);
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
-/// How long a far end may have a request before it begins to answer; then it is given away again, within two [looks](LOOK).
-/// `GET` and `HEAD` may be repeated (RFC 9110, 9.2.2).
+/// How long a far end may have a request before it begins to answer; then it is given away again, within two [looks](LOOK),
+/// but only once: all that passes may be repeated (RFC 9110, 9.2.2), but a far end may be unable to answer it.
 const PATIENCE: Duration = Duration::from_secs(7);
 
 /// How long it may take from there to the head of the answer, which is sent at once. Then the request is asked again:
@@ -65,14 +68,33 @@ pub fn is_its_own(path: &str) -> bool {
     path.split('/').nth(1).is_some_and(|first| first == PREFIX || first == FRONTEND)
 }
 
-/// Answers a request to a path that [is its own](is_its_own).
+/// Whether answers of far ends come to a path.
+#[must_use]
+pub fn takes_answers(path: &str) -> bool {
+    path.strip_prefix('/')
+        .and_then(|path| path.strip_prefix(PREFIX))
+        .is_some_and(|path| path.starts_with("/http_response/"))
+}
+
+/// Answers a request to a path that [is its own](is_its_own), with what pages of other origins want to see, unless a server
+/// behind the relay has answered.
 pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     let relay = Relay { settings, store: Store::new(&settings.data_dir) };
-    relay.route(request).unwrap_or_else(|refusal| {
+    let path = request.raw_path.clone();
+    let answer = match to_server(&path) {
+        Some((name, rest)) => match relay.ask(&name, rest, request) {
+            // It says for itself which origins may read it; nothing is added.
+            Ok(reply) => return reply,
+            Err(refusal) => Err(refusal),
+        },
+        None => relay.route(&path, request),
+    };
+    let reply = answer.unwrap_or_else(|refusal| {
         // A body that nobody wants may be endless, and the answer should not wait for its end.
         request.body.reader.give_time(Duration::from_secs(1));
         refusal.reply()
-    })
+    });
+    with_cors(settings, request, reply)
 }
 
 /// Removes what killed processes have left behind, and everything of a server that is not registered any more.
@@ -106,6 +128,7 @@ enum Refusal {
     NoHead,
     BadHead(WireError),
     NobodyAnswered,
+    Loop,
     BadAnswer(&'static str),
     ClientLeft,
     Removed,
@@ -138,6 +161,7 @@ impl Refusal {
             Self::BadAnswer(_) => Status::BadGateway,
             Self::TooManyWait(_) | Self::Removed | Self::Stopping => Status::ServiceUnavailable,
             Self::NobodyAnswered => Status::GatewayTimeout,
+            Self::Loop => Status::LoopDetected,
             Self::Body(error) => error.status(),
             Self::Store(error) => store_status(error),
         }
@@ -182,6 +206,9 @@ impl fmt::Display for Refusal {
             Self::NoHead => write!(f, "The head of the answer is missing: send it in the header field {HEAD_FIELD}."),
             Self::BadHead(error) => write!(f, "The head of the answer cannot be used. {error}"),
             Self::NobodyAnswered => f.write_str("The server did not answer in time: it may not be connected."),
+            Self::Loop => f.write_str(
+                "The request has come back to where it was: what the server passes it on to is this server itself.",
+            ),
             Self::BadAnswer(what) => write!(f, "The server's answer cannot be passed on: {what}."),
             Self::ClientLeft => f.write_str("The client has gone before it had all of the answer."),
             Self::Removed => f.write_str("The server has just been removed from this relay."),
@@ -199,13 +226,8 @@ struct Relay<'a> {
 }
 
 impl Relay<'_> {
-    fn route(&self, request: &mut Request<'_>) -> Result<Reply, Refusal> {
-        let path = request.raw_path.clone();
-        let mut parts = path.splitn(5, '/').skip(1);
-        let part =
-            |part: Option<&str>| part.and_then(|part| urlencoding::decode(part).ok()).unwrap_or_default().into_owned();
-        let (first, second, third) = (part(parts.next()), part(parts.next()), part(parts.next()));
-        let rest = parts.next();
+    fn route(&self, path: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+        let ([first, second, third], rest) = parts(path);
         match (first.as_str(), second.as_str(), third.as_str(), rest) {
             (PREFIX, "http_listen", name, None) if !name.is_empty() => {
                 of_methods(request, "GET")?;
@@ -225,9 +247,6 @@ impl Relay<'_> {
                 // So that links in what is there lead below it.
                 Ok(Reply::empty(Status::Passed(307)).header("Location", format!("{}/", base(request, &name))))
             }),
-            (FRONTEND, "servers", name, Some(rest)) if !name.is_empty() => {
-                read_only(request, |request| self.ask(&self.registered(name)?, rest, request))
-            }
             (FRONTEND, "relay_up_check", "", None) => {
                 read_only(request, |_| Ok(Reply::json(Status::Ok, "{}").header("Cache-Control", "no-store")))
             }
@@ -235,9 +254,14 @@ impl Relay<'_> {
         }
     }
 
-    fn registered(&self, name: &str) -> Result<ServerName, Refusal> {
+    fn server(&self, name: &str) -> Result<(ServerName, PtthServer), Refusal> {
         let name = ServerName::new(name).ok_or(Refusal::UnknownServer)?;
-        if self.store.ptth_servers()?.contains_key(&name) { Ok(name) } else { Err(Refusal::UnknownServer) }
+        let server = self.store.ptth_servers()?.get(&name).cloned().ok_or(Refusal::UnknownServer)?;
+        Ok((name, server))
+    }
+
+    fn registered(&self, name: &str) -> Result<ServerName, Refusal> {
+        self.server(name).map(|(name, _)| name)
     }
 
     /// The servers whose key was sent. All are looked at, and tripcodes are compared in constant time, so that the time it
@@ -276,26 +300,54 @@ impl Relay<'_> {
 
     // ---- GET /frontend/servers/NAME/PATH
 
-    fn ask(&self, name: &ServerName, rest: &str, request: &Request<'_>) -> Result<Reply, Refusal> {
-        let method = Method::named(&request.method).ok_or(Refusal::MethodNotAllowed(METHODS))?;
-        let head = RequestHead { method, uri: uri(rest, &request.query)?, fields: fields_for_server(request) };
+    fn ask(&self, name: &str, rest: &str, request: &Request<'_>) -> Result<Reply, Refusal> {
+        of_methods(request, METHODS)?;
+        let (name, server) = self.server(name)?;
+        let pseudonym = server.tripcode.pseudonym(&name);
+        let mut fields = fields_for_server(request);
+        if names_in_via(&fields, &pseudonym) {
+            return Err(Refusal::Loop);
+        }
+        // It is well formed.
+        let _ = fields.add("via", format!("1.1 {pseudonym}").as_bytes());
+        if request.method == OPTIONS && !may_go_on(&mut fields) {
+            return Ok(options(request, METHODS));
+        }
+        let method = Method::named(&request.method).unwrap_or_else(|| {
+            let _ = fields.add(METHOD_FIELD, request.method.as_bytes());
+            Method::Get
+        });
+        let head = RequestHead { method, uri: uri(rest, &request.query)?, fields };
         let size: usize = head.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
         // A far end takes no more, and would refuse the requests beside it in its list too.
         if head.uri.len() + size > LONGEST_REQUEST || head.fields.iter().count() > MAX_FIELDS {
             return Err(Refusal::HeadTooLong);
         }
-        let (answer, receiver) = self.wait_for_answer(name, &head, request.client)?;
-        pass_on(&answer, method, &base(request, name), receiver)
+        let (answer, receiver) = self.wait_for_answer(&name, &head, request.client)?;
+        pass_on(&answer, method, &base(request, &name), &pseudonym, receiver)
     }
 
-    /// Has a request wait for a far end.
-    fn put(&self, name: &ServerName, head: &RequestHead) -> Result<(RequestId, Question), Refusal> {
+    /// Has a request wait for a far end, which has been given `times` already.
+    fn put(&self, name: &ServerName, head: &RequestHead, times: u8) -> Result<(RequestId, Question), Refusal> {
         let (backlog, limit) = (self.store.backlog(name), self.settings.max_clients);
         let id = RequestId::fresh()?;
         let waiting = Waiting { id: id.as_str().to_owned(), head: head.clone() }.encode();
-        let question = backlog.ask(&id, &waiting, limit)?.ok_or(Refusal::TooManyWait(limit))?;
+        let question = backlog.ask(&id, &waiting, times, limit)?.ok_or(Refusal::TooManyWait(limit))?;
         backlog.ring(&id);
         Ok((id, question))
+    }
+
+    /// Has a request wait again whose far end has taken it and left without a word: nobody can take what is left of it.
+    fn put_again(
+        &self,
+        name: &ServerName,
+        head: &RequestHead,
+        question: &Question,
+    ) -> Result<(RequestId, Question), Refusal> {
+        if question.is_given_up()? {
+            return Err(Refusal::BadAnswer("its far end broke off more than once"));
+        }
+        self.put(name, head, question.times_given()?)
     }
 
     /// Waits until the answer begins: its length and its head.
@@ -305,7 +357,7 @@ impl Relay<'_> {
         head: &RequestHead,
         client: Client<'_>,
     ) -> Result<(Vec<u8>, Receiver), Refusal> {
-        let (mut id, mut question) = self.put(name, head)?;
+        let (mut id, mut question) = self.put(name, head, 0)?;
         let (mut until, mut is_extended) = (Instant::now() + ANSWER_TIME, false);
         let mut next_look = Instant::now() + LOOK;
         let mut stands = None;
@@ -315,7 +367,7 @@ impl Relay<'_> {
                 next_look = now + LOOK;
                 stands = self.look_after(name, &id, &question, stands)?;
                 if stands.is_none() {
-                    (id, question) = self.put(name, head)?;
+                    (id, question) = self.put_again(name, head, &question)?;
                 }
             }
             let receiver = &question.receiver;
@@ -337,9 +389,8 @@ impl Relay<'_> {
             let is_removed = question.receiver.hears();
             match question.receiver.head()? {
                 Came::Head(head) => return Ok((head, question.begin())),
-                // The far end has left without a word, and nobody can take what is left of this request.
                 Came::Left => {
-                    (id, question) = self.put(name, head)?;
+                    (id, question) = self.put_again(name, head, &question)?;
                     stands = None;
                 }
                 Came::Nothing if is_removed => return Err(Refusal::Removed),
@@ -370,6 +421,10 @@ impl Relay<'_> {
         }
         let backlog = self.store.backlog(name);
         if standing == Standing::Given {
+            if question.is_given_up()? {
+                // Its answer may still come.
+                return Ok(Some(stands));
+            }
             backlog.give_back(id)?;
         }
         backlog.ring(id);
@@ -391,7 +446,7 @@ impl Relay<'_> {
             let Some(name) = of_key.into_iter().find(|server| server.as_str() == name) else {
                 drop(here);
                 if let Ok(name) = self.registered(name) {
-                    self.store.backlog(&name).ring_if_any_waits()?;
+                    ring_if_any_waits(&self.store.backlog(&name));
                 }
                 return Err(Refusal::WrongKey);
             };
@@ -401,12 +456,12 @@ impl Relay<'_> {
                 None => backlog.listen()?,
             };
             let given = match called_for.take() {
-                Some(id) => backlog.take_one(id)?.into_iter().collect(),
+                Some(id) => backlog.take_one(id, listening.asked_at())?.into_iter().collect(),
                 // At first, once it listens so that none comes in between, and at last.
-                None => backlog.take(MOST_GIVEN)?,
+                None => backlog.take(MOST_GIVEN, listening.asked_at())?,
             };
             if given.len() == MOST_GIVEN {
-                backlog.ring_if_any_waits()?;
+                ring_if_any_waits(&backlog);
             }
             if !given.is_empty() || Instant::now() >= until {
                 return Ok(self.give(&name, given));
@@ -467,7 +522,10 @@ impl Relay<'_> {
         let client = request.client;
         let mut feed = Feed::new(&mut request.body);
         let is_sent = feed.send_head(&answering.sender, &[&length.to_be_bytes(), value.as_bytes()].concat());
-        answering.forget_request()?;
+        if let Err(error) = answering.forget_request() {
+            // The client has its head all the same, and a sweep will find what is left.
+            error.log();
+        }
         if !is_sent {
             return Err(Refusal::ClientLeft);
         }
@@ -506,6 +564,20 @@ impl Relay<'_> {
     }
 }
 
+/// The first parts of a path, decoded, and the rest as it came.
+fn parts(path: &str) -> ([String; 3], Option<&str>) {
+    let mut parts = path.splitn(5, '/').skip(1);
+    let mut part = || parts.next().and_then(|part| urlencoding::decode(part).ok()).unwrap_or_default().into_owned();
+    let first = [part(), part(), part()];
+    (first, parts.next())
+}
+
+/// The server to which a path belongs, and the path there.
+fn to_server(path: &str) -> Option<(String, &str)> {
+    let ([first, second, name], rest) = parts(path);
+    rest.filter(|_| first == FRONTEND && second == "servers" && !name.is_empty()).map(|rest| (name, rest))
+}
+
 fn read_only(
     request: &Request<'_>,
     answer: impl FnOnce(&Request<'_>) -> Result<Reply, Refusal>,
@@ -538,6 +610,13 @@ fn wait_to_hear(here: &Listening, client: Client<'_>, until: Instant) -> Result<
             },
             Woken::Tick | Woken::Writable => return Ok(Heard::Nothing),
         }
+    }
+}
+
+/// Tells another far end of what still waits. Where that cannot be seen, its clients see to it a moment later.
+fn ring_if_any_waits(backlog: &Backlog) {
+    if let Err(error) = backlog.ring_if_any_waits() {
+        error.log();
     }
 }
 
@@ -588,11 +667,49 @@ fn fields_for_server(request: &Request<'_>) -> Fields {
         }
     }
     fields.remove_hop_by_hop();
-    let own = [KEY_FIELD, HEAD_FIELD].map(str::to_ascii_lowercase);
+    let own = [KEY_FIELD, HEAD_FIELD, METHOD_FIELD].map(str::to_ascii_lowercase);
     for name in own.iter().map(String::as_str).chain(["content-length", "expect"]) {
         fields.remove(name);
     }
+    forward(&mut fields, request);
     fields
+}
+
+/// Says who has asked, as the relay has seen it. What the client itself has to say of that may be a lie.
+fn forward(fields: &mut Fields, request: &Request<'_>) {
+    let is_claim = |name: &str| name.starts_with("x-forwarded-") || ["forwarded", "x-real-ip"].contains(&name);
+    let claims: Vec<_> = fields.iter().map(|(name, _)| name.to_owned()).filter(|name| is_claim(name)).collect();
+    for name in &claims {
+        fields.remove(name);
+    }
+    let proto = if request.is_https { "https" } else { "http" };
+    let seen = [
+        ("x-forwarded-for", request.remote.map(|address| address.to_string())),
+        ("x-forwarded-proto", Some(proto.to_owned())),
+        ("x-forwarded-host", fields.get("host").map(str::to_owned)),
+    ];
+    for (name, value) in seen {
+        if let Some(value) = value {
+            let _ = fields.add(name, value.as_bytes());
+        }
+    }
+}
+
+/// Whether a request has been where that name is given in `Via` (RFC 9110, 7.6.3).
+fn names_in_via(fields: &Fields, pseudonym: &str) -> bool {
+    fields.get("via").is_some_and(|via| via.split([',', ' ', '\t']).any(|part| part == pseudonym))
+}
+
+/// Counts an OPTIONS down. False where it is to be answered here (RFC 9110, 7.6.2).
+fn may_go_on(fields: &mut Fields) -> bool {
+    const NAME: &str = "max-forwards";
+    let Some(left) = fields.get(NAME).and_then(|left| digits(left.as_bytes())) else { return true };
+    fields.remove(NAME);
+    let rest = left.checked_sub(1);
+    if let Some(rest) = rest {
+        let _ = fields.add(NAME, rest.to_string().as_bytes());
+    }
+    rest.is_some()
 }
 
 /// Without the cookie that makes somebody the host of a pipe's session.
@@ -605,7 +722,13 @@ fn cookies_for_server(value: &str) -> String {
 // ---- what passes from the server to the client
 
 /// The answer to the client.
-fn pass_on(answer: &[u8], method: Method, base: &str, mut receiver: Receiver) -> Result<Reply, Refusal> {
+fn pass_on(
+    answer: &[u8],
+    method: Method,
+    base: &str,
+    pseudonym: &str,
+    mut receiver: Receiver,
+) -> Result<Reply, Refusal> {
     const NO_ANSWER: &str = "it is damaged";
     let (length, head) = answer.split_first_chunk::<LENGTH_SIZE>().ok_or(Refusal::BadAnswer(NO_ANSWER))?;
     let sent = Some(u64::from_be_bytes(*length)).filter(|length| *length != UNKNOWN_LENGTH);
@@ -623,7 +746,9 @@ fn pass_on(answer: &[u8], method: Method, base: &str, mut receiver: Receiver) ->
         return Err(Refusal::BadAnswer("its Content-Length is not that of its body"));
     }
     let mut reply = Reply { content: Content::Absent, ..Reply::empty(Status::Passed(status.code())) };
-    for (name, value) in fields_for_client(fields, status.code()).iter() {
+    let mut fields = fields_for_client(fields, status.code());
+    let _ = fields.add("via", format!("1.1 {pseudonym}").as_bytes());
+    for (name, value) in fields.iter() {
         let value = if name == "set-cookie" { confined(value, base) } else { value.to_vec() };
         reply = reply.header(name.to_owned(), value);
     }

@@ -3,7 +3,8 @@
 //! A request is a file: in `waiting`, until a far end is given it, then in `given`, until its answer begins. Its client
 //! waits as the [receiver](super::pipe::Receiver) of a pipe whose tally that file is: it stands behind the numbers. So a
 //! request whose client was killed is known by a FIFO that nobody has open, and whoever comes upon it removes it. The
-//! client itself looks after its request: it is the one that wakes another far end, or has the request given again.
+//! client itself looks after its request: it is the one that wakes another far end, or has the request given again. How
+//! often it has been given stands in the file too, before the request: a far end that cannot answer it is not asked for ever.
 //!
 //! None of this needs the lock. Each step is one `rename` or `unlink`, which the kernel does for one process only: a
 //! request appears in `waiting` by the one, whole; it is given to whoever moves it to `given`, and is answered by whoever
@@ -16,16 +17,19 @@
 
 use super::folder::Folder;
 use super::mailbox::modified;
-use super::pipe::{Names, Receiver, Sender, behind_tally};
+use super::pipe::{Names, Receiver, Sender, TALLY_SIZE, behind_tally};
 use super::queue::now_ms;
 use super::shelf::Kind;
-use super::wake::{Fifo, Knock, call, call_and_remove, is_heard};
+use super::wake::{Fifo, Knock, call, call_and_remove};
 use super::{Error, Store, identity_at, make_dir, random_hex, read_small, remove_file};
 use crate::ptth::ServerName;
 use rustix::fd::BorrowedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -35,6 +39,11 @@ const GIVEN: &str = "given";
 const CLIENTS: &str = "clients";
 const ANSWERS: &str = "answers";
 const FOLDERS: [&str; 4] = [WAITING, GIVEN, CLIENTS, ANSWERS];
+
+/// How often a request is given to a far end that asks: one that dies with it should not be its end, but one that cannot
+/// answer it should not have it again and again. Whoever began to ask before the request came has it for nothing, after
+/// the first: a web server may notice only then that it has died long since, and each asks only once.
+const MOST_TIMES: u8 = 2;
 
 /// What a request is known by: the time in milliseconds since 1970, so that the oldest comes first, and 128 random bits,
 /// all in hexadecimal digits. So it is a part of a path as it is.
@@ -57,6 +66,11 @@ impl RequestId {
     pub fn parse(text: &str) -> Option<Self> {
         let is_id = text.len() == Self::LENGTH && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         is_id.then(|| Self(text.to_owned()))
+    }
+
+    /// When it was made, in milliseconds since 1970.
+    fn made_at(&self) -> u64 {
+        u64::from_str_radix(&self.0[..12], 16).unwrap_or_default()
     }
 
     /// The digits.
@@ -96,6 +110,8 @@ pub struct Question {
 struct Papers {
     waiting: PathBuf,
     given: PathBuf,
+    /// The file itself, wherever it is.
+    file: File,
     /// Whether it has been taken away by whoever answers.
     is_taken: bool,
 }
@@ -124,6 +140,22 @@ impl Question {
         } else {
             Standing::Begins
         })
+    }
+
+    /// How often it has been given to a far end.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn times_given(&self) -> Result<u8, Error> {
+        Ok(times_given(&self.papers.file)?)
+    }
+
+    /// Whether no far end is given it any more.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn is_given_up(&self) -> Result<bool, Error> {
+        Ok(self.times_given()? >= MOST_TIMES)
     }
 
     /// To be called once the answer has begun.
@@ -199,9 +231,16 @@ impl Answering {
 pub struct Listening {
     fifo: Fifo,
     since: Instant,
+    asked_at: u64,
 }
 
 impl Listening {
+    /// When it has begun, in milliseconds since 1970.
+    #[must_use]
+    pub fn asked_at(&self) -> u64 {
+        self.asked_at
+    }
+
     /// What becomes readable when a request has come.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -271,7 +310,7 @@ impl Store {
     /// When that cannot be seen.
     pub fn far_ends(&self, server: &ServerName) -> Result<(Option<SystemTime>, bool), Error> {
         let path = self.folder(Kind::Ptth, server.as_str()).join(LISTENERS);
-        Ok((modified(&path)?, is_heard(&path)))
+        Ok((modified(&path)?, is_heard(&path)?))
     }
 }
 
@@ -301,12 +340,12 @@ impl Backlog {
 
     // ---- the client
 
-    /// Asks: from now on the request waits for a far end, and its client for the answer. `None` where `most` requests
-    /// wait already.
+    /// Asks: from now on the request waits for a far end, and its client for the answer. It has been given `times` under
+    /// other ids. `None` where `most` requests wait already.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn ask(&self, id: &RequestId, request: &[u8], most: u64) -> Result<Option<Question>, Error> {
+    pub fn ask(&self, id: &RequestId, request: &[u8], times: u8, most: u64) -> Result<Option<Question>, Error> {
         if self.count()? >= most {
             // Some of them may be those of killed clients.
             tidy(&self.path)?;
@@ -316,9 +355,9 @@ impl Backlog {
         }
         self.with_folders(|| {
             let names = self.names(id.as_str(), GIVEN);
-            let papers =
-                Papers { waiting: self.path(WAITING).join(id.as_str()), given: names.tally.clone(), is_taken: false };
-            let receiver = Receiver::make(names, request)?;
+            let (waiting, given) = (self.path(WAITING).join(id.as_str()), names.tally.clone());
+            let receiver = Receiver::make(names, &[&[times], request].concat())?;
+            let papers = Papers { file: File::open(&given)?, waiting, given, is_taken: false };
             std::fs::rename(&papers.given, &papers.waiting)?;
             Ok(Some(Question { receiver, papers }))
         })
@@ -336,7 +375,7 @@ impl Backlog {
     /// When it cannot be made.
     pub fn listen(&self) -> Result<Listening, Error> {
         let fifo = self.with_folders(|| Fifo::open_or_make(&self.path(LISTENERS)))?;
-        let listening = Listening { fifo, since: Instant::now() };
+        let listening = Listening { fifo, since: Instant::now(), asked_at: now_ms() };
         listening.note();
         Ok(listening)
     }
@@ -357,11 +396,11 @@ impl Backlog {
         Ok(())
     }
 
-    /// Gives away the requests that have waited longest, up to `most`.
+    /// Gives away the requests that have waited longest, up to `most`, to a far end that began to ask at that time.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn take(&self, most: usize) -> Result<Vec<Given>, Error> {
+    pub fn take(&self, most: usize, asked_at: u64) -> Result<Vec<Given>, Error> {
         let mut waiting = names(&self.path(WAITING))?;
         let mut taken = Vec::new();
         // There may be many, of which few are taken.
@@ -369,35 +408,70 @@ impl Backlog {
             && let Some(oldest) = (0..waiting.len()).min_by_key(|index| &waiting[*index])
         {
             let name = waiting.swap_remove(oldest);
-            let names = self.names(&name, WAITING);
-            let Some(id) = RequestId::parse(&name).filter(|_| names.are_received()) else {
-                names.remove()?;
-                continue;
-            };
-            taken.extend(self.take_one(id)?);
+            match self.take_or_remove(&name, asked_at) {
+                Ok(given) => taken.extend(given),
+                Err(error) if taken.is_empty() => return Err(error),
+                // Those that are taken wait for nobody else.
+                Err(error) => {
+                    error.log();
+                    break;
+                }
+            }
         }
         Ok(taken)
+    }
+
+    /// Gives away what stands in `waiting` under that name, unless a killed client has left it.
+    fn take_or_remove(&self, name: &str, asked_at: u64) -> Result<Option<Given>, Error> {
+        let names = self.names(name, WAITING);
+        match RequestId::parse(name) {
+            Some(id) if is_heard(&names.receiver)? => self.take_one(id, asked_at),
+            _ => names.remove().map(|()| None),
+        }
     }
 
     /// Gives a request away; `None` where it has gone: its client takes it along, and another far end may be faster.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn take_one(&self, id: RequestId) -> Result<Option<Given>, Error> {
+    pub fn take_one(&self, id: RequestId, asked_at: u64) -> Result<Option<Given>, Error> {
         let [from, to] = [WAITING, GIVEN].map(|folder| self.path(folder).join(id.as_str()));
-        match std::fs::rename(from, &to).and_then(|()| read_small(&File::open(&to)?)) {
-            Ok(file) => Ok(behind_tally(&file).map(|request| Given { id, request: request.to_vec() })),
+        let read = || -> io::Result<_> {
+            std::fs::rename(from, &to)?;
+            let file = File::options().read(true).write(true).open(&to)?;
+            let text = read_small(&file)?;
+            // Nobody else writes there: whoever has moved the file is the only one who has it.
+            Ok(match behind_tally(&text).and_then(<[u8]>::split_first) {
+                Some((times, request)) => {
+                    if *times == 0 || asked_at > id.made_at() {
+                        file.write_all_at(&[times.saturating_add(1)], times_at())?;
+                    }
+                    Some(Given { id, request: request.to_vec() })
+                }
+                None => None,
+            })
+        };
+        match read() {
+            Ok(given) => Ok(given),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Has a request wait again that was given to a far end. One whose answer has begun is left alone.
+    /// Has a request wait again that was given to a far end, unless that was the last time. One whose answer has begun is
+    /// left alone.
     ///
     /// # Errors
     /// When it cannot be moved.
     pub fn give_back(&self, id: &RequestId) -> Result<(), Error> {
-        match std::fs::rename(self.path(GIVEN).join(id.as_str()), self.path(WAITING).join(id.as_str())) {
+        let given = self.path(GIVEN).join(id.as_str());
+        let move_back = || -> io::Result<()> {
+            if times_given(&File::open(&given)?)? < MOST_TIMES {
+                std::fs::rename(&given, self.path(WAITING).join(id.as_str()))?;
+            }
+            Ok(())
+        };
+        match move_back() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
@@ -432,7 +506,7 @@ impl LockedBacklog {
     pub fn is_in_use(&self) -> Result<bool, Error> {
         let path = self.folder.path();
         tidy(path)?;
-        Ok(is_heard(&path.join(LISTENERS)) || !names(&path.join(CLIENTS))?.is_empty())
+        Ok(is_heard(&path.join(LISTENERS))? || !names(&path.join(CLIENTS))?.is_empty())
     }
 
     /// Whose requests they are; `None` where that is damaged.
@@ -472,12 +546,33 @@ fn names_of(backlog: &Path, id: &str, tally: &str) -> Names {
     Names { receiver, data, tally }
 }
 
+/// Where it stands in the file how often a request has been given: behind the tally.
+fn times_at() -> u64 {
+    TALLY_SIZE as u64
+}
+
+fn times_given(file: &File) -> io::Result<u8> {
+    let mut times = [0];
+    file.read_exact_at(&mut times, times_at())?;
+    Ok(times[0])
+}
+
+/// Whether somebody has a FIFO open, who is not woken. Without a file descriptor, say, that cannot be seen, which is not to
+/// be taken for nobody.
+fn is_heard(fifo: &Path) -> Result<bool, Error> {
+    match rustix::fs::open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(_) => Ok(true),
+        Err(Errno::NXIO | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes what killed clients have left behind.
 fn tidy(backlog: &Path) -> Result<(), Error> {
     for folder in FOLDERS {
         for name in names(&backlog.join(folder))? {
             let names = names_of(backlog, &name, folder);
-            if !names.are_received() {
+            if !is_heard(&names.receiver)? {
                 names.remove()?;
             }
         }
@@ -523,7 +618,7 @@ mod tests {
 
         fn ask(&self, request: &[u8]) -> (RequestId, Question) {
             let id = RequestId::fresh().unwrap();
-            let question = self.backlog().ask(&id, request, 10).unwrap().unwrap();
+            let question = self.backlog().ask(&id, request, 0, 10).unwrap().unwrap();
             (id, question)
         }
 
@@ -533,7 +628,7 @@ mod tests {
 
         /// What is given away now.
         fn take(&self) -> Vec<Vec<u8>> {
-            self.backlog().take(10).unwrap().into_iter().map(|given| given.request).collect()
+            self.backlog().take(10, u64::MAX).unwrap().into_iter().map(|given| given.request).collect()
         }
     }
 
@@ -542,7 +637,7 @@ mod tests {
         let scene = Scene::new();
         let (id, mut question) = scene.ask(b"one");
         assert_eq!(question.standing().unwrap(), Standing::Waiting);
-        let taken = scene.backlog().take(10).unwrap();
+        let taken = scene.backlog().take(10, u64::MAX).unwrap();
         assert_eq!(taken, [Given { id: id.clone(), request: b"one".to_vec() }]);
         assert_eq!(scene.take(), [[0_u8; 1]; 0]);
         assert_eq!(question.standing().unwrap(), Standing::Given);
@@ -573,9 +668,57 @@ mod tests {
                 scene.ask(&[number])
             })
             .collect();
-        assert_eq!(scene.backlog().take(2).unwrap().len(), 2);
+        assert_eq!(scene.backlog().take(2, u64::MAX).unwrap().len(), 2);
         scene.backlog().give_back(&asked[1].0).unwrap();
         assert_eq!(scene.take(), [[1], [2]]);
+    }
+
+    #[test]
+    fn a_request_is_given_twice_and_not_again() {
+        let scene = Scene::new();
+        let (id, question) = scene.ask(b"x");
+        assert_eq!(scene.take(), [b"x"]);
+        for _ in 0..3 {
+            // It may have died long since.
+            scene.backlog().give_back(&id).unwrap();
+            assert_eq!(question.standing().unwrap(), Standing::Waiting);
+            let before = scene.backlog().take_one(id.clone(), id.made_at() - 1).unwrap();
+            assert_eq!((before.unwrap().request, question.times_given().unwrap()), (b"x".to_vec(), 1));
+        }
+        scene.backlog().give_back(&id).unwrap();
+        assert_eq!(scene.take(), [b"x"]);
+        assert_eq!(question.times_given().unwrap(), MOST_TIMES);
+        scene.backlog().give_back(&id).unwrap();
+        assert!(question.is_given_up().unwrap());
+        assert_eq!(question.standing().unwrap(), Standing::Given, "it can still be answered");
+        assert_eq!(scene.take(), [[0_u8; 1]; 0]);
+        assert!(scene.backlog().answer(&id).unwrap().is_some());
+        // Under another id it is the same request.
+        let id = RequestId::fresh().unwrap();
+        let _again = scene.backlog().ask(&id, b"x", 1, 10).unwrap().unwrap();
+        assert_eq!(scene.take(), [b"x"]);
+        scene.backlog().give_back(&id).unwrap();
+        assert_eq!(scene.take(), [[0_u8; 1]; 0]);
+    }
+
+    #[test]
+    fn who_cannot_be_seen_is_not_taken_for_gone() {
+        let scene = Scene::new();
+        let id = RequestId::fresh().unwrap();
+        drop(scene.ask(b"so that there are folders"));
+        // A FIFO that can be opened as little as one for which there is no file descriptor.
+        let names = scene.backlog().names(id.as_str(), WAITING);
+        std::os::unix::fs::symlink(&names.receiver, &names.receiver).unwrap();
+        make_fifo(&names.data).unwrap();
+        std::fs::write(&names.tally, b"1234567890request").unwrap();
+        tidy(&scene.backlog().path).unwrap_err();
+        scene.backlog().take(10, u64::MAX).unwrap_err();
+        assert!(scene.backlog().ask(&RequestId::fresh().unwrap(), b"full", 0, 1).is_err());
+        for kept in [&names.receiver, &names.data, &names.tally] {
+            assert!(kept.symlink_metadata().is_ok(), "{} is gone", kept.display());
+        }
+        std::os::unix::fs::symlink(scene.backlog().path(LISTENERS), scene.backlog().path(LISTENERS)).unwrap();
+        scene.store.far_ends(&ServerName::new("s").unwrap()).unwrap_err();
     }
 
     #[test]
@@ -625,10 +768,10 @@ mod tests {
         let scene = Scene::new();
         let (one, two) = (scene.ask(b"1"), scene.ask(b"2"));
         let id = RequestId::fresh().unwrap();
-        assert!(scene.backlog().ask(&id, b"3", 2).unwrap().is_none());
+        assert!(scene.backlog().ask(&id, b"3", 0, 2).unwrap().is_none());
         make_fifo(&scene.backlog().path(CLIENTS).join(RequestId::fresh().unwrap().as_str())).unwrap();
         drop(two);
-        assert!(scene.backlog().ask(&id, b"3", 2).unwrap().is_some());
+        assert!(scene.backlog().ask(&id, b"3", 0, 2).unwrap().is_some());
         drop(one);
     }
 
@@ -647,8 +790,8 @@ mod tests {
         scene.backlog().ring_if_any_waits().unwrap();
         assert_eq!(two.hear(), Heard::Request(id.clone()));
         assert_eq!((one.hear(), two.hear()), (Heard::Nothing, Heard::Nothing), "one of them, once");
-        assert_eq!(scene.backlog().take_one(id.clone()).unwrap().unwrap().request, b"x");
-        assert_eq!(scene.backlog().take_one(id.clone()).unwrap(), None);
+        assert_eq!(scene.backlog().take_one(id.clone(), u64::MAX).unwrap().unwrap().request, b"x");
+        assert_eq!(scene.backlog().take_one(id.clone(), u64::MAX).unwrap(), None);
         drop((one, two));
         assert!(!scene.store.far_ends(&name).unwrap().1, "nobody is there");
         scene.backlog().ring(&id);

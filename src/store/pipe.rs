@@ -121,9 +121,12 @@ impl Tally {
     }
 }
 
+/// How long a tally is.
+pub(super) const TALLY_SIZE: usize = Tally::ENDED.len() + size_of::<u64>();
+
 /// What stands [behind](Receiver::make) a tally in a file.
 pub(super) fn behind_tally(file: &[u8]) -> Option<&[u8]> {
-    file.get(size_of::<u64>() + Tally::ENDED.len()..)
+    file.get(TALLY_SIZE..)
 }
 
 /// Whether those who are there are woken.

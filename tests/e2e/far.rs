@@ -7,12 +7,12 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal};
 use uhst_relay::ptth::{Fields, HEAD_FIELD, Method, RequestHead, ResponseHead, Tripcode, Waiting, encode_list};
@@ -318,7 +318,57 @@ fn a_file_arrives_whole_in_part_or_not_again() {
     let both = |known: &str| relay.ask(Method::Get, "/a%20b.txt", &[("range", "bytes=1-1"), ("if-range", known)]);
     assert_eq!(both(&tag).expect(206).text(), "1");
     assert_eq!(both("\"older\"").expect(200).text(), "0123456789", "no part of another version");
-    assert_eq!(relay.ask(Method::Post, "/a%20b.txt", &[]).expect(405).field("allow"), Some("GET, HEAD"));
+    assert_eq!(relay.ask(Method::Post, "/a%20b.txt", &[]).expect(405).field("allow"), Some("GET, HEAD, OPTIONS"));
+    assert_eq!(with("x-ptth-method", "OPTIONS").expect(204).field("allow"), Some("GET, HEAD, OPTIONS"));
+}
+
+/// A folder in the kernel's memory, while the test runs.
+struct InMemory(PathBuf);
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_file_without_length_or_date_arrives() {
+    let folder = folder();
+    let relay = FakeRelay::new();
+    let before_1970 = UNIX_EPOCH - Duration::from_secs(1);
+    let after_9999 = UNIX_EPOCH + Duration::from_secs(253_402_300_800);
+    // Few file systems know that time. The kernel's own in memory does.
+    let in_memory = InMemory(Path::new("/dev/shm").join(format!("uhst-relay-e2e-{}", std::process::id())));
+    let root = if fs::create_dir(&in_memory.0).is_ok() { in_memory.0.clone() } else { folder.join("root") };
+    fs::write(root.join("empty"), "").unwrap();
+    let is_known = [("old", before_1970), ("late", after_9999)].map(|(name, time)| {
+        let file = File::create(root.join(name)).unwrap();
+        (&file).write_all(b"0123456789").unwrap();
+        file.set_modified(time).is_ok() && file.metadata().unwrap().modified().unwrap() == time
+    });
+    let far = Far::start(&relay.url, folder, &["--root", root.to_str().unwrap()]);
+    let _ = relay.get("/empty").expect(200).text();
+    for name in ["/old", "/late"] {
+        let answer = relay.get(name).expect(200);
+        if is_known == [true, true] {
+            assert_eq!(answer.field("last-modified"), None, "HTTP has no such date");
+        }
+        let tag = answer.field("etag").unwrap().to_owned();
+        assert_eq!(answer.text(), "0123456789");
+        let with = |field: &str, value: &str| relay.ask(Method::Get, name, &[("range", "bytes=1-2"), (field, value)]);
+        assert_eq!(with("if-range", &tag).expect(206).text(), "12");
+        let epoch = "Thu, 01 Jan 1970 00:00:00 GMT";
+        assert_eq!(with("if-range", epoch).expect(200).text(), "0123456789", "it is not of that second");
+        assert_eq!(with("if-modified-since", epoch).expect(206).text(), "12");
+        with("if-none-match", &tag).expect(304);
+    }
+    let of_empty = |range: &str| relay.ask(Method::Get, "/empty", &[("range", range)]);
+    assert_eq!(of_empty("bytes=-1").expect(200).text(), "", "its last byte is all of it");
+    assert_eq!(of_empty("bytes=0-").expect(416).field("content-range"), Some("bytes */0"));
+    assert_eq!(far.log().lines().count(), 1, "{}", far.log());
+    if is_known != [true, true] {
+        skip("no file system here knows a time before 1970 and one after 9999");
+    }
 }
 
 #[test]
@@ -604,6 +654,37 @@ fn a_web_application_answers_through_the_far_end() {
     }
     assert!(heads.try_recv().is_err(), "nothing but /app is asked for");
     relay.get("/sub?../").expect(201);
+}
+
+#[test]
+fn whatever_url_of_itself_an_application_names_stays_behind_the_relay() {
+    let (url, heads) = target(|_, out| {
+        let own = out.local_addr().unwrap();
+        let fields = format!(
+            "Location: //{own}/app/login\r\nContent-Location: http://{own}/app/a\r\nRefresh: 1; url=/app/b\r\n\
+             Link: <https://{own}/app/c>; rel=next, </d>\r\nSet-Cookie: e=1; Path=/app/f\r\nVia: 1.1 cache\r\n"
+        );
+        out.write_all(format!("HTTP/1.1 302 Found\r\n{fields}Content-Length: 0\r\n\r\n").as_bytes()).unwrap();
+    });
+    let relay = FakeRelay::new();
+    let _far = Far::start(&relay.url, folder(), &["--forward", &format!("{url}/app/")]);
+    let sent = [("x-ptth-method", "OPTIONS"), ("via", "1.1 relay"), ("x-forwarded-for", "192.0.2.1")];
+    let answer = relay.ask(Method::Get, "/sub/page", &sent).expect(302);
+    let wanted = [
+        ("location", "../login"),
+        ("content-location", "../a"),
+        ("refresh", "1; url=../b"),
+        ("link", "<../c>; rel=next, </d>"),
+        ("set-cookie", "e=1; Path=/f"),
+        ("via", "1.1 cache"),
+    ];
+    for (name, value) in wanted {
+        assert_eq!(answer.field(name), Some(value));
+    }
+    let (line, seen) = heads.recv_timeout(LONG).unwrap();
+    assert_eq!(line, "OPTIONS /app/sub/page HTTP/1.1");
+    assert_eq!(seen.get("x-ptth-method"), None);
+    assert_eq!((seen["via"].as_str(), seen["x-forwarded-for"].as_str()), ("1.1 relay", "192.0.2.1"));
 }
 
 #[test]

@@ -79,6 +79,9 @@ macro_rules! ptth_through {
             ptth::a_server_behind_a_firewall_is_reached,
             ptth::a_wrong_ptth_request_says_what_is_wrong,
             ptth::what_an_answer_says_passes_through_and_nothing_else,
+            ptth::the_application_alone_says_what_other_origins_may,
+            ptth::an_application_is_told_who_asks_and_which_way,
+            ptth::an_answer_with_neither_length_nor_body_arrives,
             ptth::an_answer_flows_before_it_is_complete,
             ptth::each_of_several_listeners_gets_its_own_requests,
             ptth::an_answer_whose_head_is_too_large_is_told_at_once,
@@ -156,6 +159,8 @@ web_server!(nginx_fcgiwrap = NginxFcgiwrap);
 mod ptth_of_lighttpd {
     ptth_through!(Lighttpd);
     tests! { Lighttpd:
+        ptth::what_the_web_server_refuses_stays_refused,
+        ptth::a_server_that_leads_to_itself_is_told_so,
         ptth::a_request_whose_listener_died_is_given_to_another,
         ptth::a_large_answer_flows_through_little_memory,
         ptth::whoever_leaves_half_way_is_told,
@@ -182,6 +187,8 @@ mod ptth_of_serve {
     ptth_through!(Serve);
     tests! { Serve:
         ptth::the_requests_are_what_the_published_relay_sends,
+        ptth::a_server_that_leads_to_itself_is_told_so,
+        ptth::a_request_is_given_to_far_ends_twice_at_most,
         ptth::a_request_whose_listener_died_is_given_to_another,
         ptth::who_waits_in_vain_for_an_answer_or_a_request_is_told_in_time,
         ptth::a_large_answer_flows_through_little_memory,

@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use uhst_relay::ptth::{Fields, HEAD_FIELD, Method, ResponseHead, StatusCode, Waiting, decode_list};
+use uhst_relay::ptth::{Fields, HEAD_FIELD, Method, ResponseHead, StatusCode, Waiting, decode_list, encode_list};
 
 use crate::bare::{Bare, finish};
 use crate::cama::{Answer, Running, Scene, bytes, hear, hear_more, private_memory, relay_pids, understand};
 use crate::door::Door;
-use crate::place::{LONG, everything_below, kill, until};
+use crate::place::{LONG, everything_below, give_to, is_root, kill, set_mode, until, web_user};
 use crate::relay::Call;
 use crate::serve::program;
 use crate::stream::end_of_head;
@@ -110,6 +110,17 @@ impl Behind {
     }
 }
 
+impl Answer {
+    /// The answer of a server behind the relay, if it has this status: what it says of other origins, nobody adds to.
+    #[track_caller]
+    fn passed(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{:?} {}", self.headers, String::from_utf8_lossy(&self.body));
+        let is_cors = |name: &str| name.to_ascii_lowercase().starts_with("access-control-");
+        assert!(!self.headers.iter().any(|(name, _)| is_cors(name)), "{self:?}");
+        self
+    }
+}
+
 /// Registers a server on the command line: its key.
 fn register(scene: &Scene, name: &str, options: &[&str]) -> String {
     let output = std::process::Command::new(scene.folder().join("cgi-bin/relay.cgi"))
@@ -184,7 +195,7 @@ pub fn a_server_behind_a_firewall_is_reached(door: Door) {
     }
     let body = bytes(100_000);
     let told = behind.respond(&request.id, &head(200, &[("content-type", "a/b"), ("x-own", "1")]), &body).expect(200);
-    let got = client.join().unwrap().expect(200);
+    let got = client.join().unwrap().passed(200);
     assert!(got.is_whole && got.body == body, "{} bytes", got.body.len());
     assert_eq!((got.header("content-type"), got.header("x-own")), ("a/b", "1"));
     assert!(!format!("{got:?}{told:?}").contains(&behind.key), "the key goes nowhere");
@@ -194,7 +205,7 @@ pub fn a_server_behind_a_firewall_is_reached(door: Door) {
     until("it waits", LONG, || behind.waiting() == 1);
     let request = behind.one();
     behind.respond(&request.id, &head(404, &[]), b"").expect(200);
-    assert_eq!(client.join().unwrap().expect(404).body, b"");
+    assert_eq!(client.join().unwrap().passed(404).body, b"");
 
     let page = behind.scene.call("GET", "/frontend/servers/", &[("Accept", "text/html")], b"").expect(200);
     let html = String::from_utf8(page.body.clone()).unwrap();
@@ -213,8 +224,14 @@ pub fn the_requests_are_what_the_published_relay_sends(door: Door) {
     let request = "938100c0a72f66696c65732f84\
         a4686f73749e3132372e302e302e313a34303030aa757365722d6167656e749b6375726c2f372e38382e31b0736f6d65636c69656e746865\
         616465729568656c6c6fa6616363657074932a2f2a";
-    let got = hex(&list.body);
-    let id = understood(&list.body)[0].id.clone();
+    let mut requests = understood(&list.body);
+    // What the relay adds stands behind the rest, and is fields like any.
+    for name in ["via", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"] {
+        assert!(requests[0].head.fields.get(name).is_some(), "{name}");
+        requests[0].head.fields.remove(name);
+    }
+    let got = hex(&encode_list(&requests));
+    let id = requests[0].id.clone();
     assert_eq!(got, format!("9192d9{:02x}{}{request}", id.len(), hex(id.as_bytes())));
     assert!(id.len() >= 32 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
     // And an answer as it was captured.
@@ -248,7 +265,7 @@ pub fn a_wrong_ptth_request_says_what_is_wrong(door: Door) {
     let below = scene.call("GET", &format!("/frontend/servers/{NAME}"), &[], b"").expect(307);
     assert!(below.header("location").ends_with(&format!("/frontend/servers/{NAME}/")), "{below:?}");
     scene.call("POST", &format!("/frontend/servers/{NAME}/"), &[], b"x").expect_error(405);
-    let preflight = scene.call("OPTIONS", &format!("/frontend/servers/{NAME}/"), &[("Origin", "http://a")], b"");
+    let preflight = scene.call("OPTIONS", "/frontend/servers/", &[("Origin", "http://a")], b"");
     assert_eq!(preflight.expect(204).header("allow"), "GET, HEAD, OPTIONS");
     let list = scene.call("GET", "/frontend/servers/", &[], b"").expect(200);
     assert!(!String::from_utf8(list.body).unwrap().contains("other"), "it is not listed");
@@ -268,7 +285,7 @@ pub fn a_wrong_ptth_request_says_what_is_wrong(door: Door) {
     behind.respond(&id.replace(&id[20..], &"0".repeat(24)), &ok, b"").expect_error(400);
     behind.respond(&id, &ok, b"the first").expect(200);
     behind.respond(&id, &ok, b"the second").expect_error(400);
-    assert_eq!(client.join().unwrap().expect(200).body, b"the first");
+    assert_eq!(client.join().unwrap().passed(200).body, b"the first");
 
     // What cannot be passed on is the server's fault, and its client learns that.
     for value in [b'\r', b'\n', 0] {
@@ -297,7 +314,7 @@ pub fn a_wrong_ptth_request_says_what_is_wrong(door: Door) {
         behind.respond(&request.id, &ok, request.head.uri.as_bytes()).expect(200);
     }
     for (client, uri) in waiting.into_iter().zip(["/1", "/2"]) {
-        assert_eq!(client.join().unwrap().expect(200).body, uri.as_bytes());
+        assert_eq!(client.join().unwrap().passed(200).body, uri.as_bytes());
     }
     behind.expect_nothing_left();
 }
@@ -315,7 +332,7 @@ pub fn what_an_answer_says_passes_through_and_nothing_else(door: Door) {
     assert_eq!(request.head.fields.get("range"), Some("bytes=1-2"));
     let part = head(206, &[("content-range", "bytes 1-2/3"), ("content-length", "2"), ("accept-ranges", "bytes")]);
     behind.respond(&request.id, &part, b"bc").expect(200);
-    let got = client.join().unwrap().expect(206);
+    let got = client.join().unwrap().passed(206);
     assert_eq!((got.header("content-range"), &got.body[..]), ("bytes 1-2/3", &b"bc"[..]));
 
     // Latin-1, as older applications have it: two bytes that are no UTF-8.
@@ -336,20 +353,20 @@ pub fn what_an_answer_says_passes_through_and_nothing_else(door: Door) {
 
     let none = head(416, &[("content-range", "bytes */3")]);
     let (got, _) = behind.exchange("GET", "/", &[("Range", "bytes=9-")], &none, b"");
-    assert_eq!(got.expect(416).header("content-range"), "bytes */3");
+    assert_eq!(got.passed(416).header("content-range"), "bytes */3");
     let (got, _) = behind.exchange("GET", "/", &[("If-None-Match", "\"e\"")], &head(304, &[("etag", "\"e\"")]), b"");
-    let got = got.expect(304);
+    let got = got.passed(304);
     assert_eq!((got.header("etag"), &got.body[..]), ("\"e\"", &b""[..]));
     let (got, _) = behind.exchange("GET", "/", &[], &head(204, &[("x-own", "1")]), b"");
     assert_eq!((got.status, got.header("x-own"), &got.body[..]), (204, "1", &b""[..]));
     for status in [201, 301, 302, 303, 307, 308] {
         let (got, _) = behind.exchange("GET", "/a", &[], &head(status, &[("location", "a/")]), b"moved");
-        let got = got.expect(status);
+        let got = got.passed(status);
         assert!(got.header("location").ends_with("a/") && got.body == b"moved", "{got:?}");
     }
     for status in [400, 401, 403, 405, 410, 418, 429, 500, 501, 503, 599] {
         let (got, _) = behind.exchange("GET", "/", &[], &head(status, &[("content-type", "a/b")]), b"no");
-        let got = got.expect(status);
+        let got = got.passed(status);
         assert_eq!((got.header("content-type"), &got.body[..]), ("a/b", &b"no"[..]));
     }
 
@@ -358,7 +375,7 @@ pub fn what_an_answer_says_passes_through_and_nothing_else(door: Door) {
     let request = behind.one();
     assert_eq!(request.head.method, Method::Head);
     behind.respond(&request.id, &whole, b"").expect(200);
-    let got = client.join().unwrap().expect(200);
+    let got = client.join().unwrap().passed(200);
     assert_eq!((got.header("content-length"), got.header("content-type"), got.body.len()), ("1234", "a/b", 0));
 
     let all = head(
@@ -380,7 +397,7 @@ pub fn what_an_answer_says_passes_through_and_nothing_else(door: Door) {
         ],
     );
     let (got, _) = behind.exchange("GET", "/", &[], &all, b"body");
-    let got = got.expect(200);
+    let got = got.passed(200);
     assert_eq!(got.body, b"body");
     for name in ["x-hop", "upgrade", "proxy-authenticate", "x-apikey", "x-sendfile", "x-accel-redirect", "location"] {
         assert_eq!(got.header(name), "", "{name}");
@@ -394,6 +411,126 @@ pub fn what_an_answer_says_passes_through_and_nothing_else(door: Door) {
     assert_eq!(*one, format!("a=b; HttpOnly; Path={}/frontend/servers/{NAME}/x", mount.trim_end_matches('/')));
     assert!(two.ends_with(&format!("/frontend/servers/{NAME}/")), "{two}");
     behind.expect_nothing_left();
+}
+
+/// A proxy that adds to what an application says of other origins opens to them what the application did not.
+pub fn the_application_alone_says_what_other_origins_may(door: Door) {
+    let Some(behind) = Behind::new(door, &[]) else { return };
+    let asked = [("Origin", "http://other.example"), ("Access-Control-Request-Method", "GET")];
+    let client = behind.ask("OPTIONS", "/api?x", &asked);
+    let request = behind.one();
+    assert_eq!((request.head.method_name(), request.head.uri.as_str()), ("OPTIONS", "/api?x"));
+    assert_eq!(request.head.method, Method::Get, "what far ends of others take it for");
+    assert_eq!(request.head.fields.get("access-control-request-method"), Some("GET"));
+    let allowed = [("access-control-allow-origin", "http://other.example"), ("access-control-max-age", "5")];
+    behind.respond(&request.id, &head(204, &allowed), b"").expect(200);
+    let got = client.join().unwrap();
+    let said = |answer: &Answer| {
+        let all = answer.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone()));
+        let mut said: Vec<_> = all.filter(|(name, _)| name.starts_with("access-control-")).collect();
+        said.sort();
+        said
+    };
+    let allowed = allowed.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!((got.status, said(&got)), (204, allowed.to_vec()), "{got:?}");
+
+    let (got, _) = behind.exchange("OPTIONS", "/", &asked, &head(200, &[("allow", "GET")]), b"with a body");
+    let got = got.passed(200);
+    assert_eq!((got.header("allow"), &got.body[..]), ("GET", &b"with a body"[..]));
+    let (got, _) = behind.exchange("GET", "/", &asked[..1], &head(200, &[]), b"not for other.example");
+    assert_eq!(got.passed(200).body, b"not for other.example");
+
+    // A client does not say what the relay has to say.
+    let client = behind.get("/", &[("X-PTTH-Method", "OPTIONS")]);
+    let request = behind.one();
+    assert_eq!(request.head.method_name(), "GET");
+    behind.respond(&request.id, &head(200, &[]), b"").expect(200);
+    client.join().unwrap().passed(200);
+    // RFC 9110, 7.6.2.
+    let client = behind.ask("OPTIONS", "/", &[("Max-Forwards", "3")]);
+    let request = behind.one();
+    assert_eq!(request.head.fields.get("max-forwards"), Some("2"));
+    behind.respond(&request.id, &head(204, &[]), b"").expect(200);
+    client.join().unwrap().passed(204);
+    let last = behind.ask("OPTIONS", "/", &[("Max-Forwards", "0")]).join().unwrap();
+    assert_eq!((last.status, last.header("allow")), (204, "GET, HEAD, OPTIONS"));
+    behind.expect_nothing_left();
+}
+
+pub fn an_application_is_told_who_asks_and_which_way(door: Door) {
+    let Some(behind) = Behind::new(door, &[]) else { return };
+    let claims = [
+        ("X-Forwarded-For", "192.0.2.1"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Host", "claimed.example"),
+        ("X-Forwarded-Port", "443"),
+        ("Forwarded", "for=192.0.2.1;proto=https"),
+        ("X-Real-IP", "192.0.2.1"),
+        ("Via", "1.1 before"),
+    ];
+    let client = behind.get("/", &claims);
+    let request = behind.one();
+    let field = |name: &str| request.head.fields.get(name);
+    assert_eq!(field("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!((field("x-forwarded-proto"), field("x-forwarded-host")), (Some("http"), Some("relay")));
+    for claim in ["x-forwarded-port", "forwarded", "x-real-ip"] {
+        assert_eq!(field(claim), None, "{claim}");
+    }
+    let via = field("via").unwrap();
+    let own = via.strip_prefix("1.1 before, 1.1 uhst-relay-").unwrap_or_else(|| panic!("{via}"));
+    assert_eq!(own.len(), 16, "{via}");
+    behind.respond(&request.id, &head(200, &[("via", "1.0 application")]), b"").expect(200);
+    let got = client.join().unwrap().passed(200);
+    assert_eq!(got.header("via"), format!("1.0 application, 1.1 uhst-relay-{own}"));
+    // Once more around is a loop; by way of another server it is none.
+    let start = Instant::now();
+    let via = format!("1.1 x, 1.1 uhst-relay-{own} (comment), 1.1 y");
+    behind.get("/", &[("Via", &via)]).join().unwrap().expect_error(508);
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+    behind.expect_nothing_left();
+}
+
+/// What the published far end sends for 416.
+pub fn an_answer_with_neither_length_nor_body_arrives(door: Door) {
+    let Some(behind) = Behind::new(door, &[]) else { return };
+    let client = behind.get("/six-bytes", &[("Range", "bytes=100-200")]);
+    let request = behind.one();
+    let outside = head(416, &[("content-range", "bytes */6")]);
+    hear(behind.start_answering(&request.id, &outside, None)).expect(200);
+    assert_eq!(client.join().unwrap().passed(416).header("content-range"), "bytes */6");
+    // Nobody without the key answers that way.
+    let client = behind.get("/", &[]);
+    let id = behind.one().id;
+    let headers = [("X-ApiKey", "wrong"), (HEAD_FIELD, outside.as_str())];
+    hear(behind.scene.start("POST", &format!("/7ZSFUKGV/http_response/{id}"), &headers, None)).expect_error(401);
+    hear(behind.start_answering(&id, &outside, None)).expect(200);
+    client.join().unwrap().passed(416);
+    behind.expect_nothing_left();
+}
+
+/// The relay is lighttpd's error handler there, and changes nothing of what else lighttpd refuses.
+pub fn what_the_web_server_refuses_stays_refused(door: Door) {
+    let Some(behind) = Behind::new(door, &[]) else { return };
+    let scene = &behind.scene;
+    let secret = scene.folder().join("cgi-bin/data/secret");
+    std::fs::write(&secret, "hidden-word").unwrap();
+    let raw = |request: &str| {
+        let mut socket = scene.connect();
+        socket.write_all(format!("{request}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+        hear(socket)
+    };
+    for (request, status) in [
+        ("GET /nothing HTTP/1.1\r\nHost: a", 404),
+        ("GET /cgi-bin/data/secret HTTP/1.1\r\nHost: a", 403),
+        ("GET /cgi-bin/relay.cgi HTTP/1.1", 400),
+        ("POST /cgi-bin/relay.cgi?action=host HTTP/1.1\r\nHost: a", 411),
+        ("POST /cgi-bin/relay.cgi/bus/x HTTP/1.1\r\nHost: a", 411),
+        ("POST /cgi-bin/data/secret HTTP/1.1\r\nHost: a", 411),
+    ] {
+        raw(request).expect_error(status);
+    }
+    let direct = raw("GET /cgi-bin/relay.cgi/7ZSFUKGV/http_response/0 HTTP/1.1\r\nHost: a\r\nRedirect-Status: 411");
+    direct.expect_error(405);
 }
 
 pub fn an_answer_flows_before_it_is_complete(door: Door) {
@@ -426,7 +563,7 @@ pub fn an_answer_flows_before_it_is_complete(door: Door) {
     far.write_all(b"5\r\nHello\r\n").unwrap();
     far.write_all(b"3\r\nend\r\n0\r\n\r\n").unwrap();
     hear(far).expect(200);
-    let got = client.join().unwrap().expect(200);
+    let got = client.join().unwrap().passed(200);
     assert_eq!(got.body, b"Helloend");
     behind.expect_nothing_left();
 }
@@ -455,7 +592,7 @@ pub fn each_of_several_listeners_gets_its_own_requests(door: Door) {
             .collect();
         let asking: Vec<_> = (0..clients).map(|number| (number, behind.get(&format!("/{number}"), &[]))).collect();
         for (number, client) in asking {
-            let got = client.join().unwrap().expect(200);
+            let got = client.join().unwrap().passed(200);
             assert!(got.body == [format!("/{number}").as_bytes(), &bytes(5000)].concat(), "a mix-up");
         }
         done.store(true, Ordering::Release);
@@ -480,7 +617,7 @@ pub fn a_request_whose_listener_died_is_given_to_another(door: Door) {
     let client = behind.get("/1", &[]);
     let [request] = <[_; 1]>::try_from(heard(listening)).unwrap();
     behind.respond(&request.id, &head(200, &[]), b"1").expect(200);
-    assert_eq!(client.join().unwrap().expect(200).body, b"1");
+    assert_eq!(client.join().unwrap().passed(200).body, b"1");
 
     // It goes with a request in its hands.
     let start = Instant::now();
@@ -492,7 +629,43 @@ pub fn a_request_whose_listener_died_is_given_to_another(door: Door) {
     behind.respond(&second.id, &head(200, &[]), b"2").expect(200);
     // It was not dead after all: the answer it has is not given.
     behind.respond(&first.id, &head(200, &[]), b"too late").expect_error(400);
-    assert_eq!(client.join().unwrap().expect(200).body, b"2");
+    assert_eq!(client.join().unwrap().passed(200).body, b"2");
+    behind.expect_nothing_left();
+}
+
+/// One that cannot answer it would be asked for it as long as its client waits.
+pub fn a_request_is_given_to_far_ends_twice_at_most(door: Door) {
+    let Some(behind) = Behind::new(door, &[]) else { return };
+    let client = behind.get("/", &[]);
+    let first = behind.one();
+    assert_eq!(behind.one(), first);
+    // It took seven seconds to be given again, and would take as long once more.
+    let third = behind.start_listening();
+    third.set_read_timeout(Some(Duration::from_secs(11))).unwrap();
+    let heard = (&third).read(&mut [0; 100]).map_err(|error| error.kind());
+    assert_eq!(heard, Err(ErrorKind::WouldBlock), "it is given a third time");
+    // Others are given, and this one can still be answered.
+    let other = behind.get("/other", &[]);
+    third.set_read_timeout(Some(LONG)).unwrap();
+    let [request] = <[_; 1]>::try_from(crate::ptth::heard(third)).unwrap();
+    assert_eq!(request.head.uri, "/other");
+    for (request, client) in [(request, other), (first, client)] {
+        behind.respond(&request.id, &head(200, &[]), request.head.uri.as_bytes()).expect(200);
+        assert_eq!(client.join().unwrap().passed(200).body, request.head.uri.as_bytes());
+    }
+    behind.expect_nothing_left();
+}
+
+pub fn a_server_that_leads_to_itself_is_told_so(door: Door) {
+    let Some(behind) = Behind::new(door, &[]) else { return };
+    let _far_end =
+        FarEnd::to(&behind, &format!("{}/frontend/servers/{NAME}", behind.scene.url().trim_end_matches('/')));
+    let start = Instant::now();
+    let got = behind.get("/", &[]).join().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+    assert_eq!(got.status, 508, "{got:?}");
+    assert!(String::from_utf8_lossy(&got.body).contains("come back"), "{got:?}");
+    assert_eq!(got.header("via").matches("uhst-relay-").count(), 1, "it has gone round once: {got:?}");
     behind.expect_nothing_left();
 }
 
@@ -531,7 +704,7 @@ pub fn a_large_answer_flows_through_little_memory(door: Door) {
         let (got, told) = behind.exchange("GET", "/", &[], &head(200, &[]), &body);
         done.store(true, Ordering::Release);
         told.expect(200);
-        assert!(got.expect(200).body == body, "not the bytes that were sent");
+        assert!(got.passed(200).body == body, "not the bytes that were sent");
         watch.join().unwrap()
     });
     // An unoptimised server's own pages are private too; what counts is that none of the body is among them.
@@ -663,8 +836,12 @@ struct FarEnd(Child);
 
 impl FarEnd {
     fn start(behind: &Behind, echo: &Echo) -> Self {
+        Self::to(behind, &echo.url)
+    }
+
+    fn to(behind: &Behind, target: &str) -> Self {
         let url = behind.scene.url();
-        let arguments = ["ptth", "serve", "--relay", &url, "--name", NAME, "--forward", &echo.url, "--listeners", "1"];
+        let arguments = ["ptth", "serve", "--relay", &url, "--name", NAME, "--forward", target, "--listeners", "1"];
         let mut command = program(&arguments);
         command.env("PTTH_KEY", &behind.key).stdout(Stdio::null()).stderr(Stdio::null());
         Self(command.spawn().expect("the far end starts"))
@@ -686,7 +863,7 @@ pub fn an_answer_whose_head_is_too_large_is_told_at_once(door: Door) {
     for (size, wanted) in [(100, 200), (9000, if door == Door::Serve { 200 } else { 502 }), (15_000, 502)] {
         let start = Instant::now();
         let path = format!("/policy/{size}");
-        let got = behind.get(&path, &[]).join().unwrap().expect(wanted);
+        let got = behind.get(&path, &[]).join().unwrap().passed(wanted);
         let spent = start.elapsed();
         if wanted == 200 {
             assert!(got.is_whole && got.body == Echo::body(&path).as_bytes());
@@ -761,7 +938,10 @@ struct Apart {
 
 impl Apart {
     fn new() -> Self {
-        let bare = Bare::new();
+        Self::of(Bare::new())
+    }
+
+    fn of(bare: Bare) -> Self {
         let added = bare.command_line(&["ptth", "add", NAME]).output().unwrap();
         let said = String::from_utf8(added.stdout).unwrap();
         let key = said.split("PTTH_KEY=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
@@ -896,6 +1076,68 @@ fn a_request_that_a_killed_process_has_taken_is_asked_again() {
     apart.bare.reply(&told, status).expect(400);
     apart.answers(&second, client);
     apart.works();
+}
+
+/// The answer has begun; that something of the request stays on the disk is for the log.
+#[test]
+fn an_answer_is_not_lost_because_a_leftover_stays() {
+    let bare = Bare::new();
+    std::fs::create_dir(bare.data()).unwrap();
+    if is_root() {
+        give_to(&bare.data(), web_user());
+    }
+    let apart = Apart::of(bare.run_as(web_user()));
+    let client = apart.client("kept");
+    let request = Apart::given(apart.listener());
+    // What is in these folders can be opened, but not removed.
+    let folders = ["clients", "answers"].map(|name| apart.folder().join(name));
+    for folder in &folders {
+        if is_root() {
+            std::os::unix::fs::chown(folder, Some(0), Some(0)).unwrap();
+        }
+        set_mode(folder, 0o555);
+    }
+    let mut responder = apart.responder(&request.id, 100_000);
+    responder.stdin.take().unwrap().write_all(&vec![7; 100_000]).unwrap();
+    let (got, _) = finish(client);
+    assert!(got[end_of_head(&got).unwrap()..] == vec![7; 100_000], "{} bytes", got.len());
+    let (told, status) = finish(responder);
+    apart.bare.reply(&told, status).expect(200);
+    assert!(apart.bare.log().contains("denied"), "it is for the log: {}", apart.bare.log());
+    for folder in &folders {
+        if is_root() {
+            give_to(folder, web_user());
+        }
+        set_mode(folder, 0o700);
+    }
+    apart.works();
+}
+
+/// Whoever has no descriptor left to look whether a client is there does not take it for a killed one.
+#[test]
+fn a_process_with_few_descriptors_removes_no_request() {
+    let mut bare = Bare::new();
+    bare.set("RELAY_MAX_CLIENTS", "1");
+    let apart = Apart::of(bare);
+    let client = apart.client("waits");
+    apart.until_there("waiting");
+    let script = apart.bare.program().with_file_name("few.sh");
+    // From none to as many as it takes.
+    for most in 3..=10 {
+        let text = format!("#!/bin/sh\nulimit -n {most}\nexec {}\n", apart.bare.program().display());
+        std::fs::write(script.with_extension("new"), text).unwrap();
+        set_mode(&script.with_extension("new"), 0o755);
+        std::fs::rename(script.with_extension("new"), &script).unwrap();
+        for path_info in [format!("/frontend/servers/{NAME}/second"), format!("/7ZSFUKGV/http_listen/{NAME}")] {
+            let headers = [("X-ApiKey", "wrong")];
+            let call = Call { method: "GET", path_info: &path_info, headers: &headers, ..Call::default() };
+            let (said, _) = finish(apart.bare.request_of(&script, &call).spawn().unwrap());
+            assert!(!said.starts_with(b"Status: 2"), "{}", String::from_utf8_lossy(&said));
+        }
+        assert_eq!(apart.names("clients").len(), 1, "{most} descriptors: {}", apart.bare.log());
+    }
+    let request = Apart::given(apart.listener());
+    apart.answers(&request, client);
 }
 
 #[test]
