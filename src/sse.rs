@@ -23,11 +23,13 @@ const SOON: Duration = Duration::from_secs(1);
 /// each idle stream, even if there is nothing to look at.
 const TICK: Duration = Duration::from_millis(20);
 
-/// The comment of an idle stream, in two pieces. Most web servers find out that a client has left when the *second* write
-/// fails, so that a keep-alive written at once would take two periods to tell; in two pieces it takes one.
-const KEEP_ALIVE: [&[u8]; 2] = [b": sse-", b"keep-alive\n"];
-/// The time between the two: enough for the client's machine to answer the first.
-const BETWEEN: Duration = Duration::from_millis(50);
+/// The comment of an idle stream, in three pieces. Most web servers find out that a client has left when the *second* write
+/// fails, thttpd when the third does, so that a keep-alive written at once would take two periods to tell, or three; in
+/// pieces it takes one.
+const KEEP_ALIVE: [&[u8]; 3] = [b": sse-", b"keep-", b"alive\n"];
+/// The time between them: enough for the client's machine to answer the first, and for a server that gathers what is
+/// written within 0.2 s.
+const BETWEEN: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
 
 /// Why a stream is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,13 +149,13 @@ pub fn tick(settings: &Settings, is_surely_woken: bool, round: Duration) -> Dura
 pub struct Unsent {
     bytes: Vec<u8>,
     written: usize,
-    /// The first half of a keep-alive is out, and its second half comes before anything else.
-    half_said: bool,
+    /// How many pieces of a keep-alive have been said; its others come before anything else. None where it is whole.
+    said: usize,
 }
 
 impl Default for Unsent {
     fn default() -> Self {
-        Self { bytes: b": Connected.\n".to_vec(), written: 0, half_said: false }
+        Self { bytes: b": Connected.\n".to_vec(), written: 0, said: 0 }
     }
 }
 
@@ -164,9 +166,24 @@ impl Unsent {
         self.bytes.extend_from_slice(format!("event: {event}\ndata: {data}\n\n").as_bytes());
     }
 
+    /// Says the next piece of a keep-alive.
+    fn say_piece(&mut self) {
+        self.bytes.extend_from_slice(KEEP_ALIVE[self.said]);
+        self.said = (self.said + 1) % KEEP_ALIVE.len();
+    }
+
+    /// Says what is missing of a keep-alive that has been begun.
     fn finish_keep_alive(&mut self) {
-        if std::mem::take(&mut self.half_said) {
-            self.bytes.extend_from_slice(KEEP_ALIVE[1]);
+        while self.said > 0 {
+            self.say_piece();
+        }
+    }
+
+    /// The same, before what has just been added.
+    fn precede_with_keep_alive(&mut self) {
+        let rest = std::mem::take(&mut self.said);
+        if rest > 0 {
+            self.bytes.splice(0..0, KEEP_ALIVE[rest..].concat());
         }
     }
 
@@ -231,15 +248,15 @@ pub fn feed<E: Events>(
             }
         }
         if unsent.is_empty() {
-            // What is begun is finished first.
-            let half_said = unsent.half_said;
-            unsent.finish_keep_alive();
             is_fresh = true;
             match listener.write_next(&mut unsent.bytes) {
                 // All of it was too old; there may be more.
-                Ok(Given { count: 0, has_more: true }) if !half_said => continue,
+                Ok(Given { count: 0, has_more: true }) => continue,
                 Ok(Given { count, .. }) => events = count > 0,
                 Err(error) => trouble.log(&error),
+            }
+            if !unsent.is_empty() {
+                unsent.precede_with_keep_alive();
             }
             // A knock without a message may be of somebody who has taken the place, or removed it: that must not wait.
             if (std::mem::take(&mut is_heard) && !events) || std::mem::take(&mut is_challenged) {
@@ -249,9 +266,8 @@ pub fn feed<E: Events>(
                     _ => {}
                 }
             }
-            if !events && !half_said && now >= next_keep_alive {
-                unsent.bytes.extend_from_slice(KEEP_ALIVE[0]);
-                unsent.half_said = true;
+            if unsent.is_empty() && now >= next_keep_alive {
+                unsent.say_piece();
                 if out.is_own() {
                     // Our own socket tells at once; one piece is half the work.
                     unsent.finish_keep_alive();
@@ -294,7 +310,8 @@ pub fn feed<E: Events>(
                 if !unsent.write(out) {
                     continue;
                 }
-                next_keep_alive = Instant::now() + if unsent.half_said { BETWEEN } else { settings.keep_alive };
+                let pause = unsent.said.checked_sub(1).map_or(settings.keep_alive, |pieces| BETWEEN[pieces]);
+                next_keep_alive = Instant::now() + pause;
                 if std::mem::take(&mut events)
                     && let Err(error) = listener.delivered()
                 {

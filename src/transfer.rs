@@ -162,9 +162,8 @@ impl<'a, 'b> Feed<'a, 'b> {
     /// Reads and drops what the client is still sending, for a little while: it would not see the answer otherwise, only
     /// a broken connection.
     pub fn drop_rest(self) {
-        const MOST: u64 = 16 << 20;
         self.body.reader.give_time(Duration::from_secs(2));
-        let _ = io::copy(&mut io::Read::take(&mut *self.body.reader, MOST), &mut io::sink());
+        let _ = io::copy(&mut *self.body.reader, &mut io::sink());
     }
 }
 

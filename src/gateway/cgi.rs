@@ -8,8 +8,9 @@ use crate::protocol::{self, page};
 use rustix::fd::{AsFd, BorrowedFd};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, Shutdown};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -95,20 +96,26 @@ pub fn run() -> ExitCode {
         }
         Ok(settings) => {
             let reply = protocol::answer(&settings, &mut request);
-            // With mod_cgid, input and output are one UNIX socket: closed with unread input in it, it is reset, and the
-            // answer lost.
-            request.body.drain(settings.max_body);
             sweep = Some(settings);
             reply
         }
     };
+    if !matches!(reply.content, Content::Upgrade(_)) {
+        leave_nothing_unread(&mut request.body);
+    }
+    // lighttpd and Apache send SIGTERM as soon as they have the whole answer, which its length may tell: what comes after it
+    // would never be finished.
+    if sweep.as_ref().is_some_and(protocol::sweep_is_due) {
+        let _ = super::catch_signals();
+    }
     let nph = is_nph(&text("SCRIPT_NAME"));
     if let Err(error) = send(&stdout, reply, nph, head_only) {
         // The web server or its client has gone. Streams have noticed by themselves.
         say!("uhst-relay: the answer could not be written: {error}");
     }
 
-    if let Some(settings) = sweep.filter(protocol::sweep_is_due) {
+    let can_finish = super::stop_signal().is_some();
+    if let Some(settings) = sweep.filter(|settings| can_finish && protocol::sweep_is_due(settings)) {
         // The answer ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache listen to
         // stderr as well, and with mod_cgid stdin is the same socket.
         if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
@@ -119,6 +126,28 @@ pub fn run() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Reads what nobody wants of the body, and sees to it that the web server can let go of the rest.
+///
+/// Where input and output are one UNIX socket (`mod_cgid`), unread input resets it when this process ends, and the answer is
+/// lost. fcgiwrap looks at the answer only when the program has taken the whole body.
+fn leave_nothing_unread(body: &mut Body<'_>) {
+    if text("SERVER_SOFTWARE").starts_with("nginx") {
+        // Its client cannot get the answer any sooner.
+        body.reader.give_time(BODY_TIME);
+    }
+    if body.drain() {
+        return;
+    }
+    if let Ok(input) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from)
+        // Another kind of socket has no such address; it is the client's connection itself then.
+        && input.local_addr().is_ok()
+        && input.shutdown(Shutdown::Read).is_ok()
+    {
+        // What was sent before that; the web server's next write fails, and it drops the rest itself.
+        let _ = io::copy(&mut &input, &mut io::sink());
+    }
 }
 
 fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Result<()> {

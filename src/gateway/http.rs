@@ -775,8 +775,9 @@ impl Connection {
                     _ if head.is_http_1_1 => Framing::Chunked,
                     _ => Framing::UntilClose,
                 };
+                let says_keep_alive = keep_alive && (framing != Framing::UntilClose || is_event_stream(&reply));
+                write_head(&mut out, &reply, says_keep_alive, head.is_http_1_1, Some(framing));
                 let keep_alive = keep_alive && framing != Framing::UntilClose;
-                write_head(&mut out, &reply, keep_alive, head.is_http_1_1, Some(framing));
                 log(server, self.peer, &line, status, 0);
                 let (Content::Stream(produce) | Content::Sized(_, produce)) = reply.content else { return false };
                 // What is short comes in one packet with its head, if it comes within 200 ms.
@@ -839,12 +840,17 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, is_http_1_1: b
     head.push_str(match reply.content {
         // The other protocol ends this head.
         Content::Upgrade(_) => "Connection: Upgrade\r\n",
-        // RFC 9112, 9.3: that goes without saying.
-        _ if keep_alive && is_http_1_1 => "\r\n",
+        // RFC 9112, 9.3: that goes without saying, but event streams have always said it.
+        _ if keep_alive && is_http_1_1 && !is_event_stream(reply) => "\r\n",
         _ if keep_alive => "Connection: keep-alive\r\n\r\n",
         _ => "Connection: close\r\n\r\n",
     });
     out.extend_from_slice(head.as_bytes());
+}
+
+fn is_event_stream(reply: &Reply) -> bool {
+    let is_its_type = |value: &[u8]| value.starts_with(b"text/event-stream");
+    reply.headers.iter().any(|(name, value)| name.eq_ignore_ascii_case("Content-Type") && is_its_type(value))
 }
 
 /// The common log format, which log analysers read.

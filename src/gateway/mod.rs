@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// How long a client may take to send the whole body of a request.
 const BODY_TIME: Duration = Duration::from_secs(60);
 
+/// How long the rest of a body is read that is too large.
+const REST_TIME: Duration = Duration::from_secs(5);
+
 /// No more memory than this is reserved for what has not arrived yet.
 const WORTH_RESERVING: u64 = 1 << 20;
 
@@ -189,14 +192,16 @@ impl Body<'_> {
     /// A body longer than `limit` bytes is refused; so is one that is cut short or too slow.
     pub fn read(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
         if self.length.is_some_and(|length| length > limit) {
-            self.drain(limit);
+            self.reader.give_time(REST_TIME);
+            self.drain();
             return Err(BodyError::TooLarge(limit));
         }
         let mut bytes = Vec::with_capacity(usize::try_from(self.length.unwrap_or(0).min(WORTH_RESERVING)).unwrap_or(0));
         self.reader.take(limit + 1).read_to_end(&mut bytes).map_err(|error| BodyError::from(&error))?;
         let got = bytes.len() as u64;
         if got > limit {
-            self.drain(limit);
+            self.reader.give_time(REST_TIME);
+            self.drain();
             return Err(BodyError::TooLarge(limit));
         }
         if self.length.is_some_and(|length| got < length) {
@@ -205,13 +210,10 @@ impl Body<'_> {
         Ok(bytes)
     }
 
-    /// A client that is still sending would not see the refusal, only a broken connection; a few times the limit is
-    /// read and thrown away for its sake, more is not our problem.
-    fn drain(&mut self, limit: u64) {
-        if !self.is_awaited {
-            return;
-        }
-        let _ = io::copy(&mut self.reader.take(limit.saturating_mul(8)), &mut io::sink());
+    /// A client that is still sending would not see the answer, only a broken connection; for its sake the rest is read
+    /// and thrown away, as long as the reader has time. Whether that was all of it.
+    fn drain(&mut self) -> bool {
+        self.is_awaited && io::copy(&mut self.reader, &mut io::sink()).is_ok()
     }
 }
 
@@ -418,6 +420,9 @@ static STOP: OnceLock<PipeReader> = OnceLock::new();
 /// When there is no file descriptor left for it.
 pub fn catch_signals() -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    if STOP.get().is_some() {
+        return Ok(());
+    }
     let (reader, writer) = io::pipe()?;
     let ignored = ignored_signals();
     // Who ignores one (nohup, a shell's background) has a reason.

@@ -27,7 +27,7 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 const SESSIONS: &str = "/cama/session";
@@ -253,7 +253,7 @@ impl Said<'_, '_> {
 
     fn peer_address(&self) -> Option<Result<IpAddr, Refusal>> {
         let text = self.header_or("x-peer-address", "peer-address")?;
-        Some(text.trim().parse().map(|address: IpAddr| address.to_canonical()).map_err(|_| Refusal::BadAddress))
+        Some(bare_address(text.trim()).ok_or(Refusal::BadAddress))
     }
 
     /// Every token that was sent. A browser may have cookies of that name from elsewhere on the site as well.
@@ -289,11 +289,18 @@ impl Said<'_, '_> {
     }
 }
 
-/// An address as proxies write it: some with a port behind it, and the long ones in brackets.
+/// An address as proxies write it: some with a port behind it.
 fn forwarded_address(text: &str) -> Option<IpAddr> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let address = bare.parse().ok().or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()))?;
-    Some(address.to_canonical())
+    bare_address(text).or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip().to_canonical()))
+}
+
+/// An address without a port. A long one may have brackets around it, as in a URL (RFC 3986, 3.2.2).
+fn bare_address(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_canonical());
+    }
+    let long: Ipv6Addr = text.strip_prefix('[')?.strip_suffix(']')?.parse().ok()?;
+    Some(IpAddr::V6(long).to_canonical())
 }
 
 struct Relay<'a> {
@@ -544,7 +551,8 @@ impl Relay<'_> {
 fn body_reply(head: Head, mut receiver: Receiver) -> Reply {
     let reply = Reply::empty(Status::Ok)
         .header("Content-Type", head.content_type.unwrap_or_else(|| "application/octet-stream".to_owned()))
-        .header("Cache-Control", "no-store")
+        // no-transform: a proxy that compresses would hold the bytes back (RFC 9111, 5.2.2.6).
+        .header("Cache-Control", "no-store, no-transform")
         // What strangers send is shown under the relay's origin: it must not run there.
         .header("X-Content-Type-Options", "nosniff")
         .header("Content-Security-Policy", "sandbox")

@@ -142,7 +142,8 @@ fn refuse(status: Status, sentence: &str) -> Reply {
 fn stream_head() -> Reply {
     Reply::empty(Status::Ok)
         .header("Content-Type", "text/event-stream")
-        .header("Cache-Control", "no-cache")
+        // no-transform: a proxy that compresses would hold the events back (RFC 9111, 5.2.2.6).
+        .header("Cache-Control", "no-cache, no-transform")
         // nginx would collect the stream otherwise.
         .header("X-Accel-Buffering", "no")
 }

@@ -13,17 +13,19 @@ use super::shelf::Kind;
 use super::{Error, Store, private_file, read_small};
 use fs2::FileExt as _;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
-
-const SHARDS: u64 = super::shelf::SHARDS as u64;
+use std::time::{Duration, Instant, SystemTime};
 
 /// No shorter than this between two sweeps.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// No more shards at once than this: with 10,000 hosts a millisecond each.
 const MOST_AT_ONCE: u64 = 32;
+
+/// After so long no further shard is begun: a web server waits for a program that it wants to see ended.
+const LONGEST: Duration = Duration::from_millis(20);
 
 #[derive(Default, Serialize, Deserialize)]
 struct Cursor {
@@ -79,8 +81,8 @@ impl Store {
     /// Gives what stands in the shards that are due to `look`, such that all shards have their turn in `round`.
     ///
     /// # Errors
-    /// The first failure; what is behind it is for the next sweep.
-    pub fn sweep_some(&self, round: Duration, look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
+    /// The first failure.
+    pub fn sweep_some(&self, round: Duration, mut look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
         let file = match private_file(&self.sweep_file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
@@ -93,49 +95,97 @@ impl Store {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=256 above")]
         let due = (due as u64).min(MOST_AT_ONCE);
         // A damaged one is as good as the first.
-        let Cursor { shard } = serde_json::from_slice(&read_small(&file)?).unwrap_or_default();
-        let swept = self.sweep_shards(u64::from(shard), due, look);
-        let next = Cursor { shard: shard.wrapping_add(u8::try_from(due).unwrap_or(u8::MAX)) };
-        let mut bytes = serde_json::to_vec(&next).map_err(io::Error::other)?;
-        bytes.resize(31, b' ');
-        bytes.push(b'\n');
-        super::folder::write_in_place(&file, &bytes)?;
-        swept
+        let mut cursor: Cursor = serde_json::from_slice(&read_small(&file)?).unwrap_or_default();
+        let began = Instant::now();
+        let mut outcome = Ok(());
+        for _ in 0..due {
+            if began.elapsed() >= LONGEST {
+                break;
+            }
+            let number = cursor.shard;
+            cursor.shard = number.wrapping_add(1);
+            // Before the shard, so that one in which processes are killed does not keep the others from their turn. A full
+            // disk may have no room for it; then all the more must be swept.
+            let written = write_cursor(&file, &cursor);
+            outcome = outcome.and(self.sweep_shard(number, &mut look)).and(written.map_err(Error::from));
+        }
+        outcome
     }
 
     /// Gives what stands in all shards to `look`.
     ///
     /// # Errors
     /// The first failure.
-    pub fn sweep_all(&self, look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
-        self.sweep_shards(0, SHARDS, look)
-    }
-
-    fn sweep_shards(
-        &self,
-        first: u64,
-        count: u64,
-        mut look: impl FnMut(Found) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub fn sweep_all(&self, mut look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
         let mut outcome = Ok(());
-        for number in first..first + count {
-            let number = u8::try_from(number % SHARDS).unwrap_or(0);
-            for kind in Kind::ALL {
-                let Some(entries) = self.read_shard(kind, number)? else { continue };
-                for entry in entries {
-                    let path = entry?.path();
-                    // One that cannot be swept does not keep the others from it.
-                    match Found::lock(kind, &path) {
-                        Ok(Some(found)) => outcome = outcome.and(look(found)),
-                        // In use, or made by a process that was killed before it wrote the record: then it is empty, and
-                        // removing it fails unless nobody is about to use it.
-                        Ok(None) => _ = std::fs::remove_dir(&path),
-                        Err(error) => outcome = outcome.and(Err(error)),
-                    }
-                }
-                self.count_shard(kind, number)?;
-            }
+        for number in 0..=u8::MAX {
+            outcome = outcome.and(self.sweep_shard(number, &mut look));
         }
         outcome
+    }
+
+    fn sweep_shard(&self, number: u8, look: &mut impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        for kind in Kind::ALL {
+            let Some(entries) = self.read_shard(kind, number)? else { continue };
+            for entry in entries {
+                let path = entry?.path();
+                // One that cannot be swept does not keep the others from it.
+                match Found::lock(kind, &path) {
+                    Ok(Some(found)) => outcome = outcome.and(look(found)),
+                    // In use, or made by a process that was killed before it wrote the record: then it is empty, and
+                    // removing it fails unless nobody is about to use it.
+                    Ok(None) => _ = std::fs::remove_dir(&path),
+                    Err(error) => outcome = outcome.and(Err(error)),
+                }
+            }
+            self.count_shard(kind, number)?;
+        }
+        outcome
+    }
+}
+
+fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(cursor).map_err(io::Error::other)?;
+    bytes.resize(31, b' ');
+    bytes.push(b'\n');
+    super::folder::write_in_place(file, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::duplex::DuplexRecord;
+    use crate::store::test_dir::TestDir;
+
+    /// How many sessions one sweep of a round that is over looks at, if a look takes so long.
+    fn looked_at(store: &Store, pause: Duration) -> usize {
+        let mut count = 0;
+        let swept = store.sweep_some(Duration::from_millis(1), |_| {
+            count += 1;
+            std::thread::sleep(pause);
+            Err(Error::Busy)
+        });
+        assert!(count == 0 || matches!(swept, Err(Error::Busy)), "{swept:?}");
+        count
+    }
+
+    #[test]
+    fn a_sweep_is_short_and_the_next_one_goes_on_where_it_stopped() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        for number in 0..64 {
+            let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None };
+            assert!(store.new_duplex(&number.to_string(), record, 64).unwrap().is_some());
+        }
+        let (mut sweeps, mut looks) = (0, 0);
+        while looks < 64 {
+            // Longer than a sweep may take: no further shard is begun, and in none of them there are more than four.
+            let now = looked_at(&store, LONGEST);
+            assert!(now <= 4, "{now} sessions");
+            (sweeps, looks) = (sweeps + 1, looks + now);
+            assert!(sweeps <= 256, "{looks} after {sweeps} sweeps");
+        }
+        assert_eq!(looks, 64, "each has its turn once");
     }
 }

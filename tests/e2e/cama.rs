@@ -426,7 +426,10 @@ pub fn a_secure_session_serves_the_address_its_host_named(door: Door) {
         session.call(Who::Guest, method, &[], b"").expect_error(403);
     }
     session.call(Who::Guest, "PUT", &[("X-Peer-Address", "127.0.0.1")], b"").expect_error(403);
-    session.call(Who::Host, "PUT", &[("X-Peer-Address", "localhost")], b"").expect_error(400);
+    for wrong in ["localhost", "[127.0.0.1]", "[::1", "::1]", "[::1]:80"] {
+        session.call(Who::Host, "PUT", &[("X-Peer-Address", wrong)], b"").expect_error(400);
+    }
+    session.call(Who::Host, "PUT", &[("X-Peer-Address", "[::1]")], b"").expect(200);
     session.call(Who::Host, "PUT", &[("X-Peer-Address", "192.0.2.1")], b"").expect(200);
     // What somebody says about himself counts for nothing.
     session.call(Who::Guest, "GET", &[("X-Forwarded-For", "192.0.2.1")], b"").expect_error(403);
@@ -589,6 +592,94 @@ impl Session<'_> {
             hear(socket)
         })
     }
+}
+
+/// However much its web server has still to take of its body then.
+pub fn a_sender_whose_receiver_leaves_is_told(door: Door) {
+    const SIZE: usize = 100_000_000;
+    let Some(scene) = Scene::new(door, &[]) else { return };
+    let session = scene.session(&[]);
+    let receiver = session.start(Who::Host, "GET", &[], None);
+    session.until_waiting(1);
+    let mut sender = scene.connect();
+    let length = format!("Content-Length: {SIZE}\r\n");
+    sender.write_all(scene.head("POST", &session.path, &[], &length).as_bytes()).unwrap();
+    let pouring = pour(&sender, SIZE);
+    let read = read_and_leave(receiver, 4 << 20);
+    let sent = hear(sender);
+    pouring.join().unwrap();
+    let delivered = sent.delivered();
+    // The head is in what was read, too.
+    assert!(delivered + 2000 >= read && delivered < SIZE as u64, "{delivered} of {read} read");
+}
+
+/// A slow sender has not sent all when the relay loses its patience; the web server takes the rest.
+pub fn a_slow_sender_whose_receiver_leaves_is_told(door: Door) {
+    const PIECES: usize = 60;
+    let Some(scene) = Scene::new(door, &[]) else { return };
+    let session = scene.session(&[]);
+    let receiver = session.start(Who::Host, "GET", &[], None);
+    session.until_waiting(1);
+    let mut sender = scene.connect();
+    let piece = bytes(100_000);
+    let length = format!("Content-Length: {}\r\n", PIECES * piece.len());
+    sender.write_all(scene.head("POST", &session.path, &[], &length).as_bytes()).unwrap();
+    let leaving = std::thread::spawn(move || read_and_leave(receiver, 150_000));
+    for _ in 0..PIECES {
+        sender.write_all(&piece).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (sent, read) = (hear(sender), leaving.join().unwrap());
+    assert!(sent.delivered() + 2000 >= read, "{} of {read} read", sent.delivered());
+}
+
+/// One that sends faster than anybody reads, and for longer than the relay is patient, so that there is always something
+/// unread.
+pub fn a_sender_that_goes_on_when_its_receiver_has_left_is_told(door: Door) {
+    let Some(scene) = Scene::new(door, &[]) else { return };
+    let session = scene.session(&[]);
+    let receiver = session.start(Who::Host, "GET", &[], None);
+    session.until_waiting(1);
+    let mut sender = scene.connect();
+    sender.write_all(scene.head("POST", &session.path, &[], "Transfer-Encoding: chunked\r\n").as_bytes()).unwrap();
+    let leaving = std::thread::spawn(move || read_and_leave(receiver, 4 << 20));
+    let chunk = [&b"100000\r\n"[..], &bytes(1 << 20), b"\r\n"].concat();
+    let mut has_left = None;
+    while has_left.is_none_or(|left: Instant| left.elapsed() < Duration::from_secs(3)) {
+        sender.write_all(&chunk).unwrap();
+        has_left = has_left.or_else(|| leaving.is_finished().then(Instant::now));
+    }
+    sender.write_all(b"0\r\n\r\n").unwrap();
+    let (sent, read) = (hear(sender), leaving.join().unwrap());
+    // The chunks' own lines are in what was read, too.
+    assert!(sent.delivered() + 4000 >= read, "{} of {read} read", sent.delivered());
+}
+
+/// Reads about so many bytes of an answer, and hangs up: how many they were.
+fn read_and_leave(mut receiver: TcpStream, count: usize) -> u64 {
+    let mut read = 0;
+    while read < count {
+        let mut some = Vec::new();
+        hear_more(&mut receiver, &mut some);
+        read += some.len();
+    }
+    receiver.shutdown(Shutdown::Both).unwrap();
+    read as u64
+}
+
+/// Sends a body of so many bytes, or as much as is wanted of it.
+pub fn pour(socket: &TcpStream, mut left: usize) -> JoinHandle<()> {
+    let mut socket = socket.try_clone().unwrap();
+    std::thread::spawn(move || {
+        let some = bytes(1 << 16);
+        while left > 0 {
+            let most = left.min(some.len());
+            if socket.write_all(&some[..most]).is_err() {
+                return;
+            }
+            left -= most;
+        }
+    })
 }
 
 pub fn a_sender_that_leaves_half_way_leaves_half_a_body(door: Door) {

@@ -2,6 +2,9 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,7 +12,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 
 use crate::bare::{Bare, finish};
-use crate::place::{Folder, install_program, is_root, program, skip};
+use crate::place::{Folder, LONG, install_program, is_root, program, skip};
 use crate::relay::{Call, Relay as _, Talk as _};
 
 const PING: Call = Call { method: "POST", path_info: "", query: "action=ping&timestamp=1", headers: &[], body: b"" };
@@ -60,6 +63,17 @@ fn arguments_from_a_web_server_are_ignored() {
     }
 }
 
+/// Some small servers forget to say what a program is to talk; what they ask is a web request all the same.
+#[test]
+fn a_request_without_gateway_interface_is_no_command_line() {
+    let relay = Bare::new();
+    for arguments in [&["token", "host", "a"][..], &["serve"], &["--help"], &["sweep"]] {
+        let mut command = relay.request(&PING);
+        command.env_remove("GATEWAY_INTERFACE").args(arguments);
+        assert_eq!(relay.run(&mut command, b"").expect(200).json(), json!({"pong": 1}), "{arguments:?}");
+    }
+}
+
 #[test]
 fn a_person_on_the_command_line_is_answered() {
     let relay = Bare::new();
@@ -94,6 +108,45 @@ fn a_script_named_nph_speaks_http_itself() {
     let (host, mut stream) = relay.listening_host();
     relay.send(&relay.join(&host.id), "1").expect(200);
     assert_eq!(stream.body(), json!(1));
+}
+
+/// As thttpd and `mini_httpd` run it: the connection itself is its input, its output and its log.
+#[test]
+fn a_script_named_nph_that_has_the_connection_itself_misses_whoever_leaves() {
+    let relay = Bare::with(&[("RELAY_KEEP_ALIVE", "1")]).named("/cgi-bin/nph-relay.cgi");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let run = |call: &Call| {
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(LONG)).unwrap();
+        client.write_all(call.body).unwrap();
+        let connection = OwnedFd::from(listener.accept().unwrap().0);
+        let end = || Stdio::from(connection.try_clone().unwrap());
+        (client, relay.request(call).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap())
+    };
+    let ask = |call: &Call| {
+        let (mut client, mut program) = run(call);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(program.wait().unwrap().success());
+        answer
+    };
+    let (host, mut host_stream) = relay.listening_host();
+    let token = relay.join(&host.id);
+    let query = format!("token={token}");
+    let sent = ask(&Call { query: &query, body: b"[1]", ..Call::default() });
+    assert!(sent.starts_with("HTTP/1.1 200 OK\r\n") && sent.ends_with("\r\n\r\n{}"), "{sent:?}");
+    assert_eq!(host_stream.body(), json!([1]));
+
+    let (mut client, mut program) = run(&Call { method: "GET", query: &query, ..Call::default() });
+    let mut heard = Vec::new();
+    while !heard.ends_with(b": Connected.\n") {
+        let mut byte = [0];
+        client.read_exact(&mut byte).unwrap();
+        heard.push(byte[0]);
+    }
+    drop(client);
+    host_stream.expect_closed("client_closed", crate::token::payload(&token)["clientId"].as_str().unwrap());
+    assert!(program.wait().unwrap().success());
 }
 
 #[test]

@@ -68,6 +68,7 @@ macro_rules! pipe_through {
             cama::a_secure_session_serves_the_address_its_host_named,
             cama::a_wrong_pipe_request_says_what_is_wrong,
             cama::the_token_works_without_a_cookie,
+            cama::a_sender_whose_receiver_leaves_is_told,
         }
     };
 }
@@ -118,6 +119,7 @@ macro_rules! web_server {
             pipe_through!($door);
             tests! { $door:
                 web::a_body_arrives_however_its_length_is_told,
+                web::an_answer_arrives_however_large_the_body_was,
                 web::what_the_relay_keeps_is_not_on_the_web,
                 web::stopping_the_server_leaves_no_process_behind,
                 web::the_published_client_works,
@@ -179,6 +181,19 @@ mod ptth_of_nginx_fcgiwrap {
     ptth_through!(NginxFcgiwrap);
 }
 
+/// Where a web server looks at the answer only after it has passed the whole body on.
+mod patient_senders {
+    mod apache_event {
+        tests! { ApacheEvent:
+            cama::a_slow_sender_whose_receiver_leaves_is_told,
+            cama::a_sender_that_goes_on_when_its_receiver_has_left_is_told,
+        }
+    }
+    mod nginx {
+        tests! { NginxFcgiwrap: cama::a_slow_sender_whose_receiver_leaves_is_told, }
+    }
+}
+
 mod ptth_of_mini_httpd {
     tests! { MiniHttpd: ptth::a_far_end_whose_header_fields_are_lost_is_told, }
 }
@@ -210,6 +225,7 @@ mod pipe_of_lighttpd {
 mod pipe_of_serve {
     pipe_through!(Serve);
     tests! { Serve:
+        web::an_answer_arrives_however_large_the_body_was,
         cama::curl_uploads_and_downloads,
         cama::a_large_body_flows_through_little_memory,
         cama::a_receiver_that_leaves_half_way_is_told_in_bytes,

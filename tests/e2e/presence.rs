@@ -1,5 +1,7 @@
 //! Who is there, and how soon the others learn that somebody is not.
 
+use std::io::Read as _;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -7,7 +9,7 @@ use serde_json::json;
 
 use crate::bare::{Bare, timed};
 use crate::place::{LONG, until};
-use crate::relay::{Relay as _, Talk as _};
+use crate::relay::{Call, Relay as _, Talk as _};
 use crate::stream::Item;
 
 /// The promise for a stream that could not say goodbye is 5 s; the rest is for a machine with more tests than cores.
@@ -70,6 +72,53 @@ fn a_stream_that_may_say_goodbye_does_so_at_once() {
         client.stream.expect_closed("host_closed", &host.id);
         assert!(start.elapsed() < AT_ONCE, "{signal:?}: {:?}", start.elapsed());
     }
+}
+
+/// thttpd has a process between the program and the client. It learns of the client's leaving one write later than other
+/// servers do; a server may also gather what is written within 0.2 s, as `TCP_CORK` does. Either must be told within one
+/// keep-alive, not two.
+#[test]
+fn a_client_that_left_is_missed_within_one_keep_alive_whatever_is_between() {
+    const KEEP_ALIVE: Duration = Duration::from_secs(6);
+    let settings = [("RELAY_KEEP_ALIVE", KEEP_ALIVE.as_secs().to_string())];
+    for (survived, gathers) in [(2, Duration::ZERO), (1, Duration::from_millis(200))] {
+        // A busy machine may have two writes seem one: it has to go well with one of several.
+        let relay = Bare::with(&[(settings[0].0, &settings[0].1)]);
+        let (host, mut host_stream) = relay.listening_host();
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let query = format!("token={}", relay.join(&host.id));
+                let call = Call { method: "GET", query: &query, ..Call::default() };
+                let program = relay.start(&call);
+                scope.spawn(move || interpose(program, survived, gathers));
+            }
+            let item = host_stream.next_event(2 * LONG);
+            assert!(matches!(&item, Item::Event(event) if event.name == "relay_event"), "{item:?}");
+            let time = start.elapsed();
+            assert!(time < KEEP_ALIVE * 3 / 2, "{survived}, {gathers:?}: {time:?}");
+        });
+    }
+}
+
+/// What is between the program and a client that leaves as soon as it has been connected: so many writes to it still seem
+/// to go well.
+fn interpose(mut program: Child, survived: usize, gathers: Duration) {
+    let mut output = program.stdout.take().unwrap();
+    let mut heard = Vec::new();
+    let mut some = [0; 4096];
+    while !heard.ends_with(b": Connected.\n") {
+        let got = output.read(&mut some).unwrap();
+        assert!(got > 0, "{:?}", String::from_utf8_lossy(&heard));
+        heard.extend_from_slice(&some[..got]);
+    }
+    for _ in 0..=survived {
+        assert!(output.read(&mut some[..1]).unwrap() > 0);
+        std::thread::sleep(gathers);
+        while crate::place::readable(&output, Instant::now()) && output.read(&mut some).unwrap() > 0 {}
+    }
+    drop(output);
+    program.wait().unwrap();
 }
 
 /// A stream that only looked now and then would deliver these too, but it would take its time.

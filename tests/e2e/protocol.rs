@@ -789,6 +789,8 @@ pub fn an_idle_stream_is_kept_alive(door: Door) {
     let Some(relay) = door.start_with(&[("RELAY_KEEP_ALIVE", "0.2")]) else { return };
     let (host, mut host_stream) = relay.listening_host();
     let mut client = relay.listening_client(&host.id);
+    let cache = crate::relay::header(&client.stream.headers, "cache-control");
+    assert_eq!(cache, Some("no-cache, no-transform"), "whoever compresses a stream holds it back");
     for _ in 0..5 {
         host_stream.expect_comment("sse-keep-alive");
         client.stream.expect_comment("sse-keep-alive");

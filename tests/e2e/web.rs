@@ -1,13 +1,16 @@
 //! What only a web server can get wrong.
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::json;
 
+use crate::cama::{Scene, hear, pour};
 use crate::door::Door;
 use crate::place::{LONG, everything_below, have, processes_below, relays_running, repository, skip, until};
 use crate::relay::{Relay as _, Talk as _};
+use crate::serve::Serve;
 use crate::stream::Item;
 
 pub fn a_body_arrives_however_its_length_is_told(door: Door) {
@@ -47,6 +50,73 @@ pub fn a_body_arrives_however_its_length_is_told(door: Door) {
             assert_eq!(stream.body(), json!({}));
         }
     }
+}
+
+pub fn an_answer_arrives_however_large_the_body_was(door: Door) {
+    let Some(scene) = Scene::new(door, &[]) else { return };
+    let made = scene.call("POST", "/?action=host", &[], b"").expect(200);
+    let made: serde_json::Value = serde_json::from_slice(&made.body).unwrap();
+    let token = format!("/?token={}", made["hostToken"].as_str().unwrap());
+    for (path, status) in [(&*token, 413), ("/?token=nonsense", 401), ("/?action=ping", 200), ("/cama/session/x", 404)]
+    {
+        for size in [20_000_000, 100_000_000] {
+            let mut socket = scene.connect();
+            let head = scene.head("POST", path, &[], &format!("Content-Length: {size}\r\n"));
+            socket.write_all(head.as_bytes()).unwrap();
+            let pouring = pour(&socket, size);
+            let answer = hear(socket);
+            assert_eq!(answer.status, status, "{size} bytes to {path}: {answer:?}");
+            pouring.join().unwrap();
+        }
+    }
+}
+
+/// Behind Node's `compression`, which compresses event streams too, and gives them away when they end.
+#[test]
+fn events_pass_through_a_proxy_that_compresses() {
+    let relay = Serve::new();
+    passes("tests/client", "compression.cjs", &[&relay.url()]);
+}
+
+/// 40 hosts, some of which have listened, are gone 95 s after their end (a lifetime, the half of one for a round of the
+/// sweep, 5 s) with two requests a second, whatever the web server does to a program that has answered. Here a lifetime has
+/// 8 s: 17 s are 34 pings at most, of which each has to look at the 32 of 256 shards that are due then.
+#[test]
+fn dead_hosts_are_gone_in_time_under_every_web_server() {
+    const LIFETIME: u32 = 8;
+    let doors = [Door::Lighttpd, Door::ApacheEvent, Door::ApachePrefork, Door::MiniHttpd, Door::NginxFcgiwrap];
+    std::thread::scope(|scope| {
+        for door in doors {
+            let swept = move || {
+                let lifetime = LIFETIME.to_string();
+                let settings = [
+                    ("RELAY_SESSION_LIFETIME", &*lifetime),
+                    // A host is kept for as long as a message to it may be.
+                    ("RELAY_MESSAGE_LIFETIME", &lifetime),
+                    // A web server notices soon then that a host has left.
+                    ("RELAY_KEEP_ALIVE", "0.5"),
+                ];
+                let Some(relay) = door.server(&settings) else { return };
+                let hosts: Vec<_> = (0..40).map(|_| relay.host("")).collect();
+                for host in &hosts[..5] {
+                    relay.open(&host.token).hang_up();
+                }
+                until("the streams have ended", LONG, || relays_running(relay.folder().path()) == 0);
+                let left = || {
+                    let all = everything_below(&relay.folder().join("cgi-bin/data/hosts"));
+                    all.iter().filter(|path| path.ends_with("session.json")).count()
+                };
+                let mut pings = 0;
+                while left() > 0 {
+                    pings += 1;
+                    assert!(pings <= 2 * (LIFETIME + LIFETIME / 2 + 5), "{door:?}: {} are left", left());
+                    relay.post("action=ping", b"").expect(200);
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+            };
+            std::thread::Builder::new().name(format!("{door:?}")).spawn_scoped(scope, swept).unwrap();
+        }
+    });
 }
 
 pub fn what_the_relay_keeps_is_not_on_the_web(door: Door) {

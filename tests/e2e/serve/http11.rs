@@ -376,7 +376,7 @@ fn a_stream_comes_in_chunks_to_those_who_know_them_and_without_to_others() {
         let (socket, mut stream) = relay.stream(&head);
         assert_eq!(header(&stream.headers, "transfer-encoding"), coding);
         assert_eq!(header(&stream.headers, "content-length"), None);
-        assert_eq!(header(&stream.headers, "connection"), (version == "1.0").then_some("close"));
+        assert_eq!(header(&stream.headers, "connection"), Some("keep-alive"), "as the reference does it");
         relay.send(&host.token, r#""hello""#).expect(200);
         assert_eq!(stream.body(), json!("hello"));
         for _ in 0..3 {
