@@ -1,9 +1,10 @@
 //! The door of a web server: RFC 3875, a process a request.
 
+use super::forwarded::Asker;
 use super::{
     BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status, TimedReader,
 };
-use crate::config::{SettingError, Settings};
+use crate::config::{SettingError, Settings, TrustedProxies};
 use crate::protocol::{self, page};
 use rustix::fd::{AsFd, BorrowedFd};
 use std::ffi::OsString;
@@ -23,6 +24,16 @@ pub fn run() -> ExitCode {
     let header = |name: &str| header_field(name);
     let settings = Settings::read(None, default_data_dir);
 
+    let connection = Asker {
+        address: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
+        // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
+        is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
+    };
+    let asker = match &settings {
+        // An address that the web server does not tell is no sign of a UNIX socket.
+        Ok(settings) => connection.behind(&TrustedProxies { unix: false, ..settings.trusted_proxies.clone() }, &header),
+        Err(_) => connection,
+    };
     let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
     let path = variable("PATH_INFO").map(OsString::into_string);
     let mount = text("SCRIPT_NAME");
@@ -35,9 +46,8 @@ pub fn run() -> ExitCode {
         header: &header,
         headers: &header_fields,
         mount,
-        remote: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
-        // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
-        is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
+        remote: asker.address,
+        is_https: asker.is_https,
         // lighttpd alone passes a connection on as it is, if it has been told to (cgi.upgrade); otherwise it takes the wish
         // out of the request.
         can_upgrade: text("SERVER_SOFTWARE").starts_with("lighttpd/"),

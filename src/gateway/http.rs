@@ -3,6 +3,7 @@
 //! It is strict where leniency lets two servers on one connection disagree about where a request ends: a body has one
 //! length or is chunked, never both; lines end with CR LF; nothing is folded.
 
+use super::forwarded::Asker;
 use super::{BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status};
 use crate::config::Settings;
 use crate::protocol;
@@ -690,7 +691,8 @@ impl Connection {
             Length::Known(length) => BodyPart::Length(length),
             Length::Chunked => BodyPart::ChunkLine,
         };
-        let (socket, remote) = (Arc::clone(&self.socket), self.peer);
+        let asker = Asker { address: self.peer, is_https: false }.behind(&server.settings.trusted_proxies, &header);
+        let socket = Arc::clone(&self.socket);
         let mut body = BodyReader {
             connection: self,
             part: left,
@@ -711,8 +713,8 @@ impl Connection {
                     header: &header,
                     headers: &headers,
                     mount: String::new(),
-                    remote,
-                    is_https: false,
+                    remote: asker.address,
+                    is_https: asker.is_https,
                     can_upgrade: true,
                     client: Client::new(socket.as_fd(), true),
                     body: Body {
@@ -735,11 +737,11 @@ impl Connection {
             _ => reply,
         };
         let keep_alive = head.keeps_alive() && is_read && !is_malformed && !is_stopping();
-        self.give(server, head, reply, keep_alive)
+        self.give(server, head, asker.address, reply, keep_alive)
     }
 
     /// Gives the client its answer. False when the connection is to be closed behind it.
-    fn give(&mut self, server: &Server, head: &Head, reply: Reply, keep_alive: bool) -> bool {
+    fn give(&mut self, server: &Server, head: &Head, from: Option<IpAddr>, reply: Reply, keep_alive: bool) -> bool {
         let version = if head.is_http_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
         let head_only = head.method == "HEAD";
         let (status, line) = (reply.status, format!("{} {} {version}", head.method, head.loggable_target()));
@@ -750,17 +752,17 @@ impl Connection {
                 if !head_only {
                     out.extend_from_slice(body);
                 }
-                log(server, self.peer, &line, status, if head_only { 0 } else { body.len() });
+                log(server, from, &line, status, if head_only { 0 } else { body.len() });
                 self.write_all(&out).is_ok() && keep_alive
             }
             Content::Absent => {
                 write_head(&mut out, &reply, keep_alive, head.is_http_1_1, None);
-                log(server, self.peer, &line, status, 0);
+                log(server, from, &line, status, 0);
                 self.write_all(&out).is_ok() && keep_alive
             }
             Content::Upgrade(_) => {
                 write_head(&mut out, &reply, false, true, None);
-                log(server, self.peer, &line, status, 0);
+                log(server, from, &line, status, 0);
                 let Content::Upgrade(talk) = reply.content else { return false };
                 let written = self.write_all(&out);
                 drop((out, line));
@@ -777,7 +779,7 @@ impl Connection {
                 };
                 let keep_alive = keep_alive && framing != Framing::UntilClose;
                 write_head(&mut out, &reply, keep_alive, head.is_http_1_1, Some(framing));
-                log(server, self.peer, &line, status, 0);
+                log(server, from, &line, status, 0);
                 let (Content::Stream(produce) | Content::Sized(_, produce)) = reply.content else { return false };
                 // What is short comes in one packet with its head, if it comes within 200 ms.
                 let has_more = matches!(framing, Framing::Length(1..)) && !head_only;
@@ -847,7 +849,7 @@ fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, is_http_1_1: b
 }
 
 /// The common log format, which log analysers read.
-fn log(server: &Server, peer: Option<IpAddr>, line: &str, status: Status, size: usize) {
+fn log(server: &Server, from: Option<IpAddr>, line: &str, status: Status, size: usize) {
     if server.quiet {
         return;
     }
@@ -855,10 +857,10 @@ fn log(server: &Server, peer: Option<IpAddr>, line: &str, status: Status, size: 
     let date = httpdate::HttpDate::from(SystemTime::now()).to_string();
     let parts: Vec<_> = date.split([' ', ',']).filter(|part| !part.is_empty()).collect();
     let [_, day, month, year, time, _] = parts[..] else { return };
-    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
+    let from = from.map_or_else(|| "-".to_owned(), |from| from.to_string());
     let code = status.to_string();
     let code = code.split(' ').next().unwrap_or_default();
-    say!("{peer} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}");
+    say!("{from} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}");
 }
 
 // ---- the body of a request

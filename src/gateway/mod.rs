@@ -4,6 +4,7 @@
 //! function that writes to the [`Outgoing`] stream for as long as it likes.
 
 pub mod cgi;
+mod forwarded;
 #[cfg(feature = "serve")]
 pub mod http;
 
@@ -39,9 +40,10 @@ pub struct Request<'a> {
     pub headers: &'a dyn Fn() -> Vec<(String, String)>,
     /// Where the relay itself is on its server: `SCRIPT_NAME` under CGI, empty under `serve`.
     pub mount: String,
-    /// Who opened the connection to the server; `None` where a UNIX socket has brought it.
+    /// Who asks: who opened the connection to the server, or whom that speaks for where it is a [trusted
+    /// proxy](crate::config::TrustedProxies). `None` where that is not known, as through a UNIX socket.
     pub remote: Option<IpAddr>,
-    /// Whether that connection is HTTPS.
+    /// Whether it uses HTTPS.
     pub is_https: bool,
     /// Whether the connection can be handed over to another protocol ([`Content::Upgrade`]).
     pub can_upgrade: bool,

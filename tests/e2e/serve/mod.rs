@@ -6,6 +6,7 @@ mod http11;
 mod life;
 mod malformed;
 mod operator;
+mod proxied;
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
