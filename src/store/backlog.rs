@@ -271,7 +271,7 @@ impl Store {
     /// When that cannot be seen.
     pub fn far_ends(&self, server: &ServerName) -> Result<(Option<SystemTime>, bool), Error> {
         let path = self.folder(Kind::Ptth, server.as_str()).join(LISTENERS);
-        Ok((modified(&path)?, is_heard(&path)))
+        Ok((modified(&path)?, is_heard(&path)?))
     }
 }
 
@@ -370,7 +370,9 @@ impl Backlog {
         {
             let name = waiting.swap_remove(oldest);
             let names = self.names(&name, WAITING);
-            let Some(id) = RequestId::parse(&name).filter(|_| names.are_received()) else {
+            let is_received = names.are_received()?;
+            let id = RequestId::parse(&name);
+            let Some(id) = id.filter(|_| is_received) else {
                 names.remove()?;
                 continue;
             };
@@ -432,7 +434,7 @@ impl LockedBacklog {
     pub fn is_in_use(&self) -> Result<bool, Error> {
         let path = self.folder.path();
         tidy(path)?;
-        Ok(is_heard(&path.join(LISTENERS)) || !names(&path.join(CLIENTS))?.is_empty())
+        Ok(is_heard(&path.join(LISTENERS))? || !names(&path.join(CLIENTS))?.is_empty())
     }
 
     /// Whose requests they are; `None` where that is damaged.
@@ -477,7 +479,7 @@ fn tidy(backlog: &Path) -> Result<(), Error> {
     for folder in FOLDERS {
         for name in names(&backlog.join(folder))? {
             let names = names_of(backlog, &name, folder);
-            if !names.are_received() {
+            if !names.are_received()? {
                 names.remove()?;
             }
         }
