@@ -790,6 +790,7 @@ impl Connection {
                 drop((out, line));
                 let begun = std::mem::take(&mut self.buffer).split_off(std::mem::take(&mut self.taken));
                 let fd = self.socket.as_fd();
+                super::set_silence(fd, super::silence_of_stream(server.settings.keep_alive));
                 talk(Incoming { fd, begun }, &mut Outgoing::new(fd, Framing::UntilClose, written.is_err()));
                 false
             }
@@ -815,9 +816,13 @@ impl Connection {
                 self.buffer.drain(..self.taken);
                 self.taken = 0;
                 self.buffer.shrink_to_fit();
-                let mut outgoing = Outgoing::new(self.socket.as_fd(), framing, written.is_err());
+                let fd = self.socket.as_fd();
+                super::set_silence(fd, super::silence_of_stream(server.settings.keep_alive));
+                let mut outgoing = Outgoing::new(fd, framing, written.is_err());
                 produce(&mut outgoing);
-                outgoing.finish(WRITE_TIME) && keep_alive
+                let is_whole = outgoing.finish(WRITE_TIME);
+                super::set_silence(fd, super::LONGEST_SILENCE);
+                is_whole && keep_alive
             }
         }
     }
