@@ -20,6 +20,7 @@ use std::time::Duration;
 pub fn run() -> ExitCode {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     hush_shared_stderr();
+    crate::log::hear_panics();
     let mut reader = TimedReader::new(stdin.as_fd(), BODY_TIME);
     let header = |name: &str| header_field(name);
     let settings = Settings::read(None, default_data_dir);
@@ -103,6 +104,8 @@ pub fn run() -> ExitCode {
         say!("uhst-relay: the answer could not be written: {error}");
     }
 
+    // Before stderr is closed for the sweep, or the process ends.
+    crate::log::flush();
     if let Some(settings) = sweep.filter(protocol::sweep_is_due) {
         // The answer ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache listen to
         // stderr as well, and with mod_cgid stdin is the same socket.
