@@ -77,6 +77,13 @@ struct FarOptions {
 
 /// Does what the arguments (without the program's name) say.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    crate::log::hear_panics();
+    let code = run_command(arguments);
+    crate::log::flush();
+    code
+}
+
+fn run_command(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (command, data) = match parse(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {

@@ -17,6 +17,7 @@
 //! - `far` (only with `serve`): the far end of PTTH, a small HTTP server that needs no open port.
 //! - [`ws`]: what an application does about a WebSocket: its event handlers, in Rust or in any language.
 //! - [`health`]: whether everything the relay needs works, and what to do where it does not.
+//! - `log`: lines on stderr, for which nobody waits.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
 //! Every handler is blocking: under CGI it has a process to itself. Every coordination primitive is a kernel object
@@ -28,15 +29,7 @@ use rustix::fd::BorrowedFd;
 /// Writes a line to stderr, which web servers keep as their error log. A log that cannot be written (its disk is full, its
 /// reader has gone, or sleeps) is no reason to fail or to wait, as `eprintln!` would.
 macro_rules! say {
-    ($($words:tt)*) => { $crate::write_to_log(&format!("{}\n", format_args!($($words)*))) };
-}
-
-fn write_to_log(line: &str) {
-    let stderr = rustix::stdio::stderr();
-    if look(stderr, PollFlags::OUT).contains(PollFlags::OUT) {
-        // One write a line, so that the lines of several threads or processes do not mix.
-        let _ = rustix::io::write(stderr, line.as_bytes());
-    }
+    ($($words:tt)*) => { $crate::log::add(&format!("{}\n", format_args!($($words)*))) };
 }
 
 /// What a file descriptor is ready for now, of what is wanted; and what is told without being asked for.
@@ -52,6 +45,7 @@ pub mod config;
 pub mod far;
 pub mod gateway;
 pub mod health;
+mod log;
 pub mod protocol;
 pub mod ptth;
 pub mod sse;

@@ -1,9 +1,10 @@
 //! The door of a web server: RFC 3875, a process a request.
 
+use super::forwarded::Asker;
 use super::{
     BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status, TimedReader,
 };
-use crate::config::{SettingError, Settings};
+use crate::config::{SettingError, Settings, TrustedProxies};
 use crate::protocol::{self, page};
 use rustix::fd::{AsFd, BorrowedFd};
 use std::ffi::OsString;
@@ -20,10 +21,21 @@ use std::time::Duration;
 pub fn run() -> ExitCode {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     hush_shared_stderr();
+    crate::log::hear_panics();
     let mut reader = TimedReader::new(stdin.as_fd(), BODY_TIME);
     let header = |name: &str| header_field(name);
     let settings = Settings::read(None, default_data_dir);
 
+    let connection = Asker {
+        address: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
+        // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
+        is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
+    };
+    let asker = match &settings {
+        // An address that the web server does not tell is no sign of a UNIX socket.
+        Ok(settings) => connection.behind(&TrustedProxies { unix: false, ..settings.trusted_proxies.clone() }, &header),
+        Err(_) => connection,
+    };
     let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
     let path = variable("PATH_INFO").map(OsString::into_string);
     let mount = text("SCRIPT_NAME");
@@ -36,9 +48,8 @@ pub fn run() -> ExitCode {
         header: &header,
         headers: &header_fields,
         mount,
-        remote: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
-        // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
-        is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
+        remote: asker.address,
+        is_https: asker.is_https,
         // lighttpd alone passes a connection on as it is, if it has been told to (cgi.upgrade); otherwise it takes the wish
         // out of the request.
         can_upgrade: text("SERVER_SOFTWARE").starts_with("lighttpd/"),
@@ -114,18 +125,24 @@ pub fn run() -> ExitCode {
         say!("uhst-relay: the answer could not be written: {error}");
     }
 
+    // Before stderr is closed for the sweep, or the process ends.
+    crate::log::flush();
     let can_finish = super::stop_signal().is_some();
     if let Some(settings) = sweep.filter(|settings| can_finish && protocol::sweep_is_due(settings)) {
-        // The answer ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache listen to
-        // stderr as well, and with mod_cgid stdin is the same socket.
-        if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
-            let _ = rustix::stdio::dup2_stdin(&null);
-            let _ = rustix::stdio::dup2_stdout(&null);
-            let _ = rustix::stdio::dup2_stderr(&null);
-            protocol::sweep_some(&settings);
-        }
+        sweep_unheard(&settings);
     }
     ExitCode::SUCCESS
+}
+
+/// Sweeps when the answer is out. It ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache
+/// listen to stderr as well, and with `mod_cgid` stdin is the same socket.
+fn sweep_unheard(settings: &Settings) {
+    if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+        protocol::sweep_some(settings);
+    }
 }
 
 /// Reads what nobody wants of the body, and sees to it that the web server can let go of the rest.

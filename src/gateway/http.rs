@@ -3,11 +3,12 @@
 //! It is strict where leniency lets two servers on one connection disagree about where a request ends: a body has one
 //! length or is chunked, never both; lines end with CR LF; nothing is folded.
 
+use super::forwarded::Asker;
 use super::{BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status};
 use crate::config::Settings;
 use crate::protocol;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 use std::fmt::Write as _;
 use std::io::{self, Read};
@@ -41,7 +42,10 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 const RECEIVE_SIZE: usize = 8 * 1024;
 /// So many connections above the limit are refused at leisure; any more are cut off behind the refusal.
 const MOST_REFUSED: usize = 100;
-/// No fewer descriptors are kept for those who are connected: a stream needs two more, a sender through a pipe four.
+/// What a connection may keep open: its socket, and two to four files and pipes of a stream, of a body on its way from one
+/// client to another, or of a WebSocket with its handler.
+const DESCRIPTORS_OF_CONNECTION: u64 = 5;
+/// No fewer descriptors are for what is opened for a moment only, and for those who are refused.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// A thread's stack with its guards, its memory, and a large body.
 const MAPS_OF_THREAD: u64 = 5;
@@ -174,16 +178,14 @@ impl Drop for Counted<'_> {
 /// When it cannot listen there, or cannot catch signals.
 pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl FnOnce(&Address)) -> io::Result<()> {
     super::catch_signals()?;
-    let descriptors = raise_descriptor_limit();
+    raise_descriptor_limit();
     let listening = Listening::bind(address)?;
     started(&match &listening {
         // Port 0 means that the system has chosen one.
         Listening::Tcp(listener) => Address::Tcp(listener.local_addr()?),
         Listening::Unix(_, path, _) => Address::Unix(path.clone()),
     });
-    let spare = SPARE_DESCRIPTORS.max(descriptors / 8);
     let most = settings.max_connections.min(memory_maps() / MAPS_OF_THREAD);
-    let most = usize::try_from(most.max(1)).unwrap_or(usize::MAX);
     let server = Arc::new(Server {
         settings,
         quiet,
@@ -214,10 +216,9 @@ pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl F
         };
         let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(HEAD_TIME));
         let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(WRITE_TIME));
-        // The lowest number that is free tells how many are in use: whoever has a connection shall have what he needs.
-        let is_last = u64::try_from(socket.as_raw_fd()).is_ok_and(|number| number + spare >= descriptors);
-        let is_refused = is_last || server.connections.load(Ordering::Acquire) >= most;
-        if is_refused && server.refused.load(Ordering::Acquire) >= MOST_REFUSED {
+        let room = Room::of(descriptor_limit(), most);
+        let is_refused = server.connections.load(Ordering::Acquire) >= room.connections;
+        if is_refused && server.refused.load(Ordering::Acquire) >= room.refused {
             refuse(&socket);
             continue;
         }
@@ -269,8 +270,31 @@ fn wait_for_connection(listening: &Listening) -> bool {
     }
 }
 
-/// The usual limit is 1024 descriptors. Returns the new one.
-fn raise_descriptor_limit() -> u64 {
+/// How many connections there may be: whoever has one shall have the descriptors that it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    connections: usize,
+    /// Those above, which are refused at leisure.
+    refused: usize,
+}
+
+impl Room {
+    /// With so many descriptors in all, and no more than `most` connections.
+    fn of(descriptors: u64, most: u64) -> Self {
+        let spare = SPARE_DESCRIPTORS.max(descriptors / 8);
+        let connections = (descriptors.saturating_sub(spare) / DESCRIPTORS_OF_CONNECTION).min(most).max(1);
+        let refused = usize::try_from((spare / 4).min(descriptors / 8)).unwrap_or(usize::MAX);
+        Self { connections: usize::try_from(connections).unwrap_or(usize::MAX), refused: refused.min(MOST_REFUSED) }
+    }
+}
+
+/// An administrator may change it while the server runs.
+fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// The usual limit is 1024 descriptors.
+fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     // Only root may go beyond what the system allows at most.
     let enough = Some(1 << 18);
@@ -278,7 +302,6 @@ fn raise_descriptor_limit() -> u64 {
         let most = getrlimit(Resource::Nofile).maximum;
         let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
     }
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// How many memory maps a process may have (`max_map_count` of Linux). Without one to spare, a new thread is the end of the process.
@@ -690,7 +713,8 @@ impl Connection {
             Length::Known(length) => BodyPart::Length(length),
             Length::Chunked => BodyPart::ChunkLine,
         };
-        let (socket, remote) = (Arc::clone(&self.socket), self.peer);
+        let asker = Asker { address: self.peer, is_https: false }.behind(&server.settings.trusted_proxies, &header);
+        let socket = Arc::clone(&self.socket);
         let mut body = BodyReader {
             connection: self,
             part: left,
@@ -711,8 +735,8 @@ impl Connection {
                     header: &header,
                     headers: &headers,
                     mount: String::new(),
-                    remote,
-                    is_https: false,
+                    remote: asker.address,
+                    is_https: asker.is_https,
                     can_upgrade: true,
                     client: Client::new(socket.as_fd(), true),
                     body: Body {
@@ -735,11 +759,11 @@ impl Connection {
             _ => reply,
         };
         let keep_alive = head.keeps_alive() && is_read && !is_malformed && !is_stopping();
-        self.give(server, head, reply, keep_alive)
+        self.give(server, head, asker.address, reply, keep_alive)
     }
 
     /// Gives the client its answer. False when the connection is to be closed behind it.
-    fn give(&mut self, server: &Server, head: &Head, reply: Reply, keep_alive: bool) -> bool {
+    fn give(&mut self, server: &Server, head: &Head, from: Option<IpAddr>, reply: Reply, keep_alive: bool) -> bool {
         let version = if head.is_http_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
         let head_only = head.method == "HEAD";
         let (status, line) = (reply.status, format!("{} {} {version}", head.method, head.loggable_target()));
@@ -750,22 +774,23 @@ impl Connection {
                 if !head_only {
                     out.extend_from_slice(body);
                 }
-                log(server, self.peer, &line, status, if head_only { 0 } else { body.len() });
+                log(server, from, &line, status, if head_only { 0 } else { body.len() });
                 self.write_all(&out).is_ok() && keep_alive
             }
             Content::Absent => {
                 write_head(&mut out, &reply, keep_alive, head.is_http_1_1, None);
-                log(server, self.peer, &line, status, 0);
+                log(server, from, &line, status, 0);
                 self.write_all(&out).is_ok() && keep_alive
             }
             Content::Upgrade(_) => {
                 write_head(&mut out, &reply, false, true, None);
-                log(server, self.peer, &line, status, 0);
+                log(server, from, &line, status, 0);
                 let Content::Upgrade(talk) = reply.content else { return false };
                 drop(line);
                 let begun = std::mem::take(&mut self.buffer).split_off(std::mem::take(&mut self.taken));
                 let fd = self.socket.as_fd();
                 let input = Incoming { fd, begun, head: out };
+                super::set_silence(fd, super::silence_of_stream(server.settings.keep_alive));
                 talk(input, &mut Outgoing::new(fd, Framing::UntilClose, false));
                 false
             }
@@ -778,7 +803,7 @@ impl Connection {
                 let says_keep_alive = keep_alive && (framing != Framing::UntilClose || is_event_stream(&reply));
                 write_head(&mut out, &reply, says_keep_alive, head.is_http_1_1, Some(framing));
                 let keep_alive = keep_alive && framing != Framing::UntilClose;
-                log(server, self.peer, &line, status, 0);
+                log(server, from, &line, status, 0);
                 let (Content::Stream(produce) | Content::Sized(_, produce)) = reply.content else { return false };
                 // What is short comes in one packet with its head, if it comes within 200 ms.
                 let has_more = matches!(framing, Framing::Length(1..)) && !head_only;
@@ -792,9 +817,13 @@ impl Connection {
                 self.buffer.drain(..self.taken);
                 self.taken = 0;
                 self.buffer.shrink_to_fit();
-                let mut outgoing = Outgoing::new(self.socket.as_fd(), framing, written.is_err());
+                let fd = self.socket.as_fd();
+                super::set_silence(fd, super::silence_of_stream(server.settings.keep_alive));
+                let mut outgoing = Outgoing::new(fd, framing, written.is_err());
                 produce(&mut outgoing);
-                outgoing.finish(WRITE_TIME) && keep_alive
+                let is_whole = outgoing.finish(WRITE_TIME);
+                super::set_silence(fd, super::LONGEST_SILENCE);
+                is_whole && keep_alive
             }
         }
     }
@@ -854,7 +883,7 @@ fn is_event_stream(reply: &Reply) -> bool {
 }
 
 /// The common log format, which log analysers read.
-fn log(server: &Server, peer: Option<IpAddr>, line: &str, status: Status, size: usize) {
+fn log(server: &Server, from: Option<IpAddr>, line: &str, status: Status, size: usize) {
     if server.quiet {
         return;
     }
@@ -862,10 +891,10 @@ fn log(server: &Server, peer: Option<IpAddr>, line: &str, status: Status, size: 
     let date = httpdate::HttpDate::from(SystemTime::now()).to_string();
     let parts: Vec<_> = date.split([' ', ',']).filter(|part| !part.is_empty()).collect();
     let [_, day, month, year, time, _] = parts[..] else { return };
-    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
+    let from = from.map_or_else(|| "-".to_owned(), |from| from.to_string());
     let code = status.to_string();
     let code = code.split(' ').next().unwrap_or_default();
-    say!("{peer} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}");
+    say!("{from} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {code} {size}");
 }
 
 // ---- the body of a request
@@ -1137,6 +1166,22 @@ mod tests {
 
     fn fields(fields: &str) -> Result<Option<(Head, usize)>, Malformed> {
         parse(format!("POST / HTTP/1.1\r\nHost: relay\r\n{fields}\r\n\r\n"))
+    }
+
+    #[test]
+    fn whoever_has_a_connection_has_the_descriptors_for_it() {
+        for descriptors in [0, 10, 64, 65, 100, 200, 256, 1024, 4096, 1 << 18, u64::MAX] {
+            let room = Room::of(descriptors, 10_000);
+            let (connections, refused) = (room.connections as u64, room.refused as u64);
+            assert!((1..=10_000).contains(&connections) && refused <= 100, "{room:?}");
+            if descriptors > SPARE_DESCRIPTORS {
+                let kept = connections * DESCRIPTORS_OF_CONNECTION;
+                // Three quarters of what is spare are left for what is opened for a moment.
+                assert!(descriptors - kept.min(descriptors) >= 48 && refused <= 16.max(descriptors / 32), "{room:?}");
+            }
+        }
+        assert_eq!(Room::of(1 << 18, 10_000).connections, 10_000);
+        assert_eq!(Room::of(1024, 5), Room { connections: 5, refused: 32 });
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! function that writes to the [`Outgoing`] stream for as long as it likes.
 
 pub mod cgi;
+mod forwarded;
 #[cfg(feature = "serve")]
 pub mod http;
 
@@ -42,9 +43,10 @@ pub struct Request<'a> {
     pub headers: &'a dyn Fn() -> Vec<(String, String)>,
     /// Where the relay itself is on its server: `SCRIPT_NAME` under CGI, empty under `serve`.
     pub mount: String,
-    /// Who opened the connection to the server; `None` where a UNIX socket has brought it.
+    /// Who asks: who opened the connection to the server, or whom that speaks for where it is a [trusted
+    /// proxy](crate::config::TrustedProxies). `None` where that is not known, as through a UNIX socket.
     pub remote: Option<IpAddr>,
-    /// Whether that connection is HTTPS.
+    /// Whether it uses HTTPS.
     pub is_https: bool,
     /// Whether the connection can be handed over to another protocol ([`Content::Upgrade`]).
     pub can_upgrade: bool,
@@ -734,12 +736,31 @@ impl<'a> Outgoing<'a> {
 /// Has our own socket leave it to others when a transfer takes too long, and never block; or not. False where it cannot.
 #[cfg(feature = "serve")]
 fn set_patience(socket: BorrowedFd<'_>, is_patient: bool) -> bool {
-    /// How long sent bytes may stay unacknowledged, in milliseconds, before a connection counts as broken. Linux also
-    /// counts a client that keeps its window shut.
-    const USER_TIMEOUT: u32 = 60_000;
-    // Not a TCP socket, perhaps.
-    let _ = rustix::net::sockopt::set_tcp_user_timeout(socket, if is_patient { 0 } else { USER_TIMEOUT });
+    set_silence(socket, if is_patient { Duration::ZERO } else { LONGEST_SILENCE });
     rustix::io::ioctl_fionbio(socket, is_patient).is_ok()
+}
+
+/// How long sent bytes may stay unacknowledged before a connection counts as broken. Linux also counts a client that keeps
+/// its window shut.
+#[cfg(feature = "serve")]
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+
+/// No shorter than this for a stream: TCP needs a few tries, further and further apart, where packets are lost.
+#[cfg(feature = "serve")]
+const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
+
+/// The same for a stream, whose peers wait to be told that it has gone: three keep-alives.
+#[cfg(feature = "serve")]
+fn silence_of_stream(keep_alive: Duration) -> Duration {
+    keep_alive.saturating_mul(3).clamp(SHORTEST_SILENCE, LONGEST_SILENCE)
+}
+
+/// Sets that for our own socket; zero leaves it to the system.
+#[cfg(feature = "serve")]
+fn set_silence(socket: BorrowedFd<'_>, limit: Duration) {
+    // Not a TCP socket, perhaps.
+    let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(socket, limit);
 }
 
 #[cfg(not(feature = "serve"))]

@@ -615,8 +615,10 @@ struct Listening<'a> {
 impl Care<Feed> for Listening<'_> {
     fn round(&mut self, feed: &mut Feed, standing: Standing) -> Result<bool, store::Error> {
         let Desk { settings, store } = self.desk;
+        let lacks_wake = feed.0.lacks_wake();
         // A look without the lock, at what is nearly always the case. A registered user has a lifetime of his own.
         let is_kept = standing == Standing::Listening
+            && !lacks_wake
             && !self.user.is_some_and(User::is_registered)
             && store.bus_touched(self.name)?.is_some_and(|touched| self.desk.is_fresh(touched));
         if !is_kept {
@@ -629,6 +631,8 @@ impl Care<Feed> for Listening<'_> {
                     self.desk.keep(&bus)?;
                     if standing == Standing::Lost {
                         say!("uhst-relay: the FIFO of a running stream was removed; it is made anew");
+                    }
+                    if standing == Standing::Lost || lacks_wake {
                         bus.wake(&mut feed.0, u64::MAX)?;
                     }
                 }

@@ -15,7 +15,7 @@
 
 use super::query::{NotUtf8, Query};
 use super::{is_recent, options, store_status};
-use crate::config::{Settings, TrustedProxies};
+use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
 use crate::store::duplex::{Direction, Duplex, DuplexRecord};
 use crate::store::pipe::{Came, Place, Receiver, Sender};
@@ -27,7 +27,7 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant, SystemTime};
 
 const SESSIONS: &str = "/cama/session";
@@ -263,35 +263,19 @@ impl Said<'_, '_> {
         let cookies = cookies.map(|value| value.trim_matches('"').to_owned());
         cookies.chain((self.request.header)("token")).chain(self.query.get("token").map(str::to_owned)).collect()
     }
-
-    /// Whose request it is. A proxy speaks for the last address in its list that is not a proxy's itself; what stands
-    /// before that, anybody may have written.
-    fn address(&self, trusted: &TrustedProxies) -> Option<IpAddr> {
-        let remote = self.request.remote;
-        if !trusted.include(remote) {
-            return remote;
-        }
-        let list = (self.request.header)("x-forwarded-for").unwrap_or_default();
-        let mut client = remote;
-        for item in list.rsplit(',').map(str::trim).filter(|item| !item.is_empty()) {
-            // Nobody is better than the wrong one.
-            client = Some(forwarded_address(item)?);
-            if !trusted.include(client) {
-                break;
-            }
-        }
-        client
-    }
-
-    fn is_https(&self, trusted: &TrustedProxies) -> bool {
-        let forwarded = || (self.request.header)("x-forwarded-proto").is_some_and(|proto| proto.trim() == "https");
-        self.request.is_https || (trusted.include(self.request.remote) && forwarded())
-    }
 }
 
-/// An address as proxies write it: some with a port behind it.
-fn forwarded_address(text: &str) -> Option<IpAddr> {
-    bare_address(text).or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip().to_canonical()))
+/// `SameSite=Lax`: who follows a link to his own session from elsewhere is still its host, while a form or a script of
+/// another site cannot act as him.
+fn cookie(id: &str, token: &str, lifetime: Duration, said: &Said<'_, '_>) -> String {
+    let secure = if said.request.is_https { "; Secure" } else { "" };
+    // Some clients know only the date.
+    let expires = if lifetime.is_zero() { SystemTime::UNIX_EPOCH } else { SystemTime::now() + lifetime };
+    format!(
+        "token=\"{token}\"; Path={}; Expires={}; HttpOnly; SameSite=Lax{secure}",
+        said.location(id),
+        httpdate::HttpDate::from(expires)
+    )
 }
 
 /// An address without a port. A long one may have brackets around it, as in a URL (RFC 3986, 3.2.2).
@@ -357,8 +341,7 @@ impl Relay<'_> {
         if is_host(&record, said) {
             return Ok((duplex, Party::Host));
         }
-        let is_guest = !record.is_secure
-            || said.address(&self.settings.trusted_proxies).is_some_and(|address| record.guest == Some(address));
+        let is_guest = !record.is_secure || said.request.remote.is_some_and(|address| record.guest == Some(address));
         if is_guest { Ok((duplex, Party::Guest)) } else { Err(Refusal::NotTheGuest) }
     }
 
@@ -377,24 +360,11 @@ impl Relay<'_> {
         self.store.new_duplex(&id, record, limit)?.ok_or(Refusal::TooManySessions(limit))?;
         Ok(Reply::empty(Status::Created)
             .header("Location", said.location(&id))
-            .header("Set-Cookie", self.cookie(&id, &token, self.settings.pipe_lifetime, said))
+            .header("Set-Cookie", cookie(&id, &token, self.settings.pipe_lifetime, said))
             // A page of another origin sees no cookie, and cannot send one where browsers refuse those of third parties.
             .header("Token", token)
             .header("X-Type", if is_secure { "secure" } else { "basic" })
             .header("Cache-Control", "no-store"))
-    }
-
-    /// `SameSite=Lax`: who follows a link to his own session from elsewhere is still its host, while a form or a script of
-    /// another site cannot act as him.
-    fn cookie(&self, id: &str, token: &str, lifetime: Duration, said: &Said<'_, '_>) -> String {
-        let secure = if said.is_https(&self.settings.trusted_proxies) { "; Secure" } else { "" };
-        // Some clients know only the date.
-        let expires = if lifetime.is_zero() { SystemTime::UNIX_EPOCH } else { SystemTime::now() + lifetime };
-        format!(
-            "token=\"{token}\"; Path={}; Expires={}; HttpOnly; SameSite=Lax{secure}",
-            said.location(id),
-            httpdate::HttpDate::from(expires)
-        )
     }
 
     // ---- PUT /cama/session/ID with X-Peer-Address
@@ -425,7 +395,7 @@ impl Relay<'_> {
     fn delete(&self, id: &str, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
         let (duplex, _) = self.as_host(id, said)?;
         duplex.remove()?;
-        Ok(Reply::empty(Status::Ok).header("Set-Cookie", self.cookie(id, "", Duration::ZERO, said)))
+        Ok(Reply::empty(Status::Ok).header("Set-Cookie", cookie(id, "", Duration::ZERO, said)))
     }
 
     // ---- GET /cama/session/ID

@@ -20,12 +20,10 @@ use super::mailbox::modified;
 use super::pipe::{Names, Receiver, Sender, TALLY_SIZE, behind_tally};
 use super::queue::now_ms;
 use super::shelf::Kind;
-use super::wake::{Fifo, Knock, call, call_and_remove};
+use super::wake::{Fifo, Knock, call, call_and_remove, is_heard};
 use super::{Error, Store, identity_at, make_dir, random_hex, read_small, remove_file};
 use crate::ptth::ServerName;
 use rustix::fd::BorrowedFd;
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -425,7 +423,7 @@ impl Backlog {
     fn take_or_remove(&self, name: &str, asked_at: u64) -> Result<Option<Given>, Error> {
         let names = self.names(name, WAITING);
         match RequestId::parse(name) {
-            Some(id) if is_heard(&names.receiver)? => self.take_one(id, asked_at),
+            Some(id) if names.are_received()? => self.take_one(id, asked_at),
             _ => names.remove().map(|()| None),
         }
     }
@@ -557,22 +555,12 @@ fn times_given(file: &File) -> io::Result<u8> {
     Ok(times[0])
 }
 
-/// Whether somebody has a FIFO open, who is not woken. Without a file descriptor, say, that cannot be seen, which is not to
-/// be taken for nobody.
-fn is_heard(fifo: &Path) -> Result<bool, Error> {
-    match rustix::fs::open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(_) => Ok(true),
-        Err(Errno::NXIO | Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Removes what killed clients have left behind.
 fn tidy(backlog: &Path) -> Result<(), Error> {
     for folder in FOLDERS {
         for name in names(&backlog.join(folder))? {
             let names = names_of(backlog, &name, folder);
-            if !is_heard(&names.receiver)? {
+            if !names.are_received()? {
                 names.remove()?;
             }
         }

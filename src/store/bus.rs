@@ -407,9 +407,12 @@ impl Bus {
                 // They are made under the lock, which is ours now.
                 remove_file(&entry.path())?;
             } else {
-                let knock = Knock::at_or_remove(&entry.path());
-                waiting += u64::from(knock.is_heard());
-                knock.cancel();
+                // One that cannot be looked for counts as there.
+                let knock = Knock::at_or_remove(&entry.path()).inspect_err(|_| waiting += 1);
+                if let Ok(knock) = knock {
+                    waiting += u64::from(knock.is_heard());
+                    knock.cancel();
+                }
             }
         }
         Ok(waiting)
@@ -634,6 +637,12 @@ impl BusReader {
         if let Some(own) = &self.wake {
             own.wake.hear();
         }
+    }
+
+    /// Whether it has no FIFO, because none could be made: it is worth another try.
+    #[must_use]
+    pub fn lacks_wake(&self) -> bool {
+        self.wake.is_none()
     }
 
     /// Whether somebody has removed its FIFO, or the whole bus; and whether there is something that nobody has knocked for.

@@ -94,7 +94,11 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
                 Wait::No => {}
             }
             // By a link, if somebody made one: it is as good as its file.
-            let there = std::fs::metadata(&record).ok().map(|there| identity(&there));
+            let there = match std::fs::metadata(&record) {
+                Ok(there) => Some(identity(&there)),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
+                Err(error) => return Err(error.into()),
+            };
             if there == Some(identity(&file.metadata()?)) {
                 return Ok(Some(Self { path: path.to_owned(), file, record: PhantomData }));
             }

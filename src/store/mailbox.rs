@@ -234,7 +234,7 @@ impl Mailbox<'_> {
         Wake::make(&self.path.join(WAKE), &self.path.join(BESIDE[2]))
     }
 
-    /// Gives `listener` its FIFO back after a stranger has removed it.
+    /// Gives `listener` its FIFO back after a stranger has removed it, or the FIFO that could not be made before.
     ///
     /// # Errors
     /// When that cannot be seen.
@@ -485,11 +485,11 @@ impl Listener {
         })
     }
 
-    /// Whether somebody has removed its FIFO, see [`Mailbox::mend_wake`].
+    /// Whether it has no FIFO, because none could be made or somebody has removed it: see [`Mailbox::mend_wake`].
     ///
     /// # Errors
     /// When that cannot be seen.
     pub fn has_lost_wake(&self) -> Result<bool, Error> {
-        self.wake.as_ref().map_or(Ok(false), |wake| wake.is_lost(&self.path.join(WAKE)))
+        self.wake.as_ref().map_or(Ok(true), |wake| wake.is_lost(&self.path.join(WAKE)))
     }
 }

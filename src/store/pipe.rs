@@ -16,7 +16,7 @@
 //!
 //! Where nobody waits to send, because it is known who will, a [`Receiver`] and a [`Sender`] do without the [`Pipe`].
 
-use super::wake::{Fifo, Knock, is_heard, make_fifo};
+use super::wake::{Fifo, Knock, is_heard, make_fifo, watch};
 use super::{Error, folder::overwrite, identity_at, make_dir, random_hex, remove_file};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -61,7 +61,10 @@ pub(super) struct Names {
 
 impl Names {
     /// Whether there is a receiver, who is not woken.
-    pub(super) fn are_received(&self) -> bool {
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub(super) fn are_received(&self) -> Result<bool, Error> {
         is_heard(&self.receiver)
     }
 
@@ -155,10 +158,10 @@ impl Pipe<'_> {
     /// Becomes the receiver; `None` where there is one. Senders that wait are woken.
     ///
     /// # Errors
-    /// When its files cannot be made.
+    /// When its files cannot be made, or it cannot be seen who is there.
     pub fn receive(&self) -> Result<Option<Receiver>, Error> {
         let names = self.names();
-        if names.are_received() {
+        if names.are_received()? {
             return Ok(None);
         }
         make_dir(&self.path)?;
@@ -181,7 +184,7 @@ impl Pipe<'_> {
     /// Takes a place among the senders; `None` where `most` have one.
     ///
     /// # Errors
-    /// When its file cannot be made.
+    /// When its file cannot be made, or it cannot be seen who is there.
     pub fn wait_to_send(&self, most: usize) -> Result<Option<Place>, Error> {
         make_dir(&self.path)?;
         if self.senders(Call::No)? >= most {
@@ -196,7 +199,7 @@ impl Pipe<'_> {
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(SENDER)) {
-                let knock = Knock::at_or_remove(&entry.path());
+                let knock = Knock::at_or_remove(&entry.path())?;
                 count += usize::from(knock.is_heard());
                 if call == Call::No {
                     knock.cancel();
@@ -222,14 +225,14 @@ impl Pipe<'_> {
     /// Whether a receiver or a sender is there. Removes what killed ones have left behind.
     ///
     /// # Errors
-    /// When the folder cannot be read or a leftover not removed.
+    /// When it cannot be seen who is there, or a leftover not removed.
     pub fn is_in_use(&self) -> Result<bool, Error> {
         let senders = match self.senders(Call::No) {
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other? > 0,
         };
         let names = self.names();
-        let receiver = names.are_received();
+        let receiver = names.are_received()?;
         if !receiver {
             names.remove()?;
         }
@@ -239,7 +242,7 @@ impl Pipe<'_> {
     /// Takes the receiver's place away. It wakes and finds [its place gone](Place::is_gone).
     ///
     /// # Errors
-    /// When something cannot be removed.
+    /// When something cannot be removed, or it cannot be seen whom to wake.
     pub fn send_receiver_away(&self) -> Result<(), Error> {
         self.remove_files(|name| !name.starts_with(SENDER))
     }
@@ -257,14 +260,27 @@ impl Pipe<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
         };
-        // Nobody is woken before all are gone: a sender whose receiver leaves has to see why.
-        let mut knocks = Vec::new();
+        // Nobody is woken before all are gone: a sender whose receiver leaves has to see why. Nothing is removed before all
+        // can be woken.
+        let mut paths = Vec::new();
         for entry in entries {
             let entry = entry?;
             if entry.file_name().to_str().is_none_or(&which) {
-                knocks.push(Knock::at(&entry.path()));
-                remove_file(&entry.path())?;
+                paths.push(entry.path());
             }
+        }
+        let mut knocks = Vec::new();
+        for path in &paths {
+            let is_slept_on = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| name == RECEIVER || name.starts_with(SENDER));
+            if is_slept_on {
+                knocks.push(Knock::surely_at(path)?);
+            }
+        }
+        for path in &paths {
+            remove_file(path)?;
         }
         Ok(())
     }
@@ -311,14 +327,14 @@ impl Place {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.fifo.hear();
-        !matches!(self.fifo.is_lost(&self.path), Ok(false))
+        matches!(self.fifo.is_lost(&self.path), Ok(true))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         // Before it is closed: as long as it is open nobody else takes this name.
-        if !self.is_gone() {
+        if matches!(self.fifo.is_lost(&self.path), Ok(false)) {
             let _ = remove_file(&self.path);
         }
     }
@@ -372,18 +388,17 @@ impl Receiver {
     /// To be called when [`Receiver::wake`] was readable. True when the pipe has been removed.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        !self.has_left && self.has_lost_place()
+        if self.has_left {
+            return false;
+        }
+        self.fifo.hear();
+        matches!(self.fifo.is_lost(&self.names.receiver), Ok(true))
     }
 
     /// Whether somebody has knocked since the last time.
     #[must_use]
     pub fn hears(&self) -> bool {
         rustix::io::read(self.fifo.fd(), &mut [0; 64]).is_ok()
-    }
-
-    fn has_lost_place(&self) -> bool {
-        self.fifo.hear();
-        !matches!(self.fifo.is_lost(&self.names.receiver), Ok(false))
     }
 
     /// Whether a sender has taken it.
@@ -468,7 +483,9 @@ impl Receiver {
 
     /// Gives the place up: another receiver may come, for what the next sender brings.
     pub fn leave(&mut self) {
-        if !std::mem::replace(&mut self.has_left, true) && !self.has_lost_place() {
+        let has_place = !std::mem::replace(&mut self.has_left, true);
+        // What may be another's is left to whoever comes upon it.
+        if has_place && matches!(self.fifo.is_lost(&self.names.receiver), Ok(false)) {
             let _ = self.names.remove();
         }
     }
@@ -504,7 +521,7 @@ impl Sender {
     /// # Errors
     /// When its files cannot be opened or the name not removed.
     pub(super) fn take(names: &Names) -> Result<Option<Self>, Error> {
-        let Some(receiver) = Knock::at(&names.receiver).into_watch() else { return Ok(None) };
+        let Some(receiver) = watch(&names.receiver)? else { return Ok(None) };
         let Some(tally) = Tally::open(&names.tally)? else { return Ok(None) };
         // Whoever removes it is the one who takes the receiver. Only then is the other FIFO opened: a receiver takes one
         // that is closed again for a sender who has left.
@@ -693,6 +710,24 @@ mod tests {
         assert!(!fifo.exists());
         drop(one);
         assert!(!scene.pipe().is_in_use().unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_stays_and_is_in_nobodys_favour() {
+        let scene = Scene::new();
+        let receiver = scene.pipe().receive().unwrap().unwrap();
+        let place = scene.pipe().wait_to_send(2).unwrap().unwrap();
+        let before = scene.names();
+        // Moved behind a link to itself: to look at it is an error now, as without a descriptor.
+        let [fifo, aside] = ["session/pipe/receiver", "aside"].map(|name| scene.dir.join(name));
+        std::fs::rename(&fifo, &aside).unwrap();
+        std::os::unix::fs::symlink(&fifo, &fifo).unwrap();
+        assert!(scene.pipe().receive().is_err() && scene.pipe().take_receiver().is_err());
+        assert!(scene.pipe().is_in_use().is_err() && scene.pipe().remove().is_err());
+        assert_eq!(scene.names().len(), before.len(), "{:?}", scene.names());
+        std::fs::rename(&aside, &fifo).unwrap();
+        assert!(!receiver.is_gone() && !place.is_gone());
+        assert!(scene.pipe().take_receiver().unwrap().is_some());
     }
 
     #[test]

@@ -15,35 +15,41 @@ const CHALLENGE: u8 = b'>';
 pub struct Knock(Option<OwnedFd>, u8);
 
 impl Knock {
-    /// At the FIFO that is there now; nothing where nobody listens.
+    /// At the FIFO that is there now; nothing where nobody listens. Also where that cannot be seen: this is for sleepers who
+    /// look by themselves from time to time.
     pub(super) fn at(fifo: &Path) -> Self {
-        Self(open_to_knock(fifo).ok(), NEWS)
+        Self(open_to_knock(fifo).ok().flatten(), NEWS)
+    }
+
+    /// The same for sleepers who do not.
+    ///
+    /// # Errors
+    /// When it cannot be seen whether somebody listens.
+    pub(super) fn surely_at(fifo: &Path) -> Result<Self, Error> {
+        Ok(Self(open_to_knock(fifo)?, NEWS))
     }
 
     /// At the FIFO of a stream whose place is being taken.
     pub(super) fn of_challenger(fifo: &Path) -> Self {
-        Self(open_to_knock(fifo).ok(), CHALLENGE)
+        Self(open_to_knock(fifo).ok().flatten(), CHALLENGE)
     }
 
-    /// As [`Knock::at`]. A FIFO that nobody has open is what a killed process has left: it is removed.
-    pub(super) fn at_or_remove(fifo: &Path) -> Self {
-        let opened = open_to_knock(fifo);
-        if let Err(Errno::NXIO) = opened {
+    /// As [`Knock::surely_at`]. A FIFO that nobody has open is what a killed process has left: it is removed.
+    ///
+    /// # Errors
+    /// When it cannot be seen whether somebody listens. Then nothing is removed.
+    pub(super) fn at_or_remove(fifo: &Path) -> Result<Self, Error> {
+        let opened = open_to_knock(fifo)?;
+        if opened.is_none() {
             // Whoever is faster has removed the same thing: its name is never used again.
             let _ = remove_file(fifo);
         }
-        Self(opened.ok(), NEWS)
+        Ok(Self(opened, NEWS))
     }
 
     /// Whether there is somebody to wake.
     pub(super) fn is_heard(&self) -> bool {
         self.0.is_some()
-    }
-
-    /// Nobody is woken. What it leaves reports an error (`POLLERR`) from the moment on that nobody has the FIFO open any
-    /// more.
-    pub(super) fn into_watch(mut self) -> Option<OwnedFd> {
-        self.0.take()
     }
 
     /// Nobody is woken.
@@ -53,13 +59,28 @@ impl Knock {
 }
 
 /// Whether somebody has a FIFO open, who is not woken.
-pub(super) fn is_heard(fifo: &Path) -> bool {
-    open_to_knock(fifo).is_ok()
+///
+/// # Errors
+/// When that cannot be seen: it is no sign that nobody has.
+pub(super) fn is_heard(fifo: &Path) -> Result<bool, Error> {
+    Ok(open_to_knock(fifo)?.is_some())
+}
+
+/// What reports an error (`POLLERR`) from the moment on that nobody has the FIFO open any more, and wakes nobody; `None`
+/// where nobody has it open now.
+///
+/// # Errors
+/// As for [`is_heard`].
+pub(super) fn watch(fifo: &Path) -> Result<Option<OwnedFd>, Error> {
+    open_to_knock(fifo)
 }
 
 /// Writes a whole message into a FIFO, if somebody has it open, and removes it: before, so that whoever is told finds it gone.
+///
+/// # Errors
+/// As for [`is_heard`], or when it cannot be removed. Then nobody is told.
 pub(super) fn call_and_remove(fifo: &Path, message: &[u8]) -> Result<(), Error> {
-    let opened = open_to_knock(fifo);
+    let opened = open_to_knock(fifo)?;
     remove_file(fifo)?;
     write_to(opened, message);
     Ok(())
@@ -67,18 +88,24 @@ pub(super) fn call_and_remove(fifo: &Path, message: &[u8]) -> Result<(), Error> 
 
 /// Writes a whole message into a FIFO, if somebody has it open and there is room.
 pub(super) fn call(fifo: &Path, message: &[u8]) {
-    write_to(open_to_knock(fifo), message);
+    write_to(open_to_knock(fifo).ok().flatten(), message);
 }
 
-fn write_to(opened: rustix::io::Result<OwnedFd>, message: &[u8]) {
-    if let Ok(fifo) = opened {
+fn write_to(opened: Option<OwnedFd>, message: &[u8]) {
+    if let Some(fifo) = opened {
         // All of it or nothing, because it is shorter than `PIPE_BUF`.
         let _ = rustix::io::write(&fifo, message);
     }
 }
 
-fn open_to_knock(fifo: &Path) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+/// The way to whoever has a FIFO open. `None`, that nobody has, is what the kernel says with `ENXIO`, or that there is no
+/// such FIFO. Any other error (no descriptor left, no right) says nothing about anybody.
+fn open_to_knock(fifo: &Path) -> Result<Option<OwnedFd>, Error> {
+    match rustix::fs::open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Errno::NXIO | Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Drop for Knock {
@@ -188,7 +215,8 @@ const SHARED_FILE_SYSTEMS: [u64; 14] = [
 
 impl Wake {
     /// Makes a FIFO `beside` its place, in the same folder, and renames it into it once it is open, so that nobody finds
-    /// one there that is not. `None` on a file system without FIFOs: messages are then found at the next tick.
+    /// one there that is not. `None` on a file system without FIFOs, or while there are no descriptors or no room left:
+    /// messages are then found at the next tick.
     pub fn make(place: &Path, beside: &Path) -> Option<Self> {
         let fifo = Fifo::make(beside).ok()?;
         std::fs::rename(beside, place).ok()?;
@@ -209,5 +237,29 @@ impl std::ops::Deref for Wake {
 
     fn deref(&self) -> &Fifo {
         &self.fifo
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_dir::TestDir;
+    use super::*;
+
+    #[test]
+    fn only_what_the_kernel_says_of_it_means_that_nobody_is_there() {
+        let dir = TestDir::new();
+        let path = dir.join("fifo");
+        assert!(!is_heard(&path).unwrap(), "there is none");
+        let fifo = Fifo::make(&path).unwrap();
+        assert!(is_heard(&path).unwrap() && Knock::surely_at(&path).unwrap().is_heard());
+        drop(fifo);
+        assert!(!is_heard(&path).unwrap(), "nobody has it open");
+        // A link to itself cannot be followed: who is behind it is not known.
+        let unseen = dir.join("unseen");
+        std::os::unix::fs::symlink(&unseen, &unseen).unwrap();
+        assert!(is_heard(&unseen).is_err() && watch(&unseen).is_err() && Knock::surely_at(&unseen).is_err());
+        assert!(Knock::at_or_remove(&unseen).is_err() && call_and_remove(&unseen, b"!").is_err());
+        assert!(unseen.is_symlink(), "and so it stays");
+        assert!(!Knock::at_or_remove(&path).unwrap().is_heard() && !path.exists());
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::bare::Bare;
+use crate::bare::{Bare, finish};
 use crate::place::{LONG, everything_below, give_to, is_root, set_mode, skip, until, user, write_settings};
 use crate::relay::{Call, Relay as _, Reply, Talk as _, encode};
 use crate::stream::{Item, Stream};
@@ -587,4 +587,162 @@ fn a_lock_that_nobody_lets_go_of_is_not_waited_for_forever() {
     relay.join(&other.id);
     held.unlock().unwrap();
     relay.join(&host.id);
+}
+
+/// The program with so few file descriptors.
+fn with_descriptors(relay: &Bare, descriptors: u32) -> PathBuf {
+    let path = relay.folder().join(format!("relay-{descriptors}"));
+    let script = format!("#!/bin/sh\nulimit -S -n {descriptors}\nexec '{}' \"$@\"\n", relay.program().display());
+    fs::write(&path, script).unwrap();
+    set_mode(&path, 0o755);
+    path
+}
+
+/// A session of two parties with a pipe each way.
+struct Two<'a> {
+    relay: &'a Bare,
+    path: String,
+    token: String,
+}
+
+impl<'a> Two<'a> {
+    fn new(relay: &'a Bare) -> Self {
+        let made = relay.call(&Call { path_info: "/cama/session", ..Call::default() }).expect(201);
+        let location = made.header("location").unwrap();
+        let path = location[location.find("/cama/").unwrap()..].to_owned();
+        Self { relay, path, token: made.header("token").unwrap().to_owned() }
+    }
+
+    fn with<T>(&self, method: &str, body: &[u8], call: impl FnOnce(&Call) -> T) -> T {
+        let headers = [("X-Timeout", "60"), ("Token", &*self.token)];
+        // The host receives, and the guest sends.
+        let headers = if method == "GET" { &headers[..] } else { &headers[..1] };
+        call(&Call { method, path_info: &self.path, headers, body, ..Call::default() })
+    }
+
+    /// Whether somebody waits who has a file with such a name.
+    fn waits(&self, name: &str) -> bool {
+        let below = everything_below(&self.relay.data().join("pipes"));
+        let names = below.iter().filter_map(|path| path.strip_prefix(self.relay.data()).ok()?.file_name()?.to_str());
+        names.into_iter().any(|found| found.starts_with(name))
+    }
+}
+
+/// Who cannot look whether somebody waits has not seen that nobody does.
+#[test]
+fn who_has_no_descriptors_left_takes_nobody_for_gone() {
+    let relay = Bare::new();
+    let (receiving, sending) = (Two::new(&relay), Two::new(&relay));
+    let receiver = receiving.with("GET", b"", |call| relay.start(call));
+    let sender = sending.with("POST", b"bye", |call| relay.start(call));
+    until("both wait", LONG, || receiving.waits("receiver") && sending.waits("sender-"));
+
+    let mut refused = 0;
+    for descriptors in 4..12 {
+        let program = with_descriptors(&relay, descriptors);
+        let reply = receiving.with("GET", b"", |call| relay.run(&mut relay.request_of(&program, call), b""));
+        assert!([409, 503].contains(&reply.status), "{descriptors}: {reply:?}");
+        refused += u32::from(reply.status == 503);
+        // For the sweep only those who wait keep the sessions. It may have something to complain about, too.
+        let mut sweep = Command::new(&program);
+        let known = relay.command_line(&[]);
+        sweep.arg("sweep").env_clear().envs(known.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        sweep.env("RELAY_PIPE_LIFETIME", "0.001").output().expect("sh runs");
+        assert!(receiving.waits("receiver"), "{descriptors}: the living receiver's files are gone");
+        assert!(sending.waits("sender-"), "{descriptors}: the living sender's files are gone");
+    }
+    assert!(refused > 0, "no limit was low enough");
+    let sent = receiving.with("POST", b"hello", |call| relay.call(call)).expect(200);
+    assert_eq!(sent.header("x-bytes-delivered"), Some("5"));
+    let (heard, status) = finish(receiver);
+    assert_eq!(relay.reply(&heard, status).expect(200).body, "hello");
+    assert_eq!(sending.with("GET", b"", |call| relay.call(call)).expect(200).body, "bye");
+    let (heard, status) = finish(sender);
+    relay.reply(&heard, status).expect(200);
+}
+
+/// How often a process has gone to sleep.
+fn sleeps(pid: rustix::process::Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).expect("it runs");
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.expect("Linux counts that").trim().parse().unwrap()
+}
+
+/// The FIFOs on which streams sleep.
+fn fifos(relay: &Bare) -> usize {
+    let below = everything_below(&relay.data()).into_iter();
+    below.filter(|path| path.ends_with("wake") || path.parent().is_some_and(|up| up.ends_with("wakes"))).count()
+}
+
+/// A look each 20 ms would be a hundred.
+#[track_caller]
+fn sleeps_well(stream: &Stream) {
+    let before = sleeps(stream.pid());
+    std::thread::sleep(Duration::from_secs(2));
+    let slept = sleeps(stream.pid()) - before;
+    assert!(slept < 40, "it has looked {slept} times in 2 s, with a FIFO");
+}
+
+#[test]
+fn a_stream_that_had_no_descriptor_for_its_fifo_makes_it_later() {
+    use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+    let relay = Bare::new();
+    let mut found = 0;
+    for descriptors in 4..16 {
+        let (host, before) = (relay.host(""), fifos(&relay));
+        let query = format!("token={}", host.token);
+        let call = Call { method: "GET", query: &query, ..Call::default() };
+        let started = relay.request_of(&with_descriptors(&relay, descriptors), &call).spawn().expect("sh runs");
+        let mut stream = match Stream::from_process(started) {
+            Ok(stream) => stream,
+            Err(reply) => {
+                reply.expect_error(503);
+                continue;
+            }
+        };
+        stream.expect_comment("Connected.");
+        if fifos(&relay) > before {
+            break;
+        }
+        found += 1;
+        let enough = Rlimit { current: Some(64), ..getrlimit(Resource::Nofile) };
+        prlimit(Some(stream.pid()), Resource::Nofile, enough).expect("it is this user's process");
+        until("the stream has a FIFO", LONG, || fifos(&relay) > before);
+        sleeps_well(&stream);
+        relay.send(&relay.join(&host.id), "1").expect(200);
+        assert_eq!(stream.body(), json!(1));
+    }
+    assert!(found > 0, "no limit was such that a stream began without a FIFO");
+}
+
+#[test]
+fn a_stream_whose_disk_had_no_room_for_its_fifo_makes_it_later() {
+    let mut relay = Bare::new();
+    let Some(disk) = Disk::under(&mut relay, "4m") else { return };
+    let bus = Call { method: "GET", path_info: "/bus/room", ..Call::default() };
+    let user = relay.call(&bus).expect(200).json()["user"].to_string();
+    let listen = || relay.listen_at("/bus/room", "", &[("Accept", "text/event-stream")]).expect("a stream");
+    // With all that a bus ever has.
+    listen().hang_up();
+    until("its FIFO is gone", LONG, || fifos(&relay) == 0);
+    relay
+        .call(&Call { path_info: "/bus/room", query: &format!("user={user}"), body: b"0", ..Call::default() })
+        .expect(200);
+
+    let files = rustix::fs::statvfs(&disk.0).unwrap();
+    disk.remount(&format!("nr_inodes={}", files.f_files - files.f_ffree));
+    let mut stream = listen();
+    stream.expect_comment("Connected.");
+    assert_eq!(fifos(&relay), 0);
+    relay
+        .call(&Call { path_info: "/bus/room", query: &format!("user={user}"), body: b"1", ..Call::default() })
+        .expect(200);
+    assert_eq!(stream.event().json()["data"], json!(1));
+    disk.remount("nr_inodes=1000");
+    until("the stream has a FIFO", LONG, || fifos(&relay) == 1);
+    sleeps_well(&stream);
+    relay
+        .call(&Call { path_info: "/bus/room", query: &format!("user={user}"), body: b"2", ..Call::default() })
+        .expect(200);
+    assert_eq!(stream.event().json()["data"], json!(2));
 }

@@ -1,10 +1,12 @@
 //! Too many, too slow, and a thousand at once.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 use super::{Serve, Wire, ping, sweep};
 use crate::place::{LONG, everything_below, until};
@@ -186,5 +188,78 @@ fn a_thousand_streams_leave_nothing_behind() {
         let sessions = everything_below(&hosts).into_iter().filter(|path| path.ends_with("session.json")).count();
         // Files of the relay itself may stay, but not one for each session that there ever was.
         sessions == 0 && files() <= 256
+    });
+}
+
+/// A connection needs more descriptors than one, and the strangers at the door take some as well.
+#[test]
+fn who_is_refused_takes_no_descriptor_from_those_who_are_connected() {
+    let relay = Serve::new();
+    let few = Rlimit { current: Some(200), ..getrlimit(Resource::Nofile) };
+    prlimit(Some(relay.pid()), Resource::Nofile, few).expect("it is this user's process");
+    // As many as there may be.
+    let mut connected = Vec::new();
+    for number in 0.. {
+        assert!(connected.len() < 200, "each of them would have less than one descriptor");
+        let mut wire = relay.wire();
+        wire.try_send(ping(number));
+        match wire.answer().status {
+            200 => connected.push(wire),
+            status => {
+                assert_eq!(status, 503);
+                break;
+            }
+        }
+    }
+    assert!(connected.len() >= 20, "{} connections with 200 descriptors", connected.len());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Strangers, each of whom looks at the refusal at leisure.
+        scope.spawn(|| {
+            let mut strangers = VecDeque::new();
+            while !stop.load(Ordering::Relaxed) {
+                strangers.extend(std::net::TcpStream::connect(relay.address));
+                if strangers.len() > 150 {
+                    strangers.pop_front();
+                }
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // Everything that a connection may need: a session of its own, messages, and a stream.
+            let post = |wire: &mut Wire, query: &str, body: &str| {
+                let length = body.len();
+                wire.send(format!("POST /?{query} HTTP/1.1\r\nHost: relay\r\nContent-Length: {length}\r\n\r\n{body}"));
+                wire.answer().expect(200)
+            };
+            let mut hosts = Vec::new();
+            for wire in &mut connected {
+                hosts.push(post(wire, "action=host", "").json());
+            }
+            let token = |host: &serde_json::Value| host["hostToken"].as_str().unwrap().to_owned();
+            for _ in 0..10 {
+                for (wire, host) in connected.iter_mut().zip(&hosts) {
+                    let id = host["hostId"].as_str().unwrap();
+                    let client = post(wire, &format!("action=join&hostId={id}"), "").json();
+                    post(wire, &format!("token={}", client["clientToken"].as_str().unwrap()), "1");
+                }
+            }
+            let last = connected.len() - 1;
+            for (wire, host) in connected.iter_mut().zip(&hosts).take(last) {
+                wire.send(format!("GET /?token={} HTTP/1.1\r\nHost: relay\r\n\r\n", token(host)));
+                wire.hear_text(": Connected.\n");
+            }
+            for _ in 0..10 {
+                for host in &hosts {
+                    let id = host["hostId"].as_str().unwrap();
+                    let client = post(&mut connected[last], &format!("action=join&hostId={id}"), "").json();
+                    post(&mut connected[last], &format!("token={}", client["clientToken"].as_str().unwrap()), "1");
+                }
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = served {
+            std::panic::resume_unwind(panic);
+        }
     });
 }

@@ -6,6 +6,8 @@ mod http11;
 mod life;
 mod malformed;
 mod operator;
+mod proxied;
+mod silence;
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -56,20 +58,25 @@ impl Serve {
 
     /// With these settings and further command-line options.
     pub fn with_options(settings: &[(&str, &str)], options: &[&str]) -> Self {
-        Self::start(Path::new(env!("CARGO_BIN_EXE_uhst-relay")), settings, options)
+        Self::start(Path::new(env!("CARGO_BIN_EXE_uhst-relay")), "127.0.0.1:0", settings, options)
+    }
+
+    /// On another address than the usual one.
+    pub fn at(listen: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start(Path::new(env!("CARGO_BIN_EXE_uhst-relay")), listen, settings, &[])
     }
 
     /// Of another program that is the relay and more.
     pub fn of_program(program: &Path, settings: &[(&str, &str)]) -> Self {
-        Self::start(program, settings, &[])
+        Self::start(program, "127.0.0.1:0", settings, &[])
     }
 
-    fn start(binary: &Path, settings: &[(&str, &str)], options: &[&str]) -> Self {
+    fn start(binary: &Path, listen: &str, settings: &[(&str, &str)], options: &[&str]) -> Self {
         let folder = Folder::with_program();
         let data = folder.join("cgi-bin/data");
         write_settings(&data, settings, None);
         let log = folder.join("serve.log");
-        let mut process = program_at(binary, &["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()])
+        let mut process = program_at(binary, &["serve", "--listen", listen, "--data", data.to_str().unwrap()])
             .args(options)
             .stderr(File::create(&log).unwrap())
             .stdout(Stdio::null())

@@ -292,3 +292,53 @@ fn a_log_that_nobody_reads_any_more_stops_nothing() {
     }
     assert_eq!(ended.code(), Some(0));
 }
+
+/// A log's reader that sleeps is found out by the first line that does not fit into the pipe.
+#[test]
+fn a_log_whose_reader_sleeps_stops_nothing() {
+    let folder = Folder::new();
+    let data = folder.join("data");
+    let (reader, writer) = std::io::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
+    let process = program(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()])
+        .stderr(writer)
+        .spawn()
+        .expect("setpriv runs the server");
+    let mut server = OnSocket(process);
+    let mut reader = BufReader::new(reader);
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    let address = parse_address(line.trim_end());
+    // Far more than there is room for, by several at once.
+    let long = "x".repeat(7000);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut wire = super::Wire::new(std::net::TcpStream::connect(address).unwrap());
+                for number in 0..50 {
+                    wire.send(format!("GET /{long} HTTP/1.1\r\nHost: relay\r\n\r\n"));
+                    wire.answer().expect_error(404);
+                    wire.send(ping(number));
+                    wire.expect_pong(number);
+                }
+            });
+        }
+    });
+    // Its reader wakes up, and is told what it has missed.
+    let mut wire = super::Wire::new(std::net::TcpStream::connect(address).unwrap());
+    let mut lost = false;
+    while !lost {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        lost = line.ends_with("lines of the log are lost: nobody has read it for too long\n");
+        if !lost {
+            log_line(line.trim_end());
+            wire.send(ping(7));
+            wire.expect_pong(7);
+        }
+    }
+    let reading = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    server.signal(Signal::TERM);
+    assert_eq!(server.0.wait().unwrap().code(), Some(0));
+    reading.join().unwrap().unwrap();
+}
