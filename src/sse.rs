@@ -29,6 +29,11 @@ const KEEP_ALIVE: [&[u8]; 2] = [b": sse-", b"keep-alive\n"];
 /// The time between the two: enough for the client's machine to answer the first.
 const BETWEEN: Duration = Duration::from_millis(50);
 
+/// How long a client waits before it comes back, in milliseconds: at least so long, and at random up to so much longer. After
+/// a restart thousands come back, and not all in the same second.
+const RETRY: u32 = 1000;
+const RETRY_SPREAD: u32 = 5000;
+
 /// Why a stream is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -153,7 +158,9 @@ pub struct Unsent {
 
 impl Default for Unsent {
     fn default() -> Self {
-        Self { bytes: b": Connected.\n".to_vec(), written: 0, half_said: false }
+        // Without random bytes all come back at the same time, which is no reason not to serve them.
+        let retry = RETRY + getrandom::u32().unwrap_or(0) % RETRY_SPREAD;
+        Self { bytes: format!(": Connected.\nretry: {retry}\n").into_bytes(), written: 0, half_said: false }
     }
 }
 
@@ -352,6 +359,22 @@ mod tests {
         let mut out = Vec::new();
         write_event(&mut out, &Record { id: 7, time: 0, event, data: "{}" });
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn streams_that_ended_together_do_not_come_back_together() {
+        let mut pauses: Vec<u32> = (0..100)
+            .map(|_| {
+                let begin = String::from_utf8(Unsent::default().bytes).unwrap();
+                let line = begin.strip_prefix(": Connected.\nretry: ").expect(&begin);
+                line.strip_suffix('\n').unwrap().parse().unwrap()
+            })
+            .collect();
+        pauses.sort_unstable();
+        assert!(pauses[0] >= RETRY && pauses[99] < RETRY + RETRY_SPREAD, "{pauses:?}");
+        // A fifth of them comes within any second; chance does not make three fifths of it.
+        let within_a_second = |from: u32| pauses.iter().filter(|pause| (from..from + 1000).contains(pause)).count();
+        assert!(pauses.iter().all(|pause| within_a_second(*pause) < 60), "{pauses:?}");
     }
 
     #[test]

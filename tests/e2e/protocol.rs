@@ -793,4 +793,8 @@ pub fn an_idle_stream_is_kept_alive(door: Door) {
         host_stream.expect_comment("sse-keep-alive");
         client.stream.expect_comment("sse-keep-alive");
     }
+    // Those of a browser that was cut off come back by themselves, not all at once.
+    for stream in [&host_stream, &client.stream] {
+        assert!(stream.retry.is_some_and(|pause| (1000..6000).contains(&pause)), "{:?}", stream.retry);
+    }
 }

@@ -96,6 +96,8 @@ pub struct Stream {
     event: Event,
     has_data: bool,
     ended: bool,
+    /// How long a browser would wait before it returns, in milliseconds.
+    pub retry: Option<u64>,
     /// The id of the last event, as a browser would send it on its return.
     pub last_id: String,
 }
@@ -123,6 +125,7 @@ impl Stream {
             event: Event { id: String::new(), name: "message".into(), data: String::new() },
             has_data: false,
             ended: false,
+            retry: None,
             last_id: String::new(),
         }
     }
@@ -262,6 +265,7 @@ impl Stream {
         match name {
             "id" => value.clone_into(&mut self.event.id),
             "event" => value.clone_into(&mut self.event.name),
+            "retry" => self.retry = Some(value.parse().unwrap_or_else(|_| panic!("no number: {line:?}"))),
             "data" => {
                 assert!(!self.has_data, "an event of two data lines: {line:?}");
                 self.has_data = true;
