@@ -220,14 +220,15 @@ async function theKeyboardIsEnough() {
 }
 
 async function thePagesFit() {
-    const eva = await person(served('chat', { room: `summer-${run}`, name: 'Eva' }));
+    const summer = shots ? 'Summer trip' : `summer-${run}`;
+    const eva = await person(served('chat', { room: summer, name: 'Eva' }));
     await connected(eva);
     await say(eva, 'Who brings the boat?');
     for (const [name, colorScheme, width, height] of [
         ['light', 'light', 900, 700], ['dark', 'dark', 900, 700], ['phone', 'light', 390, 800], ['phone-dark', 'dark', 320, 640],
     ]) {
         const options = { colorScheme, viewport: { width, height }, deviceScaleFactor: 2 };
-        const finn = await person(served('chat', { room: `summer-${run}`, name: 'Finn' }), { options });
+        const finn = await person(served('chat', { room: summer, name: 'Finn' }), { options });
         await hears(finn, 'boat');
         if (name === 'light') {
             await say(finn, 'I do. It has room for four, and for the dog.');

@@ -123,6 +123,7 @@ mod bare;
 mod bus;
 mod cama;
 mod door;
+mod pages;
 mod place;
 mod protocol;
 mod ptth;
@@ -235,6 +236,23 @@ mod browser {
 
     mod through_serve {
         tests! { Serve: ws::two_tabs_chat, }
+    }
+
+    mod of_the_examples {
+        #[test]
+        fn the_pages_of_serve_work() {
+            crate::pages::of_serve_work_in_a_browser();
+        }
+
+        #[test]
+        fn the_pages_beside_a_cgi_program_work() {
+            crate::pages::beside_a_cgi_program_work_in_a_browser();
+        }
+
+        #[test]
+        fn the_published_client_survives() {
+            crate::pages::the_published_client_survives_in_a_browser();
+        }
     }
 
     #[test]
