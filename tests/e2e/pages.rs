@@ -20,13 +20,13 @@ fn example(name: &str) -> PathBuf {
 
 /// The chat, the files and the host with its guests, in Chromium: see `tests/browser/examples.mjs`.
 pub fn of_serve_work_in_a_browser() {
-    let relay = Serve::with(&[GRACE]);
+    let relay = Serve::new();
     passes_in_a_browser("examples.mjs", &[&format!("{}/", relay.url())]);
 }
 
 /// The same pages, uploaded to a web site with the relay in its `cgi-bin`.
 pub fn beside_a_cgi_program_work_in_a_browser() {
-    let Some(relay) = Door::ApacheEvent.server(&[GRACE]) else { return };
+    let Some(relay) = Door::ApacheEvent.server(&[]) else { return };
     let library = repository().join("tests/browser/node_modules/uhst/uhst.min.js");
     if !library.is_file() {
         return skip("the npm packages are not there: `npm ci` in tests/browser, or `tests/run`, installs them");
