@@ -156,15 +156,17 @@ pub struct Unsent {
     half_said: bool,
 }
 
-impl Default for Unsent {
-    fn default() -> Self {
+impl Unsent {
+    /// The beginning of a stream of what comes after the event `id`. The client knows where it is from the first moment
+    /// on: an `EventSource` that is cut off before its first event comes back with that id.
+    #[must_use]
+    pub fn after(id: u64) -> Self {
         // Without random bytes all come back at the same time, which is no reason not to serve them.
         let retry = RETRY + getrandom::u32().unwrap_or(0) % RETRY_SPREAD;
-        Self { bytes: format!(": Connected.\nretry: {retry}\n").into_bytes(), written: 0, half_said: false }
+        let bytes = format!(": Connected.\nretry: {retry}\nid: {id}\n\n").into_bytes();
+        Self { bytes, written: 0, half_said: false }
     }
-}
 
-impl Unsent {
     /// Adds an event without an id: one that no queue has.
     pub fn add_event(&mut self, event: &str, data: &str) {
         self.finish_keep_alive();
@@ -365,9 +367,9 @@ mod tests {
     fn streams_that_ended_together_do_not_come_back_together() {
         let mut pauses: Vec<u32> = (0..100)
             .map(|_| {
-                let begin = String::from_utf8(Unsent::default().bytes).unwrap();
+                let begin = String::from_utf8(Unsent::after(17).bytes).unwrap();
                 let line = begin.strip_prefix(": Connected.\nretry: ").expect(&begin);
-                line.strip_suffix('\n').unwrap().parse().unwrap()
+                line.strip_suffix("\nid: 17\n\n").expect(&begin).parse().unwrap()
             })
             .collect();
         pauses.sort_unstable();

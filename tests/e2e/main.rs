@@ -24,6 +24,7 @@ macro_rules! protocol_through {
             protocol::everybody_learns_who_left,
             protocol::nobody_believes_in_a_delivery_to_someone_who_left,
             protocol::a_client_of_a_host_that_left_cannot_listen,
+            protocol::a_stream_cut_before_its_first_event_loses_nothing,
             protocol::a_cut_stream_goes_on_where_it_broke,
             protocol::a_newer_stream_takes_over,
             protocol::within_the_grace_an_absence_goes_unnoticed,

@@ -255,10 +255,8 @@ impl Stream {
             let id = self.event.id.clone();
             let fresh = Event { id: id.clone(), name: "message".into(), data: String::new() };
             let event = std::mem::replace(&mut self.event, fresh);
-            return std::mem::take(&mut self.has_data).then(|| {
-                self.last_id = id;
-                Item::Event(event)
-            });
+            self.last_id = id;
+            return std::mem::take(&mut self.has_data).then_some(Item::Event(event));
         }
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
@@ -295,6 +293,20 @@ impl Stream {
                 item => return item,
             }
         }
+    }
+
+    /// The id with which a browser would return that has had no event yet.
+    #[track_caller]
+    pub fn first_id(&mut self) -> String {
+        let deadline = Instant::now() + LONG;
+        while self.last_id.is_empty() {
+            assert!(Instant::now() < deadline, "a stream that does not say where it begins");
+            match self.next(Duration::from_millis(20)) {
+                Item::Comment(_) | Item::Nothing => {}
+                other => panic!("{other:?} before there was an id"),
+            }
+        }
+        self.last_id.clone()
     }
 
     /// The body of the next message.
