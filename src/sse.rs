@@ -31,6 +31,11 @@ const KEEP_ALIVE: [&[u8]; 3] = [b": sse-", b"keep-", b"alive\n"];
 /// written within 0.2 s.
 const BETWEEN: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
 
+/// How long a client waits before it comes back, in milliseconds: at least so long, and at random up to so much longer. After
+/// a restart thousands come back, and not all in the same second.
+const RETRY: u32 = 1000;
+const RETRY_SPREAD: u32 = 5000;
+
 /// Why a stream is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -153,13 +158,17 @@ pub struct Unsent {
     said: usize,
 }
 
-impl Default for Unsent {
-    fn default() -> Self {
-        Self { bytes: b": Connected.\n".to_vec(), written: 0, said: 0 }
-    }
-}
-
 impl Unsent {
+    /// The beginning of a stream of what comes after the event `id`. The client knows where it is from the first moment
+    /// on: an `EventSource` that is cut off before its first event comes back with that id.
+    #[must_use]
+    pub fn after(id: u64) -> Self {
+        // Without random bytes all come back at the same time, which is no reason not to serve them.
+        let retry = RETRY + getrandom::u32().unwrap_or(0) % RETRY_SPREAD;
+        let bytes = format!(": Connected.\nretry: {retry}\nid: {id}\n\n").into_bytes();
+        Self { bytes, written: 0, said: 0 }
+    }
+
     /// Adds an event without an id: one that no queue has.
     pub fn add_event(&mut self, event: &str, data: &str) {
         self.finish_keep_alive();
@@ -369,6 +378,22 @@ mod tests {
         let mut out = Vec::new();
         write_event(&mut out, &Record { id: 7, time: 0, event, data: "{}" });
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn streams_that_ended_together_do_not_come_back_together() {
+        let mut pauses: Vec<u32> = (0..100)
+            .map(|_| {
+                let begin = String::from_utf8(Unsent::after(17).bytes).unwrap();
+                let line = begin.strip_prefix(": Connected.\nretry: ").expect(&begin);
+                line.strip_suffix("\nid: 17\n\n").expect(&begin).parse().unwrap()
+            })
+            .collect();
+        pauses.sort_unstable();
+        assert!(pauses[0] >= RETRY && pauses[99] < RETRY + RETRY_SPREAD, "{pauses:?}");
+        // A fifth of them comes within any second; chance does not make three fifths of it.
+        let within_a_second = |from: u32| pauses.iter().filter(|pause| (from..from + 1000).contains(pause)).count();
+        assert!(pauses.iter().all(|pause| within_a_second(*pause) < 60), "{pauses:?}");
     }
 
     #[test]

@@ -334,7 +334,7 @@ impl Desk<'_> {
         let stream = move |out: &mut Outgoing| {
             let desk = Desk { store: Store::new(&settings.data_dir), settings: &settings };
             let mut listening = Listening { desk: &desk, name: &name, user: except };
-            sse::feed(out, &mut Feed(reader), &mut Unsent::default(), &mut listening, &settings);
+            sse::feed(out, &mut Feed(reader), &mut Unsent::after(after), &mut listening, &settings);
         };
         Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
     }

@@ -21,7 +21,11 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     let reply = if !origin_is_allowed(settings, request) {
         Reply::error(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.")
     } else if let "" | "/" = request.path.as_str() {
-        if page::is_asked_for(request) { page::answer(Ok(settings)) } else { uhst::answer(settings, request) }
+        match page::application(request) {
+            Some(application) => application,
+            None if page::is_asked_for(request) => page::answer(Ok(settings)),
+            None => uhst::answer(settings, request),
+        }
     } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
         if request.method == "GET" && ws::is_asked_for(request) {
             ws::answer(settings, request, &name)

@@ -1,7 +1,12 @@
-//! The page for people: what a browser shows that opens the relay's URL.
+//! The pages for people: what a browser shows that opens the relay's URL, and the applications that are behind it.
 //!
-//! One file without any other, filled in with the [health list](health). It loads nothing and talks to nobody but the
-//! relay itself, and its Content-Security-Policy holds it to that.
+//! | request | answer |
+//! | --- | --- |
+//! | `GET /` of a browser | the relay's own page, filled in with the [health list](health) |
+//! | `GET /?page=chat`, `GET /?page=drop` | `deploy/examples/chat.html` and `drop.html`, as they are there |
+//!
+//! Each is one file without any other. It loads nothing and talks to nobody but the relay itself, and its
+//! Content-Security-Policy holds it to that.
 
 use super::query::Query;
 use crate::config::{SettingError, Settings};
@@ -14,6 +19,24 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 
 const PAGE: &str = include_str!("page.html");
+
+/// The applications, by the name that `?page=` has for them.
+const APPLICATIONS: [(&str, &str); 2] = [
+    ("chat", include_str!("../../deploy/examples/chat.html")),
+    ("drop", include_str!("../../deploy/examples/drop.html")),
+];
+
+/// The application that is asked for, so that the relay's URL alone is a chat; `None` where none is.
+#[must_use]
+pub fn application(request: &Request<'_>) -> Option<Reply> {
+    if !matches!(request.method.as_str(), "GET" | "HEAD") {
+        return None;
+    }
+    let query = Query::parse(&request.query).ok()?;
+    let name = query.get("page").filter(|_| query.get("token").or(query.get("action")).is_none())?;
+    let (_, html) = APPLICATIONS.iter().find(|(application, _)| *application == name)?;
+    Some(page((*html).to_owned(), &policy(html)))
+}
 
 /// Whether this is a browser in which somebody has opened the relay's URL.
 #[must_use]
@@ -34,11 +57,14 @@ pub(super) fn names_html(accept: &str) -> bool {
 /// The page, with the health of the relay at this moment.
 #[must_use]
 pub fn answer(settings: Result<&Settings, &SettingError>) -> Reply {
-    let page = fill(&health::look(settings), now_ms());
-    Reply { content: Content::Whole(page.into_bytes()), ..Reply::empty(Status::Ok) }
+    page(fill(&health::look(settings), now_ms()), &policy(PAGE))
+}
+
+fn page(html: String, policy: &str) -> Reply {
+    Reply { content: Content::Whole(html.into_bytes()), ..Reply::empty(Status::Ok) }
         .header("Content-Type", "text/html; charset=utf-8")
         .header("Cache-Control", "no-store")
-        .header("Content-Security-Policy", policy())
+        .header("Content-Security-Policy", policy)
         .header("Referrer-Policy", "no-referrer")
         .header("X-Content-Type-Options", "nosniff")
 }
@@ -103,22 +129,22 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Nothing but the page's own style and script, by their hashes, its icon, and requests to the relay itself
 /// (Content Security Policy Level 3).
-fn policy() -> String {
+fn policy(html: &str) -> String {
     format!(
         "default-src 'none'; style-src {}; script-src {}; img-src data:; connect-src 'self'; base-uri 'none'; \
          form-action 'none'; frame-ancestors 'none'",
-        hash_of("style"),
-        hash_of("script")
+        hash_of(html, "style"),
+        hash_of(html, "script")
     )
 }
 
-fn hash_of(element: &str) -> String {
-    format!("'sha256-{}'", BASE64.encode(Sha256::digest(content_of(element))))
+fn hash_of(html: &str, element: &str) -> String {
+    format!("'sha256-{}'", BASE64.encode(Sha256::digest(content_of(html, element))))
 }
 
 /// What is between the tags of the page's only element of that name.
-fn content_of(element: &str) -> &'static str {
-    let behind = PAGE.split_once(&format!("<{element}>")).map_or("", |(_, behind)| behind);
+fn content_of<'h>(html: &'h str, element: &str) -> &'h str {
+    let behind = html.split_once(&format!("<{element}>")).map_or("", |(_, behind)| behind);
     behind.split_once(&format!("</{element}>")).map_or("", |(content, _)| content)
 }
 
@@ -128,7 +154,11 @@ mod tests {
     use crate::gateway::{Body, Client};
 
     fn is_page(method: &str, query: &str, accept: Option<&str>) -> bool {
-        is_asked_for(&Request {
+        with_request(method, query, accept, is_asked_for)
+    }
+
+    fn with_request(method: &str, query: &str, accept: Option<&str>, ask: impl FnOnce(&Request<'_>) -> bool) -> bool {
+        ask(&Request {
             method: method.to_owned(),
             path: String::new(),
             raw_path: String::new(),
@@ -181,16 +211,32 @@ mod tests {
     }
 
     #[test]
-    fn the_page_needs_nothing_but_itself() {
-        for element in ["style", "script"] {
-            assert!(content_of(element).len() > 1000, "{element}");
-            assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "{element}");
+    fn the_pages_need_nothing_but_themselves() {
+        for (name, page) in APPLICATIONS.into_iter().chain([("the relay's own", PAGE)]) {
+            for element in ["style", "script"] {
+                assert!(content_of(page, element).len() > 1000, "{name}: {element}");
+                assert_eq!(page.matches(&format!("<{element}")).count(), 1, "{name}: {element}");
+            }
+            for forbidden in ["src=", "@import", "url(", " style=", "onclick", "innerHTML"] {
+                assert!(!page.contains(forbidden), "{name}: {forbidden}");
+            }
+            let others = page.match_indices("://").filter(|(at, _)| !page[..*at].ends_with("http")).count();
+            assert_eq!(others, 0, "{name}: only the name of SVG is a URL");
+            assert_eq!(page.matches("http://").count(), page.matches("http://www.w3.org/2000/svg").count(), "{name}");
         }
-        for forbidden in ["src=", "@import", "url(", " style=", "onclick", "innerHTML"] {
-            assert!(!PAGE.contains(forbidden), "{forbidden}");
+    }
+
+    #[test]
+    fn an_application_is_named_in_the_query() {
+        let is_served = |method: &str, query: &str| {
+            with_request(method, query, Some("*/*"), |request| application(request).is_some())
+        };
+        assert!(is_served("GET", "page=chat"));
+        assert!(is_served("HEAD", "room=a&page=drop"));
+        for (method, query) in
+            [("POST", "page=chat"), ("GET", "page=other"), ("GET", "page="), ("GET", "page=chat&token=x"), ("GET", "")]
+        {
+            assert!(!is_served(method, query), "{method} {query}");
         }
-        let others = PAGE.match_indices("://").filter(|(at, _)| !PAGE[..*at].ends_with("http")).count();
-        assert_eq!(others, 0, "only the name of SVG is a URL");
-        assert_eq!(PAGE.matches("http://").count(), PAGE.matches("http://www.w3.org/2000/svg").count());
     }
 }

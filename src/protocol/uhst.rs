@@ -407,7 +407,7 @@ impl Relay<'_> {
             let mut listener = listener;
             let relay = Relay { store: Store::new(&settings.data_dir), settings: &settings };
             let mut listening = Listening { relay: &relay, token: &token, missing: 0 };
-            let mut unsent = Unsent::default();
+            let mut unsent = Unsent::after(listener.position());
             let end = sse::feed(out, &mut listener, &mut unsent, &mut listening, &settings);
             if matches!(end, End::Gone | End::Stopped)
                 && let Err(error) = relay.end(&token, &listener)

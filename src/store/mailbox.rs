@@ -408,6 +408,12 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// The id behind which the next event is.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.queue.position()
+    }
+
     /// What becomes readable when something was put into the mailbox.
     #[must_use]
     pub fn wake(&self) -> Option<BorrowedFd<'_>> {

@@ -1,6 +1,6 @@
 // Two tabs of headless Chromium in a chat, and a word from the shell.
 //
-//     node chat.mjs RELAY_URL COMMAND…      the relay's handler is examples/chat.py; COMMAND gives lines to the channel "room"
+//     node chat.mjs RELAY_URL COMMAND…      the relay's handler is deploy/examples/chat.py; COMMAND gives lines to the channel "room"
 //
 // Says PASSED and exits with 0 when everything is as it should be, else with 1 and the first thing that is not. CHROMIUM
 // names another browser than /usr/bin/chromium.

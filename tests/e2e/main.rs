@@ -24,6 +24,7 @@ macro_rules! protocol_through {
             protocol::everybody_learns_who_left,
             protocol::nobody_believes_in_a_delivery_to_someone_who_left,
             protocol::a_client_of_a_host_that_left_cannot_listen,
+            protocol::a_stream_cut_before_its_first_event_loses_nothing,
             protocol::a_cut_stream_goes_on_where_it_broke,
             protocol::a_newer_stream_takes_over,
             protocol::within_the_grace_an_absence_goes_unnoticed,
@@ -132,6 +133,7 @@ mod bare;
 mod bus;
 mod cama;
 mod door;
+mod pages;
 mod place;
 mod protocol;
 mod ptth;
@@ -262,6 +264,23 @@ mod browser {
 
     mod through_serve {
         tests! { Serve: ws::two_tabs_chat, }
+    }
+
+    mod of_the_examples {
+        #[test]
+        fn the_pages_of_serve_work() {
+            crate::pages::of_serve_work_in_a_browser();
+        }
+
+        #[test]
+        fn the_pages_beside_a_cgi_program_work() {
+            crate::pages::beside_a_cgi_program_work_in_a_browser();
+        }
+
+        #[test]
+        fn the_published_client_survives() {
+            crate::pages::the_published_client_survives_in_a_browser();
+        }
     }
 
     #[test]

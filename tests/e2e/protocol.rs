@@ -236,6 +236,29 @@ fn expect_numbers(stream: &mut Stream, numbers: std::ops::RangeInclusive<u64>) -
         .collect()
 }
 
+pub fn a_stream_cut_before_its_first_event_loses_nothing(door: Door) {
+    let Some(relay) = door.start_with(&[("RELAY_GRACE", "60")]) else { return };
+    let (host, mut stream) = relay.listening_host();
+    let begin = stream.first_id();
+    // It is written to the stream, and the browser at its other end sees nothing of it.
+    relay.send(&relay.join(&host.id), "1").expect(200);
+    assert_eq!(stream.body(), json!(1));
+    stream.hang_up();
+    let mut stream = relay.resume(&host.token, &begin);
+    assert_eq!(stream.body(), json!(1));
+
+    let listen = |query: &str| relay.listen_at("/bus/news", query, &[]).unwrap_or_else(|reply| panic!("{reply:?}"));
+    let greeting = Call { method: "GET", path_info: "/bus/news", ..Call::default() };
+    let user = relay.call(&greeting).expect(200).json()["user"].clone();
+    let mut bus = listen("events");
+    let begin = bus.first_id();
+    relay
+        .call(&Call { path_info: "/bus/news", query: &format!("user={user}"), body: b"2", ..Call::default() })
+        .expect(200);
+    bus.hang_up();
+    assert_eq!(listen(&format!("events&lastEventId={begin}")).event().json()["data"], json!(2));
+}
+
 pub fn a_cut_stream_goes_on_where_it_broke(door: Door) {
     let Some(relay) = door.start_with(&[("RELAY_GRACE", "60")]) else { return };
     let (host, mut stream) = relay.listening_host();
@@ -794,5 +817,9 @@ pub fn an_idle_stream_is_kept_alive(door: Door) {
     for _ in 0..5 {
         host_stream.expect_comment("sse-keep-alive");
         client.stream.expect_comment("sse-keep-alive");
+    }
+    // Those of a browser that was cut off come back by themselves, not all at once.
+    for stream in [&host_stream, &client.stream] {
+        assert!(stream.retry.is_some_and(|pause| (1000..6000).contains(&pause)), "{:?}", stream.retry);
     }
 }

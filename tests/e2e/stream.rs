@@ -96,6 +96,8 @@ pub struct Stream {
     event: Event,
     has_data: bool,
     ended: bool,
+    /// How long a browser would wait before it returns, in milliseconds.
+    pub retry: Option<u64>,
     /// The id of the last event, as a browser would send it on its return.
     pub last_id: String,
 }
@@ -123,6 +125,7 @@ impl Stream {
             event: Event { id: String::new(), name: "message".into(), data: String::new() },
             has_data: false,
             ended: false,
+            retry: None,
             last_id: String::new(),
         }
     }
@@ -252,16 +255,15 @@ impl Stream {
             let id = self.event.id.clone();
             let fresh = Event { id: id.clone(), name: "message".into(), data: String::new() };
             let event = std::mem::replace(&mut self.event, fresh);
-            return std::mem::take(&mut self.has_data).then(|| {
-                self.last_id = id;
-                Item::Event(event)
-            });
+            self.last_id = id;
+            return std::mem::take(&mut self.has_data).then_some(Item::Event(event));
         }
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match name {
             "id" => value.clone_into(&mut self.event.id),
             "event" => value.clone_into(&mut self.event.name),
+            "retry" => self.retry = Some(value.parse().unwrap_or_else(|_| panic!("no number: {line:?}"))),
             "data" => {
                 assert!(!self.has_data, "an event of two data lines: {line:?}");
                 self.has_data = true;
@@ -291,6 +293,20 @@ impl Stream {
                 item => return item,
             }
         }
+    }
+
+    /// The id with which a browser would return that has had no event yet.
+    #[track_caller]
+    pub fn first_id(&mut self) -> String {
+        let deadline = Instant::now() + LONG;
+        while self.last_id.is_empty() {
+            assert!(Instant::now() < deadline, "a stream that does not say where it begins");
+            match self.next(Duration::from_millis(20)) {
+                Item::Comment(_) | Item::Nothing => {}
+                other => panic!("{other:?} before there was an id"),
+            }
+        }
+        self.last_id.clone()
     }
 
     /// The body of the next message.

@@ -579,7 +579,7 @@ pub fn a_handler_ends_when_the_relay_is_killed(door: Door) {
     let Some(recorder) = Recorder::new() else { return };
     let example = |name: &str| {
         let program = recorder.folder.join(name);
-        fs::copy(repository().join("examples").join(name), &program).unwrap();
+        fs::copy(repository().join("deploy/examples").join(name), &program).unwrap();
         format!("{} {}", program.display(), recorder.folder.join("told").display())
     };
     for handler in [recorder.setting(), example("chat.py"), example("chat.php")] {
@@ -970,7 +970,7 @@ pub fn the_chat_of_the_examples_works(door: Door) {
         let (history, program) = (folder.join("history"), folder.join(script));
         fs::create_dir(&history).unwrap();
         set_mode(&history, 0o777);
-        fs::copy(repository().join("examples").join(script), &program).unwrap();
+        fs::copy(repository().join("deploy/examples").join(script), &program).unwrap();
         let command = format!("{} {}", program.display(), history.display());
         let Some(place) = place(door, &[("RELAY_WS_HANDLER", &command)]) else { return };
         place.open("/ws/room").ends(1008);
@@ -1009,7 +1009,7 @@ fn the_history_of_the_examples_ends_where_the_channel_begins() {
         }
         let folder = Folder::new();
         let chat = |events: &[Value]| {
-            let mut command = Command::new(repository().join("examples").join(script));
+            let mut command = Command::new(repository().join("deploy/examples").join(script));
             let mut child = command.arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
             let mut input = child.stdin.take().unwrap();
             for event in events {
@@ -1055,7 +1055,7 @@ pub fn two_tabs_chat(door: Door) {
     let (history, program) = (folder.join("history"), folder.join("chat.py"));
     fs::create_dir(&history).unwrap();
     set_mode(&history, 0o777);
-    fs::copy(repository().join("examples/chat.py"), &program).unwrap();
+    fs::copy(repository().join("deploy/examples/chat.py"), &program).unwrap();
     let command = format!("{} {}", program.display(), history.display());
     let Some(place) = place(door, &[("RELAY_WS_HANDLER", &command)]) else { return };
     let notify = place.command(&["notify", "room"]);
