@@ -190,11 +190,11 @@ fn folders(relay: &Bare, kind: &str) -> Vec<PathBuf> {
 /// The folder that `make` makes, and what it returns.
 fn new_folder<T>(relay: &Bare, kind: &str, make: impl FnOnce() -> T) -> (PathBuf, T) {
     let before = folders(relay, kind);
-    let made = make();
+    let answer = make();
     let mut new = folders(relay, kind);
     new.retain(|folder| !before.contains(folder));
     assert_eq!(new.len(), 1, "one more of the {kind}");
-    (new.remove(0), made)
+    (new.remove(0), answer)
 }
 
 /// A bus, its folder, a user of it and its last id.
@@ -287,12 +287,12 @@ fn registered_users_who_never_signed_give_way_the_oldest_first() {
 #[test]
 fn sessions_in_which_nobody_has_met_give_way_the_oldest_first() {
     let relay = Bare::with(&[("RELAY_MAX_PIPES", "4")]);
-    let make = || at(&relay, "PUT", "/cama/session", "");
+    let allocate = || at(&relay, "PUT", "/cama/session", "");
     let new = || {
-        let (folder, made) = new_folder(&relay, "pipes", || make().expect(201));
-        let location = made.header("location").unwrap();
+        let (folder, answer) = new_folder(&relay, "pipes", || allocate().expect(201));
+        let location = answer.header("location").unwrap();
         let path = location[location.find("/cama/").unwrap()..].to_owned();
-        (folder, path, made.header("token").unwrap().to_owned())
+        (folder, path, answer.header("token").unwrap().to_owned())
     };
     let receive = |path: &str, token: &str| {
         let receiver =
@@ -311,7 +311,7 @@ fn sessions_in_which_nobody_has_met_give_way_the_oldest_first() {
     let (waiting, path, token) = new();
     let receiver = receive(&path, &token);
     let ((older, ..), (oldest, ..)) = (new(), new());
-    expect_try_again(make(), 503);
+    expect_try_again(allocate(), 503);
 
     for (folder, by) in [(&met, OLDEST), (&waiting, OLDEST), (&oldest, OLDER), (&older, OLD)] {
         age_folder(folder, by);
@@ -322,7 +322,7 @@ fn sessions_in_which_nobody_has_met_give_way_the_oldest_first() {
     assert!(!oldest.exists() && older.exists());
     new();
     assert!(!older.exists() && met.exists() && waiting.exists());
-    expect_try_again(make(), 503);
+    expect_try_again(allocate(), 503);
     send(&path);
     finish(receiver);
 }

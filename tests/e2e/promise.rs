@@ -75,6 +75,8 @@ fn a_message_outlives_a_session_lifetime_that_is_shorter() {
     assert!(relay.send(&host.token, "1").expect(200).body.contains(":true"));
     host_stream.hang_up();
     until_absent(&relay, &host);
+    // The host has been there for longer than a message lives.
+    age(&relay.sessions()[0].join("queue"), Duration::from_secs(700));
     let unopened = relay.host("");
     relay.send(&relay.join(&unopened.id), "2").expect(200);
     for _ in 0..3 {
