@@ -203,8 +203,12 @@ impl Session {
             if is_kept {
                 count += 1;
             } else {
-                std::fs::remove_dir_all(&place)?;
+                remove_dir_all(&place)?;
             }
+        }
+        if count == 0 {
+            // It is empty now, if it is there.
+            let _ = std::fs::remove_dir(&former);
         }
         Ok(count)
     }
@@ -278,8 +282,74 @@ fn client_of_folder(name: &str) -> Option<ClientId> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_dir::TestDir;
     use super::*;
     use proptest::prelude::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn read(mailbox: &Mailbox<'_>) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut listener = mailbox.listen(None, MINUTE, 1 << 20).unwrap();
+        while listener.next(|record| all.push(record.data.to_owned())).unwrap() {}
+        all
+    }
+
+    #[test]
+    fn what_waits_is_set_aside_for_its_registration_whatever_that_is_called() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let host = HostId::new("room").unwrap();
+        let [waits, told, heard] = ["waits", "told", "heard"].map(|id| ClientId::new(id).unwrap());
+        for registration in ["0123456789abcdef", "", "..", "../../..", "a/b", &"long".repeat(1000)] {
+            let mut session = store.session_or_new(&host, 1).unwrap().unwrap();
+            let record = SessionRecord { host_id: "room".to_owned(), registration: Some(registration.to_owned()) };
+            session.set_record(record).unwrap();
+            for client in [&waits, &told, &heard] {
+                session.client(client).make().unwrap();
+            }
+            drop(session.client(&waits).put("\"waits\"", None).unwrap());
+            drop(session.client(&told).tell("relay_event", "\"told\"").unwrap());
+            drop(session.client(&heard).put("\"heard\"", None).unwrap());
+            let mut listener = session.client(&heard).listen(None, MINUTE, 1 << 20).unwrap();
+            while listener.next(|_| ()).unwrap() {}
+            listener.delivered().unwrap();
+            drop(session.host().put(registration, None).unwrap());
+            assert!(session.end_registration(MINUTE).unwrap());
+            assert!(session.clients().unwrap().is_empty() && session.host().last_message().unwrap().is_none());
+            drop(session);
+
+            let former = store.former_session(&host, registration).unwrap().unwrap();
+            assert_eq!(former.clients().unwrap(), [waits.clone()]);
+            assert_eq!(read(&former.client(&waits)), ["\"waits\""]);
+            assert_eq!(read(&former.host()), [registration]);
+            assert_eq!(former.tidy_former(MINUTE).unwrap(), 1);
+            assert_eq!(former.tidy_former(Duration::ZERO).unwrap(), 0);
+            drop(former);
+            assert!(store.former_session(&host, registration).unwrap().is_none());
+        }
+        store.session(&host).unwrap().unwrap().remove().unwrap();
+        assert!(!store.folder(Kind::Hosts, "room").exists());
+    }
+
+    #[test]
+    fn what_the_relay_tells_keeps_no_mailbox() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let session = store.session_or_new(&HostId::new("room").unwrap(), 1).unwrap().unwrap();
+        let mailbox = session.host();
+        drop(mailbox.tell("relay_event", "1").unwrap());
+        drop(mailbox.listen(None, MINUTE, 1 << 20).unwrap());
+        assert_eq!(mailbox.last_message().unwrap(), None);
+        drop(mailbox.put("2", None).unwrap());
+        let put = mailbox.last_message().unwrap();
+        assert!(put.is_some());
+        std::thread::sleep(Duration::from_millis(20));
+        drop(mailbox.tell("relay_event", "3").unwrap());
+        drop(mailbox.listen(None, MINUTE, 1 << 20).unwrap());
+        assert_eq!(mailbox.last_message().unwrap(), put);
+        assert_eq!(read(&mailbox), ["1", "2", "3"]);
+    }
 
     proptest! {
         #[test]

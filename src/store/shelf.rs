@@ -105,8 +105,8 @@ impl Store {
                     break 'search;
                 }
                 let path = entry?.path();
-                // A look without the lock first.
-                let Some(touched) = Folder::<()>::touched_at(&path)? else { continue };
+                // A look without the lock first. A stranger's file is no folder.
+                let Ok(Some(touched)) = Folder::<()>::touched_at(&path) else { continue };
                 if is_recent(touched, UNUSED_TIME) || oldest.as_ref().is_some_and(|(older, ..)| *older <= touched) {
                     continue;
                 }
@@ -204,6 +204,7 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bus::{BusName, User};
     use super::super::session::SessionRecord;
     use super::super::test_dir::TestDir;
     use super::*;
@@ -228,6 +229,45 @@ mod tests {
             store.count_shard(Kind::Hosts, shard).unwrap();
         }
         assert!(store.session_or_new(&host("d"), 3).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_oldest_that_nobody_has_used_gives_way_however_many_are_in_use() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let name = |number: u64| BusName::new(&number.to_string()).unwrap();
+        let make = |number: u64, most: u64| store.bus_or_new(&name(number), false, most).unwrap().map(|(bus, _)| bus);
+        let age = |number: u64, seconds: u64| {
+            let record = store.folder(Kind::Buses, &number.to_string()).join("session.json");
+            let time = SystemTime::now() - Duration::from_secs(seconds);
+            std::fs::File::open(record).unwrap().set_modified(time).unwrap();
+        };
+        let all = 300;
+        for number in 0..all {
+            let mut bus = make(number, all).unwrap();
+            if number % 3 > 0 {
+                drop(bus.post(User(2), "1", 1000, UNUSED_TIME).unwrap());
+            }
+            drop(bus);
+            // The later, the older; and those in use are the oldest of all.
+            age(number, if number % 3 > 0 { 5000 } else { 100 + number });
+        }
+        // A stranger's file, and a folder that somebody is using now, are passed over.
+        std::fs::write(store.folder(Kind::Buses, "0").with_file_name("file"), "").unwrap();
+        let busy = store.bus(&name(297)).unwrap().unwrap();
+        for (newcomer, victim) in [(1000, 294), (1001, 291), (1002, 288)] {
+            assert!(make(newcomer, all).is_some());
+            assert!(store.bus(&name(victim)).unwrap().is_none() && store.bus(&name(victim - 3)).unwrap().is_some());
+        }
+        drop(busy);
+        assert!(make(1003, all).is_some() && store.bus(&name(297)).unwrap().is_none());
+        for number in (0..all).step_by(3).filter(|number| *number < 288) {
+            age(number, 30);
+        }
+        assert!(make(1004, all).is_none(), "what is younger than a minute stays");
+        for number in (0..all).filter(|number| number % 3 > 0) {
+            assert!(store.bus(&name(number)).unwrap().is_some(), "what is in use stays");
+        }
     }
 
     #[test]
