@@ -422,12 +422,13 @@ impl Relay<'_> {
             return Err(Refusal::BasicSession);
         }
         let is_another = record.guest.is_some_and(|guest| guest != address);
-        duplex.set_record(DuplexRecord { guest: Some(address), ..record })?;
         if is_another {
-            // The one before may be waiting, or in the middle of something.
+            // The one before may be waiting, or in the middle of something. Before the new one is named: where this fails, the
+            // host tries again, and it is another one still.
             duplex.pipe(Party::Guest.receives()).send_receiver_away()?;
             duplex.pipe(Party::Guest.sends()).send_senders_away()?;
         }
+        duplex.set_record(DuplexRecord { guest: Some(address), ..record })?;
         Ok(Reply::empty(Status::Ok))
     }
 

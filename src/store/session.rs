@@ -320,7 +320,7 @@ mod tests {
             drop(session);
 
             let former = store.former_session(&host, registration).unwrap().unwrap();
-            assert_eq!(former.clients().unwrap(), [waits.clone()]);
+            assert_eq!(former.clients().unwrap(), std::slice::from_ref(&waits));
             assert_eq!(read(&former.client(&waits)), ["\"waits\""]);
             assert_eq!(read(&former.host()), [registration]);
             assert_eq!(former.tidy_former(MINUTE).unwrap(), 1);

@@ -905,7 +905,11 @@ impl Two {
     }
 
     fn at(bare: Bare) -> Self {
-        let made = bare.call(&Call { path_info: "/cama/session", ..Call::default() }).expect(201);
+        Self::made(bare, &[])
+    }
+
+    fn made(bare: Bare, headers: &[(&str, &str)]) -> Self {
+        let made = bare.call(&Call { path_info: "/cama/session", headers, ..Call::default() }).expect(201);
         let location = made.header("location").unwrap();
         let path = location[location.find("/cama/").unwrap()..].to_owned();
         Self { path, cookie: format!("token=\"{}\"", made.header("token").unwrap()), bare }
@@ -1026,6 +1030,26 @@ pub fn what_was_delivered_is_told_whatever_goes_wrong_afterwards() {
     two.works();
 }
 
+/// The relay fails half way; the host asks again, and nobody stays who may not.
+pub fn a_guest_that_could_not_be_sent_away_is_sent_away_the_next_time() {
+    let two = Two::made(crate::faults::without_rights(), &[("X-Type", "secure")]);
+    let permit = |address| {
+        let headers = [("Cookie", two.cookie.as_str()), ("X-Peer-Address", address)];
+        two.bare.call(&Call { method: "PUT", path_info: &two.path, headers: &headers, ..Call::default() })
+    };
+    permit("127.0.0.1").expect(200);
+    let guest = two.bare.start(&Call { method: "GET", path_info: &two.path, ..Call::default() });
+    two.until_there("receiver");
+    let below = everything_below(&two.bare.data().join("pipes"));
+    let pipe = below.iter().find(|path| path.ends_with("to-guest")).unwrap();
+    set_mode(pipe, 0o000);
+    permit("192.0.2.1").expect_error(500);
+    set_mode(pipe, 0o700);
+    permit("192.0.2.1").expect(200);
+    let (output, status) = crate::bare::finish(guest);
+    two.bare.reply(&output, status).expect_error(403);
+}
+
 macro_rules! alone {
     ($($topic:ident,)*) => { $( #[test] fn $topic() { super::$topic(); } )* };
 }
@@ -1039,5 +1063,8 @@ mod killed {
 }
 
 mod noted {
-    alone! { what_was_delivered_is_told_whatever_goes_wrong_afterwards, }
+    alone! {
+        what_was_delivered_is_told_whatever_goes_wrong_afterwards,
+        a_guest_that_could_not_be_sent_away_is_sent_away_the_next_time,
+    }
 }
