@@ -224,9 +224,9 @@ pub fn a_host_that_nobody_listens_as_reaches_nobody(door: Door) {
     relay.send(&host.token, "4").expect_error(400);
     // Whoever has joined is reached all the same.
     let stream = relay.open(&host.token);
-    let client = relay.listening_client(&host.id);
+    let mut client = relay.listening_client(&host.id);
     stream.hang_up();
-    until("the host is gone", LONG, || relay.try_join(&host.id).status == 400);
+    client.stream.expect_closed("host_closed", &host.id);
     assert_eq!(relay.send(&host.token, "5").expect(200).json(), json!({&*client.id: true}));
 }
 
