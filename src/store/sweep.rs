@@ -197,7 +197,7 @@ mod tests {
         let dir = TestDir::new();
         let store = Store::new(&dir.join("data"));
         for number in 0..64 {
-            let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None };
+            let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None, has_met: false };
             assert!(store.new_duplex(&number.to_string(), record, 64).unwrap().is_some());
         }
         let (mut sweeps, mut looks) = (0, 0);
