@@ -21,7 +21,7 @@ use crate::sse::{self, Care, Events, Given, Unsent};
 use crate::store::bus::{Bell, Bus, BusName, BusReader, Message, Registered, User};
 use crate::store::mailbox::Standing;
 use crate::store::queue::now_ms;
-use crate::store::{self, Store};
+use crate::store::{self, Store, UNUSED_TIME};
 use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
@@ -59,10 +59,16 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Rep
 /// # Errors
 /// When the data folder cannot be used; a later sweep tries again.
 pub fn sweep(settings: &Settings, mut bus: Bus) -> Result<(), store::Error> {
-    let lifetime = if bus.is_made() { settings.bus_lifetime } else { MAKING_TIME };
-    let message_is_kept = bus.last_message()?.is_some_and(|at| is_recent(at, settings.message_lifetime));
+    let is_unused = bus.is_unused()?;
+    let lifetime = match (bus.is_made(), is_unused && !bus.is_special()) {
+        (false, _) => MAKING_TIME,
+        (true, true) => settings.bus_lifetime.min(UNUSED_TIME),
+        (true, false) => settings.bus_lifetime,
+    };
+    let message_is_kept = !is_unused && bus.last_message()?.is_some_and(|at| is_recent(at, settings.message_lifetime));
     if is_recent(bus.touched()?, lifetime) || (bus.is_made() && message_is_kept) {
-        bus.tidy(settings.message_lifetime, settings.bus_lifetime)
+        // Whoever is away may come for the messages as long as there are any.
+        bus.tidy(settings.message_lifetime, settings.bus_lifetime.max(settings.message_lifetime))
     } else {
         bus.remove()
     }
@@ -371,8 +377,10 @@ impl Desk<'_> {
     fn register(&self, name: &BusName) -> Result<Reply, Refusal> {
         let limit = self.settings.max_clients;
         let mut bus = self.bus_or_new(name)?;
+        // What may fail first: the key is told only once.
+        let end = bus.end()?;
         let (user, key) = bus.register(limit)?.ok_or(Refusal::TooManyUsers(limit))?;
-        Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{},"key":"{key}"}}"#, user.0, bus.end()?)))
+        Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{end},"key":"{key}"}}"#, user.0)))
     }
 
     fn create_signed(&self, name: &BusName) -> Result<Reply, Refusal> {
@@ -415,7 +423,8 @@ impl Desk<'_> {
     }
 
     fn is_fresh(&self, touched: std::time::SystemTime) -> bool {
-        is_recent(touched, self.settings.bus_lifetime / 4)
+        // Often enough for a bus that is forgotten soon where nobody reads it.
+        is_recent(touched, self.settings.bus_lifetime.min(UNUSED_TIME) / 4)
     }
 }
 

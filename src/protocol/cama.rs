@@ -43,8 +43,11 @@ const LONGEST_TIMEOUT: u64 = 300;
 /// The senders that may wait in one direction. Each is a process or a thread.
 const MOST_SENDERS: usize = 16;
 
-/// The longest `Content-Type` that is passed on.
-const LONGEST_TYPE: usize = 1024;
+/// What a sender says of its body besides the `Content-Type` (RFC 9110, 8), and its receiver is told.
+const PASSED_ON: [&str; 4] = ["Content-Disposition", "Content-Encoding", "Content-Language", "Last-Modified"];
+
+/// The longest value of such a field that is passed on.
+const LONGEST_VALUE: usize = 1024;
 
 /// The session that a path names, empty for all of them; `None` where the path is not this protocol's.
 #[must_use]
@@ -190,6 +193,9 @@ impl fmt::Display for Refusal {
 #[derive(Serialize, Deserialize)]
 struct Head {
     content_type: Option<String>,
+    /// Those of [`PASSED_ON`] that the sender gave.
+    #[serde(default)]
+    fields: Vec<(String, String)>,
     /// `None` for a chunked one.
     length: Option<u64>,
 }
@@ -231,6 +237,17 @@ impl Said<'_, '_> {
 
     fn location(&self, id: &str) -> String {
         format!("{}{SESSIONS}/{id}", self.request.mount)
+    }
+
+    /// What the receiver is told of the body.
+    fn head(&self, length: Option<u64>) -> Head {
+        let passed_on = |value: &String| value.len() <= LONGEST_VALUE;
+        let field = |name: &str| {
+            let name = name.to_ascii_lowercase();
+            self.header_or(&name, &name).filter(passed_on)
+        };
+        let fields = PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), field(name)?))).collect();
+        Head { content_type: (self.request.header)("content-type").filter(passed_on), fields, length }
     }
 
     fn is_secure(&self) -> Result<bool, Refusal> {
@@ -315,8 +332,7 @@ impl Relay<'_> {
             "PUT" if said.peer_address().is_some() => self.permit(id, &said),
             "PUT" | "POST" => {
                 let (party, timeout) = (self.party(id, &said)?.1, said.timeout(self.settings)?);
-                let content_type = (request.header)("content-type").filter(|text| text.len() <= LONGEST_TYPE);
-                let head = Head { content_type, length: request.body.length };
+                let head = said.head(request.body.length);
                 self.send(id, party, timeout, &head, request)
             }
             "DELETE" => self.delete(id, &said),
@@ -355,7 +371,7 @@ impl Relay<'_> {
     fn allocate(&self, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
         let is_secure = said.is_secure()?;
         let (id, token) = (random()?, random()?);
-        let record = DuplexRecord { token_hash: hash(&token), is_secure, guest: None };
+        let record = DuplexRecord { token_hash: hash(&token), is_secure, guest: None, has_met: false };
         let limit = self.settings.max_pipes;
         self.store.new_duplex(&id, record, limit)?.ok_or(Refusal::TooManySessions(limit))?;
         Ok(Reply::empty(Status::Created)
@@ -376,12 +392,13 @@ impl Relay<'_> {
             return Err(Refusal::BasicSession);
         }
         let is_another = record.guest.is_some_and(|guest| guest != address);
-        duplex.set_record(DuplexRecord { guest: Some(address), ..record })?;
         if is_another {
-            // The one before may be waiting, or in the middle of something.
+            // The one before may be waiting, or in the middle of something. Before the new one is named: where this fails, the
+            // host tries again, and it is another one still.
             duplex.pipe(Party::Guest.receives()).send_receiver_away()?;
             duplex.pipe(Party::Guest.sends()).send_senders_away()?;
         }
+        duplex.set_record(DuplexRecord { guest: Some(address), ..record })?;
         Ok(Reply::empty(Status::Ok))
     }
 
@@ -482,8 +499,9 @@ impl Relay<'_> {
         };
         feed.drop_rest();
         drop(place);
-        if let Some(duplex) = self.store.duplex(id)? {
-            duplex.touch()?;
+        // The body is delivered, whatever becomes of this note.
+        if let Err(error) = self.store.duplex(id).and_then(|duplex| duplex.map_or(Ok(()), |duplex| duplex.touch())) {
+            error.log();
         }
         let delivered = delivered.to_string();
         // The second is for chunked bodies, but a web server may have made a whole one of those.
@@ -500,8 +518,12 @@ impl Relay<'_> {
         until: Instant,
     ) -> Result<Sender, Refusal> {
         loop {
-            let duplex = self.store.duplex(id)?.ok_or(Refusal::Removed)?;
+            let mut duplex = self.store.duplex(id)?.ok_or(Refusal::Removed)?;
             if let Some(sender) = duplex.pipe(pipe).take_receiver()? {
+                // The two have each other, whatever becomes of this note.
+                if let Err(error) = duplex.set_met() {
+                    error.log();
+                }
                 return Ok(sender);
             }
             drop(duplex);
@@ -519,7 +541,7 @@ impl Relay<'_> {
 
 /// The answer to a `GET`: the other's body, as it comes.
 fn body_reply(head: Head, mut receiver: Receiver) -> Reply {
-    let reply = Reply::empty(Status::Ok)
+    let mut reply = Reply::empty(Status::Ok)
         .header("Content-Type", head.content_type.unwrap_or_else(|| "application/octet-stream".to_owned()))
         // no-transform: a proxy that compresses would hold the bytes back (RFC 9111, 5.2.2.6).
         .header("Cache-Control", "no-store, no-transform")
@@ -528,6 +550,9 @@ fn body_reply(head: Head, mut receiver: Receiver) -> Reply {
         .header("Content-Security-Policy", "sandbox")
         // nginx passes it on as it comes.
         .header("X-Accel-Buffering", "no");
+    for (name, value) in head.fields {
+        reply = reply.header(name, value);
+    }
     let content: Content = match head.length {
         Some(0) => {
             if let Err(error) = receiver.took(0) {

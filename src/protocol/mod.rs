@@ -12,9 +12,8 @@ pub mod ws;
 use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
 use crate::store::sweep::Found;
-use crate::store::{self, Store};
+use crate::store::{self, Store, is_recent};
 use query::Query;
-use std::time::{Duration, SystemTime};
 
 /// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
 pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
@@ -162,10 +161,4 @@ fn resume_id(query: &Query, request: &Request<'_>) -> Option<u64> {
         })?
         .parse()
         .ok()
-}
-
-/// Whether `time` is less than `duration` ago, or ahead: a clock that was set back must not keep things for as long as
-/// it was set back.
-fn is_recent(time: SystemTime, duration: Duration) -> bool {
-    time.elapsed().unwrap_or_else(|ahead| ahead.duration()) < duration
 }

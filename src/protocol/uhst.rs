@@ -11,6 +11,9 @@
 //! A host, or a client, is *present* while it listens, before it listens for the first time, and for `RELAY_GRACE` after
 //! it has stopped. Who is not present is not sent to, and its peers have been told so with a `relay_event`. It may come
 //! back with its token for as long as the session lifetime.
+//!
+//! A message that was answered 200 is kept for the message lifetime, whatever else has ended by then: a session stays for
+//! as long as one waits in it, and one that waits when a host is registered anew is set aside for the earlier token.
 
 use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
@@ -22,7 +25,7 @@ use crate::store::mailbox::{Listener, Mailbox, Presence, Standing, has_passed};
 use crate::store::queue::now_ms;
 use crate::store::session::{Session, SessionRecord};
 use crate::store::wake::Knock;
-use crate::store::{self, Store, random_hex};
+use crate::store::{self, Store, UNUSED_TIME, random_hex};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
 use serde_json::json;
 use std::fmt;
@@ -89,8 +92,10 @@ enum Refusal {
     UnknownHost,
     HostGone,
     HostNotThere,
+    NobodyThere,
     ClientGone,
     NoIdLeft,
+    MessagesWait,
     TooManyHosts(u64),
     TooManyClients(u64),
     BadJson(BadJson),
@@ -115,7 +120,9 @@ impl Refusal {
         match self {
             Self::MethodNotAllowed(_) => Status::MethodNotAllowed,
             Self::NoToken | Self::BadToken(_) | Self::ExpiredToken => Status::Unauthorized,
-            Self::NoIdLeft | Self::TooManyHosts(_) | Self::TooManyClients(_) => Status::ServiceUnavailable,
+            Self::NoIdLeft | Self::MessagesWait | Self::TooManyHosts(_) | Self::TooManyClients(_) => {
+                Status::ServiceUnavailable
+            }
             Self::Body(error) => error.status(),
             Self::PartlySent { cause: error, .. } | Self::Store(error) => store_status(error),
             Self::BadQuery(_)
@@ -127,6 +134,7 @@ impl Refusal {
             | Self::UnknownHost
             | Self::HostGone
             | Self::HostNotThere
+            | Self::NobodyThere
             | Self::ClientGone
             | Self::BadJson(_) => Status::BadRequest,
         }
@@ -168,8 +176,10 @@ impl fmt::Display for Refusal {
             Self::UnknownHost => f.write_str("There is no such host: check the hostId, and that the host is listening."),
             Self::HostGone => f.write_str("The host is not listening any more: nothing was sent."),
             Self::HostNotThere => f.write_str("The host is not listening any more: there is nobody to hear from."),
+            Self::NobodyThere => f.write_str("Nobody listens as this host, and it has no clients: nothing was sent."),
             Self::ClientGone => f.write_str("The client is not listening any more: nothing was sent."),
             Self::NoIdLeft => f.write_str("No free host id was found: try again later, or choose a hostId."),
+            Self::MessagesWait => f.write_str("Messages for earlier hosts with this hostId wait: try again later, or take another one."),
             Self::TooManyHosts(limit) => write!(f, "The relay has its {limit} hosts (RELAY_MAX_HOSTS): try again later."),
             Self::TooManyClients(limit) => write!(f, "The host has its {limit} clients (RELAY_MAX_CLIENTS): try again later."),
             Self::BadJson(error) => error.fmt(f),
@@ -255,18 +265,23 @@ impl Relay<'_> {
     fn take(&self, host_id: &HostId, registration: &str, only_unused: bool) -> Result<bool, Refusal> {
         let limit = self.settings.max_hosts;
         let mut session = self.store.session_or_new(host_id, limit)?.ok_or(Refusal::TooManyHosts(limit))?;
-        if session.record().is_some() {
+        if let Some(record) = session.record() {
+            let lifetime = self.settings.message_lifetime;
             let taken = match session.host().presence()? {
                 Presence::Listening => true,
                 Presence::Waiting => is_recent(session.touched()?, OPENING_TIME),
                 Presence::Ended { at, told } => !told && !has_passed(at, self.settings.grace),
             };
+            // What waits for an application's own host stays with the id, which all of its tokens name.
+            let taken = taken || (record.registration.is_none() && session.host().has_message_waiting(lifetime)?);
             if taken || only_unused {
                 return Ok(false);
             }
             // Clients of the earlier registration may be listening still; theirs is over.
             Self::tell_clients(&session, host_id)?;
-            session.clear()?;
+            if !session.end_registration(lifetime)? {
+                return Err(Refusal::MessagesWait);
+            }
         }
         session.set_record(SessionRecord {
             host_id: host_id.as_str().to_owned(),
@@ -298,12 +313,24 @@ impl Relay<'_> {
         let clients = session.clients()?;
         // Those who have left are only told apart when there are many.
         if clients.len() as u64 >= limit {
-            let mut present = 0;
+            let (mut present, mut unused) = (0, None);
             for client in &clients {
-                present += u64::from(self.client_is_present(&session.client(client))?);
+                let mailbox = session.client(client);
+                if !self.client_is_present(&mailbox)? {
+                    continue;
+                }
+                present += 1;
+                if let Some(touched) = mailbox.touched()?
+                    && !is_recent(touched, UNUSED_TIME)
+                    && unused.as_ref().is_none_or(|(oldest, _)| touched < *oldest)
+                    && mailbox.is_unused()?
+                {
+                    unused = Some((touched, mailbox));
+                }
             }
             if present >= limit {
-                return Err(Refusal::TooManyClients(limit));
+                // The oldest that nobody has used gives way.
+                unused.ok_or(Refusal::TooManyClients(limit))?.1.remove()?;
             }
         }
         Ok(session.client(client_id).make()?)
@@ -341,17 +368,15 @@ impl Relay<'_> {
                 Ok(Reply::json(Status::Ok, "{}"))
             }
             Token::Host { host_id, registration } => {
-                let Some(session) = self.session_of_host(&host_id, registration.as_deref())? else {
-                    // Minted by an application, and never used: it has no clients.
-                    return Ok(Reply::json(Status::Ok, "{}"));
-                };
+                // An application may have minted the token, and nobody used it.
+                let session = self.session_of_host(&host_id, registration.as_deref())?.ok_or(Refusal::NobodyThere)?;
                 self.broadcast(&session, &format!(r#"{{"body":{message}}}"#))
             }
         }
     }
 
     fn put(&self, mailbox: &Mailbox<'_>, data: &str) -> Result<Knock, store::Error> {
-        mailbox.put("message", data, Some(self.settings.max_queue))
+        mailbox.put(data, Some(self.settings.max_queue))
     }
 
     /// Sends to every client that is present. One that reads too slowly does not keep the others from it.
@@ -373,6 +398,9 @@ impl Relay<'_> {
             };
             answer.insert(client_id.as_str().to_owned(), sent.into());
         }
+        if answer.is_empty() && !self.host_is_present(session)? {
+            return Err(Refusal::NobodyThere);
+        }
         match failure {
             None => Ok(Reply::json(Status::Ok, serde_json::Value::Object(answer).to_string())),
             Some(cause) => {
@@ -387,21 +415,12 @@ impl Relay<'_> {
     fn listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
         let (token, _) = self.verify(token)?;
         let (lifetime, most) = (self.settings.message_lifetime, self.settings.max_queue);
-        let listener = match &token {
-            Token::Host { host_id, registration } => {
-                let session = match self.session_of_host(host_id, registration.as_deref())? {
-                    Some(session) => session,
-                    None => self.session_for_minted(host_id)?,
-                };
-                session.host().listen(resume, lifetime, most)?
-            }
-            Token::Client { host_id, client_id, registration } => {
-                let session = self.session_of_client(host_id, client_id, registration.as_deref())?;
-                self.check_worth_listening(&session, &session.client(client_id), resume)?;
-                session.client(client_id).listen(resume, lifetime, most)?
-            }
-            Token::Response { .. } => return Err(Refusal::ResponseTokenListens),
+        let session = match self.session_to_hear(&token, resume)? {
+            Some(session) => session,
+            None => self.session_for_minted(token.host_id())?,
         };
+        let listener = mailbox_of(&session, &token).listen(resume, lifetime, most)?;
+        drop(session);
         let settings = self.settings.clone();
         let stream = move |out: &mut Outgoing| {
             let mut listener = listener;
@@ -434,17 +453,42 @@ impl Relay<'_> {
     /// What GET would answer, without listening: a HEAD must not take the stream away from whoever has it.
     fn would_listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
         let (token, _) = self.verify(token)?;
-        match &token {
-            Token::Host { host_id, registration } => {
-                self.session_of_host(host_id, registration.as_deref())?;
-            }
-            Token::Client { host_id, client_id, registration } => {
-                let session = self.session_of_client(host_id, client_id, registration.as_deref())?;
-                self.check_worth_listening(&session, &session.client(client_id), resume)?;
-            }
-            Token::Response { .. } => return Err(Refusal::ResponseTokenListens),
-        }
+        self.session_to_hear(&token, resume)?;
         Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() })
+    }
+
+    /// The session in which a token may listen. `None` where an application has minted it and there is no session yet.
+    fn session_to_hear(&self, token: &Token, resume: Option<u64>) -> Result<Option<Session>, Refusal> {
+        let session = match token {
+            Token::Host { host_id, registration } => self.session_of_host(host_id, registration.as_deref()),
+            Token::Client { host_id, client_id, registration } => {
+                self.session_of_client(host_id, client_id, registration.as_deref()).and_then(|session| {
+                    self.check_worth_listening(&session, &session.client(client_id), resume)?;
+                    Ok(Some(session))
+                })
+            }
+            Token::Response { .. } => Err(Refusal::ResponseTokenListens),
+        };
+        match session {
+            Err(Refusal::ExpiredToken) => {
+                // What it was promised may wait for it still.
+                let former = self.former_session(token)?.ok_or(Refusal::ExpiredToken)?;
+                let has_waiting = mailbox_of(&former, token).has_waiting(resume)?;
+                if has_waiting { Ok(Some(former)) } else { Err(Refusal::ExpiredToken) }
+            }
+            other => other,
+        }
+    }
+
+    /// The session of an earlier registration, see [`Store::former_session`].
+    fn former_session(&self, token: &Token) -> Result<Option<Session>, store::Error> {
+        match token {
+            Token::Host { host_id, registration: Some(registration) }
+            | Token::Client { host_id, registration: Some(registration), .. } => {
+                self.store.former_session(host_id, registration)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// A client whose host has left may only fetch what is waiting, the host's closed event among it.
@@ -500,6 +544,9 @@ impl Relay<'_> {
         let Some(registration) = registration else {
             let session = session.ok_or(Refusal::UnknownHost)?;
             let client = session.client(client_id);
+            if client.touched()?.is_none() {
+                session.reclaim(client_id)?;
+            }
             match client.touched()? {
                 Some(touched) => self.keep(touched, || client.touch())?,
                 None if self.host_is_present(&session)? => self.add_client(&session, client_id)?,
@@ -521,7 +568,7 @@ impl Relay<'_> {
 
     /// Makes something count as used, unless it was a moment ago.
     fn keep(&self, touched: SystemTime, touch: impl FnOnce() -> Result<(), store::Error>) -> Result<(), store::Error> {
-        if is_recent(touched, self.settings.session_lifetime / 4) { Ok(()) } else { touch() }
+        if is_recent(touched, self.settings.session_lifetime.min(UNUSED_TIME) / 4) { Ok(()) } else { touch() }
     }
 
     /// Whether a mailbox has outlived its session lifetime: neither listened to, nor used, nor with a message that was
@@ -533,8 +580,12 @@ impl Relay<'_> {
             Presence::Ended { at, .. } if !has_passed(at, lifetime) => return Ok(false),
             Presence::Ended { .. } | Presence::Waiting => {}
         }
-        let message = mailbox.last_message()?;
-        Ok(!is_recent(touched, lifetime) && !message.is_some_and(|at| is_recent(at, self.settings.message_lifetime)))
+        Ok(!is_recent(touched, lifetime) && !self.is_promised(mailbox)?)
+    }
+
+    /// Whether a mailbox has a message that was promised to be kept, or a stream was given it and may have lost it.
+    fn is_promised(&self, mailbox: &Mailbox<'_>) -> Result<bool, store::Error> {
+        Ok(mailbox.last_message()?.is_some_and(|at| is_recent(at, self.settings.message_lifetime)))
     }
 
     fn host_is_present(&self, session: &Session) -> Result<bool, store::Error> {
@@ -581,7 +632,7 @@ impl Relay<'_> {
     fn tell_of_client(&self, session: &Session, client_id: &ClientId) -> Result<(), store::Error> {
         let client = session.client(client_id);
         if self.is_news(&client)? {
-            drop(session.host().put("relay_event", &relay_event("client_closed", client_id.as_str()), None)?);
+            drop(session.host().tell("relay_event", &relay_event("client_closed", client_id.as_str()))?);
             client.set_told()?;
         }
         Ok(())
@@ -610,7 +661,7 @@ impl Relay<'_> {
     fn tell_clients(session: &Session, host_id: &HostId) -> Result<(), store::Error> {
         let event = relay_event("host_closed", host_id.as_str());
         for client_id in session.clients()? {
-            match session.client(&client_id).put("relay_event", &event, None) {
+            match session.client(&client_id).tell("relay_event", &event) {
                 Ok(knock) => drop(knock),
                 // Tried again with the next look; until then some hear it twice, which is better than never.
                 Err(error @ store::Error::DiskFull(_)) => return Err(error),
@@ -630,22 +681,24 @@ impl Relay<'_> {
             return if is_old { session.remove() } else { Ok(()) };
         };
         self.tell_all(&session, &host_id)?;
-        if self.is_over(&session.host(), session.touched()?)? {
+        let host_is_over = self.is_over(&session.host(), session.touched()?)?;
+        if host_is_over && session.host().presence()? == Presence::Waiting {
             // One that never opened has not been told of yet.
-            if session.host().presence()? == Presence::Waiting {
-                Self::tell_clients(&session, &host_id)?;
-            }
-            return session.remove();
+            Self::tell_clients(&session, &host_id)?;
+            session.host().set_told()?;
         }
+        let mut is_promised = session.tidy_former(self.settings.message_lifetime)? > 0;
         for client_id in session.clients()? {
             let client = session.client(&client_id);
+            is_promised |= self.is_promised(&client)?;
             if let Some(touched) = client.touched()?
                 && self.is_over(&client, touched)?
             {
                 client.remove()?;
             }
         }
-        Ok(())
+        // Whatever has become of the host, its clients may come for their messages.
+        if host_is_over && !is_promised { session.remove() } else { Ok(()) }
     }
 }
 
@@ -710,7 +763,7 @@ impl Care<Listener> for Listening<'_> {
         if let Some(keep_from) = listener.can_go(settings.max_queue)?
             && let Some(session) = store.session(host_id)?
         {
-            mailbox_of(&session, self.token).compact(keep_from)?;
+            mailbox_of(&session, self.token).compact(listener, keep_from)?;
         }
         if store.has_news(host_id, is_host, settings.grace)
             && let Some(session) = store.session(host_id)?

@@ -8,7 +8,10 @@ use super::folder::{Folder, write_in_place};
 use super::mailbox::{WORTH_COMPACTING, has_passed};
 use super::queue::{Reader, Writer, ms_since_2026, now_ms};
 use super::wake::{Knock, Wake};
-use super::{Error, Kind, Store, identity_at, make_dir, private_file, random_hex, read_small, remove_file};
+use super::{
+    Error, Kind, Store, UNUSED_TIME, identity_at, is_recent, make_dir, private_file, random_hex, read_small,
+    remove_file,
+};
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirEntry, File, OpenOptions};
@@ -188,6 +191,20 @@ impl Bus {
         self.folder.touched()
     }
 
+    /// Whether nobody has posted yet, and nobody waits for a message.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_unused(&self) -> Result<bool, Error> {
+        Ok(self.record.marks.is_empty() && self.waiting()? == 0)
+    }
+
+    /// Whether it holds what nobody could make anew: a registered user's key, or that only those may post.
+    #[must_use]
+    pub fn is_special(&self) -> bool {
+        self.record.signed_only || self.record.registered > 0
+    }
+
     /// Makes the bus count as used now.
     ///
     /// # Errors
@@ -221,14 +238,15 @@ impl Bus {
         Ok(user)
     }
 
-    /// A fresh registered user and his key, 64 hexadecimal digits; `None` where there are `most` already.
+    /// A fresh registered user and his key, 64 hexadecimal digits; `None` where there are `most` already, and none of them
+    /// gives way because he has never signed anything.
     ///
     /// # Errors
     /// When that cannot be written.
     pub fn register(&mut self, most: u64) -> Result<Option<(User, String)>, Error> {
         let users = self.path(USERS);
         make_dir(&users)?;
-        if std::fs::read_dir(&users)?.count() as u64 >= most {
+        if std::fs::read_dir(&users)?.count() as u64 >= most && !self.forget_unused_user()? {
             return Ok(None);
         }
         let user = User(self.record.first + 1 + 2 * self.record.registered);
@@ -240,6 +258,26 @@ impl Bus {
         let registered = Registered { file: private_file(&path)?, record: UserRecord { key: key.clone(), last: 0 } };
         registered.write().inspect_err(|_| _ = remove_file(&path))?;
         Ok(Some((user, key)))
+    }
+
+    /// Removes the oldest registered user that has never signed and has not been seen for [`UNUSED_TIME`]. False where, among
+    /// the oldest few hundred, there is none.
+    fn forget_unused_user(&self) -> Result<bool, Error> {
+        const MOST_LOOKS: usize = 512;
+        let names = entries(&self.path(USERS))?.into_iter().map(|entry| entry.file_name());
+        // They were counted up.
+        let mut numbers: Vec<u64> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+        numbers.sort_unstable();
+        for number in numbers.into_iter().take(MOST_LOOKS) {
+            if let Some(user) = self.registered(User(number))?
+                && user.last() == 0
+                && !is_recent(user.touched()?, UNUSED_TIME)
+            {
+                remove_file(&self.user_path(User(number)))?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether this bus has given out the number. A registered user who has not been seen for as long as the bus may be

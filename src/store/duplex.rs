@@ -17,6 +17,9 @@ pub struct DuplexRecord {
     pub is_secure: bool,
     /// The guest's address, once the host has named it.
     pub guest: Option<IpAddr>,
+    /// Whether a sender has ever met a receiver.
+    #[serde(default)]
+    pub has_met: bool,
 }
 
 /// Which way a pipe goes.
@@ -89,6 +92,17 @@ impl Duplex {
         Ok(())
     }
 
+    /// Notes that a sender has met a receiver, where that is news.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_met(&mut self) -> Result<(), Error> {
+        match self.record.clone() {
+            Some(record) if !record.has_met => self.set_record(DuplexRecord { has_met: true, ..record }),
+            _ => Ok(()),
+        }
+    }
+
     /// When it was used last.
     ///
     /// # Errors
@@ -121,6 +135,14 @@ impl Duplex {
             in_use |= self.pipe(direction).is_in_use()?;
         }
         Ok(in_use)
+    }
+
+    /// Whether nobody has met in it, and nobody waits.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_unused(&self) -> Result<bool, Error> {
+        Ok(!self.record.as_ref().is_some_and(|record| record.has_met) && !self.is_in_use()?)
     }
 
     /// Removes the session. Whoever receives or sends is woken, and finds it gone.

@@ -1,6 +1,7 @@
 //! A mailbox: what waits for one recipient, whether he is listening, and how he is woken.
 //!
-//! `queue` holds the messages. `stream` belongs to the newest stream that listens: it is locked as long as that stream
+//! `queue` holds the messages, and its time says when the last one was put in that somebody was promised would be kept.
+//! `stream` belongs to the newest stream that listens: it is locked as long as that stream
 //! lives, and says how far it has come. `wake` is the FIFO it sleeps on. A mailbox without `stream` has never been
 //! listened to. All of it changes under the lock of the session, which a [`Mailbox`] borrows.
 
@@ -22,6 +23,12 @@ const STREAM: &str = "stream";
 const WAKE: &str = "wake";
 /// What is being made, before it is renamed into place.
 const BESIDE: [&str; 3] = ["queue.new", "stream.new", "wake.new"];
+
+/// The event type of what others send.
+const MESSAGE: &str = "message";
+
+/// The time of a queue into which no message was ever put.
+const NEVER: SystemTime = SystemTime::UNIX_EPOCH;
 
 /// The size of a stream's record on disk.
 const STREAM_RECORD_SIZE: usize = 128;
@@ -113,12 +120,34 @@ impl Mailbox<'_> {
         Ok(File::open(&self.path)?.set_modified(SystemTime::now())?)
     }
 
-    /// When a message was put in last; `None` if never.
+    /// When a message was [put](Self::put) in last; `None` if never. What the relay itself has [told](Self::tell) is none.
     ///
     /// # Errors
     /// When that cannot be seen.
     pub fn last_message(&self) -> Result<Option<SystemTime>, Error> {
-        modified(&self.path.join(QUEUE))
+        Ok(modified(&self.path.join(QUEUE))?.filter(|at| *at != NEVER))
+    }
+
+    /// Whether nobody has ever listened to it, and no message was put in.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_unused(&self) -> Result<bool, Error> {
+        Ok(self.presence()? == Presence::Waiting && self.last_message()?.is_none())
+    }
+
+    /// Whether a message waits that is younger than `lifetime`: one that no stream has been given.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn has_message_waiting(&self, lifetime: Duration) -> Result<bool, Error> {
+        let oldest = oldest(lifetime);
+        let Some(mut queue) = self.reader_if_any(None)? else { return Ok(false) };
+        let (mut found, mut may_have_more) = (false, true);
+        while may_have_more && !found {
+            may_have_more = queue.read(|record| found |= record.event == MESSAGE && record.time >= oldest)?;
+        }
+        Ok(found)
     }
 
     /// Whether somebody is listening. A stream that was killed is found out here: its lock is free, but it has not said
@@ -143,26 +172,49 @@ impl Mailbox<'_> {
         Ok(Presence::Ended { at, told: record.told })
     }
 
-    /// Notes that the peers know of the end of the last stream.
+    /// Notes that the peers know of the end of the last stream, or that there will never be one.
     ///
     /// # Errors
     /// When that cannot be written.
     pub fn set_told(&self) -> Result<(), Error> {
-        if let Some(file) = open_stream(&self.path)? {
-            let record = StreamRecord { told: true, ..StreamRecord::read(&file)? };
-            record.write(&file)?;
-        }
+        let file = private_file(&self.path.join(STREAM))?;
+        let record = StreamRecord::read(&file)?;
+        // One that never was has not ended just now.
+        StreamRecord { told: true, ended: record.ended.or(Some(0)), ..record }.write(&file)?;
         Ok(())
     }
 
-    /// Puts an event into the mailbox. Its stream is woken when what is returned is dropped: better behind the lock,
-    /// because who is woken runs at once and the others would wait for both. With a `limit`, at most that many bytes may
-    /// be waiting.
+    /// Puts a message into the mailbox, which is then kept for a lifetime. Its stream is woken when what is returned is
+    /// dropped: better after the lock, because the one that is woken runs at once and the others would wait for both. With a
+    /// `limit`, at most that many bytes may be waiting.
     ///
     /// # Errors
     /// [`Error::QueueFull`] past the limit; [`Error::DiskFull`] and others when it could not be stored. The queue is
     /// then as it was.
-    pub fn put(&self, event: &str, data: &str, limit: Option<u64>) -> Result<Knock, Error> {
+    pub fn put(&self, data: &str, limit: Option<u64>) -> Result<Knock, Error> {
+        self.append(MESSAGE, data, limit)
+    }
+
+    /// Puts an event of the relay itself into the mailbox. Nobody was promised that it is kept, so a mailbox, and its
+    /// session, live no longer for it.
+    ///
+    /// # Errors
+    /// When it could not be stored.
+    pub fn tell(&self, event: &str, data: &str) -> Result<Knock, Error> {
+        self.keeping_last_message(|| self.append(event, data, None))
+    }
+
+    /// Does something to the queue that is no message.
+    fn keeping_last_message<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let path = self.path.join(QUEUE);
+        let before = modified(&path)?.unwrap_or(NEVER);
+        let done = work()?;
+        // Where that fails, or is not reached, the mailbox is kept too long.
+        let _ = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_modified(before));
+        Ok(done)
+    }
+
+    fn append(&self, event: &str, data: &str, limit: Option<u64>) -> Result<Knock, Error> {
         let delivered = || {
             let record = open_stream(&self.path).ok().flatten().and_then(|file| StreamRecord::read(&file).ok());
             record.map_or(0, |record| record.position)
@@ -179,11 +231,11 @@ impl Mailbox<'_> {
     /// # Errors
     /// When the mailbox cannot be read or written.
     pub fn listen(&self, resume: Option<u64>, lifetime: Duration, most: u64) -> Result<Listener, Error> {
-        let end = Writer::open(&self.path.join(QUEUE))?.end();
+        let end = self.keeping_last_message(|| Ok(Writer::open(&self.path.join(QUEUE))?.end()))?;
         let mut queue = self.reader(resume)?;
         // Also for those who never listen for long; and before anything is made, because the disk may be full.
         if let Some(keep_from) = can_go(&mut queue, lifetime, most)? {
-            self.compact(keep_from)?;
+            self.drop_up_to(keep_from)?;
         }
         let oldest = oldest(lifetime);
         let older = Knock::of_challenger(&self.path.join(WAKE));
@@ -221,12 +273,18 @@ impl Mailbox<'_> {
     /// # Errors
     /// When that cannot be seen.
     pub fn has_waiting(&self, resume: Option<u64>) -> Result<bool, Error> {
+        match self.reader_if_any(resume)? {
+            Some(queue) => Ok(queue.has_more()?),
+            None => Ok(false),
+        }
+    }
+
+    fn reader_if_any(&self, resume: Option<u64>) -> Result<Option<Reader>, Error> {
         match self.reader(resume) {
-            Ok(queue) => Ok(queue.has_more()?),
             Err(Error::Io(error)) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
-                Ok(false)
+                Ok(None)
             }
-            Err(error) => Err(error),
+            other => other.map(Some),
         }
     }
 
@@ -276,14 +334,38 @@ impl Mailbox<'_> {
         Ok(true)
     }
 
-    /// Drops from the queue what lies before `keep_from`, which [`Listener::can_go`] has named.
+    /// Drops from the queue what lies before `keep_from`, which [`Listener::can_go`] has named; nothing where `listener` is
+    /// not its stream any more.
     ///
     /// # Errors
     /// When there is no room for the rest; the queue is then as it was.
-    pub fn compact(&self, keep_from: u64) -> Result<(), Error> {
+    pub fn compact(&self, listener: &Listener, keep_from: u64) -> Result<(), Error> {
+        if identity_at(&self.path.join(STREAM))? == Some(listener.stream.identity) {
+            self.drop_up_to(keep_from)?;
+        }
+        Ok(())
+    }
+
+    fn drop_up_to(&self, keep_from: u64) -> Result<(), Error> {
         let path = self.path.join(QUEUE);
         Writer::open(&path)?.compact(&path, &self.path.join(BESIDE[0]), keep_from)?;
         Ok(())
+    }
+
+    /// Moves what waits to `place`, with how far its stream has come. A stream that lives ends by that.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub(super) fn move_to(&self, place: &Path) -> Result<(), Error> {
+        super::make_dirs(place)?;
+        // The queue last: what waits is nowhere lost, and without its stream's file it is given once more.
+        for name in [STREAM, QUEUE] {
+            match std::fs::rename(self.path.join(name), place.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        self.remove()
     }
 
     /// Removes the mailbox with everything in it, except the folder itself where others have something in it too.

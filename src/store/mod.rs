@@ -16,6 +16,7 @@
 //!     queue stream wake         the host's mailbox: messages, presence and position, wake-up
 //!     clients/ID/               a client's mailbox
 //!       queue stream wake
+//!     former/HASH/              what waits for those of an earlier registration: queue, stream, clients/ID/ as above
 //!   buses/counts                how many buses each shard has
 //!   buses/XX/HASH/              a broadcast bus: HASH is of its name
 //!     session.json              its record, and the lock of everything below
@@ -58,11 +59,13 @@ pub mod wake;
 
 use sha2::{Digest, Sha256};
 use shelf::Kind;
+pub use shelf::UNUSED_TIME;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// Why the store could not do it. The status codes are the protocols' to choose; [`fmt::Display`] is the sentence for
 /// whoever sent the request, which names no path; [`Error::log`] tells the operator the cause.
@@ -181,12 +184,7 @@ impl Store {
     /// The folder of `id` among the folders of `kind`. The name is a hash, so that no id can become a path, whatever
     /// it is made of and however long.
     fn folder(&self, kind: Kind, id: &str) -> PathBuf {
-        let hash = Sha256::digest(id.as_bytes());
-        let mut name = String::with_capacity(40);
-        for byte in &hash[..20] {
-            use fmt::Write as _;
-            let _ = write!(name, "{byte:02x}");
-        }
+        let name = hash_name(id);
         let mut path = self.root.join(kind.name());
         path.push(&name[..2]);
         path.push(&name);
@@ -272,6 +270,16 @@ impl Store {
     }
 }
 
+/// A file name made of a text that may be anything.
+fn hash_name(text: &str) -> String {
+    use fmt::Write as _;
+    let hash = Sha256::digest(text.as_bytes());
+    hash[..20].iter().fold(String::with_capacity(40), |mut name, byte| {
+        let _ = write!(name, "{byte:02x}");
+        name
+    })
+}
+
 /// `bytes` random bytes of the kernel, as hexadecimal digits.
 ///
 /// # Errors
@@ -342,6 +350,13 @@ fn remove_file(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Whether `time` is less than `duration` ago, or ahead: a clock that was set back must not keep things for as long as
+/// it was set back.
+#[must_use]
+pub fn is_recent(time: SystemTime, duration: Duration) -> bool {
+    time.elapsed().unwrap_or_else(|ahead| ahead.duration()) < duration
 }
 
 /// Reads a file that is usually small from its beginning, whatever its cursor. One read is nearly always enough.

@@ -79,7 +79,7 @@ impl Store {
         let clocks_apart = now.duration_since(written).unwrap_or_else(|error| error.duration());
 
         let mut listener = mailbox.listen(None, Duration::from_secs(60), u64::MAX)?;
-        drop(mailbox.put("message", MESSAGE, None)?);
+        drop(mailbox.put(MESSAGE, None)?);
         let wakes = listener
             .wake()
             .is_some_and(|wake| poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&WAKE_TIME)) == Ok(1));

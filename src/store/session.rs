@@ -2,13 +2,18 @@
 
 use super::folder::Folder;
 use super::mailbox::{Mailbox, has_news};
-use super::{Error, Kind, Store};
+use super::{Error, Kind, Store, hash_name, identity_at, is_recent};
 use crate::token::{ClientId, HostId};
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 const CLIENTS: &str = "clients";
+const FORMER: &str = "former";
+
+/// That many earlier registrations of a host may have messages that wait at a time.
+const MOST_FORMER: usize = 16;
 
 /// What `session.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +29,8 @@ pub struct SessionRecord {
 pub struct Session {
     folder: Folder<SessionRecord>,
     record: Option<SessionRecord>,
+    /// Where the mailboxes are: an earlier registration has a folder of its own.
+    place: PathBuf,
 }
 
 impl Store {
@@ -46,6 +53,17 @@ impl Store {
         self.open_or_make(Kind::Hosts, host.as_str(), most)?.map(Session::read).transpose()
     }
 
+    /// Locks the session of a host as an earlier registration left it: with the mailboxes in which messages wait that it, or
+    /// its clients, were promised. `None` where it left none.
+    ///
+    /// # Errors
+    /// When the data folder cannot be used.
+    pub fn former_session(&self, host: &HostId, registration: &str) -> Result<Option<Session>, Error> {
+        let Some(mut session) = self.session(host)? else { return Ok(None) };
+        session.place = session.former(Some(registration));
+        Ok(identity_at(&session.place)?.is_some().then_some(session))
+    }
+
     /// Whether the host's stream, or (`of_clients`) the stream of one of its clients, has ended more than `grace` ago, or
     /// without a word, and its peers do not know. A look without the lock: it costs a few microseconds a client and holds
     /// nobody up.
@@ -63,7 +81,7 @@ impl Store {
 impl Session {
     pub(super) fn read(folder: Folder<SessionRecord>) -> Result<Self, Error> {
         let record = folder.read()?;
-        Ok(Self { folder, record })
+        Ok(Self { place: folder.path().to_owned(), folder, record })
     }
 
     /// The record; `None` in a session that has just been made.
@@ -101,13 +119,13 @@ impl Session {
     /// The host's mailbox.
     #[must_use]
     pub fn host(&self) -> Mailbox<'_> {
-        Mailbox::new(&self.folder, self.folder.path().to_owned())
+        Mailbox::new(&self.folder, self.place.clone())
     }
 
     /// A client's mailbox, which may not exist.
     #[must_use]
     pub fn client(&self, client: &ClientId) -> Mailbox<'_> {
-        Mailbox::new(&self.folder, self.folder.path().join(CLIENTS).join(client_folder(client)))
+        Mailbox::new(&self.folder, self.place.join(CLIENTS).join(client_folder(client)))
     }
 
     /// All clients that have a mailbox.
@@ -115,31 +133,108 @@ impl Session {
     /// # Errors
     /// When the folder cannot be read.
     pub fn clients(&self) -> Result<Vec<ClientId>, Error> {
-        let entries = match std::fs::read_dir(self.folder.path().join(CLIENTS)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error.into()),
-        };
-        let mut clients = Vec::new();
-        for entry in entries {
-            // A name that no client has is a stranger's, and none of our business.
-            clients.extend(entry?.file_name().to_str().and_then(client_of_folder));
-        }
-        Ok(clients)
+        // A name that no client has is a stranger's, and none of our business.
+        Ok(names(&self.place.join(CLIENTS))?.iter().filter_map(|name| client_of_folder(name)).collect())
     }
 
-    /// Removes every client's mailbox and the host's, so that nothing is left of an earlier registration.
+    /// What a registration leaves. A hash, because an application may choose what stands in its tokens.
+    fn former(&self, registration: Option<&str>) -> PathBuf {
+        self.folder.path().join(FORMER).join(hash_name(registration.unwrap_or_default()))
+    }
+
+    /// Ends the registration: removes every client's mailbox and the host's, except that those in which a message waits that
+    /// is younger than `lifetime` are [set aside](Store::former_session). False where too many have been already.
     ///
     /// # Errors
     /// When something cannot be removed.
-    pub fn clear(&self) -> Result<(), Error> {
+    pub fn end_registration(&self, lifetime: Duration) -> Result<bool, Error> {
+        let former = self.former(self.record.as_ref().and_then(|record| record.registration.as_deref()));
+        let clients = self.clients()?;
+        let mut waiting = Vec::new();
+        for client in &clients {
+            if self.client(client).has_message_waiting(lifetime)? {
+                waiting.push((self.client(client), former.join(CLIENTS).join(client_folder(client))));
+            }
+        }
+        if self.host().has_message_waiting(lifetime)? {
+            waiting.push((self.host(), former));
+        }
+        if !waiting.is_empty() && self.tidy_former(lifetime)? >= MOST_FORMER {
+            return Ok(false);
+        }
+        for (mailbox, place) in waiting {
+            mailbox.move_to(&place)?;
+        }
+        self.clear()?;
+        Ok(true)
+    }
+
+    /// Gives a client whose token belongs to no registration the mailbox back that was set aside with one.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn reclaim(&self, client: &ClientId) -> Result<(), Error> {
+        let former = self.folder.path().join(FORMER);
+        for registration in names(&former)? {
+            let mailbox =
+                Mailbox::new(&self.folder, former.join(registration).join(CLIENTS).join(client_folder(client)));
+            if mailbox.touched()?.is_some() {
+                return mailbox.move_to(&self.folder.path().join(CLIENTS).join(client_folder(client)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what earlier registrations have left once its messages are older than `lifetime`. How many registrations
+    /// have something left.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn tidy_former(&self, lifetime: Duration) -> Result<usize, Error> {
+        let former = self.folder.path().join(FORMER);
+        let mut count = 0;
+        for registration in names(&former)? {
+            let place = former.join(registration);
+            let mut is_kept = false;
+            let clients = names(&place.join(CLIENTS))?.into_iter().map(|name| place.join(CLIENTS).join(name));
+            for mailbox in clients.chain([place.clone()]).map(|path| Mailbox::new(&self.folder, path)) {
+                is_kept |= mailbox.last_message()?.is_some_and(|at| is_recent(at, lifetime));
+            }
+            if is_kept {
+                count += 1;
+            } else {
+                remove_dir_all(&place)?;
+            }
+        }
+        if count == 0 {
+            // It is empty now, if it is there.
+            let _ = std::fs::remove_dir(&former);
+        }
+        Ok(count)
+    }
+
+    /// Whether the host has never listened, and no message was ever sent.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_unused(&self) -> Result<bool, Error> {
+        if !self.host().is_unused()? || identity_at(&self.folder.path().join(FORMER))?.is_some() {
+            return Ok(false);
+        }
+        for client in self.clients()? {
+            if self.client(&client).last_message()?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes every client's mailbox and the host's.
+    fn clear(&self) -> Result<(), Error> {
         for client in self.clients()? {
             self.client(&client).remove()?;
         }
-        match std::fs::remove_dir_all(self.folder.path().join(CLIENTS)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
+        remove_dir_all(&self.folder.path().join(CLIENTS))?;
         self.host().remove()
     }
 
@@ -148,8 +243,30 @@ impl Session {
     /// # Errors
     /// When something cannot be removed; a later sweep tries again.
     pub fn remove(self) -> Result<(), Error> {
+        remove_dir_all(&self.folder.path().join(FORMER))?;
         self.clear()?;
         self.folder.remove()
+    }
+}
+
+/// The names in a folder; none where there is no folder.
+fn names(path: &Path) -> Result<Vec<String>, Error> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+fn remove_dir_all(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -165,8 +282,74 @@ fn client_of_folder(name: &str) -> Option<ClientId> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_dir::TestDir;
     use super::*;
     use proptest::prelude::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn read(mailbox: &Mailbox<'_>) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut listener = mailbox.listen(None, MINUTE, 1 << 20).unwrap();
+        while listener.next(|record| all.push(record.data.to_owned())).unwrap() {}
+        all
+    }
+
+    #[test]
+    fn what_waits_is_set_aside_for_its_registration_whatever_that_is_called() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let host = HostId::new("room").unwrap();
+        let [waits, told, heard] = ["waits", "told", "heard"].map(|id| ClientId::new(id).unwrap());
+        for registration in ["0123456789abcdef", "", "..", "../../..", "a/b", &"long".repeat(1000)] {
+            let mut session = store.session_or_new(&host, 1).unwrap().unwrap();
+            let record = SessionRecord { host_id: "room".to_owned(), registration: Some(registration.to_owned()) };
+            session.set_record(record).unwrap();
+            for client in [&waits, &told, &heard] {
+                session.client(client).make().unwrap();
+            }
+            drop(session.client(&waits).put("\"waits\"", None).unwrap());
+            drop(session.client(&told).tell("relay_event", "\"told\"").unwrap());
+            drop(session.client(&heard).put("\"heard\"", None).unwrap());
+            let mut listener = session.client(&heard).listen(None, MINUTE, 1 << 20).unwrap();
+            while listener.next(|_| ()).unwrap() {}
+            listener.delivered().unwrap();
+            drop(session.host().put(registration, None).unwrap());
+            assert!(session.end_registration(MINUTE).unwrap());
+            assert!(session.clients().unwrap().is_empty() && session.host().last_message().unwrap().is_none());
+            drop(session);
+
+            let former = store.former_session(&host, registration).unwrap().unwrap();
+            assert_eq!(former.clients().unwrap(), std::slice::from_ref(&waits));
+            assert_eq!(read(&former.client(&waits)), ["\"waits\""]);
+            assert_eq!(read(&former.host()), [registration]);
+            assert_eq!(former.tidy_former(MINUTE).unwrap(), 1);
+            assert_eq!(former.tidy_former(Duration::ZERO).unwrap(), 0);
+            drop(former);
+            assert!(store.former_session(&host, registration).unwrap().is_none());
+        }
+        store.session(&host).unwrap().unwrap().remove().unwrap();
+        assert!(!store.folder(Kind::Hosts, "room").exists());
+    }
+
+    #[test]
+    fn what_the_relay_tells_keeps_no_mailbox() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let session = store.session_or_new(&HostId::new("room").unwrap(), 1).unwrap().unwrap();
+        let mailbox = session.host();
+        drop(mailbox.tell("relay_event", "1").unwrap());
+        drop(mailbox.listen(None, MINUTE, 1 << 20).unwrap());
+        assert_eq!(mailbox.last_message().unwrap(), None);
+        drop(mailbox.put("2", None).unwrap());
+        let put = mailbox.last_message().unwrap();
+        assert!(put.is_some());
+        std::thread::sleep(Duration::from_millis(20));
+        drop(mailbox.tell("relay_event", "3").unwrap());
+        drop(mailbox.listen(None, MINUTE, 1 << 20).unwrap());
+        assert_eq!(mailbox.last_message().unwrap(), put);
+        assert_eq!(read(&mailbox), ["1", "2", "3"]);
+    }
 
     proptest! {
         #[test]

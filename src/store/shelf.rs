@@ -1,8 +1,10 @@
 //! Where the folders of one kind stand: spread over shards, so that no folder gets too long and a sweep has an end, and
-//! counted, so that there is a limit to how many strangers can make.
+//! counted, so that there is a limit to how many strangers can make. At the limit what nobody has used yet gives way to
+//! newcomers, the oldest first.
 
 use super::folder::Folder;
-use super::{Error, Store};
+use super::sweep::Found;
+use super::{Error, Store, is_recent};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Write as _;
@@ -10,6 +12,14 @@ use std::fs::ReadDir;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// What nobody has used yet is kept for so long, whoever else wants its place.
+pub const UNUSED_TIME: Duration = Duration::from_secs(60);
+
+/// Whoever makes room looks at no more folders than this: it takes some milliseconds. Where there are no more, what gives way
+/// is the oldest of all; where there are, the oldest of that many, which begin at a shard that a hash has chosen.
+const MOST_LOOKS: usize = 512;
 
 /// The first two hexadecimal digits of a folder's name are its shard.
 pub(super) const SHARDS: usize = 256;
@@ -51,7 +61,8 @@ impl Store {
         Folder::open(&self.folder(kind, id))
     }
 
-    /// Locks the folder of `id`, made if it is missing. `None` where there are `most` of its kind already.
+    /// Locks the folder of `id`, made if it is missing. `None` where there are `most` of its kind already, and none of them
+    /// [gives way](Self::make_room).
     pub(super) fn open_or_make<R: Serialize + DeserializeOwned>(
         &self,
         kind: Kind,
@@ -65,16 +76,53 @@ impl Store {
         let shard = path.parent().and_then(Path::file_name).unwrap_or_default();
         let number = shard.to_str().and_then(|name| usize::from_str_radix(name, 16).ok()).unwrap_or(0);
         // Counted first, and made without the lock of the counts: it is everybody's, and a disk takes its time.
-        if !Counts::lock(self, kind)?.add(number, most)? {
+        let has_room = Counts::lock(self, kind)?.add(number, most)?;
+        if !has_room && !self.make_room(kind, number, most)? {
             return Ok(None);
         }
         let inside = Path::new(kind.name()).join(shard);
         let made = self.with_root(&inside, || Folder::open_or_make(&path));
         if !matches!(made, Ok((_, true))) {
-            // Somebody was faster, and has counted it; or nothing was made.
-            Counts::lock(self, kind)?.remove(number)?;
+            // Somebody was faster, and has counted it; or nothing was made. What was made counts more than the count, which
+            // the next sweep corrects.
+            if let Err(error) = Counts::lock(self, kind).and_then(|mut counts| counts.remove(number)) {
+                error.log();
+            }
         }
         Ok(Some(made?.0))
+    }
+
+    /// Removes the oldest folder that nobody has used yet, if it is older than [`UNUSED_TIME`], and counts one in the shard
+    /// `number` in its stead. False where there is none.
+    fn make_room(&self, kind: Kind, number: usize, most: u64) -> Result<bool, Error> {
+        let mut oldest: Option<(SystemTime, usize, Found)> = None;
+        let mut looks = 0;
+        'search: for shard in (0..SHARDS).map(|step| (number + step) % SHARDS) {
+            let Some(entries) = self.read_shard(kind, u8::try_from(shard).unwrap_or(0))? else { continue };
+            for entry in entries {
+                looks += 1;
+                if looks > MOST_LOOKS {
+                    break 'search;
+                }
+                let path = entry?.path();
+                // A look without the lock first. A stranger's file is no folder.
+                let Ok(Some(touched)) = Folder::<()>::touched_at(&path) else { continue };
+                if is_recent(touched, UNUSED_TIME) || oldest.as_ref().is_some_and(|(older, ..)| *older <= touched) {
+                    continue;
+                }
+                // What cannot be seen counts as in use.
+                if let Ok(Some(found)) = Found::lock(kind, &path)
+                    && found.is_unused().unwrap_or(false)
+                {
+                    oldest = Some((touched, shard, found));
+                }
+            }
+        }
+        let Some((_, shard, found)) = oldest else { return Ok(false) };
+        found.remove()?;
+        let mut counts = Counts::lock(self, kind)?;
+        counts.remove(shard)?;
+        counts.add(number, most)
     }
 
     fn shard(&self, kind: Kind, number: u8) -> PathBuf {
@@ -156,6 +204,7 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bus::{BusName, User};
     use super::super::session::SessionRecord;
     use super::super::test_dir::TestDir;
     use super::*;
@@ -180,6 +229,45 @@ mod tests {
             store.count_shard(Kind::Hosts, shard).unwrap();
         }
         assert!(store.session_or_new(&host("d"), 3).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_oldest_that_nobody_has_used_gives_way_however_many_are_in_use() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let name = |number: u64| BusName::new(&number.to_string()).unwrap();
+        let make = |number: u64, most: u64| store.bus_or_new(&name(number), false, most).unwrap().map(|(bus, _)| bus);
+        let age = |number: u64, seconds: u64| {
+            let record = store.folder(Kind::Buses, &number.to_string()).join("session.json");
+            let time = SystemTime::now() - Duration::from_secs(seconds);
+            std::fs::File::open(record).unwrap().set_modified(time).unwrap();
+        };
+        let all = 300;
+        for number in 0..all {
+            let mut bus = make(number, all).unwrap();
+            if number % 3 > 0 {
+                drop(bus.post(User(2), "1", 1000, UNUSED_TIME).unwrap());
+            }
+            drop(bus);
+            // The later, the older; and those in use are the oldest of all.
+            age(number, if number % 3 > 0 { 5000 } else { 100 + number });
+        }
+        // A stranger's file, and a folder that somebody is using now, are passed over.
+        std::fs::write(store.folder(Kind::Buses, "0").with_file_name("file"), "").unwrap();
+        let busy = store.bus(&name(297)).unwrap().unwrap();
+        for (newcomer, victim) in [(1000, 294), (1001, 291), (1002, 288)] {
+            assert!(make(newcomer, all).is_some());
+            assert!(store.bus(&name(victim)).unwrap().is_none() && store.bus(&name(victim - 3)).unwrap().is_some());
+        }
+        drop(busy);
+        assert!(make(1003, all).is_some() && store.bus(&name(297)).unwrap().is_none());
+        for number in (0..all).step_by(3).filter(|number| *number < 288) {
+            age(number, 30);
+        }
+        assert!(make(1004, all).is_none(), "what is younger than a minute stays");
+        for number in (0..all).filter(|number| number % 3 > 0) {
+            assert!(store.bus(&name(number)).unwrap().is_some(), "what is in use stays");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub enum Found {
 
 impl Found {
     /// `None` where it is gone or in use.
-    fn lock(kind: Kind, path: &Path) -> Result<Option<Self>, Error> {
+    pub(super) fn lock(kind: Kind, path: &Path) -> Result<Option<Self>, Error> {
         Ok(match kind {
             Kind::Hosts => Folder::try_open(path)?.map(Session::read).transpose()?.map(Self::Session),
             Kind::Buses => Folder::try_open(path)?.map(Bus::read).transpose()?.map(Self::Bus),
@@ -57,6 +57,28 @@ impl Found {
             }
             Kind::Pipes => Folder::try_open(path)?.map(Duplex::read).transpose()?.map(Self::Duplex),
         })
+    }
+}
+
+impl Found {
+    /// Whether nobody has used it yet.
+    pub(super) fn is_unused(&self) -> Result<bool, Error> {
+        match self {
+            Self::Session(session) => session.is_unused(),
+            Self::Bus(bus) => bus.is_unused(),
+            Self::Duplex(duplex) => duplex.is_unused(),
+            // No stranger makes one.
+            Self::Backlog(_) => Ok(false),
+        }
+    }
+
+    pub(super) fn remove(self) -> Result<(), Error> {
+        match self {
+            Self::Session(session) => session.remove(),
+            Self::Bus(bus) => bus.remove(),
+            Self::Duplex(duplex) => duplex.remove(),
+            Self::Backlog(backlog) => backlog.remove(),
+        }
     }
 }
 
@@ -175,7 +197,7 @@ mod tests {
         let dir = TestDir::new();
         let store = Store::new(&dir.join("data"));
         for number in 0..64 {
-            let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None };
+            let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None, has_met: false };
             assert!(store.new_duplex(&number.to_string(), record, 64).unwrap().is_some());
         }
         let (mut sweeps, mut looks) = (0, 0);

@@ -81,14 +81,14 @@ impl BusAt<'_> {
     }
 }
 
-struct Registered {
-    user: u64,
-    key: String,
+pub struct Registered {
+    pub user: u64,
+    pub key: String,
 }
 
 impl Registered {
     /// The query of a signed post.
-    fn sign(&self, name: &str, n: u64, body: &str) -> String {
+    pub fn sign(&self, name: &str, n: u64, body: &str) -> String {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.key.as_bytes()).unwrap();
         mac.update(format!("{name}\n{}\n{n}\n{body}", self.user).as_bytes());
         format!("user={}&n={n}&signature={:x}", self.user, mac.finalize().into_bytes())

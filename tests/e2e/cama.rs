@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::bare::Bare;
 use crate::door::Door;
-use crate::place::{LONG, everything_below, have, kill, relays_running, skip, until};
+use crate::place::{LONG, everything_below, have, kill, relays_running, set_mode, skip, until};
 use crate::relay::{Call, Relay, Reply};
 use crate::serve::Serve;
 use crate::server::Server;
@@ -136,6 +136,10 @@ impl Scene {
             }
             for (name, value) in headers {
                 match *name {
+                    "Content-Disposition" | "Content-Encoding" | "Content-Language" | "Last-Modified" => {
+                        let value = urlencoding::encode(value);
+                        write!(query, "&{}={value}", name.to_ascii_lowercase()).unwrap();
+                    }
                     "X-Timeout" => write!(query, "&timeout={value}").unwrap(),
                     "X-Type" => write!(query, "&type={value}").unwrap(),
                     "X-Peer-Address" => write!(query, "&peer-address={value}").unwrap(),
@@ -355,6 +359,38 @@ pub fn chunks_arrive_and_their_sum_is_told(door: Door) {
     assert_eq!(hear(socket).expect(200).delivered(), 9);
     let got = receiving.join().unwrap().expect(200);
     assert!(got.is_whole && got.body == b"Hello\0end", "{got:?}");
+}
+
+pub fn what_a_sender_says_of_its_body_is_told_to_the_receiver(door: Door) {
+    let Some(scene) = Scene::new(door, &[]) else { return };
+    let session = scene.session(&[]);
+    let said = [
+        ("Content-Type", "application/x-tar"),
+        ("Content-Disposition", r#"attachment; filename="a \"b\".tar"; filename*=UTF-8''%C3%A4.tar"#),
+        ("Content-Encoding", "gzip"),
+        ("Content-Language", "de, en"),
+        ("Last-Modified", "Tue, 15 Nov 1994 12:45:26 GMT"),
+    ];
+    for method in ["POST", "PUT"] {
+        let receiving = session.receive(Who::Host);
+        session.until_waiting(1);
+        session.call(Who::Guest, method, &said, b"not really").delivered();
+        let got = receiving.join().unwrap().expect(200);
+        assert_eq!(got.body, b"not really");
+        for (name, value) in said {
+            assert_eq!(got.header(&name.to_ascii_lowercase()), value, "{name} of a {method}");
+        }
+        // The next body is another one.
+        session.until_waiting(0);
+        let receiving = session.receive(Who::Host);
+        session.until_waiting(1);
+        session.call(Who::Guest, method, &[("Content-Disposition", &"x".repeat(1025))], b"plain").delivered();
+        let got = receiving.join().unwrap().expect(200);
+        for (name, _) in &said[1..] {
+            assert_eq!(got.header(&name.to_ascii_lowercase()), "", "{name}");
+        }
+        session.until_waiting(0);
+    }
 }
 
 pub fn deleting_a_session_answers_everybody_in_it(door: Door) {
@@ -865,8 +901,15 @@ struct Two {
 
 impl Two {
     fn new() -> Self {
-        let bare = Bare::new();
-        let made = bare.call(&Call { path_info: "/cama/session", ..Call::default() }).expect(201);
+        Self::at(Bare::new())
+    }
+
+    fn at(bare: Bare) -> Self {
+        Self::made(bare, &[])
+    }
+
+    fn made(bare: Bare, headers: &[(&str, &str)]) -> Self {
+        let made = bare.call(&Call { path_info: "/cama/session", headers, ..Call::default() }).expect(201);
         let location = made.header("location").unwrap();
         let path = location[location.find("/cama/").unwrap()..].to_owned();
         Self { path, cookie: format!("token=\"{}\"", made.header("token").unwrap()), bare }
@@ -964,6 +1007,49 @@ pub fn killing_the_sender_half_way_ends_the_receivers_body() {
     two.works();
 }
 
+/// Everything was delivered; that the relay cannot note it any more is no failure of the sender's.
+pub fn what_was_delivered_is_told_whatever_goes_wrong_afterwards() {
+    let two = Two::at(crate::faults::without_rights());
+    let receiver = two.command("GET", None).spawn().unwrap();
+    two.until_there("receiver");
+    let mut sender = two.command("POST", Some("5")).spawn().unwrap();
+    sender.stdin.as_mut().unwrap().write_all(b"Hel").unwrap();
+    // The receiver has been taken.
+    until("they flow", LONG, || !two.names().iter().any(|name| name == "data"));
+    let below = everything_below(&two.bare.data().join("pipes"));
+    let record = below.iter().find(|path| path.ends_with("session.json")).unwrap();
+    set_mode(record, 0o400);
+    sender.stdin.take().unwrap().write_all(b"lo").unwrap();
+    let (got, _) = crate::bare::finish(receiver);
+    assert!(got.ends_with(b"Hello"), "{}", String::from_utf8_lossy(&got));
+    let (output, status) = crate::bare::finish(sender);
+    let sent = two.bare.reply(&output, status).expect(200);
+    assert_eq!(sent.header("x-bytes-delivered"), Some("5"));
+    assert!(two.bare.log().contains("uhst-relay: "), "the log tells it: {}", two.bare.log());
+    set_mode(record, 0o600);
+    two.works();
+}
+
+/// The relay fails half way; the host asks again, and nobody stays who may not.
+pub fn a_guest_that_could_not_be_sent_away_is_sent_away_the_next_time() {
+    let two = Two::made(crate::faults::without_rights(), &[("X-Type", "secure")]);
+    let permit = |address| {
+        let headers = [("Cookie", two.cookie.as_str()), ("X-Peer-Address", address)];
+        two.bare.call(&Call { method: "PUT", path_info: &two.path, headers: &headers, ..Call::default() })
+    };
+    permit("127.0.0.1").expect(200);
+    let guest = two.bare.start(&Call { method: "GET", path_info: &two.path, ..Call::default() });
+    two.until_there("receiver");
+    let below = everything_below(&two.bare.data().join("pipes"));
+    let pipe = below.iter().find(|path| path.ends_with("to-guest")).unwrap();
+    set_mode(pipe, 0o000);
+    permit("192.0.2.1").expect_error(500);
+    set_mode(pipe, 0o700);
+    permit("192.0.2.1").expect(200);
+    let (output, status) = crate::bare::finish(guest);
+    two.bare.reply(&output, status).expect_error(403);
+}
+
 macro_rules! alone {
     ($($topic:ident,)*) => { $( #[test] fn $topic() { super::$topic(); } )* };
 }
@@ -973,5 +1059,12 @@ mod killed {
         killing_who_waits_leaves_the_session_usable,
         killing_the_receiver_half_way_tells_the_sender_what_was_taken,
         killing_the_sender_half_way_ends_the_receivers_body,
+    }
+}
+
+mod noted {
+    alone! {
+        what_was_delivered_is_told_whatever_goes_wrong_afterwards,
+        a_guest_that_could_not_be_sent_away_is_sent_away_the_next_time,
     }
 }

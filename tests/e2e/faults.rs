@@ -152,7 +152,7 @@ fn a_disk_that_turns_read_only_is_an_error_until_it_is_writable() {
 }
 
 /// A relay that runs as somebody without rights, in a folder that is his own.
-fn without_rights() -> Bare {
+pub fn without_rights() -> Bare {
     let nobody = user("nobody");
     let relay = Bare::new();
     if is_root() {

@@ -1,12 +1,14 @@
 //! Limits: each refuses with its status, tells when to try again, and lets go.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::bare::Bare;
-use crate::place::{LONG, until};
-use crate::relay::{Reply, Talk as _};
+use crate::bare::{Bare, finish};
+use crate::bus::Registered;
+use crate::place::{LONG, age, everything_below, until};
+use crate::relay::{Call, Relay as _, Reply, Talk as _};
 use crate::token::payload;
 
 /// Retry-After tells a client when, in seconds.
@@ -111,7 +113,7 @@ fn a_body_over_the_limit_is_refused_however_it_comes() {
     let query = format!("token={client}");
     let endless = "x".repeat(10_000_000);
     for body in [&exceeds, &endless] {
-        let call = crate::relay::Call { query: &query, body: body.as_bytes(), ..crate::relay::Call::default() };
+        let call = Call { query: &query, body: body.as_bytes(), ..Call::default() };
         let mut command = relay.request(&call);
         command.env_remove("CONTENT_LENGTH").env("HTTP_TRANSFER_ENCODING", "chunked");
         relay.run(&mut command, body.as_bytes()).expect_error(413);
@@ -165,4 +167,213 @@ fn a_registration_that_never_opens_frees_its_id_after_ten_seconds() {
     let mut stream = relay.open(&token);
     relay.send(&relay.join("room"), "1").expect(200);
     assert_eq!(stream.body(), json!(1));
+}
+
+// ---- at a limit, what nobody has used yet gives way, once it is older than a minute
+
+/// More than the minute.
+const OLD: Duration = Duration::from_secs(100);
+const OLDER: Duration = Duration::from_secs(200);
+const OLDEST: Duration = Duration::from_secs(300);
+
+fn at(relay: &Bare, method: &str, path_info: &str, query: &str) -> Reply {
+    relay.call(&Call { method, path_info, query, ..Call::default() })
+}
+
+/// The folders of a kind that the relay has.
+fn folders(relay: &Bare, kind: &str) -> Vec<PathBuf> {
+    let mut found = everything_below(&relay.data().join(kind));
+    found.retain(|path| path.join("session.json").exists());
+    found
+}
+
+/// The folder that `make` makes, and what it returns.
+fn new_folder<T>(relay: &Bare, kind: &str, make: impl FnOnce() -> T) -> (PathBuf, T) {
+    let before = folders(relay, kind);
+    let answer = make();
+    let mut new = folders(relay, kind);
+    new.retain(|folder| !before.contains(folder));
+    assert_eq!(new.len(), 1, "one more of the {kind}");
+    (new.remove(0), answer)
+}
+
+/// A bus, its folder, a user of it and its last id.
+fn new_bus(relay: &Bare, path: &str) -> (PathBuf, u64, u64) {
+    let (folder, hello) = new_folder(relay, "buses", || at(relay, "GET", path, "").expect(200).json());
+    (folder, hello["user"].as_u64().unwrap(), hello["id"].as_u64().unwrap())
+}
+
+fn age_folder(folder: &Path, by: Duration) {
+    age(&folder.join("session.json"), by);
+}
+
+#[test]
+fn buses_that_nobody_has_used_give_way_the_oldest_first() {
+    let relay = Bare::with(&[("RELAY_MAX_BUSES", "5")]);
+    let (posted, user, _) = new_bus(&relay, "/bus/posted");
+    relay
+        .call(&Call { path_info: "/bus/posted", query: &format!("user={user}"), body: b"1", ..Call::default() })
+        .expect(200);
+    let (heard, ..) = new_bus(&relay, "/bus/heard");
+    let _stream = relay.listen_at("/bus/heard", "events", &[]).unwrap();
+    let (polled, polling, last) = new_bus(&relay, "/bus/polled");
+    let (older, ..) = new_bus(&relay, "/bus/older");
+    let (oldest, _) = new_folder(&relay, "buses", || at(&relay, "POST", "/bus/oldest", "register").expect(200));
+    expect_try_again(at(&relay, "GET", "/bus/new", ""), 503);
+
+    for folder in [&posted, &heard, &polled] {
+        age_folder(folder, OLDEST);
+    }
+    age_folder(&oldest, OLDER);
+    age_folder(&older, OLD);
+    at(&relay, "GET", "/bus/polled", &format!("id={last}&user={polling}")).expect(200);
+    new_bus(&relay, "/bus/new");
+    assert!(!oldest.exists() && older.exists());
+    at(&relay, "POST", "/bus/newer", "create=signed").expect(201);
+    assert!(!older.exists());
+    expect_try_again(at(&relay, "GET", "/bus/newest", ""), 503);
+    assert!([&posted, &heard, &polled].iter().all(|folder| folder.exists()), "what is used stays");
+}
+
+#[test]
+fn a_bus_that_is_empty_and_unread_is_forgotten_after_a_minute() {
+    let relay = Bare::new();
+    let (posted, user, _) = new_bus(&relay, "/bus/posted");
+    relay
+        .call(&Call { path_info: "/bus/posted", query: &format!("user={user}"), body: b"1", ..Call::default() })
+        .expect(200);
+    let (heard, ..) = new_bus(&relay, "/bus/heard");
+    let _stream = relay.listen_at("/bus/heard", "events", &[]).unwrap();
+    let (empty, ..) = new_bus(&relay, "/bus/empty");
+    let (keyed, _) = new_folder(&relay, "buses", || at(&relay, "POST", "/bus/keyed", "register").expect(200));
+    let (signed, _) = new_folder(&relay, "buses", || at(&relay, "POST", "/bus/signed", "create=signed").expect(201));
+    relay.sweep();
+    assert!(empty.exists(), "not before the minute is over");
+    for folder in [&posted, &heard, &empty, &keyed, &signed] {
+        age_folder(folder, OLD);
+    }
+    relay.sweep();
+    assert!(!empty.exists());
+    assert!([posted, heard, keyed, signed].iter().all(|folder| folder.exists()));
+}
+
+#[test]
+fn registered_users_who_never_signed_give_way_the_oldest_first() {
+    let relay = Bare::with(&[("RELAY_MAX_CLIENTS", "3")]);
+    let register = || at(&relay, "POST", "/bus/news", "register");
+    let users = [(); 3].map(|()| {
+        let made = register().expect(200).json();
+        Registered { user: made["user"].as_u64().unwrap(), key: made["key"].as_str().unwrap().to_owned() }
+    });
+    let post = |user: &Registered, n: u64| {
+        let query = user.sign("news", n, "1");
+        relay.call(&Call { path_info: "/bus/news", query: &query, body: b"1", ..Call::default() })
+    };
+    post(&users[0], 1).expect(200);
+    expect_try_again(register(), 503);
+
+    for path in everything_below(&relay.data().join("buses")) {
+        if path.parent().is_some_and(|folder| folder.ends_with("users")) {
+            age(&path, OLD);
+        }
+    }
+    register().expect(200);
+    post(&users[1], 1).expect_error(404);
+    post(&users[0], 2).expect(200);
+    post(&users[2], 1).expect(200);
+    expect_try_again(register(), 503);
+}
+
+#[test]
+fn sessions_in_which_nobody_has_met_give_way_the_oldest_first() {
+    let relay = Bare::with(&[("RELAY_MAX_PIPES", "4")]);
+    let allocate = || at(&relay, "PUT", "/cama/session", "");
+    let new = || {
+        let (folder, answer) = new_folder(&relay, "pipes", || allocate().expect(201));
+        let location = answer.header("location").unwrap();
+        let path = location[location.find("/cama/").unwrap()..].to_owned();
+        (folder, path, answer.header("token").unwrap().to_owned())
+    };
+    let receive = |path: &str, token: &str| {
+        let receiver =
+            relay.start(&Call { method: "GET", path_info: path, headers: &[("Token", token)], ..Call::default() });
+        until("it waits", LONG, || everything_below(&relay.data()).iter().any(|path| path.ends_with("receiver")));
+        receiver
+    };
+    let send = |path: &str| {
+        let sent = relay.call(&Call { path_info: path, body: b"Hello", ..Call::default() }).expect(200);
+        assert_eq!(sent.header("x-bytes-delivered"), Some("5"));
+    };
+    let (met, path, token) = new();
+    let receiver = receive(&path, &token);
+    send(&path);
+    finish(receiver);
+    let (waiting, path, token) = new();
+    let receiver = receive(&path, &token);
+    let ((older, ..), (oldest, ..)) = (new(), new());
+    expect_try_again(allocate(), 503);
+
+    for (folder, by) in [(&met, OLDEST), (&waiting, OLDEST), (&oldest, OLDER), (&older, OLD)] {
+        age_folder(folder, by);
+    }
+    relay.sweep();
+    assert!(older.exists() && oldest.exists(), "as long as there is room they keep their hour");
+    new();
+    assert!(!oldest.exists() && older.exists());
+    new();
+    assert!(!older.exists() && met.exists() && waiting.exists());
+    expect_try_again(allocate(), 503);
+    send(&path);
+    finish(receiver);
+}
+
+#[test]
+fn hosts_that_never_came_give_way_the_oldest_first() {
+    let relay = Bare::with(&[("RELAY_MAX_HOSTS", "4"), ("RELAY_SESSION_LIFETIME", "3600")]);
+    let register = || relay.post("action=host", "");
+    let (listening, (host, _stream)) = new_folder(&relay, "hosts", || relay.listening_host());
+    let (written, to) = new_folder(&relay, "hosts", || relay.host(""));
+    relay.send(&relay.join(&to.id), "1").expect(200);
+    let (older, _) = new_folder(&relay, "hosts", || relay.host(""));
+    let (oldest, never) = new_folder(&relay, "hosts", || relay.host(""));
+    relay.join(&never.id);
+    expect_try_again(register(), 503);
+
+    for (folder, by) in [(&listening, OLDEST), (&written, OLDEST), (&oldest, OLDER), (&older, OLD)] {
+        age_folder(folder, by);
+    }
+    register().expect(200);
+    assert!(!oldest.exists() && older.exists());
+    relay.get(&format!("token={}", never.token)).expect_error(401);
+    register().expect(200);
+    assert!(!older.exists() && listening.exists() && written.exists());
+    expect_try_again(register(), 503);
+    relay.send(&relay.join(&host.id), "1").expect(200);
+    assert_eq!(relay.open(&to.token).body(), json!(1));
+}
+
+#[test]
+fn clients_that_never_came_give_way_the_oldest_first() {
+    let relay = Bare::with(&[("RELAY_MAX_CLIENTS", "4"), ("RELAY_SESSION_LIFETIME", "3600")]);
+    let (host, _stream) = relay.listening_host();
+    let mailbox = |token: &str| {
+        let id = payload(token)["clientId"].as_str().unwrap().to_owned();
+        relay.sessions()[0].join("clients").join(id)
+    };
+    let written = relay.join(&host.id);
+    relay.send(&host.token, "1").expect(200);
+    let listening = relay.listening_client(&host.id);
+    let [older, oldest] = [relay.join(&host.id), relay.join(&host.id)];
+    expect_try_again(relay.try_join(&host.id), 503);
+    let ages = [(&written, OLDEST), (&listening.token, OLDEST), (&oldest, OLDER), (&older, OLD)];
+    for (token, by) in ages {
+        age(&mailbox(token), by);
+    }
+    relay.join(&host.id);
+    assert!(!mailbox(&oldest).exists() && mailbox(&older).exists());
+    relay.join(&host.id);
+    assert!(!mailbox(&older).exists());
+    expect_try_again(relay.try_join(&host.id), 503);
+    relay.send(&listening.token, "2").expect(200);
+    assert_eq!(relay.open(&written).body(), json!(1));
 }

@@ -23,6 +23,7 @@ macro_rules! protocol_through {
             protocol::a_reply_waits_for_a_client_that_opens_later,
             protocol::everybody_learns_who_left,
             protocol::nobody_believes_in_a_delivery_to_someone_who_left,
+            protocol::a_host_that_nobody_listens_as_reaches_nobody,
             protocol::a_client_of_a_host_that_left_cannot_listen,
             protocol::a_stream_cut_before_its_first_event_loses_nothing,
             protocol::a_cut_stream_goes_on_where_it_broke,
@@ -61,6 +62,7 @@ macro_rules! pipe_through {
             cama::a_body_reaches_who_waits_for_it,
             cama::both_directions_flow_at_once,
             cama::chunks_arrive_and_their_sum_is_told,
+            cama::what_a_sender_says_of_its_body_is_told_to_the_receiver,
             cama::a_body_flows_before_it_is_complete,
             cama::chunks_flow_before_the_body_ends,
             cama::deleting_a_session_answers_everybody_in_it,
@@ -152,6 +154,7 @@ mod faults;
 mod limits;
 mod manual;
 mod presence;
+mod promise;
 mod settings;
 
 web_server!(lighttpd = Lighttpd);

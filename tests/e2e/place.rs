@@ -143,6 +143,12 @@ pub fn skip(reason: &str) {
     io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
+/// Sets the time of a file, or a folder, back.
+pub fn age(path: &Path, by: Duration) {
+    let file = fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    file.set_modified(std::time::SystemTime::now() - by).unwrap();
+}
+
 /// Is there such a program? Web servers live in `/usr/sbin`, which is not on everybody's PATH.
 pub fn have(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/local/sbin";

@@ -212,6 +212,24 @@ pub fn nobody_believes_in_a_delivery_to_someone_who_left(door: Door) {
     relay.try_join(&host.id).expect(200);
 }
 
+pub fn a_host_that_nobody_listens_as_reaches_nobody(door: Door) {
+    let Some(relay) = door.start_with(&[QUICK, ("JWT_SECRET", SECRET)]) else { return };
+    // An application's token for a host that never was.
+    relay.send(&token::minted_host("nobody", SECRET), "1").expect_error(400);
+
+    let (host, stream) = relay.listening_host();
+    assert_eq!(relay.send(&host.token, "2").expect(200).json(), json!({}), "it listens, and has no clients");
+    stream.hang_up();
+    until("nobody listens as this host", LONG, || relay.send(&host.token, "3").status == 400);
+    relay.send(&host.token, "4").expect_error(400);
+    // Whoever has joined is reached all the same.
+    let stream = relay.open(&host.token);
+    let mut client = relay.listening_client(&host.id);
+    stream.hang_up();
+    client.stream.expect_closed("host_closed", &host.id);
+    assert_eq!(relay.send(&host.token, "5").expect(200).json(), json!({&*client.id: true}));
+}
+
 pub fn a_client_of_a_host_that_left_cannot_listen(door: Door) {
     let Some(relay) = door.start_with(&[QUICK]) else { return };
     let (host, host_stream) = relay.listening_host();
