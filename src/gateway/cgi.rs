@@ -3,7 +3,7 @@
 use super::{
     BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status, TimedReader,
 };
-use crate::config::{SettingError, Settings};
+use crate::config::{SettingError, Settings, program_folder};
 use crate::protocol::{self, page};
 use rustix::fd::{AsFd, BorrowedFd};
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ pub fn run() -> ExitCode {
         header: &header,
         headers: &header_fields,
         mount,
+        server: text("SERVER_SOFTWARE"),
         remote: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
         // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
         is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
@@ -83,11 +84,16 @@ pub fn run() -> ExitCode {
     let reply = match settings {
         Err(error) => {
             say!("uhst-relay: {error}");
-            if page::is_asked_for(&request) { page::answer(Err(&error)) } else { unreadable(&error) }
+            if page::is_asked_for(&request) {
+                page::answer(Err(&error), &request)
+            } else {
+                page::for_people(&request, unreadable(&error))
+            }
         }
         Ok(settings) if malformed || !path_is_text => {
             let sentence = if malformed { "CONTENT_LENGTH is not a number." } else { "The path is not UTF-8." };
-            protocol::with_cors(&settings, &request, Reply::error(Status::BadRequest, sentence))
+            let reply = page::for_people(&request, Reply::error(Status::BadRequest, sentence));
+            protocol::with_cors(&settings, &request, reply)
         }
         Ok(settings) if refused.is_some() => {
             let status = Status::Passed(refused.unwrap_or_default());
@@ -305,11 +311,9 @@ impl Read for NoLength {
     }
 }
 
-/// `data/` beside the program. In a chroot without `/proc` the program does not know where it is; then web servers
-/// have made its folder the current one, or named it with its whole path (RFC 3875, 7.2).
+/// `data/` beside the program.
 fn default_data_dir() -> PathBuf {
-    let program = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
-    program.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).join("data")
+    program_folder().join("data")
 }
 
 fn variable(name: &str) -> Option<OsString> {

@@ -711,6 +711,7 @@ impl Connection {
                     header: &header,
                     headers: &headers,
                     mount: String::new(),
+                    server: "uhst-relay".to_owned(),
                     remote,
                     is_https: false,
                     can_upgrade: true,

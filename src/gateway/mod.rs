@@ -42,6 +42,8 @@ pub struct Request<'a> {
     pub headers: &'a dyn Fn() -> Vec<(String, String)>,
     /// Where the relay itself is on its server: `SCRIPT_NAME` under CGI, empty under `serve`.
     pub mount: String,
+    /// What the web server calls itself: `SERVER_SOFTWARE` under CGI, the relay's own name under `serve`.
+    pub server: String,
     /// Who opened the connection to the server; `None` where a UNIX socket has brought it.
     pub remote: Option<IpAddr>,
     /// Whether that connection is HTTPS.

@@ -21,7 +21,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     let reply = if !origin_is_allowed(settings, request) {
         Reply::error(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.")
     } else if let "" | "/" = request.path.as_str() {
-        if page::is_asked_for(request) { page::answer(Ok(settings)) } else { uhst::answer(settings, request) }
+        if page::is_asked_for(request) { page::answer(Ok(settings), request) } else { uhst::answer(settings, request) }
     } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
         if request.method == "GET" && ws::is_asked_for(request) {
             ws::answer(settings, request, &name)
@@ -41,7 +41,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
             "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session, the servers of PTTH at /frontend/servers/, the WebSockets at /ws/CHANNEL.",
         )
     };
-    with_cors(settings, request, reply)
+    with_cors(settings, request, page::for_people(request, reply))
 }
 
 /// Whether it is time to sweep.
