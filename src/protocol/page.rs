@@ -286,7 +286,7 @@ mod tests {
             outcome: Outcome::Problem { cure: "Run `a > b`, then `c`.".to_owned() },
         };
         let page = fill(&[bad], 17, WebServer::Nginx, "re\"lay.cgi");
-        assert!(page.contains("This relay has a problem."));
+        assert!(page.contains("<span>This relay has a problem.</span>"));
         assert!(page.contains("<h3>Disk &amp; &lt;b&gt;</h3><p>&quot;quoted&quot;</p>"));
         assert!(page.contains("<p class=\"cure\">Run <code>a &gt; b</code>, then <code>c</code>.</p>"));
         assert!(page.contains("data-now=\"17\" data-server=\"nginx\" data-program=\"re&quot;lay.cgi\""));

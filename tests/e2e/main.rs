@@ -151,6 +151,7 @@ mod limits;
 mod manual;
 mod presence;
 mod settings;
+mod shared_hosts;
 
 web_server!(lighttpd = Lighttpd);
 web_server!(apache_event = ApacheEvent);

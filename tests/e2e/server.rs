@@ -73,6 +73,11 @@ impl Server {
         );
     }
 
+    /// Whether a ping comes back now; false where nobody listens or answers.
+    pub fn answers_at_once(&self) -> bool {
+        self.try_call(&Call { query: "action=ping", ..Call::default() }).is_ok_and(|reply| reply.status == 200)
+    }
+
     /// What everybody types into a browser.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}{PROGRAM}", self.port)
@@ -145,7 +150,7 @@ impl Server {
 
 /// Ports below those that the kernel gives to outgoing connections, no two the same within this process: a test can
 /// never reach the server of another one that stopped.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let number = std::process::id() * 500 + NEXT.fetch_add(1, Ordering::Relaxed);
