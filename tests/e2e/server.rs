@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -73,9 +73,15 @@ impl Server {
         );
     }
 
-    /// Whether a ping comes back now; false where nobody listens or answers.
-    pub fn answers_at_once(&self) -> bool {
-        self.try_call(&Call { query: "action=ping", ..Call::default() }).is_ok_and(|reply| reply.status == 200)
+    /// Whether a ping comes back within two seconds; false where nobody listens or answers.
+    pub fn answers_soon(&self) -> bool {
+        let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let request = format!("POST {PROGRAM}?action=ping&timestamp=1 HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
+        let mut answer = String::new();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket.write_all(request.as_bytes()).is_ok()
+            && socket.read_to_string(&mut answer).is_ok()
+            && answer.ends_with(r#"{"pong":1}"#)
     }
 
     /// What everybody types into a browser.
