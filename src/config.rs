@@ -2,20 +2,35 @@
 //!
 //! A setting is an environment variable, or a line `KEY=VALUE` in `settings.conf` inside the data folder; the
 //! environment wins. The file is there because shared hosts that run CGI programs through suexec remove all but a few
-//! environment variables, so `SetEnv` in an `.htaccess` never arrives.
+//! environment variables, so `SetEnv` in an `.htaccess` never arrives. For the same reason a `settings.conf` beside the
+//! program may say where the data folder is, and nothing else: a web server may publish that file.
+//!
+//! A line that cannot have an effect is an error. What has none although it could be meant well (a name that no setting
+//! has, a file that Windows has renamed) is an [`Oddity`], of which the owner is told.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The file of settings inside the data folder.
+/// The file of settings inside the data folder, and the name of the one beside the program.
 pub const SETTINGS_FILE: &str = "settings.conf";
+
+/// The one setting that the file beside the program may have.
+const DATA_DIR: &str = "RELAY_DATA_DIR";
+
+/// HS256 wants a key as long as its hash (RFC 7518, 3.2).
+const SHORTEST_SECRET: usize = 32;
+
+/// What [`SETTINGS_FILE`] is called by mistake, in lower case: Windows hides the last part of a name, and adds one.
+const MISTAKEN_NAMES: [&str; 4] = [SETTINGS_FILE, "settings.conf.txt", "settings.conf.conf", "settings.txt"];
 
 /// The settings of one relay. [`Settings::default`] is a relay that nobody has configured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `RELAY_DATA_DIR` (environment only): where everything is kept.
+    /// `RELAY_DATA_DIR` (in the environment, or in the `settings.conf` beside the program): where everything is kept.
     pub data_dir: PathBuf,
     /// `JWT_SECRET`: what tokens are signed with. Unset, the relay makes a random one and keeps it in the data folder.
     pub jwt_secret: Option<String>,
@@ -73,6 +88,28 @@ pub struct Settings {
     pub listen: Option<String>,
     /// `RELAY_TRUSTED_PROXIES`: who is believed about whom it speaks for.
     pub trusted_proxies: TrustedProxies,
+    /// What is odd about these settings.
+    pub oddities: Vec<Oddity>,
+}
+
+/// Something about the settings that its owner wants to know, although the relay can work with it. It never shows a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oddity {
+    /// What it is, in a sentence.
+    pub sentence: String,
+    /// What to do.
+    pub cure: String,
+}
+
+impl Oddity {
+    fn new(sentence: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self { sentence: sentence.into(), cure: cure.into() }
+    }
+
+    /// Tells the operator, on stderr.
+    pub fn log(&self) {
+        say!("uhst-relay: {} {}", self.sentence, self.cure);
+    }
 }
 
 /// The reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
@@ -122,6 +159,7 @@ impl Default for Settings {
             ws_pipe: None,
             listen: None,
             trusted_proxies: TrustedProxies::default(),
+            oddities: Vec::new(),
         }
     }
 }
@@ -147,23 +185,48 @@ fn unreadable(setting: &str, wanted: &str) -> SettingError {
 
 impl Settings {
     /// Reads the environment and the settings file of the data folder: `data_dir` if it is given, else the one that the
-    /// environment names, else `default_data_dir`.
+    /// environment names, else the one that the file beside the program names, else `default_data_dir`.
     ///
     /// # Errors
     /// The first setting that cannot be read.
     pub fn read(data_dir: Option<PathBuf>, default_data_dir: impl FnOnce() -> PathBuf) -> Result<Self, SettingError> {
-        let named = || std::env::var_os("RELAY_DATA_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let data_dir = data_dir.or_else(named).unwrap_or_else(default_data_dir);
-        let file = read_file(&data_dir)?;
+        let in_environment = || std::env::var_os(DATA_DIR).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let data_dir = match data_dir.or_else(in_environment) {
+            Some(data_dir) => data_dir,
+            None => named_beside(&program_folder())?.unwrap_or_else(default_data_dir),
+        };
+        let text = read_file(&data_dir)?;
+        let lines = lines(&text)?;
+        if let Some(line) = lines.iter().find(|line| line.key == DATA_DIR) {
+            let wanted = format!(
+                "line {} of the settings.conf in the data folder comes too late for it; write it into the server's \
+                 configuration, or into a settings.conf beside the program",
+                line.number
+            );
+            return Err(unreadable(DATA_DIR, &wanted));
+        }
         let environment = |key: &str| match std::env::var(key) {
             Ok(value) => Ok(Some(value)),
             Err(std::env::VarError::NotPresent) => Ok(None),
             Err(std::env::VarError::NotUnicode(_)) => Err(unreadable(key, "it must be UTF-8")),
         };
-        Self::from_lookup(
-            data_dir,
-            |key| Ok(environment(key)?.or_else(|| value_in_file(&file, key).map(str::to_owned))),
-        )
+        // What is asked for below is what there is: no second list of names that could be forgotten.
+        let known = RefCell::new(BTreeSet::from([DATA_DIR.to_owned()]));
+        let mut settings = Self::from_lookup(data_dir, |key| {
+            known.borrow_mut().insert(key.to_owned());
+            let in_file = || lines.iter().find(|line| line.key == key).map(|line| line.value.to_owned());
+            Ok(environment(key)?.or_else(in_file))
+        })?;
+        settings.oddities.extend(unknown(&lines, &known.borrow()));
+        Ok(settings)
+    }
+
+    /// Everything that is odd, the names of files included, which are not looked at for each request.
+    #[must_use]
+    pub fn all_oddities(&self) -> Vec<Oddity> {
+        let files = [(self.data_dir.as_path(), "in the data folder"), (&program_folder(), "beside the program")];
+        let mistaken = files.into_iter().flat_map(|(folder, place)| mistaken_files(folder, place));
+        self.oddities.iter().cloned().chain(mistaken).collect()
     }
 
     fn from_lookup(
@@ -171,7 +234,7 @@ impl Settings {
         get: impl Fn(&str) -> Result<Option<String>, SettingError>,
     ) -> Result<Self, SettingError> {
         let default = Self::default();
-        let settings = Self {
+        let mut settings = Self {
             data_dir,
             jwt_secret: match get("JWT_SECRET")? {
                 Some(secret) if secret.is_empty() => {
@@ -220,32 +283,130 @@ impl Settings {
             ws_pipe: get("WEBSOCKET_XHR_PIPE_FILE")?.filter(|path| !path.is_empty()).map(PathBuf::from),
             listen: listen(get("WEBSOCKET_LISTENING_ADDRESS")?, get("WEBSOCKET_LISTENING_PORT")?),
             trusted_proxies: proxies(get("RELAY_TRUSTED_PROXIES")?)?,
+            oddities: Vec::new(),
         };
         if settings.grace > settings.session_lifetime {
             return Err(unreadable("RELAY_GRACE", "it must not be longer than RELAY_SESSION_LIFETIME"));
+        }
+        if settings.jwt_secret.as_ref().is_some_and(|secret| secret.len() < SHORTEST_SECRET) {
+            let sentence = "JWT_SECRET is shorter than 32 bytes: it can be guessed, and tokens forged with it.";
+            let cure =
+                "Take a longer one, such as `openssl rand -hex 32` prints; or none, and the relay makes its own.";
+            settings.oddities.push(Oddity::new(sentence, cure));
         }
         Ok(settings)
     }
 }
 
-/// The settings file, empty where there is none. It may hold the secret, so nothing of it is ever shown.
-fn read_file(data_dir: &Path) -> Result<String, SettingError> {
-    match std::fs::read_to_string(data_dir.join(SETTINGS_FILE)) {
-        Ok(text) => Ok(text),
-        // No file, or no data folder yet, or (ENOTDIR) no folder at all: the store says what is wrong with that.
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            Ok(String::new())
-        }
-        Err(error) => Err(unreadable(SETTINGS_FILE, &format!("the file in the data folder gives '{}'", error.kind()))),
-    }
+/// The folder that the program is in. In a chroot without `/proc` the program does not know; then web servers have made it
+/// the current one, or named the program with its whole path (RFC 3875, 7.2).
+#[must_use]
+pub fn program_folder() -> PathBuf {
+    let program = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
+    program.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).to_owned()
 }
 
-fn value_in_file<'a>(file: &'a str, key: &str) -> Option<&'a str> {
-    file.lines()
-        .filter(|line| !line.trim_start().starts_with('#'))
-        .filter_map(|line| line.split_once('='))
-        .find(|(name, _)| name.trim() == key)
-        .map(|(_, value)| value.trim())
+/// The data folder that the settings file beside the program names, if there is such a file.
+fn named_beside(program_folder: &Path) -> Result<Option<PathBuf>, SettingError> {
+    let Some(text) = read_if_there(&program_folder.join(SETTINGS_FILE), "beside the program")? else { return Ok(None) };
+    let lines = lines(&text)?;
+    if let Some(line) = lines.iter().find(|line| line.key != DATA_DIR) {
+        let wanted = format!(
+            "line {} of the one beside the program is not RELAY_DATA_DIR, and everything else belongs into the one in the \
+             data folder, which the web cannot see",
+            line.number
+        );
+        return Err(unreadable(SETTINGS_FILE, &wanted));
+    }
+    Ok(lines.first().filter(|line| !line.value.is_empty()).map(|line| program_folder.join(line.value)))
+}
+
+/// The settings file of the data folder, empty where there is none.
+fn read_file(data_dir: &Path) -> Result<String, SettingError> {
+    use rustix::fs::{Access, access};
+    // Whoever may not even enter the folder is told so by the store: this file is not what is wrong.
+    if access(data_dir, Access::EXEC_OK) == Err(rustix::io::Errno::ACCESS) {
+        return Ok(String::new());
+    }
+    Ok(read_if_there(&data_dir.join(SETTINGS_FILE), "in the data folder")?.unwrap_or_default())
+}
+
+/// A settings file. It may hold the secret, so nothing of it is ever shown.
+fn read_if_there(path: &Path, place: &str) -> Result<Option<String>, SettingError> {
+    use std::io::ErrorKind::{InvalidData, NotADirectory, NotFound, PermissionDenied};
+    let wanted = match std::fs::read_to_string(path) {
+        Ok(text) => return Ok(Some(text)),
+        // No file, or no data folder yet, or (ENOTDIR) no folder at all: the store says what is wrong with that.
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(None),
+        Err(error) if error.kind() == PermissionDenied => {
+            format!("the relay's user may not read the one {place}; its owner allows that with permissions 644")
+        }
+        Err(error) if error.kind() == InvalidData => format!("the one {place} must be a text in UTF-8"),
+        Err(error) => format!("the one {place} gives '{}'", error.kind()),
+    };
+    Err(unreadable(SETTINGS_FILE, &wanted))
+}
+
+/// A line of a settings file.
+#[derive(Debug, PartialEq, Eq)]
+struct Line<'a> {
+    number: usize,
+    key: &'a str,
+    value: &'a str,
+}
+
+/// The lines of a settings file that set something. One that cannot is an error.
+fn lines(text: &str) -> Result<Vec<Line<'_>>, SettingError> {
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    // Windows puts a byte order mark in front.
+    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+        let (line, number) = (line.trim(), index + 1);
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let Some((key, value)) = line.split_once('=') else {
+            return Err(unreadable(SETTINGS_FILE, &format!("line {number} has no = in it")));
+        };
+        let line = Line { number, key: key.trim(), value: value.trim() };
+        if let Some(earlier) = lines.iter().find(|earlier| earlier.key == line.key) {
+            let wanted = format!("line {number} sets again what line {} has set", earlier.number);
+            return Err(unreadable(SETTINGS_FILE, &wanted));
+        }
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+/// The names that are meant for a relay and no setting's. A settings file may have others, which are for other programs;
+/// what does not look like a name is not shown: it may be a secret.
+fn unknown(lines: &[Line<'_>], known: &BTreeSet<String>) -> Vec<Oddity> {
+    const CURE: &str = "Correct its name, or remove it; the README lists all settings.";
+    let is_ours = |key: &str| key.starts_with("RELAY_") || key.starts_with("JWT_");
+    let is_name = |key: &str| key.len() <= 64 && key.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    let in_file = lines.iter().filter(|line| is_ours(line.key) && !known.contains(line.key)).map(|line| {
+        let name = if is_name(line.key) { format!(": there is no {}", line.key) } else { String::new() };
+        Oddity::new(format!("Line {} of `settings.conf` has no effect{name}.", line.number), CURE)
+    });
+    let in_environment = std::env::vars_os().filter_map(|(key, _)| {
+        let key = key.into_string().ok()?;
+        let is_unknown = key.starts_with("RELAY_") && is_name(&key) && !known.contains(&key);
+        is_unknown.then(|| Oddity::new(format!("The variable {key} has no effect: there is no such setting."), CURE))
+    });
+    in_file.chain(in_environment).collect()
+}
+
+/// Files that were meant to be the settings file of that folder.
+fn mistaken_files(folder: &Path, place: &str) -> Vec<Oddity> {
+    // Where there is no folder, or none that may be looked into, the store has something to say.
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let is_mistaken =
+        |name: &String| name != SETTINGS_FILE && MISTAKEN_NAMES.contains(&name.to_ascii_lowercase().as_str());
+    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).filter(is_mistaken).collect();
+    names.sort();
+    let oddity = |name: String| {
+        Oddity::new(format!("The file `{name}` {place} has no effect."), "Rename it: it must be `settings.conf`.")
+    };
+    names.into_iter().map(oddity).collect()
 }
 
 type Lookup<'a> = &'a dyn Fn(&str) -> Result<Option<String>, SettingError>;
@@ -388,10 +549,64 @@ mod tests {
     }
 
     #[test]
-    fn the_file_has_comments_and_white_space() {
-        let file = "# RELAY_PREFIX=no\n RELAY_PREFIX = yes \nJWT_SECRET=a=b\n";
-        assert_eq!(value_in_file(file, "RELAY_PREFIX"), Some("yes"));
-        assert_eq!(value_in_file(file, "JWT_SECRET"), Some("a=b"));
-        assert_eq!(value_in_file(file, "RELAY_GRACE"), None);
+    fn a_settings_file_has_comments_and_white_space() {
+        let file = "\u{feff}# RELAY_PREFIX=no\r\n RELAY_PREFIX = yes \r\n\n  # more\nJWT_SECRET=a=b\n";
+        let line = |number, key, value| Line { number, key, value };
+        assert_eq!(lines(file), Ok(vec![line(2, "RELAY_PREFIX", "yes"), line(5, "JWT_SECRET", "a=b")]));
+    }
+
+    #[test]
+    fn a_line_that_cannot_have_an_effect_is_an_error_that_does_not_show_it() {
+        for (file, number) in [("RELAY_PREFIX: hidden", 1), ("\nhidden\n", 2), ("A=1\nhidden=2\nhidden = 3", 3)] {
+            let error = lines(file).unwrap_err().to_string();
+            assert!(error.contains(&format!("line {number}")) && error.contains(SETTINGS_FILE), "{error}");
+            assert!(!error.contains("hidden"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_setting_has_is_told_and_a_secret_in_its_place_is_not() {
+        let known = BTreeSet::from(["RELAY_PREFIX".to_owned()]);
+        let file = "RELAY_PREFIX=1\nRELAY_PREFX=2\nOTHER=3\nJWT_SECRET: hidden=\nRELAY_HIDDEN-=";
+        let told: Vec<_> = unknown(&lines(file).unwrap(), &known).into_iter().map(|oddity| oddity.sentence).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].contains("Line 2") && told[0].contains("RELAY_PREFX"), "{told:?}");
+        assert!(told[1].contains("Line 4") && !told[1].contains("hidden"), "{told:?}");
+        assert!(told[2].contains("Line 5") && !told[2].contains("HIDDEN"), "{told:?}");
+    }
+
+    #[test]
+    fn a_secret_that_can_be_guessed_is_told() {
+        assert_eq!(from(&[("JWT_SECRET", &"x".repeat(31))]).unwrap().oddities.len(), 1);
+        assert_eq!(from(&[("JWT_SECRET", &"x".repeat(32))]).unwrap().oddities.len(), 0);
+    }
+
+    #[test]
+    fn the_file_beside_the_program_names_the_data_folder_and_nothing_else() {
+        let dir = crate::store::test_dir::TestDir::new();
+        let folder = dir.join("");
+        let named = |text: &str| {
+            std::fs::write(dir.join(SETTINGS_FILE), text).unwrap();
+            named_beside(&folder)
+        };
+        assert_eq!(named_beside(&folder), Ok(None));
+        assert_eq!(named("RELAY_DATA_DIR=/elsewhere"), Ok(Some(PathBuf::from("/elsewhere"))));
+        assert_eq!(named("RELAY_DATA_DIR=near"), Ok(Some(dir.join("near"))));
+        assert_eq!(named("RELAY_DATA_DIR="), Ok(None));
+        for text in ["JWT_SECRET=hidden", "RELAY_DATA_DIR=a\nRELAY_PREFIX=hidden", "hidden"] {
+            let error = named(text).unwrap_err().to_string();
+            assert!(error.contains(SETTINGS_FILE) && !error.contains("hidden"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_settings_file_under_another_name_is_told() {
+        let dir = crate::store::test_dir::TestDir::new();
+        for name in ["settings.conf", "settings.conf.bak", "Settings.conf", "settings.conf.txt", "other.txt"] {
+            std::fs::write(dir.join(name), "").unwrap();
+        }
+        let told: Vec<_> = mistaken_files(&dir.join(""), "here").into_iter().map(|oddity| oddity.sentence).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].contains("`Settings.conf`") && told[1].contains("`settings.conf.txt`"), "{told:?}");
     }
 }

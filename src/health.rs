@@ -1,9 +1,9 @@
 //! Whether everything the relay needs works, and what to do where it does not: the list that `uhst-relay check` prints
 //! and that the page for people shows. The cures are in the words of `deploy/README.md`. Nothing in it names a path or a
-//! number that a stranger could use.
+//! number that a stranger could use, except where nobody can use the relay yet: then whose the data folder is.
 
-use crate::config::{SettingError, Settings};
-use crate::store::probe::Findings;
+use crate::config::{Oddity, SettingError, Settings};
+use crate::store::probe::{Findings, Obstacle, Place, has_no_locks};
 use crate::store::{Error, Store};
 use std::time::{Duration, SystemTime};
 
@@ -29,11 +29,25 @@ pub struct Check {
 pub enum Outcome {
     /// It works.
     Ok,
-    /// It does not.
-    Problem {
+    /// It works, but there is something that the owner wants to know.
+    Note {
         /// What to do. Text between backticks is to be typed.
         cure: String,
     },
+    /// It does not work.
+    Problem {
+        /// What to do, in the same way.
+        cure: String,
+    },
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visitor {
+    /// Somebody at a terminal, whoever he is.
+    Terminal,
+    /// A visitor of the page, for whom the relay itself looks.
+    Page,
 }
 
 impl Check {
@@ -45,41 +59,81 @@ impl Check {
         Self { name, sentence: sentence.into(), outcome: Outcome::Problem { cure: cure.into() } }
     }
 
-    /// Whether it is passed.
+    fn note(name: &'static str, sentence: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self { name, sentence: sentence.into(), outcome: Outcome::Note { cure: cure.into() } }
+    }
+
+    /// Whether it is passed; so it is where there is only something to know.
     #[must_use]
     pub fn is_ok(&self) -> bool {
-        self.outcome == Outcome::Ok
+        !matches!(self.outcome, Outcome::Problem { .. })
     }
 }
 
-/// Looks at everything. What cannot be looked at because of something else is not in the list.
+/// Looks at everything. What cannot be looked at because of something else is not in the list. The log is told of what is
+/// not fine.
 #[must_use]
-pub fn look(settings: Result<&Settings, &SettingError>) -> Vec<Check> {
-    let settings = match settings {
-        Ok(settings) => settings,
+pub fn look(settings: Result<&Settings, &SettingError>, visitor: Visitor) -> Vec<Check> {
+    let list = match settings {
+        Ok(settings) => look_at(settings, visitor),
         Err(error) => {
-            let cure = "Correct it in `data/settings.conf` or in the server's configuration; the README lists all settings. \
-                        Where the file itself cannot be opened, give the data folder to the user whom the relay runs as: \
-                        `chown -R www-data: data`, or permissions 700 on shared hosting.";
-            return vec![Check::problem("Settings", error.to_string(), cure)];
+            let cure =
+                "Correct it in `data/settings.conf` or in the server's configuration; the README lists all settings.";
+            vec![Check::problem("Settings", error.to_string(), cure)]
         }
     };
+    if visitor == Visitor::Page {
+        for Check { name, sentence, outcome } in &list {
+            if let Outcome::Note { cure } | Outcome::Problem { cure } = outcome {
+                say!("uhst-relay: {name}: {sentence} {cure}");
+            }
+        }
+    }
+    list
+}
+
+fn look_at(settings: &Settings, visitor: Visitor) -> Vec<Check> {
+    let mut list: Vec<Check> = settings.all_oddities().into_iter().map(odd).collect();
+    if list.is_empty() {
+        list.push(Check::ok("Settings", "Every setting can be read."));
+    }
     let store = Store::new(&settings.data_dir);
-    let probe = store.probe();
-    let mut list = vec![Check::ok("Settings", "Every setting can be read.")];
+    let probe = match visitor {
+        Visitor::Terminal => store.probe(),
+        Visitor::Page => store.probe_for_page(),
+    };
     match &probe {
         Ok(findings) => list.extend([data_folder(*findings), locks(*findings), wake_ups(*findings)]),
         Err(error) => {
             error.log();
-            list.push(unusable(error));
+            list.push(unusable(error, store.obstacle().as_ref()));
         }
     }
     if let Err(error @ Error::BadRegistry(_)) = store.ptth_servers() {
         error.log();
-        list.push(unusable(&error));
+        list.push(unusable(&error, None));
     }
     list.push(clock(SystemTime::now(), probe.map_or(Duration::ZERO, |findings| findings.clocks_apart)));
     list
+}
+
+fn odd(Oddity { sentence, cure }: Oddity) -> Check {
+    Check::note("Settings", sentence, cure)
+}
+
+/// Whether the data folder can be used, as far as a look tells that waits for nobody; if not, the log is told why, and what
+/// is odd about the settings in any case.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn glance(settings: &Settings) -> Result<(), Error> {
+    settings.all_oddities().iter().for_each(Oddity::log);
+    let store = Store::new(&settings.data_dir);
+    store.look().inspect_err(|error| {
+        if let Check { sentence, outcome: Outcome::Problem { cure }, .. } = unusable(error, store.obstacle().as_ref()) {
+            say!("uhst-relay: {sentence} {cure}");
+        }
+    })
 }
 
 /// Prints the list to a person at a terminal. False when there is a problem.
@@ -88,10 +142,11 @@ pub fn print(settings: Result<&Settings, &SettingError>) -> bool {
     if let Ok(settings) = settings {
         println!("Data folder: {}\n", settings.data_dir.display());
     }
-    let list = look(settings);
+    let list = look(settings, Visitor::Terminal);
     for Check { name, sentence, outcome } in &list {
         match outcome {
             Outcome::Ok => println!("ok       {name}: {sentence}"),
+            Outcome::Note { cure } => println!("note     {name}: {sentence}\n         {cure}"),
             Outcome::Problem { cure } => println!("PROBLEM  {name}: {sentence}\n         {cure}"),
         }
     }
@@ -170,10 +225,8 @@ fn disk_full(name: &'static str) -> Check {
 }
 
 /// Why nothing could be tried out.
-fn unusable(error: &Error) -> Check {
-    use rustix::io::Errno;
+fn unusable(error: &Error, obstacle: Option<&Obstacle>) -> Check {
     const NAME: &str = "Data folder";
-    const NO_LOCKS: [Errno; 3] = [Errno::NOLCK, Errno::NOSYS, Errno::OPNOTSUPP];
     match error {
         Error::DiskFull(_) => disk_full(NAME),
         Error::BadSecret => {
@@ -184,28 +237,82 @@ fn unusable(error: &Error) -> Check {
             error.to_string(),
             "Correct it by hand, the relay's log says what is wrong; or remove it, and register the servers anew.",
         ),
-        Error::Io(cause) if Errno::from_io_error(cause).is_some_and(|errno| NO_LOCKS.contains(&errno)) => {
-            no_locks("Locks")
-        }
-        Error::Unusable(cause) => Check::problem(
-            NAME,
-            format!("It cannot be written ({}).", cause.kind()),
-            "Give the folder to the user whom the relay runs as: `chown -R www-data: data`, or permissions 700 on shared \
-             hosting. If it is missing, make it yourself.",
-        ),
+        Error::Io(cause) if has_no_locks(cause) => no_locks("Locks"),
+        Error::Unusable(cause) => match obstacle {
+            Some(obstacle) => {
+                let (sentence, cure) = forbidden(obstacle, rustix::process::geteuid().as_raw(), &user);
+                Check::problem(NAME, sentence, cure)
+            }
+            None => Check::problem(
+                NAME,
+                format!("It cannot be used ({}).", cause.kind()),
+                "Make it a folder on a disk that can be written, or set `RELAY_DATA_DIR` to another one.",
+            ),
+        },
         Error::NoDescriptors(_) => Check::problem(
             NAME,
             "The relay, or the machine, has too many files open.",
             "Allow the relay's user more of them: `ulimit -n`, or `LimitNOFILE` where systemd starts it.",
         ),
-        Error::Busy => Check::problem(
+        Error::Busy => Check::note(
             NAME,
-            "Another process of the relay does not let go of a lock.",
-            "Look for a process of the relay that is stopped, and end it.",
+            "Somebody else is looking at it at this moment.",
+            "Open this page again. If it stays like this, look for a process of the relay that is stopped, and end it.",
         ),
         Error::Io(_) | Error::QueueFull(_) => {
             Check::problem(NAME, "It failed while it was tried out.", "The web server's error log has the cause.")
         }
+    }
+}
+
+/// Who may not do what, and what can be done about it, by root and by somebody who only has FTP.
+fn forbidden(Obstacle { place, owner, mode }: &Obstacle, me: u32, user: &dyn Fn(u32) -> String) -> (String, String) {
+    let (runs_as, owned) = (user(me), format!("belongs to {}, with permissions {mode:o}", user(*owner)));
+    let is_own = *owner == me;
+    let name = runs_as.trim_matches('`').rsplit(' ').next().unwrap_or_default().to_owned();
+    match place {
+        Place::DataFolder => (
+            format!("The relay runs as {runs_as}, which may not use the data folder: it {owned}."),
+            if is_own {
+                "Give it permissions 700: `chmod 700 data`.".to_owned()
+            } else {
+                format!(
+                    "With root: `chown -R {name}: data`. Without: give the folder `data`, and no other, permissions 777, and \
+                     `settings.conf` in it 644; or make `data` a symbolic link to a folder that {runs_as} may write."
+                )
+            },
+        ),
+        Place::Above => (
+            format!(
+                "There is no data folder, and the relay runs as {runs_as}, which may not make one: the folder above {owned}."
+            ),
+            if is_own {
+                "Give the folder above permissions 755.".to_owned()
+            } else {
+                format!(
+                    "With root: `mkdir data; chown {name}: data`. Without: make the folder `data` there yourself, and give it, \
+                     and no other, permissions 777; or make `data` a symbolic link to a folder that {runs_as} may write."
+                )
+            },
+        ),
+        Place::Inside(what) => (
+            format!("The relay runs as {runs_as}, which may not use `{what}` in the data folder: it {owned}."),
+            if is_own {
+                format!("Give it to its owner again: `chmod -R u+rwX data/{what}`.")
+            } else {
+                format!("With root: `chown -R {name}: data`. Without: remove `{what}`, and the relay makes its own.")
+            },
+        ),
+    }
+}
+
+/// A user as people call it. The system's own list is asked, which a static program can do.
+fn user(number: u32) -> String {
+    let list = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let is_it = |line: &&str| line.split(':').nth(2) == Some(number.to_string().as_str());
+    match list.lines().find(is_it).and_then(|line| line.split(':').next()) {
+        Some(name) => format!("`{name}`"),
+        None => format!("user {number}"),
     }
 }
 
@@ -219,7 +326,7 @@ mod tests {
 
     fn problem(check: &Check) -> &str {
         match &check.outcome {
-            Outcome::Ok => panic!("{check:?}"),
+            Outcome::Ok | Outcome::Note { .. } => panic!("{check:?}"),
             Outcome::Problem { cure } => cure,
         }
     }
@@ -235,14 +342,37 @@ mod tests {
 
     #[test]
     fn each_failure_is_named_for_what_it_is() {
+        let unusable = |error: &Error| unusable(error, None);
         let locks = unusable(&Error::Io(rustix::io::Errno::NOLCK.into()));
         assert_eq!(locks.name, "Locks");
-        let denied = unusable(&Error::from(io::Error::from(io::ErrorKind::PermissionDenied)));
-        assert!(denied.sentence.contains("permission denied"), "{denied:?}");
-        assert!(problem(&denied).contains("chown -R www-data: data"));
+        let denied = unusable(&Error::from(io::Error::from(io::ErrorKind::ReadOnlyFilesystem)));
+        assert!(denied.sentence.contains("read-only"), "{denied:?}");
+        assert!(problem(&denied).contains("RELAY_DATA_DIR"));
+        assert!(unusable(&Error::Busy).is_ok(), "somebody else who looks is no problem");
         assert!(problem(&unusable(&Error::DiskFull(io::ErrorKind::StorageFull.into()))).contains("room"));
         assert!(problem(&unusable(&Error::BadSecret)).contains("Remove it"));
         assert!(problem(&unusable(&Error::Io(io::Error::other("?")))).contains("error log"));
+    }
+
+    #[test]
+    fn who_may_not_write_is_told_with_what_can_be_done_about_it() {
+        let name = |number: u32| if number == 33 { "`www-data`".to_owned() } else { format!("user {number}") };
+        let of = |place: Place, owner| forbidden(&Obstacle { place, owner, mode: 0o700 }, 33, &name);
+        for place in [Place::DataFolder, Place::Above, Place::Inside("secret")] {
+            let (sentence, cure) = of(place.clone(), 1001);
+            for word in ["runs as `www-data`", "user 1001", "permissions 700"] {
+                assert!(sentence.contains(word), "{sentence}");
+            }
+            assert!(
+                cure.contains("With root: `") && cure.contains("www-data: data`") && cure.contains("Without: "),
+                "{cure}"
+            );
+            let (_, cure) = of(place, 33);
+            assert!(!cure.contains("chown") && !cure.contains("777"), "his own folder needs other permissions: {cure}");
+        }
+        assert!(of(Place::DataFolder, 1001).1.contains("and no other, permissions 777"));
+        assert_eq!(user(0), "`root`");
+        assert_eq!(user(4_294_967_294), "user 4294967294");
     }
 
     #[test]
@@ -257,7 +387,7 @@ mod tests {
     #[test]
     fn a_setting_that_cannot_be_read_is_the_whole_list() {
         let error = Settings::read(Some("\0".into()), || unreachable!()).unwrap_err();
-        let list = look(Err(&error));
+        let list = look(Err(&error), Visitor::Terminal);
         assert_eq!(list.len(), 1, "{list:?}");
         assert!(problem(&list[0]).contains("settings.conf"), "{list:?}");
     }
@@ -265,7 +395,7 @@ mod tests {
     #[test]
     fn a_data_folder_that_cannot_be_made_is_a_problem_that_does_not_name_its_path() {
         let settings = Settings { data_dir: "/proc/no/such/folder".into(), ..Settings::default() };
-        let list = look(Ok(&settings));
+        let list = look(Ok(&settings), Visitor::Terminal);
         assert!(!list.iter().all(Check::is_ok), "{list:?}");
         assert!(!format!("{list:?}").contains("/proc"), "{list:?}");
     }

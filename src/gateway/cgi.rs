@@ -4,7 +4,7 @@ use super::forwarded::Asker;
 use super::{
     BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status, TimedReader,
 };
-use crate::config::{SettingError, Settings, TrustedProxies};
+use crate::config::{SettingError, Settings, TrustedProxies, program_folder};
 use crate::protocol::{self, page};
 use rustix::fd::{AsFd, BorrowedFd};
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,16 +26,7 @@ pub fn run() -> ExitCode {
     let header = |name: &str| header_field(name);
     let settings = Settings::read(None, default_data_dir);
 
-    let connection = Asker {
-        address: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
-        // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
-        is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
-    };
-    let asker = match &settings {
-        // An address that the web server does not tell is no sign of a UNIX socket.
-        Ok(settings) => connection.behind(&TrustedProxies { unix: false, ..settings.trusted_proxies.clone() }, &header),
-        Err(_) => connection,
-    };
+    let asker = asker(&settings, &header);
     let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
     let path = variable("PATH_INFO").map(OsString::into_string);
     let mount = text("SCRIPT_NAME");
@@ -48,6 +39,7 @@ pub fn run() -> ExitCode {
         header: &header,
         headers: &header_fields,
         mount,
+        server: text("SERVER_SOFTWARE"),
         remote: asker.address,
         is_https: asker.is_https,
         // lighttpd alone passes a connection on as it is, if it has been told to (cgi.upgrade); otherwise it takes the wish
@@ -89,28 +81,14 @@ pub fn run() -> ExitCode {
         request.path = path;
     }
 
-    let head_only = request.method == "HEAD";
-    let mut sweep = None;
-    let reply = match settings {
-        Err(error) => {
-            say!("uhst-relay: {error}");
-            if page::is_asked_for(&request) { page::answer(Err(&error)) } else { unreadable(&error) }
-        }
-        Ok(settings) if malformed || !path_is_text => {
-            let sentence = if malformed { "CONTENT_LENGTH is not a number." } else { "The path is not UTF-8." };
-            protocol::with_cors(&settings, &request, Reply::error(Status::BadRequest, sentence))
-        }
-        Ok(settings) if refused.is_some() => {
-            let status = Status::Passed(refused.unwrap_or_default());
-            let sentence = "The web server has refused this request by itself.";
-            protocol::with_cors(&settings, &request, Reply::error(status, sentence))
-        }
-        Ok(settings) => {
-            let reply = protocol::answer(&settings, &mut request);
-            sweep = Some(settings);
-            reply
-        }
+    let wrong = match refused {
+        Some(status) => Some((Status::Passed(status), "The web server has refused this request by itself.")),
+        None if malformed => Some((Status::BadRequest, "CONTENT_LENGTH is not a number.")),
+        None if !path_is_text => Some((Status::BadRequest, "The path is not UTF-8.")),
+        None => None,
     };
+    let head_only = request.method == "HEAD";
+    let (reply, sweep) = answer(settings, &mut request, wrong);
     if !matches!(reply.content, Content::Upgrade(_)) {
         leave_nothing_unread(&mut request.body);
     }
@@ -132,6 +110,44 @@ pub fn run() -> ExitCode {
         sweep_unheard(&settings);
     }
     ExitCode::SUCCESS
+}
+
+/// Who asks, from what the web server tells.
+fn asker(settings: &Result<Settings, SettingError>, header: &dyn Fn(&str) -> Option<String>) -> Asker {
+    let connection = Asker {
+        address: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
+        // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
+        is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
+    };
+    match settings {
+        // An address that the web server does not tell is no sign of a UNIX socket.
+        Ok(settings) => connection.behind(&TrustedProxies { unix: false, ..settings.trusted_proxies.clone() }, header),
+        Err(_) => connection,
+    }
+}
+
+/// The answer, and the settings with which to sweep after it. `wrong` is what makes a request none.
+fn answer(
+    settings: Result<Settings, SettingError>,
+    request: &mut Request<'_>,
+    wrong: Option<(Status, &str)>,
+) -> (Reply, Option<Settings>) {
+    match (settings, wrong) {
+        (Err(error), _) => {
+            say!("uhst-relay: {error}");
+            let reply = if page::is_asked_for(request) {
+                page::answer(Err(&error), request)
+            } else {
+                page::for_people(request, unreadable(&error))
+            };
+            (reply, None)
+        }
+        (Ok(settings), Some((status, sentence))) => {
+            let reply = page::for_people(request, Reply::error(status, sentence));
+            (protocol::with_cors(&settings, request, reply), None)
+        }
+        (Ok(settings), None) => (protocol::answer(&settings, request), Some(settings)),
+    }
 }
 
 /// Sweeps when the answer is out. It ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache
@@ -322,11 +338,9 @@ impl Read for NoLength {
     }
 }
 
-/// `data/` beside the program. In a chroot without `/proc` the program does not know where it is; then web servers
-/// have made its folder the current one, or named it with its whole path (RFC 3875, 7.2).
+/// `data/` beside the program.
 fn default_data_dir() -> PathBuf {
-    let program = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
-    program.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).join("data")
+    program_folder().join("data")
 }
 
 fn variable(name: &str) -> Option<OsString> {

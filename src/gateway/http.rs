@@ -735,6 +735,7 @@ impl Connection {
                     header: &header,
                     headers: &headers,
                     mount: String::new(),
+                    server: "uhst-relay".to_owned(),
                     remote: asker.address,
                     is_https: asker.is_https,
                     can_upgrade: true,

@@ -43,6 +43,8 @@ pub struct Request<'a> {
     pub headers: &'a dyn Fn() -> Vec<(String, String)>,
     /// Where the relay itself is on its server: `SCRIPT_NAME` under CGI, empty under `serve`.
     pub mount: String,
+    /// What the web server calls itself: `SERVER_SOFTWARE` under CGI, the relay's own name under `serve`.
+    pub server: String,
     /// Who asks: who opened the connection to the server, or whom that speaks for where it is a [trusted
     /// proxy](crate::config::TrustedProxies). `None` where that is not known, as through a UNIX socket.
     pub remote: Option<IpAddr>,

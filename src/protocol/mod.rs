@@ -22,7 +22,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     } else if let "" | "/" = request.path.as_str() {
         match page::application(request) {
             Some(application) => application,
-            None if page::is_asked_for(request) => page::answer(Ok(settings)),
+            None if page::is_asked_for(request) => page::answer(Ok(settings), request),
             None => uhst::answer(settings, request),
         }
     } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
@@ -44,7 +44,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
             "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session, the servers of PTTH at /frontend/servers/, the WebSockets at /ws/CHANNEL.",
         )
     };
-    with_cors(settings, request, reply)
+    with_cors(settings, request, page::for_people(request, reply))
 }
 
 /// Whether it is time to sweep.

@@ -1,17 +1,18 @@
-//! The pages for people: what a browser shows that opens the relay's URL, and the applications that are behind it.
+//! The pages for people: what a browser shows that opens the relay's URL, the applications that are behind it, and what it
+//! shows in the same look of an error or a list.
 //!
 //! | request | answer |
 //! | --- | --- |
 //! | `GET /` of a browser | the relay's own page, filled in with the [health list](health) |
 //! | `GET /?page=chat`, `GET /?page=drop` | `deploy/examples/chat.html` and `drop.html`, as they are there |
 //!
-//! Each is one file without any other. It loads nothing and talks to nobody but the relay itself, and its
-//! Content-Security-Policy holds it to that.
+//! Each is one file without any other. It loads nothing and talks to nobody but the relay itself and the web server that it is
+//! on, and its Content-Security-Policy holds it to that.
 
 use super::query::Query;
 use crate::config::{SettingError, Settings};
 use crate::gateway::{Content, Reply, Request, Status};
-use crate::health::{self, Check, Outcome};
+use crate::health::{self, Check, Outcome, Visitor};
 use crate::store::queue::now_ms;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -35,7 +36,7 @@ pub fn application(request: &Request<'_>) -> Option<Reply> {
     let query = Query::parse(&request.query).ok()?;
     let name = query.get("page").filter(|_| query.get("token").or(query.get("action")).is_none())?;
     let (_, html) = APPLICATIONS.iter().find(|(application, _)| *application == name)?;
-    Some(page((*html).to_owned(), &policy(html)))
+    Some(self::html(Status::Ok, (*html).to_owned(), &policy(html)))
 }
 
 /// Whether this is a browser in which somebody has opened the relay's URL.
@@ -56,39 +57,88 @@ pub(super) fn names_html(accept: &str) -> bool {
 
 /// The page, with the health of the relay at this moment.
 #[must_use]
-pub fn answer(settings: Result<&Settings, &SettingError>) -> Reply {
-    page(fill(&health::look(settings), now_ms()), &policy(PAGE))
+pub fn answer(settings: Result<&Settings, &SettingError>, request: &Request<'_>) -> Reply {
+    let list = health::look(settings, Visitor::Page);
+    let program = request.mount.rsplit('/').next().unwrap_or_default();
+    html(Status::Ok, fill(&list, now_ms(), WebServer::named(&request.server), program), &policy(PAGE))
 }
 
-fn page(html: String, policy: &str) -> Reply {
-    Reply { content: Content::Whole(html.into_bytes()), ..Reply::empty(Status::Ok) }
-        .header("Content-Type", "text/html; charset=utf-8")
-        .header("Cache-Control", "no-store")
-        .header("Content-Security-Policy", policy)
-        .header("Referrer-Policy", "no-referrer")
-        .header("X-Content-Type-Options", "nosniff")
+/// The web server that the program runs under, as far as its cures are of different kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WebServer {
+    Apache,
+    Lighttpd,
+    Nginx,
+    Thttpd,
+    MiniHttpd,
+    /// `serve`.
+    Own,
+    /// One that nobody has tried yet.
+    Other,
 }
 
-fn fill(list: &[Check], now: u64) -> String {
-    let (class, mark, summary) = if list.iter().all(Check::is_ok) {
-        ("ok", "good", "This relay is healthy.")
-    } else {
+impl WebServer {
+    /// By what it calls itself (`SERVER_SOFTWARE`).
+    fn named(software: &str) -> Self {
+        let name = software.split(['/', ' ']).next().unwrap_or_default().to_ascii_lowercase();
+        match name.as_str() {
+            // LiteSpeed is a copy of Apache in what its users see: its configuration, and `.htaccess`.
+            "apache" | "litespeed" | "openlitespeed" => Self::Apache,
+            "lighttpd" => Self::Lighttpd,
+            "nginx" => Self::Nginx,
+            "thttpd" => Self::Thttpd,
+            "mini_httpd" => Self::MiniHttpd,
+            "uhst-relay" => Self::Own,
+            _ => Self::Other,
+        }
+    }
+
+    /// As the page's script calls it.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Apache => "apache",
+            Self::Lighttpd => "lighttpd",
+            Self::Nginx => "nginx",
+            Self::Thttpd => "thttpd",
+            Self::MiniHttpd => "mini_httpd",
+            Self::Own => "serve",
+            Self::Other => "other",
+        }
+    }
+}
+
+fn fill(list: &[Check], now: u64, server: WebServer, program: &str) -> String {
+    let has = |is: fn(&Outcome) -> bool| list.iter().any(|check| is(&check.outcome));
+    let (class, mark, summary) = if has(|outcome| matches!(outcome, Outcome::Problem { .. })) {
         ("bad", "wrong", "This relay has a problem.")
+    } else if has(|outcome| matches!(outcome, Outcome::Note { .. })) {
+        ("warn", "warn", "This relay works, with a note.")
+    } else {
+        ("ok", "good", "This relay is healthy.")
     };
     let summary = format!(
-        "<p id=\"summary\" class=\"{class}\" data-now=\"{now}\"><svg aria-hidden=\"true\"><use href=\"#{mark}\"/></svg>\
-         <span>{summary}</span></p>"
+        "<p id=\"summary\" class=\"{class}\" role=\"status\" data-now=\"{now}\" data-server=\"{}\" data-program=\"{}\">\
+         <svg aria-hidden=\"true\"><use href=\"#{mark}\"/></svg><span>{summary}</span></p>",
+        server.key(),
+        escape(program),
     );
-    PAGE.replacen("<!-- summary -->", &summary, 1).replacen("<!-- health -->", &items(list), 1)
+    // The version first: what is filled in after it could contain the mark.
+    PAGE.replacen("<!-- version -->", env!("CARGO_PKG_VERSION"), 1).replacen("<!-- summary -->", &summary, 1).replacen(
+        "<!-- health -->",
+        &items(list),
+        1,
+    )
 }
 
 fn items(list: &[Check]) -> String {
     let mut html = String::new();
     for Check { name, sentence, outcome } in list {
         let (class, mark, word, cure) = match outcome {
-            Outcome::Ok => ("ok", "good", "Fine", String::new()),
-            Outcome::Problem { cure } => ("bad", "wrong", "Problem", format!("<p class=\"cure\">{}</p>", text(cure))),
+            Outcome::Ok => ("ok", "good", "Fine", None),
+            Outcome::Note { cure } => ("warn", "warn", "Note", Some(cure)),
+            Outcome::Problem { cure } => ("bad", "wrong", "Problem", Some(cure)),
         };
+        let cure = cure.map(|cure| format!("<p class=\"cure\">{}</p>", text(cure))).unwrap_or_default();
         let _ = write!(
             html,
             "<li class=\"{class}\"><svg role=\"img\" aria-label=\"{word}\"><use href=\"#{mark}\"/></svg>\
@@ -98,6 +148,71 @@ fn items(list: &[Check]) -> String {
         );
     }
     html
+}
+
+/// The same answer, for a browser in which a person sees it: an error of the relay becomes a page that says its sentence.
+/// What a server behind the relay answers is not touched.
+#[must_use]
+pub fn for_people(request: &Request<'_>, reply: Reply) -> Reply {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Said {
+        error: String,
+    }
+    let is_error = reply.status >= Status::BadRequest && !matches!(reply.status, Status::Passed(_));
+    if !is_error || !(request.header)("accept").is_some_and(|accept| names_html(&accept)) {
+        return reply;
+    }
+    let Content::Whole(body) = &reply.content else { return reply };
+    let Ok(Said { error }) = serde_json::from_slice(body) else { return reply };
+    let status = reply.status.to_string();
+    let main = format!(
+        "<section><h2>{status}</h2><p>{}</p><p><a href=\"{}\">What this is, and whether it works</a></p></section>",
+        text(&error),
+        way_home(&request.path)
+    );
+    let mut page = document(reply.status, &status, &main);
+    // What else the error has said: `Allow`, `Retry-After` and their like.
+    let is_about_json = |name: &str| ["content-type", "cache-control"].contains(&name.to_ascii_lowercase().as_str());
+    page.headers.extend(reply.headers.into_iter().filter(|(name, _)| !is_about_json(name)));
+    page.header("Vary", "Accept")
+}
+
+/// A page in the look of the relay's own, without a script. `main` is HTML.
+pub(super) fn document(status: Status, title: &str, main: &str) -> Reply {
+    let logo = content_of(PAGE, "h1");
+    let page = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<meta name=\"robots\" content=\"noindex\">\n\
+         <title>{} – UHST relay</title>\n<link rel=\"icon\" href=\"data:,\">\n<style>{}</style>\n</head>\n<body>\n\
+         <header><h1>{logo}</h1></header>\n<main>{main}</main>\n</body>\n</html>\n",
+        escape(title),
+        content_of(PAGE, "style"),
+    );
+    let policy = format!(
+        "default-src 'none'; style-src {}; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash_of(PAGE, "style")
+    );
+    html(status, page, &policy)
+}
+
+fn html(status: Status, page: String, policy: &str) -> Reply {
+    Reply { content: Content::Whole(page.into_bytes()), ..Reply::empty(status) }
+        .header("Content-Type", "text/html; charset=utf-8")
+        .header("Cache-Control", "no-store")
+        .header("Content-Security-Policy", policy)
+        .header("Referrer-Policy", "no-referrer")
+        .header("X-Content-Type-Options", "nosniff")
+}
+
+/// From a path behind the relay's own to the relay, by a URL that a proxy with paths of its own cannot spoil.
+fn way_home(path: &str) -> String {
+    match path.matches('/').count() {
+        0 => "?".to_owned(),
+        1 => "./".to_owned(),
+        folders => "../".repeat(folders - 1),
+    }
 }
 
 /// Text as HTML, with what stands between backticks as code.
@@ -166,6 +281,7 @@ mod tests {
             header: &|name| accept.filter(|_| name == "accept").map(str::to_owned),
             headers: &Vec::new,
             mount: String::new(),
+            server: String::new(),
             remote: None,
             is_https: false,
             can_upgrade: false,
@@ -196,18 +312,52 @@ mod tests {
             sentence: "\"quoted\"".to_owned(),
             outcome: Outcome::Problem { cure: "Run `a > b`, then `c`.".to_owned() },
         };
-        let page = fill(&[bad], 17);
-        assert!(page.contains("This relay has a problem."));
+        let page = fill(&[bad], 17, WebServer::Nginx, "re\"lay.cgi");
+        assert!(page.contains("<span>This relay has a problem.</span>"));
         assert!(page.contains("<h3>Disk &amp; &lt;b&gt;</h3><p>&quot;quoted&quot;</p>"));
         assert!(page.contains("<p class=\"cure\">Run <code>a &gt; b</code>, then <code>c</code>.</p>"));
-        assert!(page.contains("data-now=\"17\""));
+        assert!(page.contains("data-now=\"17\" data-server=\"nginx\" data-program=\"re&quot;lay.cgi\""));
+        assert!(page.contains(concat!("uhst-relay ", env!("CARGO_PKG_VERSION"))));
         assert!(!page.contains("<!--"), "something was not filled in");
     }
 
     #[test]
-    fn all_is_well_when_every_check_is_passed() {
-        let page = fill(&[], 0);
-        assert!(page.contains("This relay is healthy.") && !page.contains("has a problem"));
+    fn the_worst_of_all_checks_is_the_summary() {
+        let check = |outcome: Outcome| Check { name: "A", sentence: String::new(), outcome };
+        let (note, problem) = (Outcome::Note { cure: String::new() }, Outcome::Problem { cure: String::new() });
+        let says = |list: &[Check], sentence: &str| {
+            let page = fill(list, 0, WebServer::Other, "");
+            assert!(page.contains(&format!("<span>{sentence}</span>")), "{sentence}");
+        };
+        says(&[], "This relay is healthy.");
+        says(&[check(Outcome::Ok)], "This relay is healthy.");
+        says(&[check(Outcome::Ok), check(note.clone())], "This relay works, with a note.");
+        says(&[check(problem), check(note), check(Outcome::Ok)], "This relay has a problem.");
+    }
+
+    #[test]
+    fn a_web_server_is_known_by_what_it_calls_itself() {
+        for (software, server) in [
+            ("Apache", WebServer::Apache),
+            ("Apache/2.4.71 (Debian)", WebServer::Apache),
+            ("LiteSpeed", WebServer::Apache),
+            ("lighttpd/1.4.69", WebServer::Lighttpd),
+            ("nginx/1.22.1", WebServer::Nginx),
+            ("thttpd/2.29 23May2018", WebServer::Thttpd),
+            ("mini_httpd/1.30 26Oct2018", WebServer::MiniHttpd),
+            ("uhst-relay", WebServer::Own),
+            ("Microsoft-IIS/10.0", WebServer::Other),
+            ("", WebServer::Other),
+        ] {
+            assert_eq!(WebServer::named(software), server, "{software}");
+        }
+    }
+
+    #[test]
+    fn from_anywhere_there_is_a_way_home() {
+        for (path, way) in [("", "?"), ("/", "./"), ("/bus", "./"), ("/bus/a", "../"), ("/cama/session/x", "../../")] {
+            assert_eq!(way_home(path), way, "{path}");
+        }
     }
 
     #[test]
@@ -224,6 +374,12 @@ mod tests {
             assert_eq!(others, 0, "{name}: only the name of SVG is a URL");
             assert_eq!(page.matches("http://").count(), page.matches("http://www.w3.org/2000/svg").count(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_page_knows_the_file_that_nobody_else_may_see() {
+        assert!(include_str!("../../data/index.html").contains("Empty on purpose"));
+        assert!(PAGE.contains("\"Empty on purpose\""));
     }
 
     #[test]

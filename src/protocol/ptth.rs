@@ -287,15 +287,13 @@ impl Relay<'_> {
         }
         let is_browser = (request.header)("accept").is_some_and(|accept| page::names_html(&accept));
         let reply = if is_browser {
-            Reply { content: Content::Whole(html(&listed).into_bytes()), ..Reply::empty(Status::Ok) }
-                .header("Content-Type", "text/html; charset=utf-8")
-                .header("Content-Security-Policy", "default-src 'none'; base-uri 'none'; frame-ancestors 'none'")
-                .header("X-Content-Type-Options", "nosniff")
+            page::document(Status::Ok, "Servers", &html(&listed))
         } else {
             let listed: Vec<_> = listed.iter().map(Listed::json).collect();
             Reply::json(Status::Ok, format!(r#"{{"servers":[{}]}}"#, listed.join(",")))
+                .header("Cache-Control", "no-store")
         };
-        Ok(reply.header("Cache-Control", "no-store").header("Vary", "Accept"))
+        Ok(reply.header("Vary", "Accept"))
     }
 
     // ---- GET /frontend/servers/NAME/PATH
@@ -877,11 +875,7 @@ fn html(listed: &[Listed]) -> String {
              <tbody>\n{rows}</tbody>\n</table>"
         )
     };
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>Servers</title>\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"></head>\n\
-         <body>\n<h1>Servers</h1>\n{table}\n</body>\n</html>\n"
-    )
+    format!("<section><h2>Servers</h2>{table}</section>")
 }
 
 #[cfg(test)]

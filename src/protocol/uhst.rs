@@ -20,6 +20,7 @@ use super::query::{NotUtf8, Query};
 use super::{is_recent, options, refuse, resume_id, store_status, stream_head};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status};
+use crate::health;
 use crate::sse::{self, Care, End, Unsent};
 use crate::store::mailbox::{Listener, Mailbox, Presence, Standing, has_passed};
 use crate::store::queue::now_ms;
@@ -80,6 +81,8 @@ fn key(settings: &Settings, store: &Store) -> Result<Key, store::Error> {
 enum Refusal {
     BadQuery(NotUtf8),
     MethodNotAllowed(&'static str),
+    /// Somebody looks what is at this URL.
+    NothingAsked,
     NoToken,
     BadToken(TokenError),
     /// The token was good, but its registration or its client has been swept, or another host has registered.
@@ -119,7 +122,7 @@ impl Refusal {
     fn status(&self) -> Status {
         match self {
             Self::MethodNotAllowed(_) => Status::MethodNotAllowed,
-            Self::NoToken | Self::BadToken(_) | Self::ExpiredToken => Status::Unauthorized,
+            Self::NothingAsked | Self::NoToken | Self::BadToken(_) | Self::ExpiredToken => Status::Unauthorized,
             Self::NoIdLeft | Self::MessagesWait | Self::TooManyHosts(_) | Self::TooManyClients(_) => {
                 Status::ServiceUnavailable
             }
@@ -157,6 +160,10 @@ impl fmt::Display for Refusal {
         match self {
             Self::BadQuery(error) => error.fmt(f),
             Self::MethodNotAllowed(allow) => write!(f, "This needs another method: {allow}."),
+            Self::NothingAsked => f.write_str(concat!(
+                "This is uhst-relay ", env!("CARGO_PKG_VERSION"), ", which passes messages between browsers and other programs: \
+                 open this URL in a browser to read on. A client adds ?token=…, as ?action=host or ?action=join gave it out."
+            )),
             Self::NoToken => f.write_str(
                 "There is no token: add ?token=… as ?action=host or ?action=join gave it out. To begin, POST to ?action=host.",
             ),
@@ -208,11 +215,15 @@ impl Relay<'_> {
         match (method, query.get("action"), query.get("token")) {
             ("POST", Some("host"), _) => self.register(query.get("hostId")),
             ("POST", Some("join"), _) => self.join(query.get("hostId")),
-            ("POST", Some("ping"), _) => Ok(ping(query.get("timestamp"))),
+            ("POST", Some("ping"), _) => {
+                health::glance(self.settings)?;
+                Ok(ping(query.get("timestamp")))
+            }
             (_, Some("host" | "join" | "ping"), _) => Err(Refusal::MethodNotAllowed("POST, OPTIONS")),
             ("POST", None, Some(token)) => self.send(token, request),
             ("GET", None, Some(token)) => self.listen(token, resume_id(&query, request)),
             ("HEAD", None, Some(token)) => self.would_listen(token, resume_id(&query, request)),
+            ("GET" | "HEAD", None, None) if request.query.is_empty() => Err(Refusal::NothingAsked),
             (_, None, None) => Err(Refusal::NoToken),
             _ => Err(Refusal::UnknownAction),
         }

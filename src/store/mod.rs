@@ -10,6 +10,7 @@
 //!   ptth.lock                   held by whoever changes them
 //!   sweep                       when the last sweep was, and where it stopped
 //!   probe/                      here while somebody looks at the health of the disk
+//!   probe.json                  what was found there last, and when
 //!   hosts/counts                how many sessions each shard has
 //!   hosts/XX/HASH/              a session: HASH is of the host's id, XX its first two digits (the shard)
 //!     session.json              its record, and the lock of everything below

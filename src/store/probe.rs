@@ -3,16 +3,30 @@
 
 use super::folder::Folder;
 use super::mailbox::{Mailbox, Presence};
-use super::{Error, Store, make_dirs};
+use super::queue::now_ms;
+use super::{Error, Store, make_dir, make_dirs, random_hex, replace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Access;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::io;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
-/// The folder's name. One for all: whoever looks at the same time waits for its lock, and what a killed process has left
-/// is used and removed by the next.
+/// The folder's name. One for all: only one looks at a time, and what a killed process has left is used and removed by the
+/// next.
 const PROBE: &str = "probe";
+
+/// What was found last, and when.
+const FOUND: &str = "probe.json";
+
+/// For this long a look serves everybody, however many open the page: each look writes, and syncs, a dozen files.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// How long a visitor of the page, and somebody at a terminal, waits for another who is looking.
+const PAGE_PATIENCE: Duration = Duration::from_secs(2);
+const TERMINAL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A wake-up takes microseconds. Whoever waits for this long waits in vain.
 const WAKE_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
@@ -21,7 +35,7 @@ const WAKE_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 const ROOM: u64 = 16 << 20;
 
 /// What was found where the data folder could be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 pub struct Findings {
     /// What was put into a mailbox came out of it.
@@ -36,13 +50,49 @@ pub struct Findings {
     pub clocks_apart: Duration,
 }
 
+/// What was found at a time, in milliseconds since 1970.
+#[derive(Serialize, Deserialize)]
+struct Found {
+    at: u64,
+    findings: Findings,
+}
+
+/// What keeps the relay from using its data folder, by the look of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// What may not be used.
+    pub place: Place,
+    /// Its owner's number.
+    pub owner: u32,
+    /// Its permissions, as `chmod` takes them.
+    pub mode: u32,
+}
+
+/// Where an [`Obstacle`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The folder in which the data folder would have to be made.
+    Above,
+    /// The data folder itself.
+    DataFolder,
+    /// Something in it, which was left there by somebody else.
+    Inside(&'static str),
+}
+
+/// Whether it says that this disk has no locks. Then nobody holds one either.
+#[must_use]
+pub fn has_no_locks(error: &io::Error) -> bool {
+    const NO_LOCKS: [Errno; 3] = [Errno::NOLCK, Errno::NOSYS, Errno::OPNOTSUPP];
+    Errno::from_io_error(error).is_some_and(|errno| NO_LOCKS.contains(&errno))
+}
+
 impl Store {
-    /// Looks. Nothing is left behind, not even the data folder where there was none.
+    /// Looks, for somebody at a terminal. Nothing is left behind, not even the data folder where there was none: he may be
+    /// somebody else than the relay, and a folder of his would lock the relay out.
     ///
     /// # Errors
-    /// When the data folder cannot be used.
+    /// When the data folder cannot be used; [`Error::Busy`] when another does not stop looking.
     pub fn probe(&self) -> Result<Findings, Error> {
-        // Whoever runs this may be somebody else than the relay, and a folder of his would lock the relay out.
         let missing: Vec<PathBuf> =
             self.root.ancestors().take_while(|path| !path.exists()).map(PathBuf::from).collect();
         let findings = make_dirs(&self.root)
@@ -50,7 +100,7 @@ impl Store {
                 Error::Io(error) => Error::Unusable(error),
                 other => other,
             })
-            .and_then(|()| self.examine());
+            .and_then(|()| in_turn(TERMINAL_PATIENCE, || self.examine(|_| ())));
         for path in missing {
             // Only an empty one goes: nobody else has begun to use it.
             let _ = std::fs::remove_dir(path);
@@ -58,16 +108,111 @@ impl Store {
         findings
     }
 
-    fn examine(&self) -> Result<Findings, Error> {
+    /// Looks, as the relay itself and for the visitors of its page, unless somebody has looked a moment ago. The data
+    /// folder is made if it is missing.
+    ///
+    /// # Errors
+    /// When the data folder cannot be used; [`Error::Busy`] when another does not stop looking.
+    pub fn probe_for_page(&self) -> Result<Findings, Error> {
+        self.prepare()?;
+        in_turn(PAGE_PATIENCE, || match self.found_lately() {
+            Some(findings) => Ok(findings),
+            None => self.examine(|findings| self.keep(findings)),
+        })
+    }
+
+    /// Whether the data folder can be used, as far as a look tells that waits for nobody and changes nothing, except that
+    /// the folder is made if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn look(&self) -> Result<(), Error> {
+        if !self.root.exists() {
+            self.make_root(Path::new("hosts"))?;
+        }
+        if !self.root.is_dir() {
+            return Err(Error::Unusable(io::ErrorKind::NotADirectory.into()));
+        }
+        for (path, wanted) in [
+            (self.root.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
+            (self.root.join("hosts"), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
+            (self.root.join("secret"), Access::READ_OK),
+        ] {
+            may(&path, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// What keeps this process from using the data folder; `None` where it is nothing that permissions tell.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        let there = self.root.ancestors().find(|path| path.exists())?;
+        let inside = if there == self.root { ["secret", "hosts", "sweep", PROBE].as_slice() } else { &[] };
+        let places = std::iter::once((there.to_owned(), None))
+            .chain(inside.iter().map(|name| (self.root.join(name), Some(*name))));
+        for (path, name) in places {
+            let Ok(about) = std::fs::metadata(&path) else { continue };
+            let execute = if about.is_dir() { Access::EXEC_OK } else { Access::empty() };
+            if may(&path, Access::READ_OK | Access::WRITE_OK | execute).is_err() {
+                let place = match name {
+                    Some(name) => Place::Inside(name),
+                    None if there == self.root => Place::DataFolder,
+                    None => Place::Above,
+                };
+                return Some(Obstacle { place, owner: about.uid(), mode: about.mode() & 0o7777 });
+            }
+        }
+        None
+    }
+
+    fn found_lately(&self) -> Option<Findings> {
+        let found: Found = serde_json::from_slice(&std::fs::read(self.root.join(FOUND)).ok()?).ok()?;
+        // What lies ahead was found before the clock was set back.
+        let age = now_ms().checked_sub(found.at)?;
+        (u128::from(age) < FRESH.as_millis()).then_some(found.findings)
+    }
+
+    fn keep(&self, findings: &Findings) {
+        let found = Found { at: now_ms(), findings: *findings };
+        let kept = random_hex(4).and_then(|random| {
+            let text = serde_json::to_vec(&found).map_err(io::Error::other)?;
+            Ok(replace(&self.root.join(FOUND), &self.root.join(format!("{FOUND}.{random}")), &text)?)
+        });
+        if let Err(error) = kept {
+            // The next visitor looks himself.
+            error.log();
+        }
+    }
+
+    /// Looks, and hands on what it finds while nobody else can look.
+    fn examine(&self, found: impl FnOnce(&Findings)) -> Result<Findings, Error> {
         self.all_is_ours()?;
         let path = self.root.join(PROBE);
-        let (folder, _) = Folder::<String>::open_or_make(&path).inspect_err(|_| {
-            let _ = std::fs::remove_dir_all(&path);
-        })?;
+        make_dir(&path)?;
+        let folder = match Folder::<String>::try_open_or_make_record(&path) {
+            Ok(Some(folder)) => folder,
+            // Somebody is at work in it, or has just removed it.
+            Ok(None) => return Err(Error::Busy),
+            Err(error) => {
+                // Nobody can be at work where there are no locks, or where the lock is no file.
+                let is_nobody = match &error {
+                    Error::Unusable(_) => true,
+                    Error::Io(cause) => has_no_locks(cause),
+                    _ => false,
+                };
+                if is_nobody {
+                    let _ = std::fs::remove_dir_all(&path);
+                }
+                return Err(error);
+            }
+        };
         let mailbox = Mailbox::new(&folder, path);
         let findings = self.try_out(&folder, &mailbox);
         let removed = mailbox.remove();
         let findings = findings.and_then(|findings| removed.map(|()| findings));
+        if let Ok(findings) = &findings {
+            found(findings);
+        }
         let removed = folder.remove();
         findings.and_then(|findings| removed.map(|()| findings))
     }
@@ -100,6 +245,7 @@ impl Store {
     /// by hand once.
     pub(super) fn all_is_ours(&self) -> Result<(), Error> {
         let hosts = self.root.join("hosts");
+        may(&self.root, Access::EXEC_OK)?;
         let inside = match std::fs::read_dir(&hosts) {
             Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -107,10 +253,7 @@ impl Store {
         };
         let secret = self.root.join("secret");
         for path in inside.iter().chain([&hosts, &self.root, &self.root.join("sweep"), &secret]) {
-            match rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
+            may(path, Access::READ_OK | Access::WRITE_OK)?;
         }
         if secret.exists() {
             self.secret()?;
@@ -124,6 +267,25 @@ impl Store {
         let no_bytes = disk.f_blocks > 0 && disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM;
         let no_files = disk.f_files > 0 && disk.f_favail < 100;
         Ok(no_bytes || no_files)
+    }
+}
+
+/// Fails where this process may not do that with what is there; what is not there is no obstacle.
+fn may(path: &Path, wanted: Access) -> Result<(), Error> {
+    match rustix::fs::access(path, wanted) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tries again as long as another is at it, with so much patience.
+fn in_turn<T>(patience: Duration, work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    let until = Instant::now() + patience;
+    loop {
+        match work() {
+            Err(Error::Busy) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+            other => return other,
+        }
     }
 }
 
@@ -184,6 +346,58 @@ mod tests {
             }
         });
         assert!(!root.join(PROBE).exists());
+    }
+
+    #[test]
+    fn somebody_who_is_looking_is_left_alone_and_no_problem_is_made_of_it() {
+        let dir = TestDir::new();
+        let root = dir.join("data");
+        let store = Store::new(&root);
+        store.prepare().unwrap();
+        make_dir(&root.join(PROBE)).unwrap();
+        let other = Folder::<String>::try_open_or_make_record(&root.join(PROBE)).unwrap().unwrap();
+        std::fs::write(root.join(PROBE).join("queue"), "his").unwrap();
+        assert!(matches!(store.probe_for_page(), Err(Error::Busy)));
+        assert_eq!(std::fs::read(root.join(PROBE).join("queue")).unwrap(), b"his");
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| store.probe());
+            std::thread::sleep(Duration::from_millis(50));
+            drop(other);
+            assert!(waits.join().unwrap().unwrap().keeps);
+        });
+    }
+
+    #[test]
+    fn one_look_serves_everybody_for_a_moment() {
+        let dir = TestDir::new();
+        let root = dir.join("data");
+        let store = Store::new(&root);
+        let good = store.probe_for_page().unwrap();
+        assert!(good.keeps && root.is_dir() && !root.join(PROBE).exists());
+        // Nobody would find this, so whoever says it has not looked.
+        let other = Findings { wakes: false, ..good };
+        store.keep(&other);
+        assert_eq!(store.probe_for_page().unwrap(), other);
+        assert!(store.probe().unwrap().wakes, "at a terminal everything is looked at");
+        for at in [now_ms() - 6_000, now_ms() + 60_000] {
+            std::fs::write(root.join(FOUND), serde_json::to_vec(&Found { at, findings: other }).unwrap()).unwrap();
+            assert!(store.probe_for_page().unwrap().wakes, "what is old, or lies ahead, is looked at again");
+        }
+        std::fs::write(root.join(FOUND), "half").unwrap();
+        assert!(store.probe_for_page().unwrap().wakes);
+    }
+
+    #[test]
+    fn a_look_makes_the_folder_and_sees_what_is_in_the_way() {
+        let dir = TestDir::new();
+        let root = dir.join("data");
+        let store = Store::new(&root);
+        store.look().unwrap();
+        assert!(root.join(".htaccess").is_file() && root.join("hosts").is_dir());
+        assert_eq!(store.obstacle(), None);
+        std::fs::write(dir.join("file"), "").unwrap();
+        assert!(matches!(Store::new(&dir.join("file")).look(), Err(Error::Unusable(_))));
+        assert!(matches!(Store::new(&dir.join("file/data")).look(), Err(Error::Unusable(_))));
     }
 
     #[test]

@@ -47,7 +47,10 @@ const plain = (answer, client) => {
 
 const later = (delay, then) => setTimeout(then, delay).unref();
 
-/** What each fault does to a stream, and to other requests before they reach the relay (true: it has answered). */
+/**
+ * What each fault does to a stream, and to other requests before they reach the relay (true: it has answered); and which
+ * files it publishes of the data folder beside the relay.
+ */
 export const FAULTS = {
     none: {},
     'holds streams back': { stream: () => {} },
@@ -110,17 +113,20 @@ export const FAULTS = {
         request: (client) => client.writeHead(507, { 'Content-Type': 'application/json' }).end('{"error":"The disk is full."}'),
     },
     'answers nothing while streams are open': { request: (client, streams) => streams < 2 ? false : true },
+    'publishes the data folder': { files: { 'index.html': '<!DOCTYPE html><title></title><!-- Empty on purpose -->', secret: 'ab'.repeat(32) } },
+    'publishes the secret': { files: { secret: 'ab'.repeat(32) } },
     'is gone': { request: (client) => client.destroy() },
 };
 
 /** Starts the proxy; gives its URL and how to end it. */
 export async function faultyProxy(relay, fault) {
-    const { stream = plain, request = () => false } = FAULTS[fault];
+    const { stream = plain, request = () => false, files = {} } = FAULTS[fault];
     const target = new URL(relay);
     let streams = 0;
     const server = http.createServer((incoming, client) => {
         if (!incoming.url.startsWith(PREFIX)) {
-            client.writeHead(404).end();
+            const file = files[incoming.url.split('/data/')[1]];
+            client.writeHead(file === undefined ? 404 : 200).end(file);
             return;
         }
         if (incoming.method === 'POST' && request(client, streams)) return;

@@ -1,24 +1,28 @@
 // The relay's page in headless Chromium, and the published client in a page of another origin.
 //
-//     node page.mjs RELAY_URL [FOLDER]      puts screenshots into FOLDER, if there is one
+//     node page.mjs RELAY_URL SERVER [FOLDER]
+//
+// SERVER is the web server as the page names it (lighttpd, serve). Screenshots are put into FOLDER, if there is one.
 //
 // Exits with 0 when everything is as it should be, else with 1 and the first thing that is not. CHROMIUM names another
 // browser than /usr/bin/chromium.
 
-import { readFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdir, readFile } from 'node:fs/promises';
 import http from 'node:http';
 import { createRequire } from 'node:module';
 import path from 'node:path';
+import { promisify } from 'node:util';
 import { chromium } from 'playwright-core';
-import { FAULTS, faultyProxy } from './faults.mjs';
+import { faultyProxy } from './faults.mjs';
 
 const MESSAGES = 30; // what the page draws
 const ALL = 50; // what it sends
 const LIMIT = 180_000; // ms for everything
-const [relay, shots] = process.argv.slice(2);
+const [relay, software, shots] = process.argv.slice(2);
 
-if (!relay) {
-    console.error('usage: node page.mjs RELAY_URL [FOLDER]');
+if (!relay || !software) {
+    console.error('usage: node page.mjs RELAY_URL SERVER [FOLDER]');
     process.exit(2);
 }
 
@@ -30,6 +34,8 @@ function insist(condition, sentence) {
 function guard(page, origin) {
     const faults = [];
     page.on('console', (message) => {
+        // The page looks whether these are refused, and a browser says so when they are.
+        if (/\/data\/(secret|index\.html)$/.test(message.location().url)) return;
         if (['error', 'warning'].includes(message.type())) faults.push(`console: ${message.text()}`);
     });
     page.on('pageerror', (error) => faults.push(`exception: ${error.message}`));
@@ -64,7 +70,8 @@ async function withoutHtmlItIsTheRelay() {
     for (const accept of ['*/*', 'application/json', 'text/event-stream']) {
         const answer = await fetch(relay, { headers: { Accept: accept } });
         insist(answer.status === 401, `GET with Accept: ${accept} got ${answer.status}`);
-        insist((await answer.json()).error, `GET with Accept: ${accept} got no error`);
+        const { error } = await answer.json();
+        insist(/^This is uhst-relay [\d.]+, .*open this URL in a browser/.test(error), `Accept: ${accept} got ${error}`);
     }
 }
 
@@ -91,8 +98,10 @@ async function itLoadsTestsItselfAndDraws(browser) {
     const check = guard(page, origin);
     await page.goto(relay);
     insist(await page.innerText('#summary') === 'This relay is healthy.', `it says ${await page.innerText('#summary')}`);
-    insist(await page.locator('.health li.ok').count() === 5, 'not five checks are passed');
+    await page.waitForSelector('#private.ok');
+    insist(await page.locator('.health li.ok').count() === 6, 'not six checks are passed');
     insist(await page.locator('.health li.bad').count() === 0, 'a check is not passed');
+    insist(/uhst-relay \d+\.\d+\.\d+/.test(await page.innerText('footer')), 'it does not say its version');
     insist(await page.inputValue('#url') === relay, `the URL to use is ${await page.inputValue('#url')}`);
     insist((await page.innerText('#sample')).includes(`relayUrl: "${relay}"`), 'the sample has another URL');
     await page.click('#copy');
@@ -102,12 +111,14 @@ async function itLoadsTestsItselfAndDraws(browser) {
     for (const time of ['first', 'second']) {
         const { state, verdict } = await test(page);
         insist(state === 'passed', `the ${time} test ${state}: ${verdict}`);
-        insist(verdict.startsWith(`It works: all ${ALL} messages`), `the verdict is ${verdict}`);
+        const measured = new RegExp(`^It works: ${ALL} of ${ALL} messages came back in order, .* the slowest after [\\d.]+ ms\\.`);
+        insist(measured.test(verdict), `the verdict is ${verdict}`);
         insist(await page.locator('#chart .bar').count() === MESSAGES, 'it drew another number of messages');
         insist(/^[\d.]+ ms$/.test(await page.innerText('#half')), 'there is no median');
         insist(await page.locator('#streams.ok').count() === 1, 'the streams are not found good');
     }
-    await shoot(page, 'wide-light');
+    insist(await page.innerText('#summary') === 'This relay is healthy.', 'it is not healthy after the test');
+    await shoot(page, 'light');
     await page.setViewportSize({ width: 600, height: 900 });
     await page.waitForTimeout(100);
     const farthest = await page.locator('#chart .bar').last().getAttribute('x');
@@ -129,7 +140,8 @@ async function itFitsEveryScreen(browser) {
             const { state, verdict } = await test(page);
             insist(state === 'passed', `the test ${state}: ${verdict}`);
             await fits(page, `${colorScheme}, after the test`);
-            await shoot(page, `${width}-${colorScheme}`);
+            if (width === 360) await shoot(page, colorScheme === 'light' ? 'phone' : 'phone-dark');
+            if (width === 768 && colorScheme === 'dark') await shoot(page, 'dark');
             const [text, back] = await page.evaluate(() => {
                 const style = getComputedStyle(document.body);
                 return [style.color, style.backgroundColor].map((color) => Math.max(...color.match(/\d+/g).map(Number)));
@@ -163,23 +175,134 @@ async function aDeviceWithAWrongClockIsTold(browser) {
     await context.close();
 }
 
+/** The five ways: each line on the page does what it says, as it stands there. */
+async function everyWayWorksAsPrinted(browser) {
+    const context = await browser.newContext();
+    const page = await context.newPage();
+    const heard = [];
+    await page.goto(relay);
+    const sample = (name) => page.locator(`#sample${name}`).textContent();
+    const url = relay.replace(/\/$/, '');
+    const run = (line) => promisify(execFile)('sh', ['-c', `${line.replace(/^curl/, 'curl --silent --show-error --max-time 20')}`]);
+    insist((await sample('')).includes(`relayUrl: "${relay}"`), 'the first way has another URL');
+
+    const empty = await context.newPage();
+    empty.on('console', (message) => message.type() === 'log' && heard.push(message.text()));
+    await empty.goto(`${url}/frontend/relay_up_check`);
+    await empty.evaluate(() => {
+        window.made = [];
+        for (const name of ['EventSource', 'WebSocket']) {
+            window[name] = class extends window[name] {
+                constructor(...all) {
+                    super(...all);
+                    window.made.push(this);
+                }
+            };
+        }
+    });
+    const opens = async (line) => {
+        await empty.evaluate(line);
+        await empty.waitForFunction(() => window.made.at(-1).readyState === 1);
+    };
+    await opens(await sample('-bus'));
+    const { user } = JSON.parse((await run(await sample('-hello'))).stdout);
+    const posted = await fetch(`${url}/bus/room?user=${user}`, { method: 'POST', body: '"hello"' });
+    insist(posted.status === 200, `a post got ${posted.status}`);
+    for (const start = Date.now(); !heard.some((text) => text.includes('hello')); await empty.waitForTimeout(20)) {
+        insist(Date.now() - start < 20_000, `nobody on the bus hears: ${heard}`);
+    }
+    const pipe = (await run(await sample('-pipe'))).stdout;
+    insist(/ 201 /.test(pipe) && /^location: .*\/cama\/session\/./im.test(pipe), `a pipe got ${pipe}`);
+    const servers = JSON.parse((await run(await sample('-servers'))).stdout);
+    insist(Array.isArray(servers.servers), `the servers are ${JSON.stringify(servers)}`);
+    const socket = await sample('-socket');
+    insist(socket.includes(`"${url.replace(/^http/, 'ws')}/ws/room"`), `the socket is ${socket}`);
+    await opens(socket);
+    insist(await page.locator('a[href="?page=chat"]').count() === 1, 'there is no way to the chat');
+    await context.close();
+}
+
+/** An error, and the list of servers, in a browser: pages of the same look, with the sentence that programs get. */
+async function errorsArePagesToo(browser) {
+    const context = await browser.newContext({ viewport: { width: 800, height: 600 } });
+    const page = await context.newPage();
+    const url = relay.replace(/\/$/, '');
+    for (const [what, status] of [
+        ['/nowhere', 404], ['/bus/a/b', 404], ['/cama/session/none', 404], ['/frontend/servers/none/', 404],
+        ['/ws/room', 426], ['?token=bad', 401], ['?action=none', 400],
+    ]) {
+        const { error } = await (await fetch(url + what)).json();
+        const answer = await page.goto(url + what);
+        // Where the web server hands no upgrade on, it is 501.
+        insist(answer.status() === status || (status === 426 && answer.status() === 501), `${what} got ${answer.status()}`);
+        const text = await page.innerText('main');
+        insist(text.includes(error) && text.includes(String(answer.status())), `${what} shows ${text}, not ${error}`);
+        insist(answer.headers()['content-security-policy'].startsWith("default-src 'none'"), `${what} has no policy`);
+        await fits(page, what);
+        if (what === '/nowhere') await shoot(page, 'error');
+        await page.click('main a');
+        await page.waitForSelector('#summary');
+    }
+    const answer = await page.goto(`${url}/frontend/servers/`);
+    insist(answer.status() === 200 && (await page.innerText('main')).includes('Servers'), 'there is no list of servers');
+    const back = await page.evaluate(() => getComputedStyle(document.querySelector('section')).borderRadius);
+    insist(back !== '0px', 'the list has another look');
+    await shoot(page, 'servers');
+    await context.close();
+}
+
+/** What a stranger can read of the data folder turns the banner red, whatever else is fine. */
+async function aPublishedDataFolderTurnsItRed(browser) {
+    for (const fault of ['publishes the data folder', 'publishes the secret']) {
+        const proxy = await faultyProxy(relay, fault);
+        const context = await browser.newContext({ viewport: { width: 800, height: 900 } });
+        try {
+            const page = await context.newPage();
+            await page.goto(proxy.url);
+            await page.waitForSelector('#private.bad');
+            insist(await page.innerText('#summary') === 'This relay has a problem.', `the banner is ${await page.innerText('#summary')}`);
+            const said = await page.innerText('#private');
+            insist(said.includes('data/secret') && said.includes(CURE_OF_PUBLISHED), `it says ${said}`);
+            await namesNoOtherServer(page, said);
+            const { state } = await test(page);
+            insist(state === 'passed', `the test ${state}`);
+            insist(await page.innerText('#summary') === 'This relay has a problem.', 'a passed test has made it healthy');
+            await shoot(page, 'red');
+        } finally {
+            await context.close();
+            proxy.end();
+        }
+    }
+}
+
+const isLighttpd = software === 'lighttpd';
+const CURE_OF_PUBLISHED = isLighttpd ? 'lighttpd/relay.conf' : 'the proxy in front';
+const BUSY = isLighttpd ? 'server.max-connections' : 'RELAY_MAX_CONNECTIONS';
+
+/** A cure for another server is none. */
+async function namesNoOtherServer(page, said) {
+    for (const other of ['Apache', 'lighttpd', 'nginx', 'thttpd', 'mini_httpd', 'fcgiwrap'].filter((name) => name !== software)) {
+        insist(!said.includes(other), `'${other}' is named under ${software}: ${said}`);
+    }
+}
+
 /** What the page says of each fault: how the test ends, and what the sentence and its cures contain. */
 const SAID = {
     'none': ['passed', 'It works'],
-    'holds streams back': ['failed', 'did not open within 12 s', 'server.stream-response-body = 1', 'NO_BUFFERING'],
+    'holds streams back': ['failed', 'did not open within 12 s', isLighttpd ? 'server.stream-response-body = 1' : 'proxy'],
     'opens streams late': ['failed', 's to open: something holds it back', 'CDN'],
-    'sends in lumps': ['failed', 'arrive in lumps', 'apache/.htaccess'],
-    'delays every event': ['slow', 'each event is held back by', 'mini_httpd'],
+    'sends in lumps': ['failed', 'arrive in lumps', isLighttpd ? 'server.stream-response-body = 1' : 'proxy'],
+    'delays every event': ['slow', 'each event is held back by', 'proxy'],
     'cuts streams': ['failed', 'stream was cut after', 'RELAY_KEEP_ALIVE'],
-    'cuts streams after 3 s': ['failed', 'stream was cut after 3.', 'CGI_TIMELIMIT'],
+    'cuts streams after 3 s': ['failed', 'stream was cut after 3.', 'RELAY_KEEP_ALIVE'],
     'loses a message': ['failed', 'Message 5 was lost on its way', 'in between'],
     'repeats a message': ['failed', 'Message 5 came twice', 'in between'],
     'swaps messages': ['failed', 'out of order', 'in between'],
-    'answers streams with a page': ['failed', 'comes from the web server or something in between', 'relay.conf'],
-    'refuses streams': ['failed', '(503) comes from the web server', 'MaxRequestWorkers'],
-    'answers with its own error': ['failed', '(500) comes from the web server', 'chmod 755'],
+    'answers streams with a page': ['failed', 'comes from the web server or something in between', isLighttpd ? 'relay.conf' : 'in between answers'],
+    'refuses streams': ['failed', '(503) comes from the web server', BUSY],
+    'answers with its own error': ['failed', '(500) comes from the web server', isLighttpd ? 'chmod 755' : 'proxy in front'],
     'has a full disk': ['failed', 'The relay answers with 507: The disk is full.', 'Make room'],
-    'answers nothing while streams are open': ['failed', 'not answered within 5 s', 'fcgiwrap -c'],
+    'answers nothing while streams are open': ['failed', 'not answered within 5 s', BUSY],
     'is gone': ['failed', 'cannot be reached', 'online'],
 };
 
@@ -195,8 +318,12 @@ async function itNamesTheCureFor(fault, browser) {
         const { state, verdict } = await test(page);
         insist(state === wanted, `the test ${state}: ${verdict}`);
         for (const word of words) insist(verdict.includes(word), `'${word}' is not in: ${verdict}`);
+        await namesNoOtherServer(page, verdict);
+        const [banner, colour] = await page.evaluate(() => [document.getElementById('summary').textContent.trim(), document.getElementById('summary').className]);
+        const worst = { passed: 'ok', slow: 'warn', failed: 'bad' }[state];
+        insist(colour === worst, `the banner is ${colour} (${banner}) after a test that ${state}`);
         insist(await page.locator('#start').isEnabled(), 'there is no second try');
-        await shoot(page, `fault-${fault.replaceAll(' ', '-')}`);
+        if (fault === 'delays every event') await shoot(page, 'warn');
     } finally {
         await context.close();
         proxy.end();
@@ -302,6 +429,7 @@ async function look(what, task) {
 }
 
 async function main() {
+    if (shots) await mkdir(shots, { recursive: true });
     // Without a list of its own, each test has a profile that nobody has used.
     browser = await chromium.launch({
         executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
@@ -314,11 +442,14 @@ async function main() {
     await look('the page may load nothing and is not stored', theAnswerIsLockedDown);
     await look('the page loads, tests itself and draws', () => itLoadsTestsItselfAndDraws(browser));
     await look('it fits every screen, light and dark', () => itFitsEveryScreen(browser));
+    await look('every way works as printed', () => everyWayWorksAsPrinted(browser));
+    await look('errors are pages too', () => errorsArePagesToo(browser));
+    await look('a published data folder turns it red', () => aPublishedDataFolderTurnsItRed(browser));
     await look('it can be read without JavaScript', () => itIsReadWithoutJavaScript(browser));
     await look('a device with a wrong clock is told', () => aDeviceWithAWrongClockIsTold(browser));
     await look('the uhst client works from another origin', () => theClientWorksFromAnotherOrigin(browser));
     await look('a pipe works from another origin', () => aPipeWorksFromAnotherOrigin(browser));
-    const faults = Object.keys(FAULTS).filter((fault) => fault !== 'none');
+    const faults = Object.keys(SAID).filter((fault) => fault !== 'none');
     await look('it works behind a proxy', () => itNamesTheCureFor('none', browser));
     // They mostly wait.
     await Promise.all(faults.map((fault) => (

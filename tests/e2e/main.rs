@@ -156,6 +156,7 @@ mod manual;
 mod presence;
 mod promise;
 mod settings;
+mod shared_hosts;
 
 web_server!(lighttpd = Lighttpd);
 web_server!(apache_event = ApacheEvent);
@@ -289,6 +290,6 @@ mod browser {
     #[test]
     fn the_page_of_serve_works_in_a_browser() {
         let relay = crate::serve::Serve::new();
-        crate::web::page_works_in_a_browser(&format!("{}/", relay.url().trim_end_matches('/')));
+        crate::web::page_works_in_a_browser(&format!("{}/", relay.url().trim_end_matches('/')), &["serve"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -71,6 +71,17 @@ impl Server {
             "no answer to a ping within {LONG:?}; the last one was {:?}",
             self.try_call(&Call { query: "action=ping", ..Call::default() })
         );
+    }
+
+    /// Whether a ping comes back within two seconds; false where nobody listens or answers.
+    pub fn answers_soon(&self) -> bool {
+        let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let request = format!("POST {PROGRAM}?action=ping&timestamp=1 HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
+        let mut answer = String::new();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket.write_all(request.as_bytes()).is_ok()
+            && socket.read_to_string(&mut answer).is_ok()
+            && answer.ends_with(r#"{"pong":1}"#)
     }
 
     /// What everybody types into a browser.
@@ -145,7 +156,7 @@ impl Server {
 
 /// Ports below those that the kernel gives to outgoing connections, no two the same within this process: a test can
 /// never reach the server of another one that stopped.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let number = std::process::id() * 500 + NEXT.fetch_add(1, Ordering::Relaxed);

@@ -180,11 +180,19 @@ pub fn the_published_client_works(door: Door) {
 /// `tests/browser/page.mjs`.
 pub fn the_page_works_in_a_browser(door: Door) {
     let Some(server) = door.server(&[]) else { return };
-    page_works_in_a_browser(&server.url());
+    // Look at them: target/screenshots/.
+    let shots = repository().join("target/screenshots");
+    let _ = std::fs::remove_dir_all(&shots);
+    page_works_in_a_browser(&server.url(), &["lighttpd", shots.to_str().unwrap()]);
+    for shot in ["light", "dark", "phone", "red"] {
+        // Without a browser the test has been skipped.
+        assert!(!have("chromium") || shots.join(format!("{shot}.png")).is_file(), "there is no picture {shot}");
+    }
 }
 
-pub fn page_works_in_a_browser(url: &str) {
-    passes_in_a_browser("page.mjs", &[url]);
+/// Of which web server, and where pictures go, stands in `arguments`.
+pub fn page_works_in_a_browser(url: &str, arguments: &[&str]) {
+    passes_in_a_browser("page.mjs", &[&[url], arguments].concat());
 }
 
 /// Runs a script of `tests/browser`.
