@@ -16,6 +16,7 @@ use crate::health::{self, Check, Outcome, Visitor};
 use crate::store::queue::now_ms;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 
@@ -154,21 +155,17 @@ fn items(list: &[Check]) -> String {
 /// What a server behind the relay answers is not touched.
 #[must_use]
 pub fn for_people(request: &Request<'_>, reply: Reply) -> Reply {
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Said {
-        error: String,
-    }
     let is_error = reply.status >= Status::BadRequest && !matches!(reply.status, Status::Passed(_));
     if !is_error || !(request.header)("accept").is_some_and(|accept| names_html(&accept)) {
         return reply;
     }
     let Content::Whole(body) = &reply.content else { return reply };
-    let Ok(Said { error }) = serde_json::from_slice(body) else { return reply };
+    let Ok(Value::Object(said)) = serde_json::from_slice(body) else { return reply };
+    let Some(Value::String(error)) = said.get("error").filter(|_| said.len() == 1) else { return reply };
     let status = reply.status.to_string();
     let main = format!(
         "<section><h2>{status}</h2><p>{}</p><p><a href=\"{}\">What this is, and whether it works</a></p></section>",
-        text(&error),
+        text(error),
         way_home(&request.path)
     );
     let mut page = document(reply.status, &status, &main);

@@ -8,7 +8,7 @@ use super::{Error, Store, make_dir, make_dirs, random_hex, replace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Access;
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ const WAKE_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 const ROOM: u64 = 16 << 20;
 
 /// What was found where the data folder could be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 pub struct Findings {
     /// What was put into a mailbox came out of it.
@@ -50,11 +50,26 @@ pub struct Findings {
     pub clocks_apart: Duration,
 }
 
-/// What was found at a time, in milliseconds since 1970.
-#[derive(Serialize, Deserialize)]
-struct Found {
-    at: u64,
-    findings: Findings,
+impl Findings {
+    /// As it is kept, with the time in milliseconds since 1970.
+    fn encode(&self, at: u64) -> String {
+        let Self { keeps, locks, wakes, is_full, clocks_apart } = self;
+        json!([at, keeps, locks, wakes, is_full, clocks_apart.as_secs_f64()]).to_string()
+    }
+
+    /// `None` where it is not what [`Self::encode`] has made.
+    fn decode(kept: &[u8]) -> Option<(u64, Self)> {
+        let Ok(Value::Array(kept)) = serde_json::from_slice(kept) else { return None };
+        let [at, keeps, locks, wakes, is_full, apart] = kept.as_slice() else { return None };
+        let findings = Self {
+            keeps: keeps.as_bool()?,
+            locks: locks.as_bool()?,
+            wakes: wakes.as_bool()?,
+            is_full: is_full.as_bool()?,
+            clocks_apart: Duration::try_from_secs_f64(apart.as_f64()?).ok()?,
+        };
+        Some((at.as_u64()?, findings))
+    }
 }
 
 /// What keeps the relay from using its data folder, by the look of it.
@@ -166,17 +181,16 @@ impl Store {
     }
 
     fn found_lately(&self) -> Option<Findings> {
-        let found: Found = serde_json::from_slice(&std::fs::read(self.root.join(FOUND)).ok()?).ok()?;
+        let (at, findings) = Findings::decode(&std::fs::read(self.root.join(FOUND)).ok()?)?;
         // What lies ahead was found before the clock was set back.
-        let age = now_ms().checked_sub(found.at)?;
-        (u128::from(age) < FRESH.as_millis()).then_some(found.findings)
+        let age = now_ms().checked_sub(at)?;
+        (u128::from(age) < FRESH.as_millis()).then_some(findings)
     }
 
     fn keep(&self, findings: &Findings) {
-        let found = Found { at: now_ms(), findings: *findings };
         let kept = random_hex(4).and_then(|random| {
-            let text = serde_json::to_vec(&found).map_err(io::Error::other)?;
-            Ok(replace(&self.root.join(FOUND), &self.root.join(format!("{FOUND}.{random}")), &text)?)
+            let (path, beside) = (self.root.join(FOUND), self.root.join(format!("{FOUND}.{random}")));
+            Ok(replace(&path, &beside, findings.encode(now_ms()).as_bytes())?)
         });
         if let Err(error) = kept {
             // The next visitor looks himself.
@@ -375,12 +389,12 @@ mod tests {
         let good = store.probe_for_page().unwrap();
         assert!(good.keeps && root.is_dir() && !root.join(PROBE).exists());
         // Nobody would find this, so whoever says it has not looked.
-        let other = Findings { wakes: false, ..good };
+        let other = Findings { wakes: false, clocks_apart: Duration::from_secs(3), ..good };
         store.keep(&other);
         assert_eq!(store.probe_for_page().unwrap(), other);
         assert!(store.probe().unwrap().wakes, "at a terminal everything is looked at");
         for at in [now_ms() - 6_000, now_ms() + 60_000] {
-            std::fs::write(root.join(FOUND), serde_json::to_vec(&Found { at, findings: other }).unwrap()).unwrap();
+            std::fs::write(root.join(FOUND), other.encode(at)).unwrap();
             assert!(store.probe_for_page().unwrap().wakes, "what is old, or lies ahead, is looked at again");
         }
         std::fs::write(root.join(FOUND), "half").unwrap();
