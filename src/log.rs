@@ -194,6 +194,7 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Read as _;
     use std::os::fd::AsFd as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex, mpsc};
     use std::time::{Duration, Instant};
 
@@ -275,22 +276,23 @@ mod tests {
         let writer = Arc::new(writer);
         let line = format!("{}\n", "x".repeat(2990));
         let (done, all_done) = mpsc::channel();
-        let threads: Vec<_> = (0..3)
-            .map(|_| {
-                let (begin, round) = mpsc::channel();
-                let (writer, done, line) = (Arc::clone(&writer), done.clone(), line.clone());
-                std::thread::spawn(move || {
-                    for () in round {
-                        write_now(writer.as_fd(), line.as_bytes());
-                        done.send(()).unwrap();
+        // They begin at the same moment: whoever is asleep would come too late.
+        let round = Arc::new(AtomicUsize::new(0));
+        for _ in 0..2 {
+            let (round, writer, done, line) = (Arc::clone(&round), Arc::clone(&writer), done.clone(), line.clone());
+            std::thread::spawn(move || {
+                for number in 1..=ROUNDS {
+                    while round.load(Ordering::Acquire) < number {
+                        std::thread::yield_now();
                     }
-                });
-                begin
-            })
-            .collect();
-        for _ in 0..ROUNDS {
-            threads.iter().for_each(|begin| begin.send(()).unwrap());
-            for _ in &threads {
+                    write_now(writer.as_fd(), line.as_bytes());
+                    done.send(()).unwrap();
+                }
+            });
+        }
+        for number in 1..=ROUNDS {
+            round.store(number, Ordering::Release);
+            for _ in 0..2 {
                 all_done.recv_timeout(Duration::from_secs(60)).expect("nobody waits for a reader");
             }
             // One of them, and the whole of it.
