@@ -100,7 +100,7 @@
 
             #hear(source, type) {
                 source.addEventListener(type, ({ data, lastEventId, origin }) => {
-                    // What an abandoned stream still had in its hands comes again from the new one.
+                    // After close() nothing is told any more. What an abandoned stream still had comes again from the new one.
                     if (this.#source !== source) return;
                     if (lastEventId) this.#lastEventId = lastEventId;
                     this.#tries = 0;

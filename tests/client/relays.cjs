@@ -22,10 +22,35 @@ const freePort = () => new Promise((resolve) => {
     });
 });
 
-/** `serve`, at the same address each time it is started. */
+/** A way to a relay that is slow for streams. What is on it when it is cut is lost, although the relay has written it. */
+async function slowWay(port) {
+    const server = http.createServer((incoming, client) => {
+        const { method, headers, url } = incoming;
+        const outgoing = http.request({ host: '127.0.0.1', port, method, headers, path: url }, (answer) => {
+            client.writeHead(answer.statusCode, answer.headers);
+            client.flushHeaders();
+            answer.on('error', () => client.destroy());
+            if (answer.headers['content-type'] !== 'text/event-stream') return answer.pipe(client);
+            answer.on('data', (data) => setTimeout(() => client.write(data), 20));
+            answer.on('end', () => setTimeout(() => client.end(), 20));
+        });
+        outgoing.on('error', () => client.destroy());
+        client.on('close', () => outgoing.destroy());
+        incoming.pipe(outgoing);
+    });
+    await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+    return {
+        url: `http://127.0.0.1:${server.address().port}`,
+        cut: () => server.closeAllConnections(),
+        end: () => server.closeAllConnections() || server.close(),
+    };
+}
+
+/** `serve`, at the same address each time it is started, at the end of a slow way. */
 async function serve(program, data) {
     const port = await freePort();
-    const url = `http://127.0.0.1:${port}`;
+    const way = await slowWay(port);
+    const { url } = way;
     let child;
     const start = async () => {
         // --pdeathsig: when this process is killed, so is the server.
@@ -46,10 +71,14 @@ async function serve(program, data) {
         url,
         start,
         kill,
-        end: kill,
+        end: async () => {
+            await kill();
+            way.end();
+        },
         /** Kills and restarts it. No request is in the middle then, so whether one was carried out is never in doubt. */
         async interrupt(talk) {
             await talk.hold();
+            way.cut();
             await kill();
             // Those who send now are refused, and try again.
             await talk.release();

@@ -24,7 +24,7 @@
             sleep(60_000).then(() => Promise.reject(new Error(`${what}: nothing after 60 s`))),
         ]);
         const once = (emitter, name) => new Promise((resolve) => emitter.once(name, resolve));
-        let gate, openGate;
+        let gate, openGate, idle;
         let underway = 0;
 
         const host = app.host();
@@ -55,6 +55,7 @@
                 underway += 1;
                 await socket.send(String(number));
                 underway -= 1;
+                if (underway === 0) idle?.();
                 if (failure) {
                     state.failures += 1;
                     await sleep(20);
@@ -71,7 +72,7 @@
             /** From now on nobody sends; resolves when no request is on its way. */
             hold: async () => {
                 gate = new Promise((resolve) => (openGate = resolve));
-                while (underway > 0) await sleep(1);
+                if (underway > 0) await new Promise((resolve) => (idle = resolve));
             },
             release: () => {
                 gate = undefined;
