@@ -27,7 +27,8 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Argumen
 /// What a shell reads so that it can complete this command line.
 pub(super) fn completions(shell: Shell) -> String {
     match shell {
-        Shell::Bash => completions_of(aot::Bash),
+        // clap_complete 4.6 has two names for the commands of a program with a hyphen in its name, and never finds the second.
+        Shell::Bash => completions_of(aot::Bash).replace("uhst__subcmd__relay", "uhst__relay"),
         Shell::Zsh => completions_of(aot::Zsh),
         Shell::Fish => completions_of(aot::Fish),
     }
@@ -48,28 +49,27 @@ pub(super) fn man_page() -> io::Result<String> {
     page.render_title(&mut text)?;
     page.render_name_section(&mut text)?;
     page.render_synopsis_section(&mut text)?;
-    page.render_description_section(&mut text)?;
     page.render_options_section(&mut text)?;
-    page.render_extra_section(&mut text)?;
-    text.extend_from_slice(b".SH COMMANDS\n");
     let mut text = String::from_utf8_lossy(&text).into_owned();
+    text += ".SH COMMANDS\n";
     for command in commands(&program) {
         let page = Man::new(command.clone());
         let mut section = Vec::new();
         page.render_synopsis_section(&mut section)?;
         page.render_description_section(&mut section)?;
         page.render_options_section(&mut section)?;
-        let name = command.get_bin_name().unwrap_or_default();
-        let _ = writeln!(text, ".SS \"{name}\"");
-        // Each is a part of this page, and none of its own.
-        for line in String::from_utf8_lossy(&section).lines().filter(|line| !line.starts_with(".TH")) {
-            match line.strip_prefix(".SH ") {
-                Some("SYNOPSIS" | "DESCRIPTION" | "OPTIONS") => drop(writeln!(text, ".PP")),
-                Some(heading) => drop(writeln!(text, ".PP\n{heading}")),
-                None => drop(writeln!(text, "{line}")),
+        let _ = writeln!(text, ".SS \"{}\"", command.get_bin_name().unwrap_or_default());
+        for line in String::from_utf8_lossy(&section).lines() {
+            match line.split_once(' ') {
+                // Each of them is a part of this page, and none of its own.
+                Some((".SH", "SYNOPSIS" | "DESCRIPTION")) => text += ".PP\n",
+                Some((".SH", "OPTIONS")) | Some((".ie" | ".el", _)) => {}
+                Some((".SH", heading)) => drop(writeln!(text, ".PP\n{heading}")),
+                _ => drop(writeln!(text, "{line}")),
             }
         }
     }
+    let _ = writeln!(text, ".SH NOTES\n{}", super::NOTES.replace('\n', "\n.br\n"));
     Ok(text)
 }
 
@@ -86,5 +86,20 @@ mod tests {
     #[test]
     fn the_table_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_relay_cgi_has_every_command_it_shares() {
+        let mut program = Arguments::command();
+        program.build();
+        for command in commands(&program) {
+            let name = command.get_bin_name().unwrap().strip_prefix("uhst-relay ").unwrap();
+            let is_there = super::super::small::HELP.lines().any(|line| line.trim_start().starts_with(name));
+            let is_shared = !matches!(name, "serve" | "ptth serve" | "completions" | "man" | "version");
+            assert!(is_there || !is_shared, "{name}");
+            for option in command.get_arguments().filter_map(|argument| argument.get_long()).filter(|_| is_shared) {
+                assert!(super::super::small::HELP.contains(&format!("--{option}")), "{name} --{option}");
+            }
+        }
     }
 }

@@ -145,7 +145,7 @@ impl Server {
 
 /// Ports below those that the kernel gives to outgoing connections, no two the same within this process: a test can
 /// never reach the server of another one that stopped.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let number = std::process::id() * 500 + NEXT.fetch_add(1, Ordering::Relaxed);
