@@ -63,7 +63,7 @@ pub(super) fn man_page() -> io::Result<String> {
             match line.split_once(' ') {
                 // Each of them is a part of this page, and none of its own.
                 Some((".SH", "SYNOPSIS" | "DESCRIPTION")) => text += ".PP\n",
-                Some((".SH", "OPTIONS")) | Some((".ie" | ".el", _)) => {}
+                Some((".SH", "OPTIONS") | (".ie" | ".el", _)) => {}
                 Some((".SH", heading)) => drop(writeln!(text, ".PP\n{heading}")),
                 _ => drop(writeln!(text, "{line}")),
             }

@@ -60,36 +60,38 @@ fn run_command(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(Some(arguments)) => act(arguments),
         #[cfg(not(feature = "serve"))]
         Ok(None) => print(small::HELP).map(|()| ExitCode::SUCCESS),
-        Err(error) => refuse(&error),
+        Err(error) => return refuse(&error),
     };
-    done.unwrap_or_else(|error| {
-        match error.downcast_ref::<store::Error>() {
-            Some(error) => error.log(),
-            None => say!("uhst-relay: {error}"),
-        }
-        ExitCode::FAILURE
-    })
+    done.unwrap_or_else(|error| fail(error.as_ref()))
+}
+
+/// Tells why it did not work.
+fn fail(error: &(dyn Error + 'static)) -> ExitCode {
+    match error.downcast_ref::<store::Error>() {
+        Some(error) => error.log(),
+        None => say!("uhst-relay: {error}"),
+    }
+    ExitCode::FAILURE
 }
 
 /// Tells what is wrong with the arguments; or prints the help, where they ask for it.
 #[cfg(feature = "serve")]
-fn refuse(error: &clap::Error) -> Result<ExitCode, Box<dyn Error>> {
+fn refuse(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     if !error.use_stderr() {
-        print(&text)?;
-        return Ok(ExitCode::SUCCESS);
+        return print(&text).map_or_else(|error| fail(error.as_ref()), |()| ExitCode::SUCCESS);
     }
     match text.strip_prefix("error: ") {
         Some(text) => say!("uhst-relay: {}", text.trim_end()),
         None => say!("{}", text.trim_end()),
     }
-    Ok(ExitCode::from(2))
+    ExitCode::from(2)
 }
 
 #[cfg(not(feature = "serve"))]
-fn refuse(error: &str) -> Result<ExitCode, Box<dyn Error>> {
+fn refuse(error: &str) -> ExitCode {
     say!("uhst-relay: {error}\nTry --help.");
-    Ok(ExitCode::from(2))
+    ExitCode::from(2)
 }
 
 fn act(Arguments { data, command }: Arguments) -> Result<ExitCode, Box<dyn Error>> {

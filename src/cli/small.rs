@@ -157,10 +157,9 @@ fn misfit(words: &[&str]) -> String {
     let most = match words {
         [] => return "a command is missing".into(),
         ["check" | "sweep" | "version", ..] => 1,
-        ["notify", ..] => 2,
+        ["notify", ..] | ["ptth", "list", ..] => 2,
         ["token", "host", ..] | ["ptth", "add" | "remove", ..] => 3,
         ["token", "client", ..] => 4,
-        ["ptth", "list", ..] => 2,
         [_, ..] => usize::from(group.is_some()),
     };
     match (words.get(most), group) {

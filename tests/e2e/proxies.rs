@@ -41,8 +41,8 @@ impl Proxy {
         let readme = fs::read_to_string(repository().join("deploy/README.md")).unwrap();
         let section = readme.split("\n## ").find(|text| text.starts_with("`serve` behind a reverse proxy")).unwrap();
         let is_own = |text: &&str| text.lines().next().unwrap_or_default().eq_ignore_ascii_case(&format!("{self:?}"));
-        let part = section.split("\n### ").find(is_own).unwrap_or_else(|| panic!("no heading for {self:?}"));
-        let lines = part.lines().skip_while(|line| !line.starts_with("    "));
+        let own = section.split("\n### ").find(is_own).unwrap_or_else(|| panic!("no heading for {self:?}"));
+        let lines = own.lines().skip_while(|line| !line.starts_with("    "));
         let block: Vec<_> = lines.take_while(|line| line.is_empty() || line.starts_with("    ")).collect();
         let mut block = block.join("\n");
         let mut replace = |printed: &str, here: &str| {
