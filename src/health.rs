@@ -5,6 +5,7 @@
 use crate::config::{Oddity, SettingError, Settings};
 use crate::store::probe::{Findings, Obstacle, Place, has_no_locks};
 use crate::store::{Error, Store};
+use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
 /// A clock before 2025 (when this was not written yet) or behind 2100 has not been set; in seconds since 1970.
@@ -136,26 +137,37 @@ pub fn glance(settings: &Settings) -> Result<(), Error> {
     })
 }
 
-/// Prints the list to a person at a terminal. False when there is a problem.
+/// The list as a person at a terminal reads it.
+pub struct List {
+    /// The lines.
+    pub text: String,
+    /// Whether there is no problem in it.
+    pub is_ok: bool,
+}
+
+/// Looks at everything, for a person at a terminal.
 #[must_use]
-pub fn print(settings: Result<&Settings, &SettingError>) -> bool {
+pub fn list(settings: Result<&Settings, &SettingError>) -> List {
+    let mut text = String::new();
+    // Writing to memory does not fail.
+    let mut tell = |line: fmt::Arguments<'_>| text.write_fmt(format_args!("{line}\n")).unwrap_or_default();
     if let Ok(settings) = settings {
-        println!("Data folder: {}\n", settings.data_dir.display());
+        tell(format_args!("Data folder: {}\n", settings.data_dir.display()));
     }
     let list = look(settings, Visitor::Terminal);
     for Check { name, sentence, outcome } in &list {
         match outcome {
-            Outcome::Ok => println!("ok       {name}: {sentence}"),
-            Outcome::Note { cure } => println!("note     {name}: {sentence}\n         {cure}"),
-            Outcome::Problem { cure } => println!("PROBLEM  {name}: {sentence}\n         {cure}"),
+            Outcome::Ok => tell(format_args!("ok       {name}: {sentence}")),
+            Outcome::Note { cure } => tell(format_args!("note     {name}: {sentence}\n         {cure}")),
+            Outcome::Problem { cure } => tell(format_args!("PROBLEM  {name}: {sentence}\n         {cure}")),
         }
     }
     if rustix::process::geteuid().is_root() {
-        println!("\nroot may do everything. Where the relay runs as another user, run this as that user:");
-        println!("runuser -u www-data -- ./relay.cgi check");
+        tell(format_args!("\nroot may do everything. Where the relay runs as another user, run this as that user:"));
+        tell(format_args!("runuser -u www-data -- ./relay.cgi check"));
     }
-    println!("\nWhether streams flow is tested by the relay's own page: open its URL in a browser.");
-    list.iter().all(Check::is_ok)
+    tell(format_args!("\nWhether streams flow is tested by the relay's own page: open its URL in a browser."));
+    List { text, is_ok: list.iter().all(Check::is_ok) }
 }
 
 const LOCAL_DISK: &str = "Set `RELAY_DATA_DIR` to a folder on a local disk; network drives often lack this.";

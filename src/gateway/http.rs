@@ -172,19 +172,25 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Serves until SIGTERM, SIGINT or SIGHUP. `started` is called once connections are accepted, with the address.
+/// Serves until SIGTERM, SIGINT or SIGHUP. `started` is called once connections are accepted, with the address; if it
+/// fails, nothing is served.
 ///
 /// # Errors
-/// When it cannot listen there, or cannot catch signals.
-pub fn serve(address: &Address, settings: Settings, quiet: bool, started: impl FnOnce(&Address)) -> io::Result<()> {
+/// When it cannot listen there, or cannot catch signals; or that of `started`.
+pub fn serve(
+    address: &Address,
+    settings: Settings,
+    quiet: bool,
+    started: impl FnOnce(&Address) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<(), Box<dyn std::error::Error>> {
     super::catch_signals()?;
     raise_descriptor_limit();
-    let listening = Listening::bind(address)?;
+    let listening = Listening::bind(address).map_err(|error| format!("cannot listen at {address}: {error}"))?;
     started(&match &listening {
         // Port 0 means that the system has chosen one.
         Listening::Tcp(listener) => Address::Tcp(listener.local_addr()?),
         Listening::Unix(_, path, _) => Address::Unix(path.clone()),
-    });
+    })?;
     let most = settings.max_connections.min(memory_maps() / MAPS_OF_THREAD);
     let server = Arc::new(Server {
         settings,

@@ -211,12 +211,12 @@ impl Store {
         Ok(make_dirs(&self.root.join(inside))?)
     }
 
-    /// The user whose the data folder is, if it is not this process's: what this process would write there, the relay could
-    /// not use.
+    /// The user and the group whose the data folder is, if the user is not this process's: what this process would write
+    /// there, the relay could not use.
     #[must_use]
-    pub fn other_owner(&self) -> Option<u32> {
-        let owner = std::fs::metadata(&self.root).ok()?.uid();
-        Some(owner).filter(|owner| *owner != rustix::process::geteuid().as_raw())
+    pub fn other_owner(&self) -> Option<(u32, u32)> {
+        let folder = std::fs::metadata(&self.root).ok()?;
+        Some((folder.uid(), folder.gid())).filter(|(user, _)| *user != rustix::process::geteuid().as_raw())
     }
 
     /// Makes the data folder, and writes in it, so that who starts a server learns at once whether it can.

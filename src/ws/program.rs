@@ -20,7 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd as _, BorrowedFd};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Access, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
@@ -28,6 +28,7 @@ use serde_json::value::RawValue;
 use std::fmt;
 use std::io;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,35 @@ fn action(line: &[u8]) -> Result<Action, Fault> {
     })
 }
 
+/// Where programs are found if nothing else is said.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Looks whether the program of `RELAY_WS_HANDLER` is there and may be run, so that who starts a server learns it before the
+/// first connection does.
+///
+/// # Errors
+/// A sentence that names the program.
+pub fn look_for(settings: &Settings) -> Result<(), String> {
+    let Some(program) = settings.ws_handler.first().filter(|name| *name != "echo" && !super::has_own_handler()) else {
+        return Ok(());
+    };
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let places: Vec<PathBuf> = if program.contains('/') {
+        vec![PathBuf::from(program)]
+    } else {
+        std::env::split_paths(&path).map(|folder| folder.join(program)).collect()
+    };
+    let there: Vec<_> = places.iter().filter(|place| place.is_file()).collect();
+    let may_run = |place: &&PathBuf| rustix::fs::access(place.as_path(), Access::EXEC_OK).is_ok();
+    if there.iter().any(may_run) {
+        Ok(())
+    } else if let Some(place) = there.first() {
+        Err(format!("RELAY_WS_HANDLER: {} may not be run: chmod 755 lets it", place.display()))
+    } else {
+        Err(format!("RELAY_WS_HANDLER: there is no program {program}"))
+    }
+}
+
 /// A running program.
 pub(crate) struct Program {
     child: Child,
@@ -152,7 +182,7 @@ impl Program {
         command
             .args(arguments)
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()))
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
             .envs(environment.iter().map(|(name, value)| (*name, value)))
             // So that it can be killed with all that it starts.
             .process_group(0)

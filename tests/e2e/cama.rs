@@ -72,7 +72,7 @@ pub struct Scene {
 impl Scene {
     pub fn new(door: Door, settings: &[(&str, &str)]) -> Option<Self> {
         let relay = match door {
-            Door::Serve => Running::Serve(Serve::with(settings)),
+            _ if door.is_serve() => Running::Serve(door.serve(settings)?),
             _ => Running::Server(door.server(settings)?),
         };
         Some(Self { relay, door })
@@ -177,7 +177,9 @@ impl Scene {
         let token = made.header("token").to_owned();
         assert!(token.len() >= 22 && location.len() - at >= 14 + 22, "{made:?}");
         let cookie = made.header("set-cookie");
-        assert!(cookie.starts_with(&format!("token=\"{token}\"; Path={location}; Expires=")), "{cookie}");
+        // A proxy may make a whole URL of it (RFC 9110, 10.2.2).
+        let own = location.split_once("://").map_or(0, |(scheme, rest)| scheme.len() + 3 + rest.find('/').unwrap());
+        assert!(cookie.starts_with(&format!("token=\"{token}\"; Path={}; Expires=", &location[own..])), "{cookie}");
         assert!(cookie.contains("; HttpOnly") && cookie.contains("; SameSite=Lax") && !cookie.contains("Secure"));
         Session { scene: self, path: location[at..].to_owned(), cookie: format!("a=b; token=\"{token}\""), token }
     }

@@ -79,7 +79,8 @@ fn a_person_on_the_command_line_is_answered() {
     let relay = Bare::new();
     let output = relay.command_line(&["--version"]).output().unwrap();
     assert!(output.status.success());
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), format!("uhst-relay {}", env!("CARGO_PKG_VERSION")));
+    let version = String::from_utf8_lossy(&output.stdout);
+    assert!(version.starts_with(concat!("uhst-relay ", env!("CARGO_PKG_VERSION"))), "{version}");
 
     let output = relay.command_line(&["no-such-command"]).output().unwrap();
     assert!(!output.status.success(), "an unknown command is an error");

@@ -2,6 +2,7 @@
 
 use crate::bare::Bare;
 use crate::place::{have, skip, write_settings};
+use crate::proxies::Proxy;
 use crate::relay::Relay;
 use crate::serve::Serve;
 use crate::server::Server;
@@ -15,6 +16,8 @@ pub enum Door {
     NginxFcgiwrap,
     Bare,
     Serve,
+    /// `serve` behind a reverse proxy, below the path `/relay/`.
+    Behind(Proxy),
 }
 
 impl Door {
@@ -30,10 +33,23 @@ impl Door {
             write_settings(&relay.data(), settings, None);
             return Some(Box::new(relay));
         }
-        if self == Self::Serve {
-            return Some(Box::new(Serve::with(settings)));
+        if self.is_serve() {
+            return Some(Box::new(self.serve(settings)?));
         }
         Some(Box::new(self.server(settings)?))
+    }
+
+    /// Whether the program's own server is what is reached.
+    pub fn is_serve(self) -> bool {
+        matches!(self, Self::Serve | Self::Behind(_))
+    }
+
+    /// The program's own server, perhaps behind a proxy.
+    pub fn serve(self, settings: &[(&str, &str)]) -> Option<Serve> {
+        match self {
+            Self::Behind(proxy) => Serve::behind(proxy, settings),
+            _ => Some(Serve::with(settings)),
+        }
     }
 
     /// A web server, with what only those have.
@@ -53,7 +69,7 @@ impl Door {
             Self::ApacheEvent | Self::ApachePrefork => &[&["apache2"]],
             Self::MiniHttpd => &[&["mini_httpd", "thttpd"]],
             Self::NginxFcgiwrap => &[&["nginx"], &["fcgiwrap"]],
-            Self::Bare | Self::Serve => &[],
+            Self::Bare | Self::Serve | Self::Behind(_) => &[],
         }
     }
 
@@ -65,7 +81,7 @@ impl Door {
             Self::ApachePrefork => ("apache", &["prefork"]),
             Self::MiniHttpd => ("thttpd", &[]),
             Self::NginxFcgiwrap => ("nginx", &[]),
-            Self::Bare | Self::Serve => unreachable!("{self:?} has no web server"),
+            Self::Bare | Self::Serve | Self::Behind(_) => unreachable!("{self:?} has no web server"),
         }
     }
 

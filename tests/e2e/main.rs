@@ -12,6 +12,9 @@ macro_rules! tests {
     ($door:ident: $($file:ident :: $topic:ident,)*) => {
         $( #[test] fn $topic() { crate::$file::$topic(crate::door::Door::$door); } )*
     };
+    (Behind($proxy:ident): $($file:ident :: $topic:ident,)*) => {
+        $( #[test] fn $topic() { crate::$file::$topic(crate::door::Door::Behind(crate::proxies::Proxy::$proxy)); } )*
+    };
 }
 
 macro_rules! protocol_through {
@@ -115,6 +118,40 @@ macro_rules! websockets_through {
     };
 }
 
+/// All five protocols through a reverse proxy, configured with the block that `deploy/README.md` prints.
+macro_rules! reverse_proxy {
+    ($module:ident = $proxy:ident) => {
+        mod $module {
+            tests! { Behind($proxy):
+                protocol::a_host_and_a_client_talk_both_ways,
+                protocol::a_cut_stream_goes_on_where_it_broke,
+                protocol::nobody_believes_in_a_delivery_to_someone_who_left,
+                protocol::a_refusal_reaches_whoever_sent_a_body,
+                protocol::pages_of_other_sites_may_call,
+                protocol::a_large_message_arrives_and_a_larger_one_is_refused,
+                protocol::an_idle_stream_is_kept_alive,
+                bus::users_hear_each_other_in_one_order_and_not_themselves,
+                bus::a_waiting_poll_is_answered_when_something_comes,
+                bus::a_bus_is_a_stream_that_goes_on_where_it_broke,
+                cama::a_body_reaches_who_waits_for_it,
+                cama::both_directions_flow_at_once,
+                cama::chunks_arrive_and_their_sum_is_told,
+                cama::a_body_flows_before_it_is_complete,
+                cama::chunks_flow_before_the_body_ends,
+                ptth::a_server_behind_a_firewall_is_reached,
+                ptth::what_an_answer_says_passes_through_and_nothing_else,
+                ptth::an_answer_flows_before_it_is_complete,
+                ws::messages_reach_the_others_in_one_order,
+                ws::frames_are_taken_as_the_rfc_says,
+                ws::stopping_says_goodbye,
+                proxies::what_the_relay_says_of_itself_is_below_the_path,
+                proxies::the_relay_knows_who_is_behind_the_proxy,
+                proxies::who_is_silent_for_longer_than_a_minute_is_not_cut,
+            }
+        }
+    };
+}
+
 macro_rules! web_server {
     ($module:ident = $door:ident) => {
         mod $module {
@@ -148,6 +185,8 @@ mod web;
 mod ws;
 
 mod cgi;
+mod command_line;
+mod dist;
 mod endurance;
 mod far;
 mod faults;
@@ -155,6 +194,7 @@ mod limits;
 mod manual;
 mod presence;
 mod promise;
+mod proxies;
 mod settings;
 mod shared_hosts;
 
@@ -163,6 +203,10 @@ web_server!(apache_event = ApacheEvent);
 web_server!(apache_prefork = ApachePrefork);
 web_server!(mini_httpd = MiniHttpd);
 web_server!(nginx_fcgiwrap = NginxFcgiwrap);
+
+reverse_proxy!(behind_nginx = Nginx);
+reverse_proxy!(behind_apache = Apache);
+reverse_proxy!(behind_caddy = Caddy);
 
 mod ptth_of_lighttpd {
     ptth_through!(Lighttpd);

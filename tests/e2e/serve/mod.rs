@@ -22,13 +22,16 @@ use ureq::http;
 
 use crate::bare::Bare;
 use crate::place::{Folder, LONG, have, repository, skip, until, write_settings};
+use crate::proxies::{Front, MOUNT, Proxy};
 use crate::relay::{Call, Relay, Reply};
 use crate::stream::{Stream, end_of_head, parse_head};
 
 /// A server on a port of its own. Its data folder is beside a CGI program, which may use it too.
 pub struct Serve {
     folder: Folder,
+    /// Where it is reached: its own address, or the proxy's.
     address: SocketAddr,
+    front: Option<Front>,
     process: Child,
     agent: ureq::Agent,
 }
@@ -54,6 +57,16 @@ impl Serve {
     /// With these settings, in the data folder.
     pub fn with(settings: &[(&str, &str)]) -> Self {
         Self::with_options(settings, &[])
+    }
+
+    /// Behind a proxy, which speaks for its clients. `None` with a word on stderr where there is no such proxy.
+    pub fn behind(proxy: Proxy, settings: &[(&str, &str)]) -> Option<Self> {
+        let trusting = [settings, &[("RELAY_TRUSTED_PROXIES", "127.0.0.1")]].concat();
+        let mut serve = Self::with(&trusting);
+        let front = Front::start(proxy, serve.address)?;
+        serve.address = front.address();
+        serve.front = Some(front);
+        Some(serve)
     }
 
     /// With these settings and further command-line options.
@@ -98,7 +111,7 @@ impl Serve {
             .proxy(None)
             .build()
             .into();
-        Self { folder, address: address.unwrap(), process, agent }
+        Self { folder, address: address.unwrap(), front: None, process, agent }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -110,7 +123,12 @@ impl Serve {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}{}", self.address, self.mount())
+    }
+
+    /// Below which path it is.
+    fn mount(&self) -> &'static str {
+        if self.front.is_some() { MOUNT } else { "" }
     }
 
     /// All that the server has written to stderr.
@@ -168,11 +186,13 @@ impl Serve {
     }
 }
 
-/// `uhst-relay 0.1.0 at http://127.0.0.1:PORT, data in …`
+/// `uhst-relay 0.1.0 (abcdef123456) at http://127.0.0.1:PORT, data in …`
 #[track_caller]
 fn parse_address(line: &str) -> SocketAddr {
-    let begin = format!("uhst-relay {} at http://", env!("CARGO_PKG_VERSION"));
-    let address = line.strip_prefix(&begin).and_then(|rest| rest.split_once(", data in "));
+    let (program, place) = line.split_once(" at http://").unwrap_or_default();
+    let address = place
+        .split_once(", data in ")
+        .filter(|_| program.starts_with(concat!("uhst-relay ", env!("CARGO_PKG_VERSION"))));
     let address = address.unwrap_or_else(|| panic!("not the line of a server that begins: {line}")).0;
     address.parse().unwrap_or_else(|_| panic!("no address in {line}"))
 }
@@ -181,8 +201,8 @@ impl Relay for Serve {
     #[track_caller]
     fn call(&self, call: &Call) -> Reply {
         let query = if call.query.is_empty() { String::new() } else { format!("?{}", call.query) };
-        let mut request =
-            http::Request::builder().method(call.method).uri(format!("{}{}{query}", self.url(), call.path_info));
+        let path = if call.path_info.is_empty() { "/" } else { call.path_info };
+        let mut request = http::Request::builder().method(call.method).uri(format!("{}{path}{query}", self.url()));
         for &(name, value) in call.headers {
             request = request.header(name, value);
         }
@@ -200,8 +220,11 @@ impl Relay for Serve {
 
     fn listen_at(&self, path_info: &str, query: &str, headers: &[(&str, &str)]) -> Result<Stream, Reply> {
         let path = if path_info.is_empty() { "/" } else { path_info };
-        let mut request =
-            format!("GET {path}?{query} HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\n", self.address);
+        let mut request = format!(
+            "GET {}{path}?{query} HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\n",
+            self.mount(),
+            self.address
+        );
         for (name, value) in headers {
             write!(request, "{name}: {value}\r\n").unwrap();
         }

@@ -26,7 +26,8 @@ fn expect_failure(arguments: &[&str], code: i32, words: &[&str]) {
     }
     // Who has mistyped something is shown where to look.
     let rest: Vec<_> = lines.collect();
-    assert_eq!(rest, if code == 2 { vec!["Try uhst-relay --help."] } else { vec![] }, "{arguments:?}");
+    assert_eq!(code == 2, rest.iter().any(|line| line.contains("--help")), "{arguments:?}: {said}");
+    assert!(code == 2 || rest.is_empty(), "{arguments:?}: {said}");
 }
 
 #[test]
@@ -41,9 +42,10 @@ fn a_server_that_cannot_start_says_why() {
     expect_failure(&["serve", "--data", &data, "--listen", "192.0.2.1:80"], 1, &["192.0.2.1:80"]);
     let nowhere = path("no/folder/relay.sock");
     expect_failure(&["serve", "--data", &data, "--listen", &format!("unix:{nowhere}")], 1, &[&nowhere]);
-    for listen in ["nonsense", "8080", ":8080", "localhost", "127.0.0.1", "127.0.0.1:99999", "unix:", ""] {
-        expect_failure(&["serve", "--data", &data, "--listen", listen], 1, &["--listen", listen, "127.0.0.1:8080"]);
+    for listen in ["nonsense", "8080", ":8080", "localhost", "127.0.0.1", "127.0.0.1:99999", "unix:"] {
+        expect_failure(&["serve", "--data", &data, "--listen", listen], 2, &["--listen", listen, "127.0.0.1:8080"]);
     }
+    expect_failure(&["serve", "--data", &data, "--listen", ""], 2, &["--listen"]);
 
     fs::write(path("file"), "").unwrap();
     for unusable in [path("file"), path("file/data"), "/proc/data".to_owned()] {
@@ -55,7 +57,7 @@ fn a_server_that_cannot_start_says_why() {
     for arguments in [&["serve", "--port", "80"][..], &["serve", "--listen"], &["serve", "--data"]] {
         expect_failure(arguments, 2, &[arguments[1]]);
     }
-    expect_failure(&["serve", "now"], 2, &["not understood"]);
+    expect_failure(&["serve", "now"], 2, &["now"]);
 }
 
 #[test]
