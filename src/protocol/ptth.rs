@@ -82,6 +82,8 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     let relay = Relay { settings, store: Store::new(&settings.data_dir) };
     let path = request.raw_path.clone();
     let answer = match to_server(&path) {
+        // Any other protocol may be ignored, as curl's h2c is (RFC 9110, 7.8); a page instead of this one would be a riddle.
+        Some(_) if super::ws::is_wanted(request) => Err(Refusal::NoUpgrade),
         Some((name, rest)) => match relay.ask(&name, rest, request) {
             // It says for itself which origins may read it; nothing is added.
             Ok(reply) => return reply,
@@ -237,11 +239,8 @@ impl Relay<'_> {
                 of_methods(request, "POST")?;
                 self.respond(id, request)
             }
-            // Any other protocol may be ignored, as curl's h2c is (RFC 9110, 7.8); a page instead of this one would be a riddle.
-            (FRONTEND, "servers", name, _) if !name.is_empty() && super::ws::is_wanted(request) => {
-                Err(Refusal::NoUpgrade)
-            }
             (FRONTEND, "servers", "", None) => read_only(request, |request| self.list(request)),
+            (FRONTEND, "servers", _, None) if super::ws::is_wanted(request) => Err(Refusal::NoUpgrade),
             (FRONTEND, "servers", name, None) => read_only(request, |request| {
                 let name = self.registered(name)?;
                 // So that links in what is there lead below it.
