@@ -1113,33 +1113,6 @@ fn an_answer_is_not_lost_because_a_leftover_stays() {
     apart.works();
 }
 
-/// Whoever has no descriptor left to look whether a client is there does not take it for a killed one.
-#[test]
-fn a_process_with_few_descriptors_removes_no_request() {
-    let mut bare = Bare::new();
-    bare.set("RELAY_MAX_CLIENTS", "1");
-    let apart = Apart::of(bare);
-    let client = apart.client("waits");
-    apart.until_there("waiting");
-    let script = apart.bare.program().with_file_name("few.sh");
-    // From none to as many as it takes.
-    for most in 3..=10 {
-        let text = format!("#!/bin/sh\nulimit -n {most}\nexec {}\n", apart.bare.program().display());
-        std::fs::write(script.with_extension("new"), text).unwrap();
-        set_mode(&script.with_extension("new"), 0o755);
-        std::fs::rename(script.with_extension("new"), &script).unwrap();
-        for path_info in [format!("/frontend/servers/{NAME}/second"), format!("/7ZSFUKGV/http_listen/{NAME}")] {
-            let headers = [("X-ApiKey", "wrong")];
-            let call = Call { method: "GET", path_info: &path_info, headers: &headers, ..Call::default() };
-            let (said, _) = finish(apart.bare.request_of(&script, &call).spawn().unwrap());
-            assert!(!said.starts_with(b"Status: 2"), "{}", String::from_utf8_lossy(&said));
-        }
-        assert_eq!(apart.names("clients").len(), 1, "{most} descriptors: {}", apart.bare.log());
-    }
-    let request = Apart::given(apart.listener());
-    apart.answers(&request, client);
-}
-
 #[test]
 fn a_damaged_backlog_heals() {
     let apart = Apart::new();
