@@ -1,4 +1,4 @@
-//! Has the program say which commit it was made from: `RELAY_VERSION` is `0.1.0 (abcdef123456)`, and outside of a git
+//! Has the program say which commit it was made from: `UHST_RELAY_VERSION` is `0.1.0 (abcdef123456)`, and outside of a git
 //! checkout `0.1.0`.
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ fn main() {
         Some(commit) => format!("{version} ({commit})"),
         None => version,
     };
-    println!("cargo:rustc-env=RELAY_VERSION={version}");
+    println!("cargo:rustc-env=UHST_RELAY_VERSION={version}");
 }
 
 /// The commit that is checked out here.

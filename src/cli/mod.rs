@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The version, and the commit if it was made from one: `0.1.0 (abcdef123456)`.
-pub const VERSION: &str = env!("RELAY_VERSION");
+pub const VERSION: &str = env!("UHST_RELAY_VERSION");
 
 /// Where nothing else is said.
 const DEFAULT_DATA_DIR: &str = "data";

@@ -107,7 +107,7 @@ fn version_in(script: &Path, folder: &Path) -> (String, Vec<PathBuf>) {
     let mut command = Command::new(script);
     command.env("CARGO_MANIFEST_DIR", folder).env("CARGO_PKG_VERSION", "1.2.3").current_dir("/");
     let said = run(&mut command);
-    let version = said.lines().find_map(|line| line.strip_prefix("cargo:rustc-env=RELAY_VERSION="));
+    let version = said.lines().find_map(|line| line.strip_prefix("cargo:rustc-env=UHST_RELAY_VERSION="));
     let watched = said.lines().filter_map(|line| line.strip_prefix("cargo:rerun-if-changed=")).map(PathBuf::from);
     (version.unwrap().to_owned(), watched.collect())
 }
