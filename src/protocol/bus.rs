@@ -1,14 +1,8 @@
 //! The broadcast bus: whoever is on it posts JSON, and everybody else gets it, in one order. Users poll, or listen.
 //!
-//! | request | answer |
-//! | --- | --- |
-//! | `GET /bus/NAME` | a fresh user: `{"user":U,"id":LAST}` |
-//! | `GET /bus/NAME?id=I&user=U[&wait=SECONDS]` | `[{"id","user","data"},…]`: what is newer than I and not U's own |
-//! | `GET /bus/NAME?events[&id=I][&user=U]`, or with `Accept: text/event-stream` | the same as an event stream |
-//! | `POST /bus/NAME?user=U` | `{"user":U,"id":NEW}` |
-//! | `POST /bus/NAME?user=U&n=N&signature=HEX` | the same, of a registered user |
-//! | `POST /bus/NAME?register` | a registered user: `{"user":U,"id":LAST,"key":"…"}` |
-//! | `POST /bus/NAME?create=signed` | `{}`: makes a bus on which only registered users may post |
+#![doc = include_str!("bus.md")]
+//!
+//! # In the code
 //!
 //! An id beyond the newest message's means "from now on". `/bus` is the bus without a name. Any other call is 404. A GET without a query and `?register` make the bus.
 

@@ -1,12 +1,8 @@
 //! The cama protocol: two parties, a host and a guest, and a stream of bytes each way, one body at a time.
 //!
-//! | request | who |
-//! | --- | --- |
-//! | `PUT` or `POST /cama/session` (`X-Type: secure`) | makes a session: 201, `Location`, a cookie `token`, `X-Type` |
-//! | `GET /cama/session/ID` | receives: waits for the other's body, and is answered with it |
-//! | `POST` or `PUT /cama/session/ID` | sends its body: waits for the other's `GET`; `X-Bytes-Delivered` |
-//! | `PUT /cama/session/ID` with `X-Peer-Address` | the host names the guest of a secure session |
-//! | `DELETE /cama/session/ID` | the host ends the session: 410 for everybody who waits in it |
+#![doc = include_str!("cama.md")]
+//!
+//! # In the code
 //!
 //! Whoever has the session's token is its host, anybody else who knows its id its guest; in a secure session, anybody
 //! else with the address that the host has named. A cookie carries the token, or a header field or parameter `token`,

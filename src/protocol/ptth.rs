@@ -1,12 +1,8 @@
 //! PTTH, HTTP backwards: a server behind a firewall is reached through the relay, which it asks for requests.
 //!
-//! | request | who |
-//! | --- | --- |
-//! | `GET`, `HEAD` or `OPTIONS /frontend/servers/NAME/PATH` | a client: is answered by the server |
-//! | `GET /frontend/servers/` | anybody: the servers that are listed |
-//! | `GET /frontend/relay_up_check` | anybody: 200 |
-//! | `GET /7ZSFUKGV/http_listen/NAME` with `X-ApiKey` | the server (its *far end*): the requests that wait for it, or 204 |
-//! | `POST /7ZSFUKGV/http_response/ID` with `X-ApiKey` and `X-PTTH-2LJYXWC4` | the far end: head and body of an answer |
+#![doc = include_str!("ptth.md")]
+//!
+//! # In the code
 //!
 //! What is in a list of requests and in the head of an answer is in [`crate::ptth`].
 

@@ -1,12 +1,8 @@
 //! The UHST relay protocol: hosts, clients that join them, messages both ways, and an event stream for each.
 //!
-//! | request | who |
-//! | --- | --- |
-//! | `POST /?action=host[&hostId=ID]` | registers a host: `{"hostId","hostToken"}` |
-//! | `POST /?action=join&hostId=ID` | becomes its client: `{"clientToken"}` |
-//! | `POST /?action=ping[&timestamp=N]` | `{"pong":N}` |
-//! | `GET /?token=T` | listens, as host or client |
-//! | `POST /?token=T` | sends: a client to its host, a host to one client (response token) or to all (host token) |
+#![doc = include_str!("uhst.md")]
+//!
+//! # In the code
 //!
 //! A host, or a client, is *present* while it listens, before it listens for the first time, and for `RELAY_GRACE` after
 //! it has stopped. Who is not present is not sent to, and its peers have been told so with a `relay_event`. It may come

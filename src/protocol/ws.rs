@@ -1,11 +1,8 @@
 //! The `WebSocket` protocol (RFC 6455) on a bus, with the application's [event handlers](crate::ws).
 //!
-//! | request | answer |
-//! | --- | --- |
-//! | `GET /ws/CHANNEL` with an upgrade to `websocket`, version 13 | 101, and then messages both ways |
-//! | `GET /bus/NAME` with the same | the same |
-//! | `GET /ws/CHANNEL` without it | 426 |
-//! | `POST /ws/CHANNEL?key=KEY` | `{"id":NEW}`: the body is a message of the application to everybody on the channel |
+#![doc = include_str!("ws.md")]
+//!
+//! # In the code
 //!
 //! A channel is the bus of the same name; `/ws` is the one without a name.
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use sha2::Sha256;
 use crate::bare::{Bare, timed};
 use crate::door::Door;
 use crate::faults::{Disk, overwrite, remove};
-use crate::place::{LONG, everything_below, have, kill, repository, skip, until};
+use crate::place::{LONG, everything_below, kill, until};
 use crate::relay::{Call, Relay, Reply};
 use crate::serve::Serve;
 use crate::stream::{Item, Stream};
@@ -810,65 +809,4 @@ fn sixteen_writers_are_heard_by_everybody_in_one_order_through_a_web_server() {
 fn sixteen_writers_are_heard_by_everybody_in_one_order_through_serve_and_cgi_at_once() {
     let relay = Serve::with(&[PATIENT]);
     storm(&relay, &relay.cgi());
-}
-
-/// The README's section as it stands there: the signing recipe in JavaScript, and every request with curl.
-#[test]
-fn the_requests_and_recipes_of_the_readme_work() {
-    if !have("node") || !have("curl") || !have("openssl") {
-        return skip("node, curl or openssl is not installed");
-    }
-    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
-    let section = readme.split("\n## ").find(|section| section.starts_with("A bus for all")).expect("the section");
-    let javascript = section.split("```js\n").nth(1).and_then(|rest| rest.split("```").next()).expect("the recipe");
-    // All of the section's lines for a shell, one after the other, but for the address.
-    let shell: String = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("    "))
-        .filter(|line| !line.starts_with("relay="))
-        .fold(String::new(), |text, line| text + line + "\n");
-
-    let relay = Serve::with(&[]);
-    let url = format!("{}/bus/{NAME}", relay.url());
-    let script = relay.folder().join("recipe.mjs");
-    fs::write(&script, javascript.replace("https://example.org/cgi-bin/relay.cgi/bus/news", &url)).unwrap();
-    let commands = [
-        ("node", vec![script.to_str().unwrap().to_owned()]),
-        (
-            "bash",
-            vec!["-euo".to_owned(), "pipefail".to_owned(), "-c".to_owned(), format!("relay={}\n{shell}", relay.url())],
-        ),
-    ];
-    let bus = news(&relay);
-    let (reader, mut last) = bus.greet();
-    let mut said_by = Vec::new();
-    for (program, arguments) in commands {
-        let mut process = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + LONG;
-        while process.try_wait().unwrap().is_none() {
-            if Instant::now() > deadline {
-                kill(Pid::from_child(&process), Signal::KILL);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let output = process.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program}: {said}");
-        let heard = bus.poll(last, reader);
-        let newest = heard.last().unwrap_or_else(|| panic!("{program} has posted nothing: {said}"));
-        assert_eq!(newest["data"], json!({"hello": 1}));
-        assert!(whole(&newest["user"]) % 2 == 1, "signed by a registered user");
-        last = whole(&newest["id"]);
-        said_by.push(said.into_owned());
-    }
-    // What the README says comes back, comes back.
-    for expected in [r#"{"user":"#, r#"[{"id":"#, r#""data":{"hello":1}}]"#, ": Connected.", "id: ", "data: {"] {
-        assert!(said_by[1].contains(expected), "no {expected} in {}", said_by[1]);
-    }
 }
