@@ -17,7 +17,7 @@ fn run(command: &mut Command) -> String {
 }
 
 /// A copy of what the repository holds, without its history, with the programs as they were built.
-fn copy(folder: &Path) {
+pub fn copy(folder: &Path) {
     let here = repository();
     fs::create_dir_all(folder.join("target")).unwrap();
     let mut tar = Command::new("sh");
@@ -32,7 +32,7 @@ fn copy(folder: &Path) {
     run(Command::new("strip").arg(folder.join("target/uhst-relay")));
 }
 
-fn pack(folder: &Path, umask: &str, time_zone: &str) -> PathBuf {
+pub fn pack(folder: &Path, umask: &str, time_zone: &str) -> PathBuf {
     let mut dist = Command::new("sh");
     dist.arg("-c").arg(format!("umask {umask}; exec \"$0\" --built")).arg(folder.join("deploy/dist"));
     run(dist.current_dir("/").env("TZ", time_zone).env("SOURCE_DATE_EPOCH", "1700000000").env("LC_ALL", "C.UTF-8"));

@@ -190,6 +190,7 @@ mod dist;
 mod endurance;
 mod far;
 mod faults;
+mod five_minutes;
 mod limits;
 mod manual;
 mod presence;
@@ -312,6 +313,11 @@ mod browser {
 
     mod through_serve {
         tests! { Serve: ws::two_tabs_chat, }
+    }
+
+    #[test]
+    fn the_steps_of_the_readme_lead_to_a_chat() {
+        crate::five_minutes::the_steps_of_the_readme_lead_to_a_chat();
     }
 
     mod of_the_examples {

@@ -35,7 +35,7 @@ fn expect_row(words: &[&str]) {
 }
 
 /// An Apache with the files of `deploy/apache` and some lines more, on a folder that nobody has given to its user.
-struct Apache {
+pub struct Apache {
     root: Folder,
     port: u16,
     process: Child,
@@ -43,7 +43,7 @@ struct Apache {
 
 impl Apache {
     /// `None` where the machine has no Apache, or the test may not be root.
-    fn start(root: Folder, lines: &str) -> Option<Self> {
+    pub fn start(root: Folder, lines: &str) -> Option<Self> {
         if !is_root() {
             skip("only root may run a web server as another user");
             return None;
@@ -87,6 +87,15 @@ impl Apache {
             let _ = process.wait();
         }
         panic!("Apache does not start: {}", fs::read_to_string(run.join("error.log")).unwrap_or_default());
+    }
+
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Where it is, as `http://127.0.0.1:PORT`.
+    pub fn origin(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -141,7 +150,7 @@ impl Drop for Apache {
 }
 
 /// The customer of a host, who has FTP.
-fn customer() -> User {
+pub fn customer() -> User {
     user("nobody")
 }
 
@@ -234,7 +243,7 @@ fn a_link_is_a_data_folder_too() {
 // ---- with suexec: it runs as the customer
 
 /// A folder where suexec allows programs; `None` where there is no suexec.
-fn suexec_folder() -> Option<Folder> {
+pub fn suexec_folder() -> Option<Folder> {
     if !is_root() || !Path::new("/usr/lib/apache2/suexec").exists() {
         skip("there is no suexec, or this is not root: Debian has it in apache2-suexec-pristine");
         return None;
@@ -247,7 +256,7 @@ fn suexec_folder() -> Option<Folder> {
     Some(Folder::below(Path::new(root)))
 }
 
-const SUEXEC: &str = "LoadModule suexec_module modules/mod_suexec.so\nSuexecUserGroup nobody nogroup\n";
+pub const SUEXEC: &str = "LoadModule suexec_module modules/mod_suexec.so\nSuexecUserGroup nobody nogroup\n";
 
 #[test]
 fn under_suexec_the_data_folder_is_named_beside_the_program() {
