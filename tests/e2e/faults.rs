@@ -589,13 +589,17 @@ fn a_lock_that_nobody_lets_go_of_is_not_waited_for_forever() {
     relay.join(&host.id);
 }
 
-/// The program with so few file descriptors.
-fn with_descriptors(relay: &Bare, descriptors: u32) -> PathBuf {
-    let path = relay.folder().join(format!("relay-{descriptors}"));
-    let script = format!("#!/bin/sh\nulimit -S -n {descriptors}\nexec '{}' \"$@\"\n", relay.program().display());
-    fs::write(&path, script).unwrap();
-    set_mode(&path, 0o755);
-    path
+/// Has the program that `command` runs through `sh` begin with so few file descriptors. No script: one that this process has
+/// just written cannot be run while another thread's child has it open.
+fn with_descriptors(relay: &Bare, command: &mut Command, descriptors: u32) {
+    command.arg("-c").arg(format!("ulimit -S -n {descriptors}; exec \"$0\" \"$@\"")).arg(relay.program());
+}
+
+/// A request whose process has so few.
+fn limited(relay: &Bare, call: &Call, descriptors: u32) -> Command {
+    let mut command = relay.request_of(Path::new("sh"), call);
+    with_descriptors(relay, &mut command, descriptors);
+    command
 }
 
 /// A session of two parties with a pipe each way.
@@ -639,12 +643,12 @@ fn who_has_no_descriptors_left_takes_nobody_for_gone() {
 
     let mut refused = 0;
     for descriptors in 4..12 {
-        let program = with_descriptors(&relay, descriptors);
-        let reply = receiving.with("GET", b"", |call| relay.run(&mut relay.request_of(&program, call), b""));
+        let reply = receiving.with("GET", b"", |call| relay.run(&mut limited(&relay, call, descriptors), b""));
         assert!([409, 503].contains(&reply.status), "{descriptors}: {reply:?}");
         refused += u32::from(reply.status == 503);
         // For the sweep only those who wait keep the sessions. It may have something to complain about, too.
-        let mut sweep = Command::new(&program);
+        let mut sweep = Command::new("sh");
+        with_descriptors(&relay, &mut sweep, descriptors);
         let known = relay.command_line(&[]);
         sweep.arg("sweep").env_clear().envs(known.get_envs().filter_map(|(key, value)| Some((key, value?))));
         sweep.env("RELAY_PIPE_LIFETIME", "0.001").output().expect("sh runs");
@@ -692,7 +696,7 @@ fn a_stream_that_had_no_descriptor_for_its_fifo_makes_it_later() {
         let (host, before) = (relay.host(""), fifos(&relay));
         let query = format!("token={}", host.token);
         let call = Call { method: "GET", query: &query, ..Call::default() };
-        let started = relay.request_of(&with_descriptors(&relay, descriptors), &call).spawn().expect("sh runs");
+        let started = limited(&relay, &call, descriptors).spawn().expect("sh runs");
         let mut stream = match Stream::from_process(started) {
             Ok(stream) => stream,
             Err(reply) => {

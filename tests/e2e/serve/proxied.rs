@@ -10,12 +10,11 @@ use serde_json::Value;
 
 use super::{Serve, program};
 use crate::bare::{Bare, finish};
-use crate::place::{Folder, LONG, kill, set_mode, until, write_settings};
+use crate::place::{Folder, LONG, kill, until, write_settings};
 use crate::relay::{Call, Relay as _};
 
 /// Keeps what it is told up to `authenticate`, and what stands in its environment.
-const HANDLER: &str = r#"#!/bin/sh
-read -r initialize; read -r started; read -r visitor
+const HANDLER: &str = r#"read -r initialize; read -r started; read -r visitor
 printf '%s\n' "$visitor" "$REMOTE_ADDR $HTTPS" >"$1.new"
 mv "$1.new" "$1"
 cat >/dev/null
@@ -34,12 +33,11 @@ impl Handler {
         let folder = Folder::new();
         let path = folder.join("handler");
         fs::write(&path, HANDLER).unwrap();
-        set_mode(&path, 0o755);
         Self(folder)
     }
 
     fn setting(&self) -> String {
-        format!("{} {}", self.0.join("handler").display(), self.0.join("told").display())
+        format!("sh {} {}", self.0.join("handler").display(), self.0.join("told").display())
     }
 
     /// What the last one has been told: the visitor's address, and the same and `HTTPS` in its environment.
