@@ -37,7 +37,8 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
         cama::answer(settings, &id, request)
     } else if ptth::is_its_own(&request.path) {
         // What an application behind it says of other origins is its own business.
-        return ptth::answer(settings, request);
+        let reply = ptth::answer(settings, request);
+        return page::for_people(request, reply);
     } else {
         Reply::error(
             Status::NotFound,
