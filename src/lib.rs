@@ -39,6 +39,9 @@ fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
     fds[0].revents()
 }
 
+/// The version, and in parentheses the commit where that is known.
+pub const VERSION: &str = env!("UHST_RELAY_VERSION");
+
 pub mod cli;
 pub mod config;
 #[cfg(feature = "serve")]

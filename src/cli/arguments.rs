@@ -17,7 +17,7 @@ use crate::gateway::http::Address;
 #[cfg_attr(feature = "serve", derive(clap::Parser))]
 #[cfg_attr(feature = "serve", command(
     name = "uhst-relay",
-    version = super::VERSION,
+    version = crate::VERSION,
     arg_required_else_help = true,
     after_help = super::NOTES,
 ))]

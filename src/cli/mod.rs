@@ -6,6 +6,7 @@ mod full;
 #[cfg(any(test, not(feature = "serve")))]
 mod small;
 
+use crate::VERSION;
 use crate::config::Settings;
 #[cfg(feature = "serve")]
 use crate::gateway::http::Address;
@@ -24,10 +25,6 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-/// The version, and the commit if it was made from one: `0.1.0 (abcdef123456)`.
-pub const VERSION: &str = env!("UHST_RELAY_VERSION");
-
 /// Where nothing else is said.
 const DEFAULT_DATA_DIR: &str = "data";
 

@@ -124,7 +124,7 @@ fn fill(list: &[Check], now: u64, server: WebServer, program: &str) -> String {
         escape(program),
     );
     // The version first: what is filled in after it could contain the mark.
-    PAGE.replacen("<!-- version -->", env!("CARGO_PKG_VERSION"), 1).replacen("<!-- summary -->", &summary, 1).replacen(
+    PAGE.replacen("<!-- version -->", crate::VERSION, 1).replacen("<!-- summary -->", &summary, 1).replacen(
         "<!-- health -->",
         &items(list),
         1,
@@ -314,7 +314,7 @@ mod tests {
         assert!(page.contains("<h3>Disk &amp; &lt;b&gt;</h3><p>&quot;quoted&quot;</p>"));
         assert!(page.contains("<p class=\"cure\">Run <code>a &gt; b</code>, then <code>c</code>.</p>"));
         assert!(page.contains("data-now=\"17\" data-server=\"nginx\" data-program=\"re&quot;lay.cgi\""));
-        assert!(page.contains(concat!("uhst-relay ", env!("CARGO_PKG_VERSION"))));
+        assert!(page.contains(&format!("uhst-relay {}", crate::VERSION)));
         assert!(!page.contains("<!--"), "something was not filled in");
     }
 

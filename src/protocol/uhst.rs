@@ -157,7 +157,7 @@ impl fmt::Display for Refusal {
             Self::BadQuery(error) => error.fmt(f),
             Self::MethodNotAllowed(allow) => write!(f, "This needs another method: {allow}."),
             Self::NothingAsked => f.write_str(concat!(
-                "This is uhst-relay ", env!("CARGO_PKG_VERSION"), ", which passes messages between browsers and other programs: \
+                "This is uhst-relay ", env!("UHST_RELAY_VERSION"), ", which passes messages between browsers and other programs: \
                  open this URL in a browser to read on. A client adds ?token=…, as ?action=host or ?action=join gave it out."
             )),
             Self::NoToken => f.write_str(
