@@ -122,13 +122,13 @@ fn odd(Oddity { sentence, cure }: Oddity) -> Check {
     Check::note("Settings", sentence, cure)
 }
 
-/// Whether the data folder can be used, as far as a look tells that waits for nobody; if not, the log is told why, and what
-/// is odd about the settings in any case.
+/// Whether the data folder can be used, as far as a look tells that waits for nobody; if not, the log is told why. In any case
+/// it is told what is odd about the settings, except names of files: to look for those takes longer, the more files there are.
 ///
 /// # Errors
 /// When it cannot be used.
 pub fn glance(settings: &Settings) -> Result<(), Error> {
-    settings.all_oddities().iter().for_each(Oddity::log);
+    settings.oddities.iter().for_each(Oddity::log);
     let store = Store::new(&settings.data_dir);
     store.look().inspect_err(|error| {
         if let Check { sentence, outcome: Outcome::Problem { cure }, .. } = unusable(error, store.obstacle().as_ref()) {

@@ -4,7 +4,8 @@
 //!
 //! # In the code
 //!
-//! An id beyond the newest message's means "from now on". `/bus` is the bus without a name. Any other call is 404. A GET without a query and `?register` make the bus.
+//! A bus is made by a GET without a query, by a listener that names no user, by `?register` and `?create=signed`, and by whatever
+//! the application says on it.
 
 use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
@@ -334,7 +335,9 @@ impl Desk<'_> {
         let stream = move |out: &mut Outgoing| {
             let desk = Desk { store: Store::new(&settings.data_dir), settings: &settings };
             let mut listening = Listening { desk: &desk, name: &name, user: except };
-            sse::feed(out, &mut Feed(reader), &mut Unsent::after(after), &mut listening, &settings);
+            // Where it really begins: a client that comes back with an id that no message has reached yet would begin later.
+            let mut unsent = Unsent::after(reader.after());
+            sse::feed(out, &mut Feed(reader), &mut unsent, &mut listening, &settings);
         };
         Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
     }

@@ -166,7 +166,7 @@ pub fn for_people(request: &Request<'_>, reply: Reply) -> Reply {
     let main = format!(
         "<section><h2>{status}</h2><p>{}</p><p><a href=\"{}\">What this is, and whether it works</a></p></section>",
         text(error),
-        way_home(&request.path)
+        way_home(&request.raw_path)
     );
     let mut page = document(reply.status, &status, &main);
     // What else the error has said: `Allow`, `Retry-After` and their like.
@@ -203,7 +203,8 @@ fn html(status: Status, page: String, policy: &str) -> Reply {
         .header("X-Content-Type-Options", "nosniff")
 }
 
-/// From a path behind the relay's own to the relay, by a URL that a proxy with paths of its own cannot spoil.
+/// From a path after the relay's own, as the client has encoded it, to the relay, by a URL that a proxy with paths of its own
+/// cannot spoil.
 fn way_home(path: &str) -> String {
     match path.matches('/').count() {
         0 => "?".to_owned(),
@@ -270,10 +271,20 @@ mod tests {
     }
 
     fn with_request(method: &str, query: &str, accept: Option<&str>, ask: impl FnOnce(&Request<'_>) -> bool) -> bool {
+        with_request_to("", method, query, accept, ask)
+    }
+
+    fn with_request_to(
+        raw_path: &str,
+        method: &str,
+        query: &str,
+        accept: Option<&str>,
+        ask: impl FnOnce(&Request<'_>) -> bool,
+    ) -> bool {
         ask(&Request {
             method: method.to_owned(),
-            path: String::new(),
-            raw_path: String::new(),
+            path: urlencoding::decode(raw_path).unwrap().into_owned(),
+            raw_path: raw_path.to_owned(),
             query: query.into(),
             header: &|name| accept.filter(|_| name == "accept").map(str::to_owned),
             headers: &Vec::new,
@@ -355,6 +366,16 @@ mod tests {
         for (path, way) in [("", "?"), ("/", "./"), ("/bus", "./"), ("/bus/a", "../"), ("/cama/session/x", "../../")] {
             assert_eq!(way_home(path), way, "{path}");
         }
+    }
+
+    #[test]
+    fn an_error_leads_home_from_the_url_that_the_browser_has() {
+        // To a browser `%2F` is no slash.
+        assert!(with_request_to("/bus/a%2Fb", "GET", "", Some("text/html"), |request| {
+            let page = for_people(request, Reply::error(Status::NotFound, "There is nothing."));
+            let Content::Whole(html) = page.content else { return false };
+            String::from_utf8(html).unwrap().contains("<a href=\"../\">")
+        }));
     }
 
     #[test]

@@ -405,7 +405,8 @@ impl Relay<'_> {
             };
             answer.insert(client_id.as_str().to_owned(), sent.into());
         }
-        if answer.is_empty() && !self.host_is_present(session)? {
+        // Clients may wait for a host that has yet to come; a message that reaches nobody need not.
+        if answer.is_empty() && (session.host().presence()? == Presence::Waiting || !self.host_is_present(session)?) {
             return Err(Refusal::NobodyThere);
         }
         match failure {

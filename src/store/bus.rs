@@ -656,6 +656,12 @@ impl BusReader {
         Ok(self.may_have_more)
     }
 
+    /// The id of the last message that was read; before the first one, the id after which it begins.
+    #[must_use]
+    pub fn after(&self) -> u64 {
+        self.after
+    }
+
     /// What becomes readable when something was posted.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {

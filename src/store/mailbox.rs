@@ -346,10 +346,9 @@ impl Mailbox<'_> {
         Ok(())
     }
 
-    fn drop_up_to(&self, keep_from: u64) -> Result<(), Error> {
+    pub(super) fn drop_up_to(&self, keep_from: u64) -> Result<(), Error> {
         let path = self.path.join(QUEUE);
-        Writer::open(&path)?.compact(&path, &self.path.join(BESIDE[0]), keep_from)?;
-        Ok(())
+        self.keeping_last_message(|| Writer::open(&path)?.compact(&path, &self.path.join(BESIDE[0]), keep_from))
     }
 
     /// Moves what waits to `place`, with how far its stream has come. A stream that lives ends by that.

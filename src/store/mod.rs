@@ -192,12 +192,17 @@ impl Store {
         path
     }
 
-    /// Makes the data folder with its deny files, and `inside` it, if any of them is missing.
-    fn make_root(&self, inside: &Path) -> Result<(), Error> {
+    /// Makes the data folder alone, if it is missing.
+    fn make_bare_root(&self) -> Result<(), Error> {
         make_dirs(&self.root).map_err(|error| match Error::from(error) {
             Error::Io(error) => Error::Unusable(error),
             other => other,
-        })?;
+        })
+    }
+
+    /// Makes the data folder with its deny files, and `inside` it, if any of them is missing.
+    fn make_root(&self, inside: &Path) -> Result<(), Error> {
+        self.make_bare_root()?;
         for (name, content) in
             [(".htaccess", include_str!("../../data/.htaccess")), ("index.html", include_str!("../../data/index.html"))]
         {

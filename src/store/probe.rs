@@ -4,7 +4,7 @@
 use super::folder::Folder;
 use super::mailbox::{Mailbox, Presence};
 use super::queue::now_ms;
-use super::{Error, Store, make_dir, make_dirs, random_hex, replace};
+use super::{Error, Store, make_dir, random_hex, replace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Access;
 use rustix::io::Errno;
@@ -110,12 +110,7 @@ impl Store {
     pub fn probe(&self) -> Result<Findings, Error> {
         let missing: Vec<PathBuf> =
             self.root.ancestors().take_while(|path| !path.exists()).map(PathBuf::from).collect();
-        let findings = make_dirs(&self.root)
-            .map_err(|error| match Error::from(error) {
-                Error::Io(error) => Error::Unusable(error),
-                other => other,
-            })
-            .and_then(|()| in_turn(TERMINAL_PATIENCE, || self.examine(|_| ())));
+        let findings = self.make_bare_root().and_then(|()| in_turn(TERMINAL_PATIENCE, || self.examine(|_| ())));
         for path in missing {
             // Only an empty one goes: nobody else has begun to use it.
             let _ = std::fs::remove_dir(path);
@@ -305,6 +300,7 @@ fn in_turn<T>(patience: Duration, work: impl Fn() -> Result<T, Error>) -> Result
 
 #[cfg(test)]
 mod tests {
+    use super::super::make_dirs;
     use super::super::test_dir::TestDir;
     use super::*;
 

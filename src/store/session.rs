@@ -349,6 +349,9 @@ mod tests {
         drop(mailbox.listen(None, MINUTE, 1 << 20).unwrap());
         assert_eq!(mailbox.last_message().unwrap(), put);
         assert_eq!(read(&mailbox), ["1", "2", "3"]);
+        mailbox.drop_up_to(u64::MAX).unwrap();
+        assert_eq!(mailbox.last_message().unwrap(), put, "nor does it when it drops what was given");
+        assert!(read(&mailbox).is_empty());
     }
 
     proptest! {

@@ -110,9 +110,11 @@ impl Store {
                 if is_recent(touched, UNUSED_TIME) || oldest.as_ref().is_some_and(|(older, ..)| *older <= touched) {
                     continue;
                 }
-                // What cannot be seen counts as in use.
+                // What cannot be seen counts as in use; and with the lock it is looked at again, because somebody may have
+                // used it since.
                 if let Ok(Some(found)) = Found::lock(kind, &path)
                     && found.is_unused().unwrap_or(false)
+                    && matches!(Folder::<()>::touched_at(&path), Ok(Some(again)) if again == touched)
                 {
                     oldest = Some((touched, shard, found));
                 }

@@ -7,7 +7,7 @@
 use crate::config::Settings;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use serde::de::IgnoredAny;
 use std::io::{self, PipeReader, PipeWriter, Write as _};
@@ -69,17 +69,20 @@ struct Fifo {
 impl Fifo {
     fn open(path: &Path) -> io::Result<Self> {
         let mode = Mode::from_raw_mode(MODE);
-        match rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0) {
-            // The umask has taken some of it away.
-            Ok(()) => rustix::fs::chmodat(CWD, path, mode, AtFlags::empty())?,
-            Err(Errno::EXIST) => {}
+        let is_new = match rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(error) => return Err(error.into()),
-        }
+        };
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-        let stat = rustix::fs::fstat(&fd)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+        if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::Fifo {
             return Err(io::Error::other("there is a file that is no named pipe"));
         }
+        if is_new {
+            // The umask has taken some of it away. Not by the name, to which others may have given another file by now.
+            rustix::fs::fchmod(&fd, mode)?;
+        }
+        let stat = rustix::fs::fstat(&fd)?;
         Ok(Self { fd, stat })
     }
 

@@ -221,16 +221,27 @@ pub fn an_id_beyond_the_newest_means_from_now_on(door: Door) {
     let bus = news(&*relay);
     let (ann, _) = bus.greet();
     let (bob, _) = bus.greet();
-    let newest = bus.post(ann, "0");
+    let mut newest = bus.post(ann, "0");
+    let waiting_readers = || {
+        let mut wakes = everything_below(&relay.folder().join("cgi-bin/data/buses"));
+        wakes
+            .retain(|path| path.extension().is_none() && path.parent().is_some_and(|folder| folder.ends_with("wakes")));
+        wakes
+    };
     for beyond in [(newest + 1).to_string(), "999999999999999999".into(), "99999999999999999999999".into()] {
         let mut streams = [format!("events&id={beyond}"), format!("events&lastEventId={beyond}")]
             .map(|query| bus.listen(&query, &[]));
+        for stream in &mut streams {
+            assert_eq!(stream.first_id(), newest.to_string(), "{beyond}: one that is cut off now misses nothing");
+        }
         let waits = format!("id={beyond}&user={bob}&wait=45");
+        let earlier = waiting_readers();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| messages(bus.get(&waits)));
-            std::thread::sleep(Duration::from_millis(300));
+            until("it waits", LONG, || waiting_readers().iter().any(|wake| !earlier.contains(wake)));
             assert!(!waiting.is_finished(), "{beyond}: there is nothing yet");
             let id = bus.post(ann, "1");
+            newest = id;
             assert_eq!(ids(&waiting.join().unwrap()), [id], "{beyond}");
             for stream in &mut streams {
                 assert_eq!(stream.event().id, id.to_string(), "{beyond}");

@@ -217,7 +217,9 @@ pub fn a_host_that_nobody_listens_as_reaches_nobody(door: Door) {
     // An application's token for a host that never was.
     relay.send(&token::minted_host("nobody", SECRET), "1").expect_error(400);
 
-    let (host, stream) = relay.listening_host();
+    let host = relay.host("");
+    relay.send(&host.token, "1").expect_error(400);
+    let stream = relay.open(&host.token);
     assert_eq!(relay.send(&host.token, "2").expect(200).json(), json!({}), "it listens, and has no clients");
     stream.hang_up();
     until("nobody listens as this host", LONG, || relay.send(&host.token, "3").status == 400);

@@ -306,7 +306,16 @@ fn open<'a>(
 ) -> Option<Stream<'a>> {
     let request = Request { last_event_id: last, ..Request::get(source.path, source.query) };
     let mut stream = world.relay.open(door, &request, fate).ok()?;
-    let status = stream.take_head(Duration::from_secs(60))?;
+    let Some(status) = stream.take_head(Duration::from_secs(60)) else {
+        if fate == Fate::MayBeKilled {
+            // To its peers it may have been there, and have left.
+            let now = world.now();
+            let note = "it broke off before its head";
+            let connection = Connection { opened: now, closed: now, resumed: last, note };
+            lock(&world.logs[source.reader]).connections.push(connection);
+        }
+        return None;
+    };
     if status == 401 || status == 404 {
         // Not away for as long as a session is kept: it must not be told that its session is over.
         if last_there.elapsed() < crate::LIFETIME / 2 {
