@@ -318,6 +318,10 @@ fn named_beside(program_folder: &Path) -> Result<Option<PathBuf>, SettingError> 
         );
         return Err(unreadable(SETTINGS_FILE, &wanted));
     }
+    // They would be part of a name, which begins a folder in the midst of what the web can see.
+    if lines.iter().any(|line| line.value.starts_with(['"', '\''])) {
+        return Err(unreadable(DATA_DIR, "it must be without quotation marks"));
+    }
     Ok(lines.first().filter(|line| !line.value.is_empty()).map(|line| program_folder.join(line.value)))
 }
 
@@ -593,6 +597,9 @@ mod tests {
         assert_eq!(named("RELAY_DATA_DIR=/elsewhere"), Ok(Some(PathBuf::from("/elsewhere"))));
         assert_eq!(named("RELAY_DATA_DIR=near"), Ok(Some(dir.join("near"))));
         assert_eq!(named("RELAY_DATA_DIR="), Ok(None));
+        for quoted in ["RELAY_DATA_DIR=\"../near\"", "RELAY_DATA_DIR='/elsewhere'"] {
+            assert!(named(quoted).unwrap_err().to_string().contains("quotation marks"));
+        }
         for text in ["JWT_SECRET=hidden", "RELAY_DATA_DIR=a\nRELAY_PREFIX=hidden", "hidden"] {
             let error = named(text).unwrap_err().to_string();
             assert!(error.contains(SETTINGS_FILE) && !error.contains("hidden"), "{error}");

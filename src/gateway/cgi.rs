@@ -119,9 +119,13 @@ fn asker(settings: &Result<Settings, SettingError>, header: &dyn Fn(&str) -> Opt
         // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
         is_https: matches!(text("HTTPS").to_ascii_lowercase().as_str(), "on" | "1"),
     };
+    // lighttpd has a variable of the same name for a proxy's X-Forwarded-For and for a client's own X_Forwarded_For. Where
+    // there are two, it is not known who has said what.
+    let is_told_twice = |field: &str| header_fields().iter().filter(|(name, _)| name == field).count() > 1;
+    let header = |field: &str| if is_told_twice(field) { Some("unknown".to_owned()) } else { header(field) };
     match settings {
         // An address that the web server does not tell is no sign of a UNIX socket.
-        Ok(settings) => connection.behind(&TrustedProxies { unix: false, ..settings.trusted_proxies.clone() }, header),
+        Ok(settings) => connection.behind(&TrustedProxies { unix: false, ..settings.trusted_proxies.clone() }, &header),
         Err(_) => connection,
     }
 }

@@ -670,7 +670,11 @@ fn fields_for_server(request: &Request<'_>) -> Fields {
 
 /// Says who has asked, as the relay has seen it. What the client itself has to say of that may be a lie.
 fn forward(fields: &mut Fields, request: &Request<'_>) {
-    let is_claim = |name: &str| name.starts_with("x-forwarded-") || ["forwarded", "x-real-ip"].contains(&name);
+    // To many an application (RFC 3875, 4.1.18) an underscore is the same.
+    let is_claim = |name: &str| {
+        let name = name.replace('_', "-");
+        name.starts_with("x-forwarded-") || ["forwarded", "x-real-ip"].contains(&name.as_str())
+    };
     let claims: Vec<_> = fields.iter().map(|(name, _)| name.to_owned()).filter(|name| is_claim(name)).collect();
     for name in &claims {
         fields.remove(name);

@@ -274,7 +274,8 @@ impl Relay<'_> {
         let mut session = self.store.session_or_new(host_id, limit)?.ok_or(Refusal::TooManyHosts(limit))?;
         if let Some(record) = session.record() {
             let lifetime = self.settings.message_lifetime;
-            let taken = match session.host().presence()? {
+            let presence = session.host().presence()?;
+            let taken = match presence {
                 Presence::Listening => true,
                 Presence::Waiting => is_recent(session.touched()?, OPENING_TIME),
                 Presence::Ended { at, told } => !told && !has_passed(at, self.settings.grace),
@@ -284,8 +285,11 @@ impl Relay<'_> {
             if taken || only_unused {
                 return Ok(false);
             }
-            // Clients of the earlier registration may be listening still; theirs is over.
-            Self::tell_clients(&session, host_id)?;
+            // Clients of the earlier registration may be listening still; theirs is over. Once: nobody limits these events.
+            if !matches!(presence, Presence::Ended { told: true, .. }) {
+                Self::tell_clients(&session, host_id)?;
+                session.host().set_told()?;
+            }
             if !session.end_registration(lifetime)? {
                 return Err(Refusal::MessagesWait);
             }

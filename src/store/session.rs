@@ -142,27 +142,32 @@ impl Session {
         self.folder.path().join(FORMER).join(hash_name(registration.unwrap_or_default()))
     }
 
-    /// Ends the registration: removes every client's mailbox and the host's, except that those in which a message waits that
-    /// is younger than `lifetime` are [set aside](Store::former_session). False where too many have been already.
+    /// Ends the registration: removes every client's mailbox and the host's, except that those with a message that is younger
+    /// than `lifetime` are [set aside](Store::former_session), also where a stream was given it: that may have lost it. Where
+    /// many have been set aside already, there is room only if no message is one that nobody was given; otherwise false.
     ///
     /// # Errors
     /// When something cannot be removed.
     pub fn end_registration(&self, lifetime: Duration) -> Result<bool, Error> {
         let former = self.former(self.record.as_ref().and_then(|record| record.registration.as_deref()));
-        let clients = self.clients()?;
-        let mut waiting = Vec::new();
-        for client in &clients {
-            if self.client(client).has_message_waiting(lifetime)? {
-                waiting.push((self.client(client), former.join(CLIENTS).join(client_folder(client))));
+        let is_full = self.tidy_former(lifetime)? >= MOST_FORMER;
+        let is_kept = |mailbox: &Mailbox<'_>| match is_full {
+            true => mailbox.has_message_waiting(lifetime),
+            false => Ok(mailbox.last_message()?.is_some_and(|at| is_recent(at, lifetime))),
+        };
+        let mut kept = Vec::new();
+        for client in &self.clients()? {
+            if is_kept(&self.client(client))? {
+                kept.push((self.client(client), former.join(CLIENTS).join(client_folder(client))));
             }
         }
-        if self.host().has_message_waiting(lifetime)? {
-            waiting.push((self.host(), former));
+        if is_kept(&self.host())? {
+            kept.push((self.host(), former));
         }
-        if !waiting.is_empty() && self.tidy_former(lifetime)? >= MOST_FORMER {
+        if is_full && !kept.is_empty() {
             return Ok(false);
         }
-        for (mailbox, place) in waiting {
+        for (mailbox, place) in kept {
             mailbox.move_to(&place)?;
         }
         self.clear()?;
@@ -213,7 +218,7 @@ impl Session {
         Ok(count)
     }
 
-    /// Whether the host has never listened, and no message was ever sent.
+    /// Whether neither the host nor a client has ever listened, and no message was ever sent.
     ///
     /// # Errors
     /// When that cannot be seen.
@@ -222,7 +227,7 @@ impl Session {
             return Ok(false);
         }
         for client in self.clients()? {
-            if self.client(&client).last_message()?.is_some() {
+            if !self.client(&client).is_unused()? {
                 return Ok(false);
             }
         }
@@ -320,8 +325,11 @@ mod tests {
             drop(session);
 
             let former = store.former_session(&host, registration).unwrap().unwrap();
-            assert_eq!(former.clients().unwrap(), std::slice::from_ref(&waits));
+            assert_eq!(former.clients().unwrap().len(), 2);
             assert_eq!(read(&former.client(&waits)), ["\"waits\""]);
+            // What a stream was given it may have lost: it comes again for whoever asks for it.
+            let has_waiting = |resume| former.client(&heard).has_waiting(resume).unwrap();
+            assert_eq!([has_waiting(None), has_waiting(Some(0))], [false, true]);
             assert_eq!(read(&former.host()), [registration]);
             assert_eq!(former.tidy_former(MINUTE).unwrap(), 1);
             assert_eq!(former.tidy_former(Duration::ZERO).unwrap(), 0);
@@ -330,6 +338,41 @@ mod tests {
         }
         store.session(&host).unwrap().unwrap().remove().unwrap();
         assert!(!store.folder(Kind::Hosts, "room").exists());
+    }
+
+    #[test]
+    fn what_was_given_goes_first_where_much_is_set_aside() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let mut session = store.session_or_new(&HostId::new("room").unwrap(), 1).unwrap().unwrap();
+        let client = ClientId::new("client").unwrap();
+        for registration in 0..=MOST_FORMER + 1 {
+            let record = SessionRecord { host_id: "room".to_owned(), registration: Some(registration.to_string()) };
+            session.set_record(record).unwrap();
+            session.client(&client).make().unwrap();
+            drop(session.client(&client).put("1", None).unwrap());
+            if registration <= MOST_FORMER {
+                let mut listener = session.client(&client).listen(None, MINUTE, 1 << 20).unwrap();
+                while listener.next(|_| ()).unwrap() {}
+                listener.delivered().unwrap();
+            }
+            assert_eq!(session.end_registration(MINUTE).unwrap(), registration <= MOST_FORMER, "{registration}");
+            assert!(session.tidy_former(MINUTE).unwrap() <= MOST_FORMER);
+        }
+        assert_eq!(read(&session.client(&client)), ["1"]);
+    }
+
+    #[test]
+    fn a_session_is_in_use_where_a_client_has_listened() {
+        let dir = TestDir::new();
+        let store = Store::new(&dir.join("data"));
+        let session = store.session_or_new(&HostId::new("room").unwrap(), 1).unwrap().unwrap();
+        let client = ClientId::new("client").unwrap();
+        session.client(&client).make().unwrap();
+        assert!(session.is_unused().unwrap());
+        let listener = session.client(&client).listen(None, MINUTE, 1 << 20).unwrap();
+        assert!(!session.is_unused().unwrap());
+        drop(listener);
     }
 
     #[test]

@@ -891,6 +891,11 @@ pub fn only_a_named_proxy_speaks_for_others(door: Door) {
         session.call(Who::Guest, "GET", &[one[0], ("X-Forwarded-For", list)], b"").expect_error(status);
     }
     session.call(Who::Guest, "GET", &one, b"").expect_error(403);
+    // A client's own, beside the proxy's: CGI has one variable for both.
+    let (forged, real) = (("X_Forwarded_For", "192.0.2.1"), ("X-Forwarded-For", "203.0.113.5"));
+    for both in [[forged, real], [real, forged]] {
+        session.call(Who::Guest, "GET", &[&one[..], &both].concat(), b"").expect_error(403);
+    }
 }
 
 // ---- killed processes: the CGI program alone, so that a test kills exactly the one it means

@@ -270,6 +270,7 @@ mod pipe_of_lighttpd {
         cama::a_receiver_that_leaves_half_way_is_told_in_bytes,
         cama::a_sender_that_leaves_half_way_leaves_half_a_body,
         cama::deleting_a_session_ends_what_flows,
+        cama::only_a_named_proxy_speaks_for_others,
     }
 }
 

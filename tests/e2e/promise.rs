@@ -143,10 +143,30 @@ fn what_waits_outlives_that_the_host_is_registered_anew() {
 }
 
 #[test]
+fn what_a_stream_has_lost_outlives_that_the_host_is_registered_anew() {
+    let relay = Bare::new();
+    let host = relay.host("room");
+    let host_stream = relay.open(&host.token);
+    let client = relay.join("room");
+    let mut stream = relay.open(&client);
+    relay.send(&host.token, "1").expect(200);
+    let first = stream.event();
+    // Given to the stream, and lost on its way.
+    assert!(relay.send(&host.token, "2").expect(200).body.contains(":true"));
+    stream.event();
+    stream.hang_up();
+    host_stream.hang_up();
+    until_absent(&relay, &host);
+    relay.host("room");
+    assert_eq!(relay.resume(&client, &first.id).body(), json!(2));
+}
+
+#[test]
 fn a_host_that_is_registered_anew_again_and_again_does_not_fill_the_disk() {
     let relay = Bare::new();
     let register = || relay.post("action=host&hostId=room", "");
     let mut registrations = 0;
+    let mut client = String::new();
     let refusal = loop {
         let reply = register();
         if reply.status != 200 {
@@ -154,13 +174,22 @@ fn a_host_that_is_registered_anew_again_and_again_does_not_fill_the_disk() {
         }
         registrations += 1;
         assert!(registrations < 50);
-        relay.join("room");
+        client = relay.join("room");
         let token = reply.json()["hostToken"].as_str().unwrap().to_owned();
         assert!(relay.send(&token, "1").expect(200).body.contains(":true"));
         age(&relay.sessions()[0].join("session.json"), Duration::from_secs(11));
     };
     assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
     refusal.expect_error(503);
+    // Nor do the refusals: clients are told that their host has gone, once.
+    for _ in 0..3 {
+        register().expect_error(503);
+    }
+    let mut stream = relay.open(&client);
+    assert_eq!(stream.body(), json!(1));
+    stream.expect_closed("host_closed", "room");
+    stream.expect_silence(Duration::from_millis(500));
+    stream.hang_up();
     for queue in files(&relay, "queue") {
         age(&queue, LONG_AGO);
     }

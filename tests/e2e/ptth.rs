@@ -466,6 +466,9 @@ pub fn an_application_is_told_who_asks_and_which_way(door: Door) {
         ("X-Forwarded-Port", "443"),
         ("Forwarded", "for=192.0.2.1;proto=https"),
         ("X-Real-IP", "192.0.2.1"),
+        // The same to applications that know fields by their variables in CGI.
+        ("X_Forwarded_For", "192.0.2.1"),
+        ("X_Real_IP", "192.0.2.1"),
         ("Via", "1.1 before"),
     ];
     let client = behind.get("/", &claims);
@@ -473,7 +476,7 @@ pub fn an_application_is_told_who_asks_and_which_way(door: Door) {
     let field = |name: &str| request.head.fields.get(name);
     assert_eq!(field("x-forwarded-for"), Some("127.0.0.1"));
     assert_eq!((field("x-forwarded-proto"), field("x-forwarded-host")), (Some("http"), Some("relay")));
-    for claim in ["x-forwarded-port", "forwarded", "x-real-ip"] {
+    for claim in ["x-forwarded-port", "forwarded", "x-real-ip", "x_forwarded_for", "x_real_ip"] {
         assert_eq!(field(claim), None, "{claim}");
     }
     let via = field("via").unwrap();
