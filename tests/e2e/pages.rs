@@ -56,7 +56,8 @@ pub fn the_picture_of_the_readme_can_be_made_again() {
     fs::create_dir_all(&shots).unwrap();
     let again = shots.join("chat.png");
     let _ = fs::remove_file(&again);
-    passes_in_a_browser("picture.mjs", &[&format!("{}/", Serve::new().url()), again.to_str().unwrap()]);
+    let relay = Serve::new();
+    passes_in_a_browser("picture.mjs", &[&format!("{}/", relay.url()), again.to_str().unwrap()]);
     // Without a browser the test has been skipped.
     if have("chromium") && have("node") && repository().join("tests/browser/node_modules").is_dir() {
         is_a_picture(&again);
