@@ -71,7 +71,7 @@ async function withoutHtmlItIsTheRelay() {
         const answer = await fetch(relay, { headers: { Accept: accept } });
         insist(answer.status === 401, `GET with Accept: ${accept} got ${answer.status}`);
         const { error } = await answer.json();
-        insist(/^This is uhst-relay [\d.]+, .*open this URL in a browser/.test(error), `Accept: ${accept} got ${error}`);
+        insist(/^This is uhst-relay [\d.]+( \([0-9a-f]+\))?, .*open this URL in a browser/.test(error), `Accept: ${accept} got ${error}`);
     }
 }
 

@@ -247,7 +247,7 @@ fn copy_of_the_sources() -> PathBuf {
 /// The README's commands, each by its own words: on a machine with Rust they lead to a relay, and to its help.
 #[test]
 fn the_commands_of_the_readme_do_what_they_are_for() {
-    const BUILDS: Duration = Duration::from_secs(20 * 60);
+    const BUILDS: Duration = Duration::from_secs(60 * 60);
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();
     let printed = blocks(&readme);
     let printed: Vec<_> = programs(&printed, "sh").iter().map(|program| &*program.block.text).collect();
