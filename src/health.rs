@@ -8,7 +8,7 @@ use crate::store::{Error, Store};
 use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
-/// A clock before 2025 (when this was not written yet) or behind 2100 has not been set; in seconds since 1970.
+/// A clock before 2025 (when this was not written yet) or after 2100 has not been set; in seconds since 1970.
 const PLAUSIBLE: std::ops::Range<u64> = 1_735_689_600..4_102_444_800;
 
 /// Further apart than this, the clock of the disk is another machine's.
@@ -45,7 +45,7 @@ pub enum Outcome {
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visitor {
-    /// Somebody at a terminal, whoever he is.
+    /// Somebody at a terminal.
     Terminal,
     /// A visitor of the page, for whom the relay itself looks.
     Page,
@@ -186,7 +186,7 @@ fn data_folder(findings: Findings) -> Check {
 fn locks(findings: Findings) -> Check {
     const NAME: &str = "Locks";
     if findings.locks {
-        Check::ok(NAME, "A lock keeps others out, and ends with whoever held it.")
+        Check::ok(NAME, "A lock keeps others out, and ends with the process that held it.")
     } else {
         no_locks(NAME)
     }
@@ -268,8 +268,8 @@ fn unusable(error: &Error, obstacle: Option<&Obstacle>) -> Check {
         ),
         Error::Busy => Check::note(
             NAME,
-            "Somebody else is looking at it at this moment.",
-            "Open this page again. If it stays like this, look for a process of the relay that is stopped, and end it.",
+            "Another process is looking at it at this moment.",
+            "Look again. If it stays like this, find a process of the relay that is stopped, and end it.",
         ),
         Error::Io(_) | Error::QueueFull(_) => {
             Check::problem(NAME, "It failed while it was tried out.", "The web server's error log has the cause.")
@@ -380,7 +380,7 @@ mod tests {
                 "{cure}"
             );
             let (_, cure) = of(place, 33);
-            assert!(!cure.contains("chown") && !cure.contains("777"), "his own folder needs other permissions: {cure}");
+            assert!(!cure.contains("chown") && !cure.contains("777"), "its own folder needs other permissions: {cure}");
         }
         assert!(of(Place::DataFolder, 1001).1.contains("and no other, permissions 777"));
         assert_eq!(user(0), "`root`");

@@ -34,17 +34,17 @@ pub struct Arguments {
 #[derive(Debug)]
 #[cfg_attr(feature = "serve", derive(clap::Subcommand))]
 pub enum Command {
-    /// Run the relay here
+    /// Run the relay as a server of its own
     #[cfg(feature = "serve")]
     Serve {
         /// Where to listen: ADDR:PORT, or unix:PATH for a socket file [default: 127.0.0.1:8080]
         #[arg(long, value_name = "ADDRESS", value_parser = address)]
         listen: Option<Address>,
-        /// No access log on stderr
+        /// Write no access log (to stderr)
         #[arg(long)]
         quiet: bool,
     },
-    /// Look whether everything the relay needs works
+    /// Tell whether everything works that the relay needs
     Check,
     /// Remove what is dead from the data folder, now
     Sweep,
@@ -59,7 +59,7 @@ pub enum Command {
     /// Print a token, for applications that decide who may be what
     #[cfg_attr(feature = "serve", command(subcommand))]
     Token(TokenOf),
-    /// Servers behind a firewall, and how to be one (PTTH)
+    /// Manage servers behind a firewall, or be one (PTTH)
     #[cfg_attr(feature = "serve", command(subcommand))]
     Ptth(Ptth),
     /// Print the completion of this command line for a shell
@@ -79,13 +79,13 @@ pub enum Command {
 #[derive(Debug)]
 #[cfg_attr(feature = "serve", derive(clap::Subcommand))]
 pub enum TokenOf {
-    /// One that may listen as host ID
+    /// Print a token that may listen as host ID
     Host {
         /// The host's id
         #[cfg_attr(feature = "serve", arg(value_parser = host))]
         id: HostId,
     },
-    /// One for a client of host ID
+    /// Print a token for a client of host ID
     Client {
         /// The host's id
         #[cfg_attr(feature = "serve", arg(value_parser = host))]
@@ -120,8 +120,8 @@ pub enum Ptth {
         #[cfg_attr(feature = "serve", arg(value_parser = server))]
         name: ServerName,
     },
-    /// Be such a server: for the files of a folder, or for a web application. The key is in the environment variable
-    /// PTTH_KEY, or in a file
+    /// Be a server behind a firewall: show the files of a folder, or pass requests on to a web application. The key is in
+    /// the environment variable PTTH_KEY, or in a file
     #[cfg(feature = "serve")]
     Serve(FarOptions),
 }
@@ -138,7 +138,7 @@ pub struct FarOptions {
     pub name: ServerName,
     #[command(flatten)]
     pub source: FarSource,
-    /// How many requests to the relay wait at once; the published ptth_relay bears only 1
+    /// How many requests to the relay wait at once; the published ptth_relay takes only 1
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub listeners: u8,
     /// The file with the key [default: the environment variable PTTH_KEY]

@@ -10,7 +10,7 @@ UHST relay: real-time messages for browsers, in one file
 Usage: relay.cgi [--data DIR] COMMAND
 
 Commands:
-  check                            look whether everything the relay needs works
+  check                            tell whether everything works that the relay needs
   sweep                            remove what is dead from the data folder, now
   notify [--key] CHANNEL           send each line of the input to everybody on the channel's WebSockets and bus;
                                    --key: print the key for POST /ws/CHANNEL?key=KEY instead

@@ -120,17 +120,17 @@ impl Target {
         };
         match self.agent.run(call) {
             Ok(answer) => self.pass_on(request, answer),
-            Err(Error::Timeout(_)) => Answer::sentence(504, "The server behind the far end does not answer in time."),
+            Err(Error::Timeout(_)) => Answer::sentence(504, "The application of the far end does not answer in time."),
             Err(error) => {
                 say!("uhst-relay: {}{} cannot be reached: {error}", self.origin, self.base);
-                Answer::sentence(502, "The server behind the far end cannot be reached.")
+                Answer::sentence(502, "The application of the far end cannot be reached.")
             }
         }
     }
 
     fn pass_on(&self, request: &RequestHead, answer: ureq::http::Response<ureq::Body>) -> Answer {
         let Some(status) = StatusCode::new(answer.status().as_u16()) else {
-            return Answer::sentence(502, "The server behind the far end gives no answer that can be passed on.");
+            return Answer::sentence(502, "The application of the far end gives no answer that can be passed on.");
         };
         let (head, body) = answer.into_parts();
         let mut fields = Fields::default();
@@ -139,7 +139,7 @@ impl Target {
                 std::str::from_utf8(value.as_bytes()).ok().and_then(|text| self.moved(name.as_str(), text, request));
             let value = moved.map_or_else(|| value.as_bytes().to_vec(), String::into_bytes);
             if fields.add(name.as_str(), &value).is_err() {
-                return Answer::sentence(502, "The server behind the far end gives no answer that can be passed on.");
+                return Answer::sentence(502, "The application of the far end gives no answer that can be passed on.");
             }
         }
         fields.remove_hop_by_hop();

@@ -138,7 +138,7 @@ impl fmt::Display for Refusal {
             }
             Self::NotRegistered => f.write_str("On this bus only registered users may post: POST to ?register first."),
             Self::NotSigned => {
-                f.write_str("A registered user's post must be signed: add &n=… and &signature=…, see the README.")
+                f.write_str("A registered user's post must be signed: add &n=… and &signature=…, see the manual of the bus, src/protocol/bus.md.")
             }
             Self::WrongSignature => f.write_str(
                 "The signature is not this user's: it is the HMAC-SHA256, in hexadecimal digits, of NAME, user and n, each with a line end, and the body.",

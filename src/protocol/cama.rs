@@ -150,7 +150,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadQuery(error) => error.fmt(f),
-            Self::MethodNotAllowed(allow) => write!(f, "This needs another method: {allow}."),
+            Self::MethodNotAllowed(allow) => write!(f, "This method is not allowed here. Use one of these: {allow}."),
             Self::BadType => f.write_str("There is no such X-Type: use basic or secure."),
             Self::BadTimeout => {
                 write!(f, "The X-Timeout cannot be used: take whole seconds from 1 to {LONGEST_TIMEOUT}.")

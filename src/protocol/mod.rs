@@ -42,7 +42,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     } else {
         Reply::error(
             Status::NotFound,
-            "There is nothing at this path: the relay is at its own URL, without a path behind it, the buses are at /bus/NAME, the pipes at /cama/session, the servers of PTTH at /frontend/servers/, the WebSockets at /ws/CHANNEL.",
+            "There is nothing at this path. After the relay's own URL there may be /bus/NAME (a bus), /cama/session (pipes), /frontend/servers/NAME/ (a server of PTTH) or /ws/CHANNEL (WebSockets).",
         )
     };
     with_cors(settings, request, page::for_people(request, reply))

@@ -184,10 +184,8 @@ impl fmt::Display for Refusal {
             Self::NoKey => write!(f, "The server's key is missing: send it in the header field {KEY_FIELD}."),
             Self::WrongKey => f.write_str("There is no such server with this key: register it at the relay."),
             Self::UnknownServer => f.write_str("There is no such server at this relay."),
-            Self::NothingHere => f.write_str(
-                "There is nothing at this path: the servers are at /frontend/servers/, each with its name behind it.",
-            ),
-            Self::MethodNotAllowed(allow) => write!(f, "This needs another method: {allow}."),
+            Self::NothingHere => f.write_str("There is nothing at this path: a server is at /frontend/servers/NAME/."),
+            Self::MethodNotAllowed(allow) => write!(f, "This method is not allowed here. Use one of these: {allow}."),
             Self::BadQuery => f.write_str("The query is not ASCII: percent-encode it."),
             Self::NoUpgrade => {
                 f.write_str("No WebSocket passes through PTTH: the application's own are at this relay's /ws/CHANNEL.")

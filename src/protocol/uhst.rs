@@ -155,7 +155,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadQuery(error) => error.fmt(f),
-            Self::MethodNotAllowed(allow) => write!(f, "This needs another method: {allow}."),
+            Self::MethodNotAllowed(allow) => write!(f, "This method is not allowed here. Use one of these: {allow}."),
             Self::NothingAsked => f.write_str(concat!(
                 "This is uhst-relay ", env!("UHST_RELAY_VERSION"), ", which passes messages between browsers and other programs: \
                  open this URL in a browser to read on. A client adds ?token=…, as ?action=host or ?action=join gave it out."

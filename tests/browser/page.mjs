@@ -71,7 +71,7 @@ async function withoutHtmlItIsTheRelay() {
         const answer = await fetch(relay, { headers: { Accept: accept } });
         insist(answer.status === 401, `GET with Accept: ${accept} got ${answer.status}`);
         const { error } = await answer.json();
-        insist(/^This is uhst-relay [\d.]+, .*open this URL in a browser/.test(error), `Accept: ${accept} got ${error}`);
+        insist(/^This is uhst-relay [\d.]+( \([0-9a-f]+\))?, .*open this URL in a browser/.test(error), `Accept: ${accept} got ${error}`);
     }
 }
 
@@ -131,7 +131,7 @@ async function itLoadsTestsItselfAndDraws(browser) {
 
 async function itFitsEveryScreen(browser) {
     for (const colorScheme of ['light', 'dark']) {
-        for (const width of [320, 360, 768]) {
+        for (const width of [320, 390, 768]) {
             const context = await browser.newContext({ viewport: { width, height: 740 }, colorScheme, deviceScaleFactor: 2 });
             const page = await context.newPage();
             const check = guard(page, new URL(relay).origin);
@@ -140,7 +140,7 @@ async function itFitsEveryScreen(browser) {
             const { state, verdict } = await test(page);
             insist(state === 'passed', `the test ${state}: ${verdict}`);
             await fits(page, `${colorScheme}, after the test`);
-            if (width === 360) await shoot(page, colorScheme === 'light' ? 'phone' : 'phone-dark');
+            if (width === 390) await shoot(page, colorScheme === 'light' ? 'phone' : 'phone-dark');
             if (width === 768 && colorScheme === 'dark') await shoot(page, 'dark');
             const [text, back] = await page.evaluate(() => {
                 const style = getComputedStyle(document.body);
@@ -219,6 +219,9 @@ async function everyWayWorksAsPrinted(browser) {
     insist(socket.includes(`"${url.replace(/^http/, 'ws')}/ws/room"`), `the socket is ${socket}`);
     await opens(socket);
     insist(await page.locator('a[href="?page=chat"]').count() === 1, 'there is no way to the chat');
+    const guests = new URL(await page.locator('#uhst').evaluate((link) => link.href));
+    // Not beside the relay: what is in a cgi-bin is run, and not shown.
+    insist(guests.href === `${new URL(relay).origin}/uhst.html?relay=${encodeURIComponent(url)}`, `the guests are at ${guests}`);
     await context.close();
 }
 

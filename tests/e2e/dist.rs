@@ -22,7 +22,7 @@ pub fn copy(folder: &Path) {
     fs::create_dir_all(folder.join("target")).unwrap();
     let mut tar = Command::new("sh");
     tar.arg("-c")
-        .arg(r#"tar c --exclude=node_modules deploy README.md LICENSE-* | tar x -C "$1""#)
+        .arg(r#"tar c --exclude=node_modules deploy src/protocol README.md LICENSE-* | tar x -C "$1""#)
         .arg("sh")
         .arg(folder);
     run(tar.current_dir(here));
@@ -79,6 +79,8 @@ fn the_archive_has_everything_and_is_the_same_bytes_elsewhere() {
         "LICENSE-APACHE",
         "LICENSE-MIT",
         "deploy/README.md",
+        "deploy/examples/chat.png",
+        "src/protocol/uhst.md",
         "deploy/systemd/uhst-relay.service",
         "man/uhst-relay.1",
         "completions/uhst-relay.bash",

@@ -333,6 +333,11 @@ mod browser {
         }
 
         #[test]
+        fn the_picture_of_the_readme_can_be_made_again() {
+            crate::pages::the_picture_of_the_readme_can_be_made_again();
+        }
+
+        #[test]
         fn the_published_client_survives() {
             crate::pages::the_published_client_survives_in_a_browser();
         }

@@ -40,6 +40,30 @@ pub fn beside_a_cgi_program_work_in_a_browser() {
     passes_in_a_browser("examples.mjs", &[&relay.url(), &pages]);
 }
 
+/// The picture at the top of the README is there, and can be made again whenever the chat looks different.
+pub fn the_picture_of_the_readme_can_be_made_again() {
+    let is_a_picture = |path: &std::path::Path| {
+        let picture = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        // RFC 2083: the signature, then the first chunk, which begins with the width.
+        let is_wide = picture.get(16..20) == Some(&1200u32.to_be_bytes()[..]);
+        let (path, size) = (path.display(), picture.len());
+        assert!(picture.starts_with(b"\x89PNG") && is_wide && size < 150_000, "{path}: {size} bytes");
+    };
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    assert!(readme.contains("](deploy/examples/chat.png)"));
+    is_a_picture(&example("chat.png"));
+    let shots = repository().join("target/screenshots");
+    fs::create_dir_all(&shots).unwrap();
+    let again = shots.join("chat.png");
+    let _ = fs::remove_file(&again);
+    let relay = Serve::new();
+    passes_in_a_browser("picture.mjs", &[&format!("{}/", relay.url()), again.to_str().unwrap()]);
+    // Without a browser the test has been skipped.
+    if have("chromium") && have("node") && repository().join("tests/browser/node_modules").is_dir() {
+        is_a_picture(&again);
+    }
+}
+
 /// What `resume.js` is run against: `serve` in a data folder of its own, and a CGI program's streams.
 fn serve_of_its_own(folder: &Folder) -> [String; 3] {
     let data = folder.join("data");
