@@ -151,9 +151,12 @@ impl Session {
     pub fn end_registration(&self, lifetime: Duration) -> Result<bool, Error> {
         let former = self.former(self.record.as_ref().and_then(|record| record.registration.as_deref()));
         let is_full = self.tidy_former(lifetime)? >= MOST_FORMER;
-        let is_kept = |mailbox: &Mailbox<'_>| match is_full {
-            true => mailbox.has_message_waiting(lifetime),
-            false => Ok(mailbox.last_message()?.is_some_and(|at| is_recent(at, lifetime))),
+        let is_kept = |mailbox: &Mailbox<'_>| {
+            if is_full {
+                mailbox.has_message_waiting(lifetime)
+            } else {
+                Ok(mailbox.last_message()?.is_some_and(|at| is_recent(at, lifetime)))
+            }
         };
         let mut kept = Vec::new();
         for client in &self.clients()? {
