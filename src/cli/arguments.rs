@@ -138,7 +138,7 @@ pub struct FarOptions {
     pub name: ServerName,
     #[command(flatten)]
     pub source: FarSource,
-    /// How many requests to the relay wait at once; the published ptth_relay takes only 1
+    /// How many requests to the relay wait at once; with a relay that takes only 1, as the published ptth_relay, 1
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub listeners: u8,
     /// The file with the key [default: the environment variable PTTH_KEY]
