@@ -19,7 +19,13 @@ const PIECE: usize = 4096;
 /// Writes a line, or not: where there is no room it is lost. A log that cannot be written (its disk is full, its reader has
 /// gone) is no reason to fail.
 fn write_now(to: BorrowedFd<'_>, line: &[u8]) {
-    let line = &line[..line.len().min(PIECE)];
+    let cut;
+    let line = if line.len() > PIECE {
+        cut = [&line[..PIECE - 1], b"\n"].concat();
+        &cut
+    } else {
+        line
+    };
     // Each line in a page of its own, of which a pipe has sixteen: enough for the lines of a request.
     if fstat(to).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
         && let Ok((from, own)) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
@@ -300,6 +306,18 @@ mod tests {
             assert_eq!(rustix::io::ioctl_fionread(&reader).unwrap(), line.len() as u64);
             reader.read_exact(&mut bytes).unwrap();
             assert_eq!(bytes, line.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_a_line_all_the_same() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        for size in [PIECE - 1, PIECE, PIECE + 1, 3 * PIECE] {
+            write_now(writer.as_fd(), format!("{}\n", "x".repeat(size - 1)).as_bytes());
+            let mut bytes = vec![0; size.min(PIECE)];
+            assert_eq!(rustix::io::ioctl_fionread(&reader).unwrap(), bytes.len() as u64);
+            reader.read_exact(&mut bytes).unwrap();
+            assert_eq!(memchr::memchr(b'\n', &bytes), Some(bytes.len() - 1), "{size}");
         }
     }
 
