@@ -264,7 +264,9 @@ impl Worker {
                 }
                 Err(Trouble::PushedOut) => {
                     if self.listeners.swap(1, Ordering::Relaxed) > 1 {
-                        say!("uhst-relay: the relay has answered with status 500; from now on one question waits there at a time");
+                        say!(
+                            "uhst-relay: the relay has answered with status 500; from now on one question waits there at a time"
+                        );
                     }
                     drop(asking);
                     match self.asking.count_up_to(1) {
