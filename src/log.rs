@@ -19,21 +19,19 @@ const PIECE: usize = 4096;
 /// Writes a line, or not: where there is no room it is lost. A log that cannot be written (its disk is full, its reader has
 /// gone) is no reason to fail.
 fn write_now(to: BorrowedFd<'_>, line: &[u8]) {
-    let cut;
-    let line = if line.len() > PIECE {
-        cut = [&line[..PIECE - 1], b"\n"].concat();
-        &cut
-    } else {
-        line
-    };
+    let mut line = line.to_vec();
+    if line.len() > PIECE {
+        line.truncate(PIECE - 1);
+        line.push(b'\n');
+    }
     // Each line in a page of its own, of which a pipe has sixteen: enough for the lines of a request.
     if fstat(to).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
         && let Ok((from, own)) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-        && rustix::io::write(&own, line) == Ok(line.len())
+        && rustix::io::write(&own, &line) == Ok(line.len())
     {
         let _ = splice(from, None, to, None, line.len(), SpliceFlags::NONBLOCK);
     } else if crate::look(to, PollFlags::OUT).contains(PollFlags::OUT) {
-        let _ = rustix::io::write(to, line);
+        let _ = rustix::io::write(to, &line);
     }
 }
 

@@ -435,12 +435,12 @@ pub fn catch_signals() -> io::Result<()> {
     }
     let (reader, writer) = io::pipe()?;
     let ignored = ignored_signals();
-    // Whoever ignores one (nohup, a shell's background) has a reason.
-    let signals = [SIGTERM, SIGINT, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
     // All descriptors before the first signal: one that is caught, and heard by nobody, could not end this process any more.
-    let caught: Vec<_> = signals.map(|signal| Ok((signal, writer.try_clone()?))).collect::<io::Result<_>>()?;
+    let writers = [writer.try_clone()?, writer.try_clone()?, writer];
     let _ = STOP.set(reader);
-    for (signal, writer) in caught {
+    // Whoever ignores one (nohup, a shell's background) has a reason.
+    let signals = [SIGTERM, SIGINT, SIGHUP].into_iter().zip(writers);
+    for (signal, writer) in signals.filter(|(signal, _)| ignored >> (signal - 1) & 1 == 0) {
         signal_hook::low_level::pipe::register(signal, writer)?;
     }
     Ok(())

@@ -273,8 +273,10 @@ impl Pipe<'_> {
             let name = path.file_name().and_then(|name| name.to_str());
             name.is_some_and(|name| name == RECEIVER || name.starts_with(SENDER))
         };
-        let _knocks: Vec<_> =
-            paths.iter().filter(is_slept_on).map(|path| Knock::surely_at(path)).collect::<Result<_, _>>()?;
+        let mut knocks = Vec::new();
+        for path in paths.iter().filter(is_slept_on) {
+            knocks.push(Knock::surely_at(path)?);
+        }
         for path in &paths {
             remove_file(path)?;
         }
