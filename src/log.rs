@@ -19,15 +19,19 @@ const PIECE: usize = 4096;
 /// Writes a line, or not: where there is no room it is lost. A log that cannot be written (its disk is full, its reader has
 /// gone) is no reason to fail.
 fn write_now(to: BorrowedFd<'_>, line: &[u8]) {
-    let line = &line[..line.len().min(PIECE)];
+    let mut line = line.to_vec();
+    if line.len() > PIECE {
+        line.truncate(PIECE - 1);
+        line.push(b'\n');
+    }
     // Each line in a page of its own, of which a pipe has sixteen: enough for the lines of a request.
     if fstat(to).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
         && let Ok((from, own)) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-        && rustix::io::write(&own, line) == Ok(line.len())
+        && rustix::io::write(&own, &line) == Ok(line.len())
     {
         let _ = splice(from, None, to, None, line.len(), SpliceFlags::NONBLOCK);
     } else if crate::look(to, PollFlags::OUT).contains(PollFlags::OUT) {
-        let _ = rustix::io::write(to, line);
+        let _ = rustix::io::write(to, &line);
     }
 }
 
@@ -300,6 +304,18 @@ mod tests {
             assert_eq!(rustix::io::ioctl_fionread(&reader).unwrap(), line.len() as u64);
             reader.read_exact(&mut bytes).unwrap();
             assert_eq!(bytes, line.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_a_line_all_the_same() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        for size in [PIECE - 1, PIECE, PIECE + 1, 3 * PIECE] {
+            write_now(writer.as_fd(), format!("{}\n", "x".repeat(size - 1)).as_bytes());
+            let mut bytes = vec![0; size.min(PIECE)];
+            assert_eq!(rustix::io::ioctl_fionread(&reader).unwrap(), bytes.len() as u64);
+            reader.read_exact(&mut bytes).unwrap();
+            assert_eq!(memchr::memchr(b'\n', &bytes), Some(bytes.len() - 1), "{size}");
         }
     }
 

@@ -482,9 +482,7 @@ impl Tripcode {
     pub fn of(key: &str) -> Self {
         Self(blake3::hash(key.as_bytes()))
     }
-}
 
-impl Tripcode {
     /// By what the relay that knows it is named in `Via` (RFC 9110, 7.6.3) on the way to the server of that name: it tells
     /// nothing of the relay's host, and no other server and no other relay has it.
     #[must_use]

@@ -83,7 +83,7 @@ impl<'a, 'b> Feed<'a, 'b> {
         is_sent
     }
 
-    /// Sends the body to a receiver, and waits until the receiver has gone. Who loses his `place` stops.
+    /// Sends the body to a receiver, and waits until the receiver has gone. Whoever loses its `place` stops.
     pub fn send(&mut self, sender: &mut Sender, place: Option<&Place>, client: Client<'_>) -> End {
         if let Err(error) = self.body.reader.ask() {
             return End::Body((&error).into());

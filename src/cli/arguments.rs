@@ -10,6 +10,8 @@ use crate::token::{ClientId, HostId};
 use std::path::PathBuf;
 
 #[cfg(feature = "serve")]
+use crate::far::Target;
+#[cfg(feature = "serve")]
 use crate::gateway::http::Address;
 
 /// UHST relay: real-time messages for browsers, in one file
@@ -138,7 +140,7 @@ pub struct FarOptions {
     pub name: ServerName,
     #[command(flatten)]
     pub source: FarSource,
-    /// How many requests to the relay wait at once; the published ptth_relay takes only 1
+    /// How many requests to the relay wait at once; with a relay that takes only 1, as the published ptth_relay, 1
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub listeners: u8,
     /// The file with the key [default: the environment variable PTTH_KEY]
@@ -156,7 +158,7 @@ pub struct FarSource {
     pub root: Option<PathBuf>,
     /// Pass requests on to the web application at this URL
     #[arg(long, value_name = "URL", value_parser = target)]
-    pub forward: Option<String>,
+    pub forward: Option<Target>,
 }
 
 /// A shell whose completion this program knows.
@@ -189,8 +191,8 @@ fn relay(url: &str) -> Result<String, &'static str> {
 }
 
 #[cfg(feature = "serve")]
-fn target(url: &str) -> Result<String, &'static str> {
-    crate::far::Target::new(url).map(|_| url.to_owned()).ok_or("it is a URL such as http://127.0.0.1:3000")
+fn target(url: &str) -> Result<Target, &'static str> {
+    Target::new(url).ok_or("it is a URL such as http://127.0.0.1:3000")
 }
 
 /// Where to listen: an argument, or what the environment says in its place.

@@ -101,11 +101,9 @@ fn act(Arguments { data, command }: Arguments) -> Result<ExitCode, Box<dyn Error
         Command::Completions { shell } => print(&full::completions(shell))?,
         #[cfg(feature = "serve")]
         Command::Man => print(&full::man_page()?)?,
-        #[cfg(feature = "serve")]
-        Command::Ptth(Ptth::Serve(options)) => far(options)?,
         Command::Version => print(&format!("uhst-relay {VERSION}\n"))?,
         Command::Sweep => protocol::sweep_all(&own_settings(data)?)?,
-        Command::Ptth(command) => ptth(&Store::new(&own_settings(data)?.data_dir), command)?,
+        Command::Ptth(command) => ptth(data, command)?,
         Command::Notify { channel, key: true } => {
             print(&format!("{}\n", protocol::ws::key(&own_settings(data)?, &channel)?))?;
         }
@@ -226,12 +224,13 @@ fn serve(listen: Option<Address>, data: Option<&Path>, quiet: bool) -> Done {
     Ok(())
 }
 
-fn ptth(store: &Store, command: Ptth) -> Done {
+fn ptth(data: Option<&Path>, command: Ptth) -> Done {
+    let store = || own_settings(data).map(|settings| Store::new(&settings.data_dir));
     match command {
         Ptth::Add { name, display, listed } => {
             let key = store::random_hex(32)?;
             let server = PtthServer { tripcode: Tripcode::of(&key), display_name: display, listed };
-            let is_new = store.change_ptth_servers(|servers| {
+            let is_new = store()?.change_ptth_servers(|servers| {
                 let is_new = !servers.contains_key(&name);
                 if is_new {
                     servers.insert(name.clone(), server);
@@ -251,14 +250,14 @@ fn ptth(store: &Store, command: Ptth) -> Done {
         }
         Ptth::List => {
             let mut list = String::new();
-            for (name, server) in store.ptth_servers()?.iter() {
+            for (name, server) in store()?.ptth_servers()?.iter() {
                 let listed = if server.listed { "listed" } else { "hidden" };
                 let _ = writeln!(list, "{name}\t{listed}\t{}", server.display_name.as_deref().unwrap_or_default());
             }
             print(&list)?;
         }
         Ptth::Remove { name } => {
-            if store.change_ptth_servers(|servers| servers.remove(&name))?.is_none() {
+            if store()?.change_ptth_servers(|servers| servers.remove(&name))?.is_none() {
                 return Err(format!("there is no server {name}").into());
             }
         }
@@ -270,7 +269,7 @@ fn ptth(store: &Store, command: Ptth) -> Done {
 
 #[cfg(feature = "serve")]
 fn far(options: FarOptions) -> Done {
-    use crate::far::{FarEnd, Root, Source, Target, run};
+    use crate::far::{FarEnd, Root, Source, run};
     // Never an argument: everybody on the machine can see those.
     let key = match &options.key_file {
         Some(file) => std::fs::read_to_string(file)
@@ -281,13 +280,11 @@ fn far(options: FarOptions) -> Done {
     if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("the key cannot be one: it is one word of letters and digits".into());
     }
-    let source = match (&options.source.root, &options.source.forward) {
+    let source = match (options.source.root, options.source.forward) {
         (Some(root), _) => Source::Files(
-            Root::new(root).map_err(|error| format!("the folder {} cannot be read: {error}", root.display()))?,
+            Root::new(&root).map_err(|error| format!("the folder {} cannot be read: {error}", root.display()))?,
         ),
-        (None, Some(url)) => Source::Forward(
-            Target::new(url).ok_or_else(|| format!("--forward {url} is no URL such as http://127.0.0.1:3000"))?,
-        ),
+        (None, Some(target)) => Source::Forward(target),
         (None, None) => unreachable!("the arguments have one of them"),
     };
     run(FarEnd { relay: options.relay, name: options.name, key, source }, options.listeners.into())?;
@@ -398,6 +395,8 @@ mod tests {
             (&["check", "--data", "a", "--data", "b"], "--data"),
             (&["--data", "a", "check", "--data=b"], "--data"),
             (&["notify", "--key", "--key", "a"], "--key"),
+            (&["notify", "--key=no", "a"], "--key"),
+            (&["ptth", "add", "n", "--listed=no"], "--listed"),
         ] {
             for (program, parsed) in [("uhst-relay", full(arguments)), ("relay.cgi", small(arguments))] {
                 let said = parsed.expect_err(&format!("{program} {arguments:?}"));

@@ -57,7 +57,7 @@ impl Given {
         let mut given = Self::default();
         let mut only_words = false;
         while let Some(argument) = arguments.next() {
-            // Whatever is no UTF-8 can only be the name of a folder.
+            // Only the name of a folder may be something else, and that is read with its option.
             let Some(text) = argument.to_str() else {
                 return Err(format!("this is not understood: {}", argument.display()));
             };
@@ -66,7 +66,7 @@ impl Given {
                 continue;
             }
             let (option, value) = match text.split_once('=') {
-                Some((option, value)) if text.starts_with("--") => (option, Some(value)),
+                Some((option @ ("--data" | "--display"), value)) => (option, Some(value)),
                 _ => (text, None),
             };
             let mut value = || {

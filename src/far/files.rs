@@ -6,6 +6,7 @@
 //! inside, by whatever name. A list of a folder has what would be given, and nothing else.
 
 use super::Answer;
+use crate::gateway::digits;
 use crate::ptth::{Method, OPTIONS, RequestHead};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
@@ -269,8 +270,7 @@ enum Range {
 
 /// Reads a range (RFC 9110, 14.1.2). Several of them, other units and what is none at all mean the whole file.
 fn range(asked: &str, size: u64) -> Range {
-    let number =
-        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+    let number = |text: &str| digits(text.as_bytes());
     let Some((first, last)) = asked.trim().strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
         return Range::Whole;
     };

@@ -14,6 +14,7 @@ const BEGIN_TIME: Duration = Duration::from_secs(60);
 const READ_TIME: Duration = Duration::from_secs(600);
 
 /// The other server.
+#[derive(Clone, Debug)]
 pub struct Target {
     /// Scheme and host.
     origin: String,
@@ -24,7 +25,7 @@ pub struct Target {
 }
 
 /// Host and port of a URL, so that those of one server are equal however they are written.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Authority {
     host: String,
     /// `None` for that of HTTP and for that of HTTPS: an application may believe itself behind the one or the other.

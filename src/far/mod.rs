@@ -1,7 +1,7 @@
 //! The far end of PTTH: asks the relay for requests, answers them from a folder or from another HTTP server, and posts the
 //! answers. It only makes connections and takes none, so that it works behind any firewall.
 //!
-//! A few threads ask at the same time. Whoever gets a request answers it himself, which is the fastest way, and has another
+//! A few threads ask at the same time. Whoever gets a request answers it itself, which is the fastest way, and has another
 //! thread ask where nobody else does. There are only so many threads: while all are at work nobody asks, so requests wait
 //! at the relay, where another far end of the same name may take them.
 
@@ -19,7 +19,7 @@ use std::collections::HashSet;
 use std::fmt::Display;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use ureq::{Agent, SendBody};
@@ -138,7 +138,8 @@ pub fn run(far: FarEnd, listeners: usize) -> Result<(), String> {
         is_away: AtomicBool::new(false),
         answers: Counter::default(),
         asking: Counter::default(),
-        listeners,
+        most_listeners: listeners,
+        listeners: AtomicUsize::new(listeners),
         at_work: Mutex::default(),
         report,
         far,
@@ -189,9 +190,10 @@ struct Worker {
     /// Whether the relay did not answer the last time, which is said once.
     is_away: AtomicBool,
     answers: Counter,
-    /// Questions that wait for requests, and how many there should be.
+    /// Questions that wait for requests; how many there may be at most, and how many there should be.
     asking: Counter,
-    listeners: usize,
+    most_listeners: usize,
+    listeners: AtomicUsize,
     /// The ids of the requests that are being answered. The relay gives a request again whose answer takes long to begin.
     at_work: Mutex<HashSet<String>>,
     /// Where to say why there is no point in asking any more.
@@ -216,6 +218,9 @@ enum Trouble {
     Passing(String),
     /// It is not.
     Refused(String),
+    /// Another question of ours has taken this one's place, perhaps: the published `ptth_relay` keeps one for each name, and
+    /// ends the one before it with 500.
+    PushedOut,
 }
 
 impl Worker {
@@ -234,6 +239,8 @@ impl Worker {
                 Ok(mut requests) => {
                     if self.is_away.swap(false, Ordering::Relaxed) {
                         say!("uhst-relay: the relay is there again");
+                        // What it could not bear before, it may bear now.
+                        self.listeners.store(self.most_listeners, Ordering::Relaxed);
                     }
                     pause = SHORTEST_PAUSE;
                     let Some(last) = requests.pop() else {
@@ -246,11 +253,23 @@ impl Worker {
                         let worker = Arc::clone(&self);
                         self.tell(start("answer", move || worker.answer(&request)));
                     }
-                    if self.asking.is_none() {
+                    if self.asking.number() == 0 {
                         self.tell(self.start_listener());
                     }
                     self.answer(&last);
-                    match self.asking.count_up_to(self.listeners) {
+                    match self.asking.count_up_to(self.listeners.load(Ordering::Relaxed)) {
+                        Some(one) => asking = one,
+                        None => return,
+                    }
+                }
+                Err(Trouble::PushedOut) => {
+                    if self.listeners.swap(1, Ordering::Relaxed) > 1 {
+                        say!(
+                            "uhst-relay: the relay has answered with status 500; from now on one question waits there at a time"
+                        );
+                    }
+                    drop(asking);
+                    match self.asking.count_up_to(1) {
                         Some(one) => asking = one,
                         None => return,
                     }
@@ -306,6 +325,7 @@ impl Worker {
                 Err(Trouble::Refused(format!("the relay is not at {} any more but at {place}", self.far.relay)))
             }
             404 => Err(Trouble::Passing(format!("There is no relay with PTTH at {} (404).", self.far.relay))),
+            500 if self.asking.number() > 1 => Err(Trouble::PushedOut),
             status => Err(Trouble::Passing(format!("The relay answers with status {status}."))),
         }
     }
@@ -404,8 +424,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts what is read. It does not end before its length: a file may become shorter while it is sent, and who has
-/// announced more asks for the rest for ever.
+/// Counts what is read. It does not end before its length: a file may become shorter while it is sent, and whoever
+/// was told of more asks for the rest for ever.
 struct Counted {
     body: Box<dyn Read>,
     count: u64,
@@ -446,8 +466,8 @@ impl Counter {
         Some(One(self.clone()))
     }
 
-    fn is_none(&self) -> bool {
-        *lock(&self.0.0) == 0
+    fn number(&self) -> usize {
+        *lock(&self.0.0)
     }
 
     fn wait_for_fewer_than(&self, most: usize, until: Option<Instant>) {

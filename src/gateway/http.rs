@@ -91,7 +91,7 @@ impl Listening {
                     std::fs::remove_file(path)?;
                 }
                 let listener = UnixListener::bind(path)?;
-                // Who may use it is for the folder to say, as with a port: the proxy in front is another user.
+                // Whom it is for, the folder says, as with a port: the proxy in front is another user.
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
                 Self::Unix(listener, path.clone(), file_at(path))
             }
@@ -492,11 +492,9 @@ fn body_length(fields: &[(String, String)], is_http_1_1: bool) -> Result<Length,
     match (&lengths[..], &codings[..]) {
         ([], []) => Ok(Length::Known(0)),
         ([length], []) => {
-            // Digits only: `parse` would take a sign, and a list of equal lengths is a list.
-            if length.is_empty() || !length.bytes().all(|byte| byte.is_ascii_digit()) {
-                return Err(Malformed::Head("Content-Length is not a number."));
-            }
-            length.parse().map(Length::Known).map_err(|_| Malformed::Head("Content-Length is not a number."))
+            // A list of equal lengths is a list.
+            let length = super::digits(length.as_bytes()).map(Length::Known);
+            length.ok_or(Malformed::Head("Content-Length is not a number."))
         }
         ([], [coding]) => {
             if !is_http_1_1 {
@@ -596,7 +594,7 @@ impl Head {
     /// The target as the log may show it: a token is a secret.
     fn loggable_target(&self) -> String {
         let (path, query) = self.target.split_once('?').unwrap_or((&self.target, ""));
-        // Who knows the id of a pipe's session may use it.
+        // Whoever knows the id of a pipe's session may use it.
         let mut text = match path.rfind("/cama/session/") {
             Some(at) => format!("{}/cama/session/-", &path[..at]),
             None => path.to_owned(),

@@ -343,6 +343,12 @@ pub fn wait_for(fds: &mut Vec<PollFd<'_>>, limit: Duration) -> Woken {
     }
 }
 
+/// Digits and nothing else: `parse` would take a sign.
+pub(crate) fn digits(text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    text.parse().ok()
+}
+
 /// Writes to the outgoing stream until it is done.
 pub type Producer = Box<dyn FnOnce(&mut Outgoing)>;
 
@@ -429,11 +435,14 @@ pub fn catch_signals() -> io::Result<()> {
     }
     let (reader, writer) = io::pipe()?;
     let ignored = ignored_signals();
-    // Who ignores one (nohup, a shell's background) has a reason.
-    for signal in [SIGTERM, SIGINT, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
-        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
-    }
+    // All descriptors before the first signal: one that is caught, and heard by nobody, could not end this process any more.
+    let writers = [writer.try_clone()?, writer.try_clone()?, writer];
     let _ = STOP.set(reader);
+    // Whoever ignores one (nohup, a shell's background) has a reason.
+    let signals = [SIGTERM, SIGINT, SIGHUP].into_iter().zip(writers);
+    for (signal, writer) in signals.filter(|(signal, _)| ignored >> (signal - 1) & 1 == 0) {
+        signal_hook::low_level::pipe::register(signal, writer)?;
+    }
     Ok(())
 }
 
@@ -831,6 +840,20 @@ impl Read for TimedReader<'_> {
                 Ok(_) => return Ok(rustix::io::read(self.fd, &mut *buffer)?),
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_digits_and_nothing_else() {
+        assert_eq!(digits(b"0"), Some(0));
+        assert_eq!(digits(b"1048576"), Some(1 << 20));
+        for wrong in ["", "+1", "-1", " 1", "1 ", "0x10", "1,2", "\u{a0}5", "99999999999999999999999"] {
+            assert_eq!(digits(wrong.as_bytes()), None, "{wrong}");
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use super::{is_recent, options, page, store_status, with_cors};
 use crate::config::Settings;
-use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
+use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken, digits};
 use crate::ptth::{
     Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, METHOD_FIELD, Method, OPTIONS, PREFIX, RequestHead, ResponseHead,
     ServerName, Tripcode, Waiting, WireError, join_list,
@@ -816,12 +816,6 @@ fn confined(cookie: &[u8], base: &str) -> Vec<u8> {
     }
     confined.extend_from_slice(&[b"; Path=", base.as_bytes(), path].concat());
     confined
-}
-
-fn digits(text: &[u8]) -> Option<u64> {
-    // `parse` would take a sign.
-    let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-    text.parse().ok()
 }
 
 /// Where a server is.

@@ -13,7 +13,7 @@
 //!
 //! All far ends of a server wait at one FIFO. In it are the ids of requests that have come; whoever reads one takes that
 //! request. One that is not read stays there for the next, as long as there is one. When the last has gone the kernel drops
-//! them all, and the next looks for requests before he sleeps.
+//! them all, and the next looks for requests before it sleeps.
 
 use super::folder::Folder;
 use super::mailbox::modified;
@@ -528,7 +528,7 @@ impl LockedBacklog {
                 names.remove()?;
             }
             match std::fs::remove_dir(path.join(folder)) {
-                // Somebody has just come. He will see that the server is gone, and the next sweep that he is.
+                // Somebody has just come. It will see that the server is gone, and the next sweep that it has gone too.
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(()),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}

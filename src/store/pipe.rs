@@ -4,7 +4,7 @@
 //! other, through file descriptors alone: nothing on the disk belongs to the transfer, so there is nothing to clean up
 //! when one of them is killed.
 //!
-//! - Who is there, has a FIFO open that he sleeps on, and others knock at. A FIFO that nobody has open is a leftover of a
+//! - Whoever is there has a FIFO open that it sleeps on, and others knock at. A FIFO that nobody has open is a leftover of a
 //!   killed process; whoever comes upon it removes it. So the FIFO is presence and wake-up in one. It reaches no other
 //!   machine, but neither does the FIFO that carries the bytes.
 //! - To take a receiver is to remove its tally, which the kernel lets only one sender do, and to open its FIFO `data`. In a
@@ -269,15 +269,13 @@ impl Pipe<'_> {
                 paths.push(entry.path());
             }
         }
+        let is_slept_on = |path: &&PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name == RECEIVER || name.starts_with(SENDER))
+        };
         let mut knocks = Vec::new();
-        for path in &paths {
-            let is_slept_on = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name == RECEIVER || name.starts_with(SENDER));
-            if is_slept_on {
-                knocks.push(Knock::surely_at(path)?);
-            }
+        for path in paths.iter().filter(is_slept_on) {
+            knocks.push(Knock::surely_at(path)?);
         }
         for path in &paths {
             remove_file(path)?;
@@ -285,7 +283,7 @@ impl Pipe<'_> {
         Ok(())
     }
 
-    /// Removes the pipe. Whoever is there wakes and finds [his place gone](Place::is_gone).
+    /// Removes the pipe. Whoever is there wakes and finds [its place gone](Place::is_gone).
     ///
     /// # Errors
     /// When something cannot be removed.
@@ -305,7 +303,7 @@ fn make_data(names: &Names, behind: &[u8]) -> Result<(OwnedFd, Tally), Error> {
     Ok((data, Tally::make(&names.tally, behind)?))
 }
 
-/// A place at a pipe: the FIFO on which its owner sleeps. As long as it lives, he is there.
+/// A place at a pipe: the FIFO on which its owner sleeps. As long as this lives, the owner is there.
 pub struct Place {
     path: PathBuf,
     fifo: Fifo,

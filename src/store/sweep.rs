@@ -58,9 +58,7 @@ impl Found {
             Kind::Pipes => Folder::try_open(path)?.map(Duplex::read).transpose()?.map(Self::Duplex),
         })
     }
-}
 
-impl Found {
     /// Whether nobody has used it yet.
     pub(super) fn is_unused(&self) -> Result<bool, Error> {
         match self {

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -67,6 +67,11 @@ struct Shared {
     /// The longest head of an answer that it takes; 0 for any. Others are refused with 431.
     longest_head: AtomicUsize,
     refused: AtomicUsize,
+    /// Whether it keeps one question only, and ends the one before it with 500.
+    keeps_one: AtomicBool,
+    /// The number of the newest question, and how many were ended for a newer one.
+    newest: AtomicUsize,
+    pushed_out: AtomicUsize,
     next: AtomicU32,
 }
 
@@ -184,7 +189,15 @@ impl Shared {
 
     fn listen(&self) -> Vec<u8> {
         let waiting = self.waiting.lock().unwrap();
-        let (mut waiting, _) = self.arrived.wait_timeout_while(waiting, LONG / 30, |list| list.is_empty()).unwrap();
+        let number = self.newest.fetch_add(1, Ordering::Relaxed) + 1;
+        self.arrived.notify_all();
+        let is_pushed_out = || self.keeps_one.load(Ordering::Relaxed) && self.newest.load(Ordering::Relaxed) != number;
+        let goes_on = |list: &mut VecDeque<_>| list.is_empty() && !is_pushed_out();
+        let (mut waiting, _) = self.arrived.wait_timeout_while(waiting, LONG / 30, goes_on).unwrap();
+        if is_pushed_out() {
+            self.pushed_out.fetch_add(1, Ordering::Relaxed);
+            return b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec();
+        }
         if waiting.is_empty() {
             return b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();
         }
@@ -565,6 +578,27 @@ fn a_relay_that_was_away_is_found_again() {
     assert_eq!(relay.get("/small").expect(200).text(), "small");
     assert!(far.log().contains("is there again"), "{}", far.log());
     assert_eq!(far.log().matches("cannot be reached").count(), 1, "it is said once: {}", far.log());
+}
+
+/// As the published `ptth_relay`.
+#[test]
+fn a_relay_that_keeps_one_question_is_asked_one_at_a_time() {
+    let folder = folder();
+    fs::write(folder.join("root/small"), "small").unwrap();
+    let relay = FakeRelay::new();
+    relay.shared.keeps_one.store(true, Ordering::Relaxed);
+    let far = Far::of_files(&relay, folder);
+    let pushed_out = || relay.shared.pushed_out.load(Ordering::Relaxed);
+    until("two questions have met", LONG, || pushed_out() > 0);
+    // The one that was pushed out would have come again.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(pushed_out(), 1);
+    for _ in 0..20 {
+        assert_eq!(relay.get("/small").expect(200).text(), "small");
+    }
+    let log = far.log();
+    assert_eq!(log.matches("500").count(), 1, "{log}");
+    assert!(!log.contains("is there again"), "{log}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::bare::{Bare, finish};
-use crate::place::{LONG, everything_below, give_to, is_root, set_mode, skip, until, user, write_settings};
+use crate::place::{LONG, everything_below, give_to, is_root, kill, set_mode, skip, until, user, write_settings};
 use crate::relay::{Call, Relay as _, Reply, Talk as _, encode};
 use crate::stream::{Item, Stream};
 use crate::token;
@@ -717,6 +717,25 @@ fn a_stream_that_had_no_descriptor_for_its_fifo_makes_it_later() {
         assert_eq!(stream.body(), json!(1));
     }
     assert!(found > 0, "no limit was such that a stream began without a FIFO");
+}
+
+/// A signal that is caught, and of which nobody hears, ends nothing.
+#[test]
+fn a_stream_with_few_descriptors_ends_when_the_web_server_wants_it() {
+    let relay = Bare::new();
+    let mut begun = 0;
+    for descriptors in 4..16 {
+        let host = relay.host("");
+        let query = format!("token={}", host.token);
+        let call = Call { method: "GET", query: &query, ..Call::default() };
+        let started = limited(&relay, &call, descriptors).spawn().expect("sh runs");
+        let Ok(mut stream) = Stream::from_process(started) else { continue };
+        stream.expect_comment("Connected.");
+        begun += 1;
+        kill(stream.pid(), rustix::process::Signal::TERM);
+        stream.expect_end();
+    }
+    assert!(begun > 5, "{begun}");
 }
 
 #[test]
