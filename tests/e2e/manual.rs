@@ -236,8 +236,8 @@ fn copy_of_the_sources() -> PathBuf {
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("readme");
     let _ = fs::remove_dir_all(&copy);
     fs::create_dir_all(&copy).unwrap();
-    // With the times of the files, by which cargo knows what has changed. The data folder is made by the relay.
-    let tar = r#"tar c --exclude=node_modules Cargo.* build.rs src deploy tests | tar x -C "$1""#;
+    // With the times of the files, by which cargo knows what has changed.
+    let tar = r#"tar c --exclude=node_modules Cargo.* build.rs src data/.htaccess data/index.html deploy tests | tar x -C "$1""#;
     let done = Command::new("sh").args(["-c", tar, "sh"]).arg(&copy).current_dir(repository()).status().unwrap();
     assert!(done.success(), "the sources cannot be copied");
     std::os::unix::fs::symlink(target, copy.join("target")).unwrap();
