@@ -333,7 +333,7 @@ impl Desk<'_> {
         let (settings, name) = (self.settings.clone(), name.clone());
         let stream = move |out: &mut Outgoing| {
             let desk = Desk { store: Store::new(&settings.data_dir), settings: &settings };
-            let mut listening = Listening { desk: &desk, name: &name, user: except };
+            let mut listening = Listening { desk: &desk, name: &name, user: except, sweeps: !out.is_own() };
             sse::feed(out, &mut Feed(reader), &mut Unsent::after(after), &mut listening, &settings);
         };
         Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
@@ -556,11 +556,11 @@ impl Member {
         Ok(())
     }
 
-    /// To be called every [few seconds](sse::ROUND). `Ok(false)` where the bus is gone.
-    pub(super) fn round(&mut self) -> Result<bool, store::Error> {
+    /// To be called every [few seconds](sse::ROUND), with whether to sweep a little. `Ok(false)` where the bus is gone.
+    pub(super) fn round(&mut self, sweeps: bool) -> Result<bool, store::Error> {
         let desk = Desk { settings: &self.settings, store: Store::new(&self.settings.data_dir) };
         let standing = self.feed.standing()?;
-        Listening { desk: &desk, name: &self.name, user: Some(self.user) }.round(&mut self.feed, standing)
+        Listening { desk: &desk, name: &self.name, user: Some(self.user), sweeps }.round(&mut self.feed, standing)
     }
 }
 
@@ -613,6 +613,8 @@ struct Listening<'a> {
     desk: &'a Desk<'a>,
     name: &'a BusName,
     user: Option<User>,
+    /// Whether it sweeps now and then: not where the process has a thread for that.
+    sweeps: bool,
 }
 
 impl Care<Feed> for Listening<'_> {
@@ -644,7 +646,7 @@ impl Care<Feed> for Listening<'_> {
                 Err(_) => return Ok(false),
             }
         }
-        if store.sweep_is_due() {
+        if self.sweeps && store.sweep_is_due() {
             super::sweep_some(settings);
         }
         Ok(true)
