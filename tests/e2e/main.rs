@@ -179,6 +179,7 @@ mod ptth;
 mod relay;
 mod serve;
 mod server;
+mod store;
 mod stream;
 mod token;
 mod web;
@@ -198,6 +199,7 @@ mod promise;
 mod proxies;
 mod settings;
 mod shared_hosts;
+mod unchanged;
 
 web_server!(lighttpd = Lighttpd);
 web_server!(apache_event = ApacheEvent);
