@@ -29,6 +29,7 @@ pub struct World {
     pub start: Instant,
     phase: AtomicU8,
     connected: AtomicUsize,
+    senders: Mutex<Vec<String>>,
     sends: Mutex<Vec<Send>>,
     logs: Vec<Mutex<Log>>,
 }
@@ -44,6 +45,7 @@ impl World {
             start: Instant::now(),
             phase: AtomicU8::new(Phase::Storm as u8),
             connected: AtomicUsize::new(0),
+            senders: Mutex::default(),
             sends: Mutex::default(),
             logs: readers.into_iter().map(Mutex::new).collect(),
         }
@@ -66,6 +68,11 @@ impl World {
         self.connected.load(Ordering::Relaxed)
     }
 
+    /// What a reader is called.
+    pub fn name(&self, reader: Reader) -> String {
+        lock(&self.logs[reader]).name.clone()
+    }
+
     /// How many readers there are.
     pub fn readers(&self) -> usize {
         self.logs.len()
@@ -74,7 +81,14 @@ impl World {
     /// What has happened so far.
     pub fn history(&self) -> History {
         let readers = self.logs.iter().map(|log| lock(log).clone()).collect();
-        History { sends: lock(&self.sends).clone(), readers }
+        History { senders: lock(&self.senders).clone(), sends: lock(&self.sends).clone(), readers }
+    }
+
+    /// A number for somebody who sends.
+    pub fn new_sender(&self, name: String) -> Sender {
+        let mut senders = lock(&self.senders);
+        senders.push(name);
+        senders.len() - 1
     }
 
     /// Sends a message, and notes what has become of it. `answered` makes of the answer to a 200 who must see it now, and its id.
@@ -84,8 +98,8 @@ impl World {
         letter: &Letter<'_>,
         answered: impl FnOnce(&Value) -> (Vec<Reader>, Option<u64>),
     ) -> Option<Outcome> {
-        let Letter { sender, n, path, query, everybody } = letter;
-        let pad = "x".repeat(if rng.u8(..) < 25 { rng.usize(..8000) } else { rng.usize(..200) });
+        let Letter { sender, n, path, query, everybody, longest } = letter;
+        let pad = "x".repeat(if rng.u8(..) < 30 { rng.usize(..*longest) } else { rng.usize(..200) });
         let body = json!({ "s": sender, "n": n, "pad": pad }).to_string();
         let door = if rng.bool() { Door::Cgi } else { Door::Serve };
         let begun = self.now();
@@ -122,6 +136,8 @@ struct Letter<'a> {
     path: &'a str,
     query: &'a str,
     everybody: &'a [Reader],
+    /// About how long the longest are.
+    longest: usize,
 }
 
 /// A host and its clients.
@@ -134,6 +150,10 @@ pub struct Session {
     pub ids: HashMap<String, Reader>,
     /// Response tokens that the host has been given, newest last.
     pub replies: Mutex<Vec<(Reader, String)>>,
+    /// About how long its longest messages are.
+    pub longest: usize,
+    /// Whether its host leaves for good, so that its clients' tokens are worth nothing one day.
+    pub ends: bool,
 }
 
 /// A bus and those who read it.
@@ -154,7 +174,7 @@ pub fn client_sends(world: &World, session: &Session, sender: Sender, token: &st
         if !world.is(Phase::Storm) {
             return;
         }
-        let letter = Letter { sender, n, path: "", query: &query, everybody: &everybody };
+        let letter = Letter { sender, n, path: "", query: &query, everybody: &everybody, longest: session.longest };
         world.send(&mut rng, &letter, |_| (everybody.to_vec(), None));
         pause(&mut rng, 20..400);
     }
@@ -171,10 +191,10 @@ pub fn host_sends(world: &World, session: &Session, sender: Sender, mut rng: Rng
         let reply = if rng.bool() { lock(&session.replies).pop() } else { None };
         if let Some((client, token)) = reply {
             let query = format!("token={token}");
-            let letter = Letter { sender, n, path: "", query: &query, everybody: &[client] };
+            let letter = Letter { sender, n, path: "", query: &query, everybody: &[client], longest: session.longest };
             world.send(&mut rng, &letter, |_| (vec![client], None));
         } else {
-            let letter = Letter { sender, n, path: "", query: &to_all, everybody: &all };
+            let letter = Letter { sender, n, path: "", query: &to_all, everybody: &all, longest: session.longest };
             world.send(&mut rng, &letter, |answer| {
                 let given = answer.as_object().into_iter().flatten().filter(|(_, given)| **given == json!(true));
                 (given.filter_map(|(id, _)| session.ids.get(id).copied()).collect(), None)
@@ -191,7 +211,7 @@ pub fn user_posts(world: &World, bus: &Bus, sender: Sender, user: u64, mut rng: 
         if !world.is(Phase::Storm) {
             return;
         }
-        let letter = Letter { sender, n, path: &bus.path, query: &query, everybody: &bus.readers };
+        let letter = Letter { sender, n, path: &bus.path, query: &query, everybody: &bus.readers, longest: 8000 };
         world.send(&mut rng, &letter, |answer| (bus.readers.clone(), answer["id"].as_u64()));
         pause(&mut rng, 50..500);
     }
@@ -204,6 +224,8 @@ pub enum Manner {
     Restless,
     /// It stays, and its process is left alone: nobody may say that it has left.
     Steady,
+    /// It comes and goes, and after a few seconds leaves for good.
+    Leaver,
 }
 
 /// What is read, and what is made of it.
@@ -212,6 +234,8 @@ pub struct Source<'a> {
     pub path: &'a str,
     pub query: &'a str,
     pub manner: Manner,
+    /// Whether its session may be over before the run is.
+    pub may_end: bool,
     /// Makes of an event's type and data what it said.
     pub understand: &'a dyn Fn(&str, &Value) -> Option<Said>,
 }
@@ -229,11 +253,13 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
     let mut last = None;
     let mut is_first = true;
     let mut last_there = Instant::now();
+    let leaves_at = Instant::now() + Duration::from_millis(rng.u64(2000..6000));
+    let leaves = || source.manner == Manner::Leaver && Instant::now() > leaves_at;
     while !world.is(Phase::Leave) {
         let (fate, door) = match source.manner {
             Manner::Steady => (Fate::Safe, Door::Cgi),
-            Manner::Restless if rng.bool() => (Fate::MayBeKilled, Door::Cgi),
-            Manner::Restless => (Fate::MayBeKilled, Door::Serve),
+            _ if rng.bool() => (Fate::MayBeKilled, Door::Cgi),
+            _ => (Fate::MayBeKilled, Door::Serve),
         };
         let mut resumed = last;
         let Some(mut stream) = open(world, source, door, last, fate, last_there) else {
@@ -246,7 +272,11 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
         let mut opened = world.now();
         let mut until = Instant::now() + Duration::from_millis(rng.u64(100..6000));
         let mut note;
+        let mut older: Option<Older<'_>> = None;
         loop {
+            if older.as_mut().is_some_and(|older| older.is_over(world, source.reader)) {
+                older = None;
+            }
             note = match stream.read(Duration::from_millis(200)) {
                 Got::End => "it ended",
                 Got::Bytes => {
@@ -257,7 +287,7 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                 }
                 Got::Nothing => "",
             };
-            if world.is(Phase::Leave) {
+            if world.is(Phase::Leave) || leaves() {
                 note = "it leaves for good";
             }
             if !note.is_empty() {
@@ -281,19 +311,55 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                         let closed = world.now();
                         let note = "it is taken over";
                         lock(log).connections.push(Connection { opened, closed, resumed, note });
-                        (stream, opened, resumed) = (newer, closed, last);
+                        older = Some(Older { stream: std::mem::replace(&mut stream, newer), since: Instant::now() });
+                        (opened, resumed) = (closed, last);
                     }
                 }
             }
         }
-        drop(stream);
+        let begun = world.now();
+        // A program that is killed cannot say that it ends; one whose client leaves has to.
+        if rng.bool() {
+            stream.hang_up()
+        } else {
+            drop(stream)
+        }
         last_there = Instant::now();
-        lock(log).connections.push(Connection { opened, closed: world.now(), resumed, note });
+        let mut log = lock(log);
+        log.connections.push(Connection { opened, closed: world.now(), resumed, note });
+        if leaves() {
+            log.left = Some(begun);
+            return;
+        }
+        drop(log);
         if world.is(Phase::Storm) && note == "it leaves" {
             pause(&mut rng, 0..500);
         }
     }
 }
+
+/// A stream whose place was taken. What it still gives is nothing to anybody.
+struct Older<'a> {
+    stream: Stream<'a>,
+    since: Instant,
+}
+
+impl Older<'_> {
+    /// Whether it has ended, as it must; one that stays is noted.
+    fn is_over(&mut self, world: &World, reader: Reader) -> bool {
+        match self.stream.read(Duration::ZERO) {
+            Got::End => true,
+            _ if self.since.elapsed() > OUTLIVED_AFTER => {
+                lock(&world.logs[reader]).outlived.push(world.now());
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A stream is told at once that its place is taken, and looks every few seconds where nobody could tell it.
+const OUTLIVED_AFTER: Duration = Duration::from_secs(10);
 
 /// Asks for the stream; `None` when it is refused, or broke off before its head was here.
 fn open<'a>(
@@ -316,7 +382,7 @@ fn open<'a>(
         }
         return None;
     };
-    if status == 401 || status == 404 {
+    if (status == 401 || status == 404) && !source.may_end {
         // Not away for as long as a session is kept: it must not be told that its session is over.
         if last_there.elapsed() < crate::LIFETIME / 2 {
             lock(&world.logs[source.reader]).turned_away.push((world.now(), status));

@@ -1,12 +1,12 @@
 //! Decides from a history whether the relay has kept its promises.
 
-use crate::history::{History, Log, Outcome, Reader, Said, Send, Sender, Time};
+use crate::history::{Connection, Heard, History, Log, Outcome, Reader, Said, Send, Sender, Time};
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
 /// A promise that was broken, with what shows it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     /// Answered 200, and not seen by someone who was there for it.
     Lost { reader: Reader, sender: Sender, n: u32 },
@@ -24,8 +24,21 @@ pub enum Broken {
     OneId { id: u64, one: (Sender, u32), other: (Sender, u32) },
     /// More closed events about a reader than it has ended streams.
     Closed { told: Reader, about: Reader, events: usize, ends: usize },
+    /// Left for good, and a peer was not told.
+    Untold { told: Reader, about: Reader },
+    /// Answered 200 for a reader that had left long before.
+    Believed { reader: Reader, sender: Sender, n: u32 },
+    /// Its stream was still there long after a newer one had taken its place.
+    Outlived { reader: Reader, at: Time },
     /// Came back in time and was refused.
     TurnedAway { reader: Reader, at: Time, status: u16 },
+}
+
+impl Broken {
+    /// Whether what is under way, or about to be written down, may still make it good.
+    fn may_get_better(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::Untold { .. } | Self::Uncalled { .. } | Self::Closed { .. })
+    }
 }
 
 /// What a check has found.
@@ -38,6 +51,24 @@ pub struct Verdict {
     /// Promised, not seen, and not held against the relay: its reader was not there for long enough within the message's lifetime.
     pub excused: usize,
 }
+
+impl Verdict {
+    /// Whether something is broken for good.
+    pub fn is_final(&self) -> bool {
+        self.broken.iter().any(|broken| !broken.may_get_better())
+    }
+
+    /// Whether something is broken that waiting may mend.
+    pub fn may_get_better(&self) -> bool {
+        self.broken.iter().any(Broken::may_get_better)
+    }
+}
+
+/// How long after its end, at most, a reader notes that its stream has ended: it may have slept, and the machine may be busy.
+const NOTED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long after a reader has left its peers must know. A killed stream is noticed within a few seconds.
+const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a reader must have been connected, in sum, within a message's lifetime.
 const THERE_FOR: Duration = Duration::from_secs(3);
@@ -58,7 +89,9 @@ impl History {
                 at,
                 status,
             }));
+            verdict.broken.extend(log.outlived.iter().map(|&at| Broken::Outlived { reader, at }));
             self.check_order(reader, log, &mut verdict);
+            self.check_leaving(reader, log, &mut verdict);
             for heard in &log.heard {
                 let Said::Message { sender, n } = heard.said else { continue };
                 *seen.entry((reader, sender, n)).or_default() += 1;
@@ -85,6 +118,9 @@ impl History {
         for send in &self.sends {
             for &reader in &send.must {
                 verdict.promised += 1;
+                if self.readers[reader].left.is_some_and(|left| send.begun > left + KNOWN_WITHIN) {
+                    verdict.broken.push(Broken::Believed { reader, sender: send.sender, n: send.n });
+                }
                 if seen.contains_key(&(reader, send.sender, send.n)) {
                     verdict.seen += 1;
                 } else if self.readers[reader].was_there(send, lifetime) {
@@ -101,6 +137,7 @@ impl History {
         let mut last_id = None;
         let mut last_of: HashMap<Sender, u32> = HashMap::new();
         let mut closed: HashMap<Reader, usize> = HashMap::new();
+        let mut is_wrong = false;
         for heard in &log.heard {
             if let (Some(before), Some(id)) = (last_id, heard.id)
                 && id <= before
@@ -117,73 +154,187 @@ impl History {
                     }
                     last_of.insert(sender, n);
                 }
-                Said::Closed(about) => *closed.entry(about).or_default() += 1,
-            }
-        }
-        for (about, events) in closed {
-            let ends = self.readers[about].connections.len();
-            if events > ends {
-                verdict.broken.push(Broken::Closed { told: reader, about, events, ends });
+                Said::Closed(about) => {
+                    let events = closed.entry(about).or_default();
+                    *events += 1;
+                    let ended = |one: &&Connection| one.closed <= heard.at + NOTED_WITHIN;
+                    let ends = self.readers[about].connections.iter().filter(ended).count();
+                    if *events > ends && !std::mem::replace(&mut is_wrong, true) {
+                        verdict.broken.push(Broken::Closed { told: reader, about, events: *events, ends });
+                    }
+                }
             }
         }
     }
 
-    /// The part of the history that shows it: the message, its neighbours, and where the reader was meanwhile.
+    fn check_leaving(&self, about: Reader, log: &Log, verdict: &mut Verdict) {
+        let Some(left) = log.left else { return };
+        for &told in &log.peers {
+            let peer = &self.readers[told];
+            let is_it = |heard: &Heard| heard.said == Said::Closed(about) && heard.at >= left;
+            if peer.left.is_none() && !peer.heard.iter().any(is_it) {
+                verdict.broken.push(Broken::Untold { told, about });
+            }
+        }
+    }
+
+    /// One broken promise of each kind, for people: the one that takes the fewest lines to tell.
+    pub fn most_telling<'a>(&self, verdict: &'a Verdict) -> Vec<&'a Broken> {
+        const TRIES: usize = 30;
+        let mut kinds: Vec<Vec<&Broken>> = Vec::new();
+        for broken in &verdict.broken {
+            let is_same = |kind: &&mut Vec<&Broken>| std::mem::discriminant(kind[0]) == std::mem::discriminant(broken);
+            match kinds.iter_mut().find(is_same) {
+                Some(kind) => kind.push(broken),
+                None => kinds.push(vec![broken]),
+            }
+        }
+        let shortest =
+            |kind: Vec<&'a Broken>| kind.into_iter().take(TRIES).min_by_key(|broken| self.show(broken).lines().count());
+        kinds.into_iter().filter_map(shortest).collect()
+    }
+
+    fn reader(&self, reader: Reader) -> &str {
+        &self.readers[reader].name
+    }
+
+    fn message(&self, sender: Sender, n: u32) -> String {
+        format!("message {n} of {}", self.senders.get(sender).map_or("nobody", String::as_str))
+    }
+
+    /// What was broken, in a sentence.
+    fn say(&self, broken: &Broken) -> String {
+        match *broken {
+            Broken::Lost { reader, sender, n } => {
+                format!("LOST: {} never saw {}, which was answered 200.", self.reader(reader), self.message(sender, n))
+            }
+            Broken::Twice { reader, sender, n } => {
+                format!("TWICE: {} saw {} more than once.", self.reader(reader), self.message(sender, n))
+            }
+            Broken::Uncalled { reader, sender, n } => format!(
+                "UNCALLED: {} saw {}, which was refused, or not for it, or never sent.",
+                self.reader(reader),
+                self.message(sender, n)
+            ),
+            Broken::Disorder { reader, sender, n, after } => {
+                format!("DISORDER: {} saw {} after message {after}.", self.reader(reader), self.message(sender, n))
+            }
+            Broken::Ids { reader, before, id } => {
+                format!("IDS: {} was given the id {id} after {before}.", self.reader(reader))
+            }
+            Broken::TwoIds { sender, n, one, other } => {
+                format!("TWO IDS: {} has the id {one} for some and {other} for others.", self.message(sender, n))
+            }
+            Broken::OneId { id, one, other } => format!(
+                "ONE ID: {id} is {} for some and {} for others.",
+                self.message(one.0, one.1),
+                self.message(other.0, other.1)
+            ),
+            Broken::Closed { told, about, events, ends } => format!(
+                "CLOSED: {} was told {events} times that {} had left, which by then had ended {ends} streams.",
+                self.reader(told),
+                self.reader(about)
+            ),
+            Broken::Untold { told, about } => {
+                format!("UNTOLD: {} left for good, and {} was not told.", self.reader(about), self.reader(told))
+            }
+            Broken::Believed { reader, sender, n } => format!(
+                "BELIEVED: {} was answered 200 for {}, which had left long before.",
+                self.message(sender, n),
+                self.reader(reader)
+            ),
+            Broken::Outlived { reader, at } => {
+                format!(
+                    "OUTLIVED: a stream of {} was still there at {} although a newer one had taken its place.",
+                    self.reader(reader),
+                    seconds(at)
+                )
+            }
+            Broken::TurnedAway { reader, at, status } => {
+                format!("TURNED AWAY: {} came back in time, at {}, and got {status}.", self.reader(reader), seconds(at))
+            }
+        }
+    }
+
+    /// The part of the history that shows it, in the order of time: the messages around it, and where whoever it is about was
+    /// meanwhile.
     pub fn show(&self, broken: &Broken) -> String {
-        let (reader, message) = match *broken {
+        let (readers, messages) = match *broken {
             Broken::Lost { reader, sender, n }
             | Broken::Twice { reader, sender, n }
             | Broken::Uncalled { reader, sender, n }
-            | Broken::Disorder { reader, sender, n, .. } => (Some(reader), Some((sender, n))),
-            Broken::OneId { other, .. } => (None, Some(other)),
-            Broken::TwoIds { sender, n, .. } => (None, Some((sender, n))),
-            Broken::Ids { reader, .. } | Broken::TurnedAway { reader, .. } => (Some(reader), None),
-            Broken::Closed { about, .. } => (Some(about), None),
+            | Broken::Believed { reader, sender, n } => (vec![reader], vec![(sender, n)]),
+            Broken::Disorder { reader, sender, n, after } => (vec![reader], vec![(sender, n), (sender, after)]),
+            Broken::OneId { one, other, .. } => (vec![], vec![one, other]),
+            Broken::TwoIds { sender, n, .. } => (vec![], vec![(sender, n)]),
+            Broken::Ids { reader, .. } | Broken::TurnedAway { reader, .. } | Broken::Outlived { reader, .. } => {
+                (vec![reader], vec![])
+            }
+            Broken::Closed { told, about, .. } | Broken::Untold { told, about } => (vec![about, told], vec![]),
         };
-        let mut lines = vec![format!("{broken:?}")];
-        let near = message.map_or(0..=u32::MAX, |(_, n)| n.saturating_sub(1)..=n + 1);
-        let sends: Vec<_> = self
-            .sends
-            .iter()
-            .filter(|send| message.is_some_and(|(sender, _)| send.sender == sender) && near.contains(&send.n))
-            .collect();
-        let (mut from, mut to) = (Time::MAX, Time::ZERO);
-        for send in &sends {
-            (from, to) = (from.min(send.begun), to.max(send.ended));
-            lines.push(format!(
-                "  {:9.3?} … {:9.3?}  {} sends {}: {:?}, for {:?}, perhaps {:?}",
-                send.begun, send.ended, send.sender, send.n, send.outcome, send.must, send.may
-            ));
-        }
-        if let Some(log) = reader.map(|reader| &self.readers[reader]) {
-            let margin = Duration::from_secs(5);
-            let is_near = |time: Time| message.is_none() || (time + margin >= from && time <= to + margin);
-            lines.push(format!("  reader {} is {}", reader.unwrap_or_default(), log.name));
-            for connection in log.connections.iter().filter(|one| is_near(one.opened) || is_near(one.closed)) {
-                lines.push(format!(
-                    "  {:9.3?} … {:9.3?}  connected after {:?}: {}",
-                    connection.opened, connection.closed, connection.resumed, connection.note
-                ));
-            }
-            let of_sender = |said: &Said| match (said, message) {
-                (Said::Message { sender, .. }, Some((wanted, _))) => *sender == wanted,
-                _ => message.is_none(),
+        let mut lines: Vec<(Time, String)> = Vec::new();
+        for send in self.sends.iter().filter(|send| messages.contains(&(send.sender, send.n))) {
+            let answer = match send.outcome {
+                Outcome::Accepted => "answered 200".to_owned(),
+                Outcome::Refused(status) => format!("answered {status}"),
+                Outcome::Unknown => "not answered: killed".to_owned(),
             };
-            for heard in log.heard.iter().filter(|heard| is_near(heard.at) && of_sender(&heard.said)) {
-                lines.push(format!("  {:9.3?}              hears {:?} {:?}", heard.at, heard.id, heard.said));
+            let id = send.id.map_or(String::new(), |id| format!(", id {id}"));
+            lines.push((send.begun, format!("{} is sent", self.message(send.sender, send.n))));
+            lines.push((send.ended, format!("{} is {answer}{id}", self.message(send.sender, send.n))));
+        }
+        // Of the events, those that it is about; of those about a reader only, the ones around the break.
+        let is_event = |reader: Reader, heard: &Heard| match (*broken, &heard.said) {
+            (Broken::Ids { before, id, .. }, _) => heard.id == Some(id) || heard.id == Some(before),
+            (Broken::Closed { told, about, .. } | Broken::Untold { told, about }, said) => {
+                reader == told && *said == Said::Closed(about)
+            }
+            (_, Said::Message { sender, n }) => messages.contains(&(*sender, *n)),
+            _ => false,
+        };
+        for (reader, log) in self.readers.iter().enumerate() {
+            for heard in log.heard.iter().filter(|heard| is_event(reader, heard)) {
+                let id = heard.id.map_or("without an id".to_owned(), |id| format!("id {id}"));
+                let what = match heard.said {
+                    Said::Message { sender, n } => self.message(sender, n),
+                    Said::Closed(about) => format!("that {} has left", self.reader(about)),
+                };
+                lines.push((heard.at, format!("{} hears {what}, {id}", log.name)));
             }
         }
-        lines.join("\n")
+        let at = match *broken {
+            Broken::Outlived { at, .. } | Broken::TurnedAway { at, .. } => Some(at),
+            Broken::Untold { about, .. } => self.readers[about].left,
+            _ => None,
+        };
+        let from = lines.iter().map(|line| line.0).chain(at).min().unwrap_or_default();
+        let to = lines.iter().map(|line| line.0).chain(at).max().unwrap_or_default();
+        let margin = Duration::from_secs(3);
+        for reader in readers {
+            let log = &self.readers[reader];
+            let is_near = |one: &&Connection| one.opened <= to + margin && one.closed + margin >= from;
+            for one in log.connections.iter().filter(is_near) {
+                let resumed = one.resumed.map_or("without an id".to_owned(), |id| format!("after id {id}"));
+                lines.push((one.opened, format!("{} has a stream {resumed}", log.name)));
+                lines.push((one.closed, format!("{} has it no more: {}", log.name, one.note)));
+            }
+        }
+        lines.sort_by_key(|line| line.0);
+        let lines = lines.iter().map(|(time, line)| format!("\n  {}  {line}", seconds(*time)));
+        self.say(broken) + &lines.collect::<String>()
     }
+}
+
+fn seconds(time: Time) -> String {
+    format!("{:8.3} s", time.as_secs_f64())
 }
 
 impl Log {
     /// Whether it was connected for long enough while the relay kept the message.
     fn was_there(&self, send: &Send, lifetime: Duration) -> bool {
         let until = send.begun + lifetime;
-        let within = |connection: &crate::history::Connection| {
-            connection.closed.min(until).saturating_sub(connection.opened.max(send.ended))
-        };
+        let within =
+            |connection: &Connection| connection.closed.min(until).saturating_sub(connection.opened.max(send.ended));
         self.connections.iter().map(within).sum::<Duration>() >= THERE_FOR
     }
 }
@@ -211,7 +362,6 @@ pub fn outcomes(sends: &[Send]) -> [usize; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Connection, Heard};
 
     const LIFETIME: Duration = Duration::from_secs(20);
 
@@ -241,7 +391,7 @@ mod tests {
     }
 
     fn verdict(sends: &[Send], readers: &[Log]) -> Vec<Broken> {
-        History { sends: sends.to_vec(), readers: readers.to_vec() }.check(LIFETIME).broken
+        History { sends: sends.to_vec(), readers: readers.to_vec(), ..History::default() }.check(LIFETIME).broken
     }
 
     #[test]
@@ -267,7 +417,7 @@ mod tests {
     fn whoever_was_not_there_within_the_lifetime_has_no_claim() {
         let mut away = reader(&[]);
         away.connections[0].closed = at(3000);
-        let history = History { sends: vec![send(0, Outcome::Accepted)], readers: vec![away] };
+        let history = History { sends: vec![send(0, Outcome::Accepted)], readers: vec![away], ..History::default() };
         let verdict = history.check(LIFETIME);
         assert_eq!((verdict.broken.len(), verdict.excused), (0, 1));
     }
@@ -301,11 +451,58 @@ mod tests {
     #[test]
     fn only_who_left_is_said_to_have_left() {
         let mut told = reader(&[]);
-        told.heard = vec![Heard { at: at(1), id: Some(1), said: Said::Closed(1) }; 1];
+        told.heard = vec![Heard { at: at(30_000), id: Some(1), said: Said::Closed(1) }];
         let mut other = reader(&[]);
-        assert_eq!(verdict(&[], &[told.clone(), other.clone()]), [], "it has ended its only stream");
-        other.connections.clear();
-        let wrong = verdict(&[], &[told, other]);
-        assert_eq!(wrong, [Broken::Closed { told: 0, about: 1, events: 1, ends: 0 }]);
+        let wrong = verdict(&[], &[told.clone(), other.clone()]);
+        assert_eq!(
+            wrong,
+            [Broken::Closed { told: 0, about: 1, events: 1, ends: 0 }],
+            "it is there for half a minute more"
+        );
+        other.connections[0].closed = at(29_000);
+        assert_eq!(verdict(&[], &[told.clone(), other.clone()]), []);
+        told.heard.push(Heard { at: at(31_000), id: Some(2), said: Said::Closed(1) });
+        let twice = verdict(&[], &[told, other]);
+        assert_eq!(twice, [Broken::Closed { told: 0, about: 1, events: 2, ends: 1 }]);
+    }
+
+    #[test]
+    fn whoever_left_for_good_is_said_to_have_left_and_believed_in_no_more() {
+        let mut host = reader(&[]);
+        let mut client = reader(&[]);
+        client.connections[0].closed = at(2000);
+        (client.left, client.peers) = (Some(at(2000)), vec![0]);
+        let untold = Broken::Untold { told: 0, about: 1 };
+        assert_eq!(verdict(&[], &[host.clone(), client.clone()]), [untold]);
+        host.heard = vec![Heard { at: at(1000), id: Some(1), said: Said::Closed(1) }];
+        assert!(verdict(&[], &[host.clone(), client.clone()]).contains(&untold), "that was about another time");
+        host.heard[0].at = at(2500);
+        assert_eq!(verdict(&[], &[host.clone(), client.clone()]), []);
+        let mut late = send(0, Outcome::Accepted);
+        (late.begun, late.ended, late.must) = (at(20_000), at(20_002), vec![1]);
+        assert_eq!(verdict(&[late], &[host, client]), [Broken::Believed { reader: 1, sender: 7, n: 0 }]);
+    }
+
+    #[test]
+    fn what_is_shown_is_the_story_of_the_message_and_its_reader() {
+        let mut client = reader(&[(1, 0)]);
+        client.name = "client 1".to_owned();
+        let sends = vec![send(0, Outcome::Accepted), send(1, Outcome::Accepted)];
+        let senders = vec!["host 5".to_owned(); 8];
+        let history = History { senders, sends, readers: vec![client] };
+        let verdict = history.check(LIFETIME);
+        assert!(!verdict.is_final() && verdict.may_get_better());
+        let told = history.show(history.most_telling(&verdict)[0]);
+        let lines: Vec<_> = told.lines().map(|line| line.trim_start()).collect();
+        assert_eq!(
+            lines,
+            [
+                "LOST: client 1 never saw message 1 of host 5, which was answered 200.",
+                "0.000 s  client 1 has a stream without an id",
+                "2.000 s  message 1 of host 5 is sent",
+                "2.002 s  message 1 of host 5 is answered 200",
+                "60.000 s  client 1 has it no more: ",
+            ]
+        );
     }
 }

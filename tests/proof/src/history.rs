@@ -65,7 +65,7 @@ pub struct Connection {
     pub closed: Time,
     /// The event after which it went on.
     pub resumed: Option<u64>,
-    /// Whose process it was, and how it ended; for people.
+    /// How it ended, for people.
     pub note: &'static str,
 }
 
@@ -80,11 +80,19 @@ pub struct Log {
     pub heard: Vec<Heard>,
     /// When it was told that its session is over although it came back in time, and with what.
     pub turned_away: Vec<(Time, u16)>,
+    /// When a stream was still there long after a newer one had taken its place.
+    pub outlived: Vec<Time>,
+    /// When it left for good, if it did.
+    pub left: Option<Time>,
+    /// Those that must be told when it leaves.
+    pub peers: Vec<Reader>,
 }
 
 /// All of it.
 #[derive(Clone, Debug, Default)]
 pub struct History {
+    /// The senders' names, for people.
+    pub senders: Vec<String>,
     pub sends: Vec<Send>,
     pub readers: Vec<Log>,
 }

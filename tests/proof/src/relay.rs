@@ -67,7 +67,7 @@ pub struct Relay {
     /// The processes of requests that run now, and what may happen to them. An owner takes its process off the list before it
     /// waits for it, so that no number on the list can mean another process.
     processes: Mutex<HashMap<i32, Fate>>,
-    log: PathBuf,
+    pub log: PathBuf,
 }
 
 /// The process of a request.
@@ -283,6 +283,18 @@ impl Relay {
 }
 
 impl Stream<'_> {
+    /// Leaves, and gives the process of a request the time to notice.
+    pub fn hang_up(self) {
+        let Self { fd, process, .. } = self;
+        drop(fd);
+        let Some(mut process) = process else { return };
+        process.relay.forget(&process.child);
+        let until = Instant::now() + Duration::from_secs(5);
+        while matches!(process.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Waits for bytes, but not for longer than `limit`.
     pub fn read(&mut self, limit: Duration) -> Got {
         let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
