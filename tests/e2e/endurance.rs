@@ -36,7 +36,7 @@ impl Random {
 }
 
 /// Settings under which nothing is refused or forgotten while a test takes its time.
-const PATIENT: [(&str, &str); 4] = [
+pub const PATIENT: [(&str, &str); 4] = [
     ("RELAY_GRACE", "600"),
     ("RELAY_SESSION_LIFETIME", "600"),
     ("RELAY_MESSAGE_LIFETIME", "600"),

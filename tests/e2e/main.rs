@@ -198,6 +198,7 @@ mod promise;
 mod proxies;
 mod settings;
 mod shared_hosts;
+mod unchanged;
 
 web_server!(lighttpd = Lighttpd);
 web_server!(apache_event = ApacheEvent);
