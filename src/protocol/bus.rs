@@ -334,7 +334,7 @@ impl Desk<'_> {
         let (settings, name) = (self.settings.clone(), name.clone());
         let stream = move |out: &mut Outgoing| {
             let desk = Desk { store: Store::new(&settings.data_dir), settings: &settings };
-            let mut listening = Listening { desk: &desk, name: &name, user: except };
+            let mut listening = Listening { desk: &desk, name: &name, user: except, sweeps: !out.is_own() };
             // Where it really begins: a client that comes back with an id that no message has reached yet would begin later.
             let mut unsent = Unsent::after(reader.after());
             sse::feed(out, &mut Feed(reader), &mut unsent, &mut listening, &settings);
@@ -559,11 +559,11 @@ impl Member {
         Ok(())
     }
 
-    /// To be called every [few seconds](sse::ROUND). `Ok(false)` where the bus is gone.
-    pub(super) fn round(&mut self) -> Result<bool, store::Error> {
+    /// To be called every [few seconds](sse::ROUND), with whether to sweep a little. `Ok(false)` where the bus is gone.
+    pub(super) fn round(&mut self, sweeps: bool) -> Result<bool, store::Error> {
         let desk = Desk { settings: &self.settings, store: Store::new(&self.settings.data_dir) };
         let standing = self.feed.standing()?;
-        Listening { desk: &desk, name: &self.name, user: Some(self.user) }.round(&mut self.feed, standing)
+        Listening { desk: &desk, name: &self.name, user: Some(self.user), sweeps }.round(&mut self.feed, standing)
     }
 }
 
@@ -616,6 +616,8 @@ struct Listening<'a> {
     desk: &'a Desk<'a>,
     name: &'a BusName,
     user: Option<User>,
+    /// Whether it sweeps now and then: not where the process has a thread for that.
+    sweeps: bool,
 }
 
 impl Care<Feed> for Listening<'_> {
@@ -647,7 +649,7 @@ impl Care<Feed> for Listening<'_> {
                 Err(_) => return Ok(false),
             }
         }
-        if store.sweep_is_due() {
+        if self.sweeps && store.sweep_is_due() {
             super::sweep_some(settings);
         }
         Ok(true)

@@ -285,9 +285,9 @@ impl Relay<'_> {
             if taken || only_unused {
                 return Ok(false);
             }
-            // Clients of the earlier registration may be listening still; theirs is over. Once: nobody limits these events.
+            // Clients of the earlier registration may be listening still; theirs is over. Once is enough.
             if !matches!(presence, Presence::Ended { told: true, .. }) {
-                Self::tell_clients(&session, host_id)?;
+                self.tell_clients(&session, host_id)?;
                 session.host().set_told()?;
             }
             if !session.end_registration(lifetime)? {
@@ -381,7 +381,7 @@ impl Relay<'_> {
             Token::Host { host_id, registration } => {
                 // An application may have minted the token, and nobody used it.
                 let session = self.session_of_host(&host_id, registration.as_deref())?.ok_or(Refusal::NobodyThere)?;
-                self.broadcast(&session, &format!(r#"{{"body":{message}}}"#))
+                self.broadcast(session, &format!(r#"{{"body":{message}}}"#))
             }
         }
     }
@@ -390,18 +390,28 @@ impl Relay<'_> {
         mailbox.put(data, Some(self.settings.max_queue))
     }
 
-    /// Sends to every client that is present. One that reads too slowly does not keep the others from it.
-    fn broadcast(&self, session: &Session, data: &str) -> Result<Reply, Refusal> {
+    /// Sends to every client that is present. One that reads too slowly, or whose mailbox is damaged, does not keep the others
+    /// from it. All are woken after the lock: a thousand who wake at once would want it too.
+    fn broadcast(&self, session: Session, data: &str) -> Result<Reply, Refusal> {
         let mut answer = serde_json::Map::new();
-        let mut failure = None;
+        let mut knocks = Vec::new();
+        let (mut failure, mut damage) = (None, None);
         for client_id in session.clients()? {
             let client = session.client(&client_id);
-            if !self.client_is_present(&client)? {
-                continue;
-            }
-            let sent = match self.put(&client, data) {
-                Ok(_) => true,
+            let put = self.client_is_present(&client).and_then(|is_present| {
+                is_present.then(|| client.put_quietly(data, Some(self.settings.max_queue))).transpose()
+            });
+            let sent = match put {
+                Ok(None) => continue,
+                Ok(Some(knock)) => {
+                    knocks.push(knock);
+                    true
+                }
                 Err(store::Error::QueueFull(_)) => false,
+                Err(error @ (store::Error::Unusable(_) | store::Error::Io(_))) => {
+                    damage = Some(error);
+                    false
+                }
                 Err(error) => {
                     failure = Some(error);
                     false
@@ -410,9 +420,19 @@ impl Relay<'_> {
             answer.insert(client_id.as_str().to_owned(), sent.into());
         }
         // Clients may wait for a host that has yet to come; a message that reaches nobody need not.
-        if answer.is_empty() && (session.host().presence()? == Presence::Waiting || !self.host_is_present(session)?) {
+        if answer.is_empty() && (session.host().presence()? == Presence::Waiting || !self.host_is_present(&session)?) {
             return Err(Refusal::NobodyThere);
         }
+        drop(session);
+        if let Some(error) = damage {
+            // Where nobody has got it, it is not one mailbox that is damaged.
+            if knocks.is_empty() {
+                failure = failure.or(Some(error));
+            } else {
+                error.log();
+            }
+        }
+        drop(knocks);
         match failure {
             None => Ok(Reply::json(Status::Ok, serde_json::Value::Object(answer).to_string())),
             Some(cause) => {
@@ -437,7 +457,7 @@ impl Relay<'_> {
         let stream = move |out: &mut Outgoing| {
             let mut listener = listener;
             let relay = Relay { store: Store::new(&settings.data_dir), settings: &settings };
-            let mut listening = Listening { relay: &relay, token: &token, missing: 0 };
+            let mut listening = Listening { relay: &relay, token: &token, missing: 0, sweeps: !out.is_own() };
             let mut unsent = Unsent::after(listener.position());
             let end = sse::feed(out, &mut listener, &mut unsent, &mut listening, &settings);
             if matches!(end, End::Gone | End::Stopped)
@@ -633,9 +653,15 @@ impl Relay<'_> {
         outcome
     }
 
+    /// How many bytes may wait for one recipient before it is told no more: there is always room after its messages, but a crowd
+    /// that comes and goes does not fill the disk.
+    fn most_told(&self) -> u64 {
+        self.settings.max_queue.saturating_mul(2)
+    }
+
     fn tell_of_host(&self, session: &Session, host_id: &HostId) -> Result<(), store::Error> {
         if self.is_news(&session.host())? {
-            Self::tell_clients(session, host_id)?;
+            self.tell_clients(session, host_id)?;
             session.host().set_told()?;
         }
         Ok(())
@@ -644,7 +670,8 @@ impl Relay<'_> {
     fn tell_of_client(&self, session: &Session, client_id: &ClientId) -> Result<(), store::Error> {
         let client = session.client(client_id);
         if self.is_news(&client)? {
-            drop(session.host().tell("relay_event", &relay_event("client_closed", client_id.as_str()))?);
+            let event = relay_event("client_closed", client_id.as_str());
+            drop(session.host().tell("relay_event", &event, self.most_told())?);
             client.set_told()?;
         }
         Ok(())
@@ -670,10 +697,10 @@ impl Relay<'_> {
 
     /// Every client, also one that is away and may come back. One whose mailbox is broken does not keep the others from
     /// knowing.
-    fn tell_clients(session: &Session, host_id: &HostId) -> Result<(), store::Error> {
+    fn tell_clients(&self, session: &Session, host_id: &HostId) -> Result<(), store::Error> {
         let event = relay_event("host_closed", host_id.as_str());
         for client_id in session.clients()? {
-            match session.client(&client_id).tell("relay_event", &event) {
+            match session.client(&client_id).tell("relay_event", &event, self.most_told()) {
                 Ok(knock) => drop(knock),
                 // Tried again with the next look; until then some hear it twice, which is better than never.
                 Err(error @ store::Error::DiskFull(_)) => return Err(error),
@@ -696,7 +723,7 @@ impl Relay<'_> {
         let host_is_over = self.is_over(&session.host(), session.touched()?)?;
         if host_is_over && session.host().presence()? == Presence::Waiting {
             // One that never opened has not been told of yet.
-            Self::tell_clients(&session, &host_id)?;
+            self.tell_clients(&session, &host_id)?;
             session.host().set_told()?;
         }
         let mut is_promised = session.tidy_former(self.settings.message_lifetime)? > 0;
@@ -720,6 +747,8 @@ struct Listening<'a> {
     token: &'a Token,
     /// For how many rounds its session has been missing.
     missing: u32,
+    /// Whether it sweeps now and then: not where the process has a thread for that.
+    sweeps: bool,
 }
 
 impl Listening<'_> {
@@ -786,7 +815,7 @@ impl Care<Listener> for Listening<'_> {
                 self.relay.tell_of_host(&session, host_id)?;
             }
         }
-        if store.sweep_is_due() {
+        if self.sweeps && store.sweep_is_due() {
             super::sweep_some(settings);
         }
         Ok(true)

@@ -562,7 +562,7 @@ impl<'a> Conversation<'a> {
         }
         if now >= self.next_round {
             self.next_round = now + self.round;
-            match self.member.round() {
+            match self.member.round(!out.is_own()) {
                 Ok(true) => {}
                 Ok(false) => self.close(1001, "The channel was removed."),
                 Err(error) => error.log(),

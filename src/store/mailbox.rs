@@ -7,7 +7,7 @@
 
 use super::folder::overwrite;
 use super::queue::{Reader, Record, Writer, now_ms};
-use super::wake::{Knock, Wake};
+use super::wake::{Knock, LateKnock, Wake};
 use super::{Error, FileIdentity, identity, identity_at, make_dir, private_file, read_small, remove_file};
 use fs2::FileExt as _;
 use rustix::fd::BorrowedFd;
@@ -192,16 +192,30 @@ impl Mailbox<'_> {
     /// [`Error::QueueFull`] past the limit; [`Error::DiskFull`] and others when it could not be stored. The queue is
     /// then as it was.
     pub fn put(&self, data: &str, limit: Option<u64>) -> Result<Knock, Error> {
-        self.append(MESSAGE, data, limit)
+        self.append(MESSAGE, data, limit)?;
+        Ok(Knock::at(&self.path.join(WAKE)))
+    }
+
+    /// The same for who puts into many mailboxes: the FIFO is opened only when what is returned is dropped, so that they need
+    /// no descriptor each.
+    ///
+    /// # Errors
+    /// As for [`Mailbox::put`].
+    pub fn put_quietly(&self, data: &str, limit: Option<u64>) -> Result<LateKnock, Error> {
+        self.append(MESSAGE, data, limit)?;
+        Ok(LateKnock::at(self.path.join(WAKE)))
     }
 
     /// Puts an event of the relay itself into the mailbox. Nobody was promised that it is kept, so a mailbox, and its
-    /// session, live no longer for it.
+    /// session, live no longer for it; and where more than `limit` bytes would be waiting, it is not.
     ///
     /// # Errors
     /// When it could not be stored.
-    pub fn tell(&self, event: &str, data: &str) -> Result<Knock, Error> {
-        self.keeping_last_message(|| self.append(event, data, None))
+    pub fn tell(&self, event: &str, data: &str, limit: u64) -> Result<Knock, Error> {
+        match self.keeping_last_message(|| self.append(event, data, Some(limit))) {
+            Ok(()) | Err(Error::QueueFull(_)) => Ok(Knock::at(&self.path.join(WAKE))),
+            Err(error) => Err(error),
+        }
     }
 
     /// Does something to the queue that is no message.
@@ -214,14 +228,13 @@ impl Mailbox<'_> {
         Ok(done)
     }
 
-    fn append(&self, event: &str, data: &str, limit: Option<u64>) -> Result<Knock, Error> {
+    fn append(&self, event: &str, data: &str, limit: Option<u64>) -> Result<(), Error> {
         let delivered = || {
             let record = open_stream(&self.path).ok().flatten().and_then(|file| StreamRecord::read(&file).ok());
             record.map_or(0, |record| record.position)
         };
         let limit = limit.map(|limit| (limit, &delivered as &dyn Fn() -> u64));
-        Writer::open(&self.path.join(QUEUE))?.append(event, data, limit)?;
-        Ok(Knock::at(&self.path.join(WAKE)))
+        Writer::open(&self.path.join(QUEUE))?.append(event, data, limit)
     }
 
     /// Begins to listen, behind the event `resume` if the queue has it, else behind what the last stream has been given.

@@ -4,7 +4,7 @@ use super::{Error, FileIdentity, identity_at, remove_file};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is written into a FIFO: that there is something new, or that the sleeper's place is taken.
 const NEWS: u8 = b'!';
@@ -55,6 +55,22 @@ impl Knock {
     /// Nobody is woken.
     pub(super) fn cancel(mut self) {
         self.0 = None;
+    }
+}
+
+/// Wakes whoever sleeps by then on a FIFO when it is dropped.
+#[must_use]
+pub struct LateKnock(PathBuf);
+
+impl LateKnock {
+    pub(super) fn at(fifo: PathBuf) -> Self {
+        Self(fifo)
+    }
+}
+
+impl Drop for LateKnock {
+    fn drop(&mut self) {
+        drop(Knock::at(&self.0));
     }
 }
 

@@ -179,6 +179,7 @@ mod ptth;
 mod relay;
 mod serve;
 mod server;
+mod store;
 mod stream;
 mod token;
 mod web;

@@ -91,7 +91,9 @@ fn broadcasts_and_replies_come_in_the_order_of_their_sending_over_kills_and_take
             _ => {
                 let answer = door.send(&host.token, number.to_string()).expect(200).json();
                 assert!(answer.as_object().unwrap().values().all(|sent| *sent == json!(true)), "{answer}");
-                expected.iter_mut().for_each(|one| one.push(number));
+                for one in &mut expected {
+                    one.push(number);
+                }
             }
         }
         let at = random.index(readers.len());

@@ -234,6 +234,8 @@ pub struct Source<'a> {
     pub path: &'a str,
     pub query: &'a str,
     pub manner: Manner,
+    /// The id after which it begins, where it knows one.
+    pub begin: Option<u64>,
     /// Whether its session may be over before the run is.
     pub may_end: bool,
     /// Makes of an event's type and data what it said.
@@ -250,7 +252,7 @@ enum Next {
 /// Reads a stream until it is time to leave, and comes back with the last id whenever it has ended.
 pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
     let log = &world.logs[source.reader];
-    let mut last = None;
+    let mut last = source.begin;
     let mut is_first = true;
     let mut last_there = Instant::now();
     let leaves_at = Instant::now() + Duration::from_millis(rng.u64(2000..6000));
@@ -304,6 +306,8 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                     break;
                 }
                 Next::Sleep => pause(&mut rng, 300..1500),
+                // Without an id it would give up what it has not read.
+                Next::TakeOver if last.is_none() => {}
                 Next::TakeOver => {
                     let door = if rng.bool() { Door::Cgi } else { Door::Serve };
                     // Nothing of the older stream is read from here on.
@@ -311,7 +315,9 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                         let closed = world.now();
                         let note = "it is taken over";
                         lock(log).connections.push(Connection { opened, closed, resumed, note });
-                        older = Some(Older { stream: std::mem::replace(&mut stream, newer), since: Instant::now() });
+                        let replaced = std::mem::replace(&mut stream, newer);
+                        // On a bus each is a reader of its own.
+                        older = lock(log).bus.is_none().then(|| Older { stream: replaced, since: Instant::now() });
                         (opened, resumed) = (closed, last);
                     }
                 }
@@ -320,13 +326,13 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
         let begun = world.now();
         // A program that is killed cannot say that it ends; one whose client leaves has to.
         if rng.bool() {
-            stream.hang_up()
+            stream.hang_up();
         } else {
-            drop(stream)
+            drop(stream);
         }
         last_there = Instant::now();
         let mut log = lock(log);
-        log.connections.push(Connection { opened, closed: world.now(), resumed, note });
+        log.connections.push(Connection { opened, closed: begun, resumed, note });
         if leaves() {
             log.left = Some(begun);
             return;
@@ -403,8 +409,10 @@ fn hear(world: &World, source: &Source<'_>, block: &str) -> Option<u64> {
             _ => {}
         }
     }
-    let data: Value = serde_json::from_str(data?).ok()?;
-    note(world, source, id, event, &data);
+    // What begins a stream has an id and no data.
+    if let Some(data) = data.and_then(|data| serde_json::from_str(data).ok()) {
+        note(world, source, id, event, &data);
+    }
     id
 }
 

@@ -154,6 +154,8 @@ impl History {
                     }
                     last_of.insert(sender, n);
                 }
+                // The last word of a stream whose session is over, which no queue has: it may say it once more.
+                Said::Closed(_) if heard.id.is_none() => {}
                 Said::Closed(about) => {
                     let events = closed.entry(about).or_default();
                     *events += 1;
@@ -293,7 +295,8 @@ impl History {
             _ => false,
         };
         for (reader, log) in self.readers.iter().enumerate() {
-            for heard in log.heard.iter().filter(|heard| is_event(reader, heard)) {
+            let around = if readers.contains(&reader) { log.around(&self.sends, &messages) } else { Vec::new() };
+            for heard in log.heard.iter().filter(|heard| is_event(reader, heard)).chain(around) {
                 let id = heard.id.map_or("without an id".to_owned(), |id| format!("id {id}"));
                 let what = match heard.said {
                     Said::Message { sender, n } => self.message(sender, n),
@@ -330,6 +333,20 @@ fn seconds(time: Time) -> String {
 }
 
 impl Log {
+    /// What was heard last before a message was sent, and first after it was answered.
+    fn around(&self, sends: &[Send], messages: &[(Sender, u32)]) -> Vec<&Heard> {
+        let Some(send) = sends.iter().find(|send| messages.first() == Some(&(send.sender, send.n))) else {
+            return Vec::new();
+        };
+        let is_other = |heard: &&Heard| match heard.said {
+            Said::Message { sender, n } => !messages.contains(&(sender, n)),
+            Said::Closed(_) => true,
+        };
+        let before = self.heard.iter().filter(is_other).rfind(|heard| heard.at < send.begun);
+        let after = self.heard.iter().filter(is_other).find(|heard| heard.at > send.ended);
+        before.into_iter().chain(after).collect()
+    }
+
     /// Whether it was connected for long enough while the relay kept the message.
     fn was_there(&self, send: &Send, lifetime: Duration) -> bool {
         let until = send.begun + lifetime;
@@ -493,12 +510,13 @@ mod tests {
         let verdict = history.check(LIFETIME);
         assert!(!verdict.is_final() && verdict.may_get_better());
         let told = history.show(history.most_telling(&verdict)[0]);
-        let lines: Vec<_> = told.lines().map(|line| line.trim_start()).collect();
+        let lines: Vec<_> = told.lines().map(str::trim_start).collect();
         assert_eq!(
             lines,
             [
                 "LOST: client 1 never saw message 1 of host 5, which was answered 200.",
                 "0.000 s  client 1 has a stream without an id",
+                "0.001 s  client 1 hears message 0 of host 5, id 1",
                 "2.000 s  message 1 of host 5 is sent",
                 "2.002 s  message 1 of host 5 is answered 200",
                 "60.000 s  client 1 has it no more: ",

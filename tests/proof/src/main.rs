@@ -321,7 +321,7 @@ fn make_session(relay: &Relay, at: usize, readers: &mut Vec<Log>) -> io::Result<
         clients.push((client, token));
     }
     let longest = if at % CROWDED == 1 { 60_000 } else { 8000 };
-    let ends = at % ENDING == 0;
+    let ends = at.is_multiple_of(ENDING);
     Ok(Session { host: reader, host_token, clients, ids, replies: Mutex::default(), longest, ends })
 }
 
@@ -366,7 +366,8 @@ fn begin_session<'scope>(
         scope.spawn(move || {
             let understand = |event: &str, data: &Value| actors::uhst(session, event, data);
             let (manner, may_end) = (manner(reader, session), session.ends);
-            let source = Source { reader, path: "", query: &query, manner, may_end, understand: &understand };
+            let source =
+                Source { reader, path: "", query: &query, manner, begin: None, may_end, understand: &understand };
             actors::reads(world, &source, rng);
         });
     }
@@ -385,8 +386,9 @@ fn begin_bus<'scope>(
             let understand = |_: &str, data: &Value| actors::message(&data["data"]);
             let query = format!("events&user={user}");
             let manner = if number == 0 { Manner::Steady } else { Manner::Restless };
-            let may_end = false;
-            let source = Source { reader, path: &bus.path, query: &query, manner, may_end, understand: &understand };
+            let (begin, may_end) = (Some(newest), false);
+            let source =
+                Source { reader, path: &bus.path, query: &query, manner, begin, may_end, understand: &understand };
             if number < LISTENERS {
                 actors::reads(world, &source, rng);
             } else {
