@@ -49,9 +49,20 @@ fn the_streams_of_the_server_leave_the_sweep_to_its_own_thread() {
     // They look after things every 5 s, and there is nothing else for them to do or to say.
     let serve = Serve::with(&[("RELAY_KEEP_ALIVE", "600")]);
     let (host, _stream) = serve.listening_host();
-    let _clients: Vec<_> = (0..12).map(|_| serve.listening_client(&host.id)).collect();
-    let _bus: Vec<_> =
-        (0..12).map(|_| serve.listen_at("/bus/news", "events", &[]).unwrap_or_else(|_| panic!())).collect();
+    // Not all at once, or they would all look at a moment at which somebody has swept already.
+    let pause = || std::thread::sleep(Duration::from_millis(50));
+    let _clients: Vec<_> = (0..12)
+        .map(|_| {
+            pause();
+            serve.listening_client(&host.id)
+        })
+        .collect();
+    let _bus: Vec<_> = (0..12)
+        .map(|_| {
+            pause();
+            serve.listen_at("/bus/news", "events", &[]).unwrap_or_else(|reply| panic!("{reply:?}"))
+        })
+        .collect();
     std::thread::sleep(Duration::from_millis(500));
     let tasks: Vec<PathBuf> = fs::read_dir(format!("/proc/{}/task", serve.pid().as_raw_nonzero()))
         .unwrap()
