@@ -285,7 +285,7 @@ impl Relay<'_> {
             if taken || only_unused {
                 return Ok(false);
             }
-            // Clients of the earlier registration may be listening still; theirs is over. Once: nobody limits these events.
+            // Clients of the earlier registration may be listening still; theirs is over. Once is enough.
             if !matches!(presence, Presence::Ended { told: true, .. }) {
                 self.tell_clients(&session, host_id)?;
                 session.host().set_told()?;
