@@ -21,7 +21,7 @@ use crate::sse::{self, Care, End, Unsent};
 use crate::store::mailbox::{Listener, Mailbox, Presence, Standing, has_passed};
 use crate::store::queue::now_ms;
 use crate::store::session::{Session, SessionRecord};
-use crate::store::wake::Knock;
+use crate::store::wake::LateKnock;
 use crate::store::{self, Store, UNUSED_TIME, random_hex};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
 use serde_json::json;
@@ -386,7 +386,7 @@ impl Relay<'_> {
         }
     }
 
-    fn put(&self, mailbox: &Mailbox<'_>, data: &str) -> Result<Knock, store::Error> {
+    fn put(&self, mailbox: &Mailbox<'_>, data: &str) -> Result<LateKnock, store::Error> {
         mailbox.put(data, Some(self.settings.max_queue))
     }
 
@@ -398,9 +398,9 @@ impl Relay<'_> {
         let (mut failure, mut damage) = (None, None);
         for client_id in session.clients()? {
             let client = session.client(&client_id);
-            let put = self.client_is_present(&client).and_then(|is_present| {
-                is_present.then(|| client.put_quietly(data, Some(self.settings.max_queue))).transpose()
-            });
+            let put = self
+                .client_is_present(&client)
+                .and_then(|is_present| is_present.then(|| self.put(&client, data)).transpose());
             let sent = match put {
                 Ok(None) => continue,
                 Ok(Some(knock)) => {
@@ -671,7 +671,7 @@ impl Relay<'_> {
         let client = session.client(client_id);
         if self.is_news(&client)? {
             let event = relay_event("client_closed", client_id.as_str());
-            drop(session.host().tell("relay_event", &event, self.most_told())?);
+            session.host().tell("relay_event", &event, self.most_told())?;
             client.set_told()?;
         }
         Ok(())
@@ -701,7 +701,7 @@ impl Relay<'_> {
         let event = relay_event("host_closed", host_id.as_str());
         for client_id in session.clients()? {
             match session.client(&client_id).tell("relay_event", &event, self.most_told()) {
-                Ok(knock) => drop(knock),
+                Ok(()) => {}
                 // Tried again with the next look; until then some hear it twice, which is better than never.
                 Err(error @ store::Error::DiskFull(_)) => return Err(error),
                 Err(error) => error.log(),

@@ -191,19 +191,8 @@ impl Mailbox<'_> {
     /// # Errors
     /// [`Error::QueueFull`] past the limit; [`Error::DiskFull`] and others when it could not be stored. The queue is
     /// then as it was.
-    pub fn put(&self, data: &str, limit: Option<u64>) -> Result<Knock, Error> {
-        self.append(MESSAGE, data, limit)?;
-        Ok(Knock::at(&self.path.join(WAKE)))
-    }
-
-    /// The same for who puts into many mailboxes: the FIFO is opened only when what is returned is dropped, so that they need
-    /// no descriptor each.
-    ///
-    /// # Errors
-    /// As for [`Mailbox::put`].
-    pub fn put_quietly(&self, data: &str, limit: Option<u64>) -> Result<LateKnock, Error> {
-        self.append(MESSAGE, data, limit)?;
-        Ok(LateKnock::at(self.path.join(WAKE)))
+    pub fn put(&self, data: &str, limit: Option<u64>) -> Result<LateKnock, Error> {
+        self.append(MESSAGE, data, limit)
     }
 
     /// Puts an event of the relay itself into the mailbox. Nobody was promised that it is kept, so a mailbox, and its
@@ -211,10 +200,10 @@ impl Mailbox<'_> {
     ///
     /// # Errors
     /// When it could not be stored.
-    pub fn tell(&self, event: &str, data: &str, limit: u64) -> Result<Knock, Error> {
+    pub fn tell(&self, event: &str, data: &str, limit: u64) -> Result<(), Error> {
         match self.keeping_last_message(|| self.append(event, data, Some(limit))) {
-            Ok(()) | Err(Error::QueueFull(_)) => Ok(Knock::at(&self.path.join(WAKE))),
-            Err(error) => Err(error),
+            Err(Error::QueueFull(_)) => Ok(()),
+            other => other.map(drop),
         }
     }
 
@@ -228,13 +217,14 @@ impl Mailbox<'_> {
         Ok(done)
     }
 
-    fn append(&self, event: &str, data: &str, limit: Option<u64>) -> Result<(), Error> {
+    fn append(&self, event: &str, data: &str, limit: Option<u64>) -> Result<LateKnock, Error> {
         let delivered = || {
             let record = open_stream(&self.path).ok().flatten().and_then(|file| StreamRecord::read(&file).ok());
             record.map_or(0, |record| record.position)
         };
         let limit = limit.map(|limit| (limit, &delivered as &dyn Fn() -> u64));
-        Writer::open(&self.path.join(QUEUE))?.append(event, data, limit)
+        Writer::open(&self.path.join(QUEUE))?.append(event, data, limit)?;
+        Ok(LateKnock::at(self.path.join(WAKE)))
     }
 
     /// Begins to listen, behind the event `resume` if the queue has it, else behind what the last stream has been given.

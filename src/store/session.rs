@@ -317,7 +317,7 @@ mod tests {
                 session.client(client).make().unwrap();
             }
             drop(session.client(&waits).put("\"waits\"", None).unwrap());
-            drop(session.client(&told).tell("relay_event", "\"told\"", 1 << 20).unwrap());
+            session.client(&told).tell("relay_event", "\"told\"", 1 << 20).unwrap();
             drop(session.client(&heard).put("\"heard\"", None).unwrap());
             let mut listener = session.client(&heard).listen(None, MINUTE, 1 << 20).unwrap();
             while listener.next(|_| ()).unwrap() {}
@@ -384,14 +384,14 @@ mod tests {
         let store = Store::new(&dir.join("data"));
         let session = store.session_or_new(&HostId::new("room").unwrap(), 1).unwrap().unwrap();
         let mailbox = session.host();
-        drop(mailbox.tell("relay_event", "1", 1 << 20).unwrap());
+        mailbox.tell("relay_event", "1", 1 << 20).unwrap();
         drop(mailbox.listen(None, MINUTE, 1 << 20).unwrap());
         assert_eq!(mailbox.last_message().unwrap(), None);
         drop(mailbox.put("2", None).unwrap());
         let put = mailbox.last_message().unwrap();
         assert!(put.is_some());
         std::thread::sleep(Duration::from_millis(20));
-        drop(mailbox.tell("relay_event", "3", 1 << 20).unwrap());
+        mailbox.tell("relay_event", "3", 1 << 20).unwrap();
         drop(mailbox.listen(None, MINUTE, 1 << 20).unwrap());
         assert_eq!(mailbox.last_message().unwrap(), put);
         assert_eq!(read(&mailbox), ["1", "2", "3"]);

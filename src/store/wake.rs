@@ -58,7 +58,7 @@ impl Knock {
     }
 }
 
-/// Wakes whoever sleeps by then on a FIFO when it is dropped.
+/// Wakes whoever sleeps by then on a FIFO when it is dropped. It holds no descriptor: a broadcast has one of these for each client.
 #[must_use]
 pub struct LateKnock(PathBuf);
 
