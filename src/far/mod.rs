@@ -39,6 +39,11 @@ const DELIVERY_TIME: Duration = Duration::from_secs(3600);
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// Within which time what happens to several of our questions belongs together, and by how much the relay may have got two
+/// in another order than they began in.
+const TOGETHER: Duration = Duration::from_secs(5);
+const OVERTAKEN: Duration = Duration::from_millis(500);
+
 /// How long answers may go on once the process is asked to stop.
 const STOP_TIME: Duration = Duration::from_secs(4);
 
@@ -140,13 +145,12 @@ pub fn run(far: FarEnd, listeners: usize) -> Result<(), String> {
         asking: Counter::default(),
         most_listeners: listeners,
         listeners: AtomicUsize::new(listeners),
+        questions: Mutex::default(),
         at_work: Mutex::default(),
         report,
         far,
     });
-    for _ in 0..listeners {
-        worker.start_listener()?;
-    }
+    worker.start_listeners(listeners)?;
     let stop = gateway::stop_signal().ok_or("signals are not caught")?;
     start("stop", move || {
         while poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], None).is_err() {}
@@ -190,10 +194,11 @@ struct Worker {
     /// Whether the relay did not answer the last time, which is said once.
     is_away: AtomicBool,
     answers: Counter,
-    /// Questions that wait for requests; how many there may be at most, and how many there should be.
+    /// Those who ask for requests, how many there may be, and how many there should be now: one at a relay that keeps one.
     asking: Counter,
     most_listeners: usize,
     listeners: AtomicUsize,
+    questions: Mutex<Questions>,
     /// The ids of the requests that are being answered. The relay gives a request again whose answer takes long to begin.
     at_work: Mutex<HashSet<String>>,
     /// Where to say why there is no point in asking any more.
@@ -212,21 +217,70 @@ impl Drop for AtWork<'_> {
     }
 }
 
+/// What became of the latest questions to the relay.
+///
+/// The original relay keeps one listener: with 500 it turns away the one before. So a 500 counts as that where another
+/// question of ours came behind, and did not fail. A relay in trouble fails the last one, too; and where it fails one alone,
+/// it does not do so twice in a row.
+#[derive(Default)]
+struct Questions {
+    /// When they began, but for those that failed.
+    began: Vec<Instant>,
+    /// When one failed, and when one was turned away for another.
+    failed: Option<Instant>,
+    turned_away: Option<Instant>,
+}
+
+impl Questions {
+    fn begin(&mut self) -> Instant {
+        let now = Instant::now();
+        self.began.retain(|began| is_recent(*began));
+        self.began.push(now);
+        now
+    }
+
+    fn failed(&mut self, began: Instant, trouble: Trouble) -> Trouble {
+        if let Some(own) = self.began.iter().position(|other| *other == began) {
+            self.began.swap_remove(own);
+        }
+        let is_behind = |other: &Instant| *other + OVERTAKEN > began && is_recent(*other);
+        match trouble {
+            Trouble::TurnedAway { reason, .. } if self.began.iter().any(is_behind) => {
+                let last = self.turned_away.replace(Instant::now());
+                Trouble::TurnedAway { reason, again: last.is_some_and(is_recent) }
+            }
+            Trouble::TurnedAway { reason, .. } | Trouble::Passing(reason) => {
+                self.failed = Some(Instant::now());
+                Trouble::Passing(reason)
+            }
+            refused @ Trouble::Refused(_) => refused,
+        }
+    }
+}
+
+fn is_recent(moment: Instant) -> bool {
+    moment.elapsed() < TOGETHER
+}
+
 /// Why there are no requests.
 enum Trouble {
     /// It may be over later.
     Passing(String),
+    /// It had to give way to another question of ours, perhaps not for the first time in a short time.
+    TurnedAway { reason: String, again: bool },
     /// It is not.
     Refused(String),
-    /// Another question of ours has taken this one's place, perhaps: the published `ptth_relay` keeps one for each name, and
-    /// ends the one before it with 500.
-    PushedOut,
 }
 
 impl Worker {
-    fn start_listener(self: &Arc<Self>) -> Result<(), String> {
-        let (worker, asking) = (Arc::clone(self), self.asking.count());
-        start("listener", move || worker.listen(asking))
+    /// So that so many ask. Whoever gets a request at once has another ask.
+    fn start_listeners(self: &Arc<Self>, listeners: usize) -> Result<(), String> {
+        for _ in 0..listeners {
+            let Some(asking) = self.asking.count_up_to(listeners) else { break };
+            let worker = Arc::clone(self);
+            start("listener", move || worker.listen(asking))?;
+        }
+        Ok(())
     }
 
     /// Asks for requests and answers them, until the relay refuses or enough others ask.
@@ -239,8 +293,9 @@ impl Worker {
                 Ok(mut requests) => {
                     if self.is_away.swap(false, Ordering::Relaxed) {
                         say!("uhst-relay: the relay is there again");
-                        // What it could not bear before, it may bear now.
+                        // It may be another one now, which keeps as many as there are.
                         self.listeners.store(self.most_listeners, Ordering::Relaxed);
+                        self.tell(self.start_listeners(self.most_listeners));
                     }
                     pause = SHORTEST_PAUSE;
                     let Some(last) = requests.pop() else {
@@ -253,40 +308,49 @@ impl Worker {
                         let worker = Arc::clone(&self);
                         self.tell(start("answer", move || worker.answer(&request)));
                     }
-                    if self.asking.number() == 0 {
-                        self.tell(self.start_listener());
-                    }
+                    self.tell(self.start_listeners(1));
                     self.answer(&last);
-                    match self.asking.count_up_to(self.listeners.load(Ordering::Relaxed)) {
-                        Some(one) => asking = one,
-                        None => return,
-                    }
                 }
-                Err(Trouble::PushedOut) => {
-                    if self.listeners.swap(1, Ordering::Relaxed) > 1 {
-                        say!(
-                            "uhst-relay: the relay has answered with status 500; from now on one question waits there at a time"
-                        );
-                    }
+                Err(trouble) => {
+                    // Who pauses does not ask: somebody else may have to.
                     drop(asking);
-                    match self.asking.count_up_to(1) {
-                        Some(one) => asking = one,
-                        None => return,
+                    let trouble = match trouble {
+                        Trouble::TurnedAway { reason, again } => {
+                            std::thread::sleep(SHORTEST_PAUSE);
+                            let is_in_trouble = lock(&self.questions).failed.is_some_and(is_recent);
+                            if !is_in_trouble && again && self.listeners.swap(1, Ordering::Relaxed) > 1 {
+                                say!(
+                                    "uhst-relay: the relay keeps one listener (status 500 for others): one asks from now on"
+                                );
+                            }
+                            is_in_trouble.then_some(reason)
+                        }
+                        Trouble::Passing(reason) => Some(reason),
+                        Trouble::Refused(reason) => {
+                            let _ = self.report.send(Err(reason));
+                            return;
+                        }
+                    };
+                    if let Some(reason) = trouble {
+                        if !self.is_away.swap(true, Ordering::Relaxed) {
+                            say!("uhst-relay: {reason} Trying again until the relay is there.");
+                        }
+                        std::thread::sleep(pause);
+                        pause = (2 * pause).min(LONGEST_PAUSE);
                     }
-                }
-                Err(Trouble::Refused(reason)) => {
-                    let _ = self.report.send(Err(reason));
-                    return;
-                }
-                Err(Trouble::Passing(reason)) => {
-                    if !self.is_away.swap(true, Ordering::Relaxed) {
-                        say!("uhst-relay: {reason} Trying again until the relay is there.");
-                    }
-                    std::thread::sleep(pause);
-                    pause = (2 * pause).min(LONGEST_PAUSE);
                 }
             }
+            match self.asking.count_up_to(self.listeners.load(Ordering::Relaxed)) {
+                Some(one) => asking = one,
+                None => return,
+            }
         }
+    }
+
+    /// One question to the relay, beside those of other threads.
+    fn ask(&self) -> Result<Vec<Waiting>, Trouble> {
+        let began = lock(&self.questions).begin();
+        self.ask_alone().map_err(|trouble| lock(&self.questions).failed(began, trouble))
     }
 
     fn tell(&self, started: Result<(), String>) {
@@ -295,8 +359,7 @@ impl Worker {
         }
     }
 
-    /// One question to the relay.
-    fn ask(&self) -> Result<Vec<Waiting>, Trouble> {
+    fn ask_alone(&self) -> Result<Vec<Waiting>, Trouble> {
         let asked = self.listening.get(&self.listen_url).header(KEY_FIELD, &self.far.key).call();
         let mut answer = asked.map_err(|error| Trouble::Passing(format!("The relay cannot be reached ({error}).")))?;
         match answer.status().as_u16() {
@@ -325,7 +388,7 @@ impl Worker {
                 Err(Trouble::Refused(format!("the relay is not at {} any more but at {place}", self.far.relay)))
             }
             404 => Err(Trouble::Passing(format!("There is no relay with PTTH at {} (404).", self.far.relay))),
-            500 if self.asking.number() > 1 => Err(Trouble::PushedOut),
+            500 => Err(Trouble::TurnedAway { reason: "The relay answers with status 500.".into(), again: false }),
             status => Err(Trouble::Passing(format!("The relay answers with status {status}."))),
         }
     }
@@ -464,10 +527,6 @@ impl Counter {
         }
         *count += 1;
         Some(One(self.clone()))
-    }
-
-    fn number(&self) -> usize {
-        *lock(&self.0.0)
     }
 
     fn wait_for_fewer_than(&self, most: usize, until: Option<Instant>) {

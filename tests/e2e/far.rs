@@ -67,11 +67,12 @@ struct Shared {
     /// The longest head of an answer that it takes; 0 for any. Others are refused with 431.
     longest_head: AtomicUsize,
     refused: AtomicUsize,
-    /// Whether it keeps one question only, and ends the one before it with 500.
+    /// Whether it keeps one listener, as `ptth_relay` 2.0.0 does: one that comes pushes out the one before with a 500.
     keeps_one: AtomicBool,
-    /// The number of the newest question, and how many were ended for a newer one.
-    newest: AtomicUsize,
     pushed_out: AtomicUsize,
+    /// How many questions have come, and how many wait now.
+    questions: AtomicUsize,
+    listeners: AtomicUsize,
     next: AtomicU32,
 }
 
@@ -189,14 +190,16 @@ impl Shared {
 
     fn listen(&self) -> Vec<u8> {
         let waiting = self.waiting.lock().unwrap();
-        let number = self.newest.fetch_add(1, Ordering::Relaxed) + 1;
+        let own = self.questions.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_pushed_out = || self.keeps_one.load(Ordering::Relaxed) && self.questions.load(Ordering::Relaxed) > own;
         self.arrived.notify_all();
-        let is_pushed_out = || self.keeps_one.load(Ordering::Relaxed) && self.newest.load(Ordering::Relaxed) != number;
-        let goes_on = |list: &mut VecDeque<_>| list.is_empty() && !is_pushed_out();
-        let (mut waiting, _) = self.arrived.wait_timeout_while(waiting, LONG / 30, goes_on).unwrap();
+        self.listeners.fetch_add(1, Ordering::Relaxed);
+        let waits = |list: &mut VecDeque<_>| list.is_empty() && !is_pushed_out();
+        let (mut waiting, _) = self.arrived.wait_timeout_while(waiting, LONG / 30, waits).unwrap();
+        self.listeners.fetch_sub(1, Ordering::Relaxed);
         if is_pushed_out() {
             self.pushed_out.fetch_add(1, Ordering::Relaxed);
-            return b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec();
+            return b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_vec();
         }
         if waiting.is_empty() {
             return b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();
@@ -578,27 +581,47 @@ fn a_relay_that_was_away_is_found_again() {
     assert_eq!(relay.get("/small").expect(200).text(), "small");
     assert!(far.log().contains("is there again"), "{}", far.log());
     assert_eq!(far.log().matches("cannot be reached").count(), 1, "it is said once: {}", far.log());
+    assert!(!far.log().contains("one listener"), "it failed all of them: {}", far.log());
+    until("all three ask again", LONG, || relay.shared.listeners.load(Ordering::Relaxed) == 3);
 }
 
-/// As the published `ptth_relay`.
 #[test]
-fn a_relay_that_keeps_one_question_is_asked_one_at_a_time() {
-    let folder = folder();
-    fs::write(folder.join("root/small"), "small").unwrap();
-    let relay = FakeRelay::new();
-    relay.shared.keeps_one.store(true, Ordering::Relaxed);
-    let far = Far::of_files(&relay, folder);
-    let pushed_out = || relay.shared.pushed_out.load(Ordering::Relaxed);
-    until("two questions have met", LONG, || pushed_out() > 0);
-    // The one that was pushed out would have come again.
-    std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(pushed_out(), 1);
-    for _ in 0..20 {
-        assert_eq!(relay.get("/small").expect(200).text(), "small");
+fn a_relay_that_keeps_one_listener_is_asked_by_one() {
+    for listeners in [2, 5] {
+        let folder = folder();
+        fs::write(folder.join("root/small"), "small").unwrap();
+        let relay = FakeRelay::new();
+        let shared = &relay.shared;
+        shared.keeps_one.store(true, Ordering::Relaxed);
+        let root = folder.join("root");
+        let far =
+            Far::start(&relay.url, folder, &["--root", root.to_str().unwrap(), "--listeners", &listeners.to_string()]);
+        let pushed_out = || shared.pushed_out.load(Ordering::Relaxed);
+        until("a listener is pushed out", LONG, || pushed_out() > 0);
+        let questions = || shared.questions.load(Ordering::Relaxed);
+        let (mut pushes, mut since) = (pushed_out(), questions());
+        until("no listener is pushed out any more", LONG, || {
+            assert_eq!(relay.get("/small").expect(200).text(), "small");
+            if pushed_out() > pushes {
+                (pushes, since) = (pushed_out(), questions());
+            }
+            questions() > since + 20 && far.log().contains("one listener")
+        });
+        // And when nothing happens.
+        let since = questions();
+        until("the far end asks twice more", LONG, || questions() > since + 2);
+        assert_eq!(pushed_out(), pushes, "{}", far.log());
+        assert_eq!(far.log().lines().count(), 2, "it is said once, and nothing else: {}", far.log());
+
+        // Another relay takes its place.
+        shared.keeps_one.store(false, Ordering::Relaxed);
+        shared.refusal.store(503, Ordering::Relaxed);
+        until("the far end says that the relay is in trouble", LONG, || far.log().contains("status 503"));
+        shared.refusal.store(0, Ordering::Relaxed);
+        let asking = || shared.listeners.load(Ordering::Relaxed);
+        until("there are as many listeners as before", LONG, || asking() == listeners);
+        relay.get("/small").expect(200);
     }
-    let log = far.log();
-    assert_eq!(log.matches("500").count(), 1, "{log}");
-    assert!(!log.contains("is there again"), "{log}");
 }
 
 #[test]
