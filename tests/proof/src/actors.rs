@@ -301,13 +301,13 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
             until = Instant::now() + Duration::from_millis(rng.u64(100..6000));
             let next = [Next::Leave, Next::TakeOver, Next::Sleep];
             match next[rng.usize(..next.len())] {
+                // Without an id nobody could know what it has not read when it goes.
+                Next::Leave | Next::TakeOver if last.is_none() => {}
                 Next::Leave => {
                     note = "it leaves";
                     break;
                 }
                 Next::Sleep => pause(&mut rng, 300..1500),
-                // Without an id it would give up what it has not read.
-                Next::TakeOver if last.is_none() => {}
                 Next::TakeOver => {
                     let door = if rng.bool() { Door::Cgi } else { Door::Serve };
                     // Nothing of the older stream is read from here on.

@@ -168,6 +168,8 @@ impl History {
 
     fn check_leaving(&self, about: Reader, log: &Log, verdict: &mut Verdict) {
         let Some(left) = log.left else { return };
+        // Its last stream may have been killed before: it notes that when it looks.
+        let left = log.connections.last().map_or(left, |last| last.opened);
         for &told in &log.peers {
             let peer = &self.readers[told];
             let is_it = |heard: &Heard| heard.said == Said::Closed(about) && heard.at >= left;
@@ -484,12 +486,15 @@ mod tests {
     fn whoever_left_for_good_is_said_to_have_left_and_believed_in_no_more() {
         let mut host = reader(&[]);
         let mut client = reader(&[]);
-        client.connections[0].closed = at(2000);
+        client.connections[0].closed = at(1100);
+        client.connections.push(Connection { opened: at(1500), closed: at(2000), ..client.connections[0].clone() });
         (client.left, client.peers) = (Some(at(2000)), vec![0]);
         let untold = Broken::Untold { told: 0, about: 1 };
         assert_eq!(verdict(&[], &[host.clone(), client.clone()]), [untold]);
         host.heard = vec![Heard { at: at(1000), id: Some(1), said: Said::Closed(1) }];
         assert!(verdict(&[], &[host.clone(), client.clone()]).contains(&untold), "that was about another time");
+        host.heard[0].at = at(1800);
+        assert_eq!(verdict(&[], &[host.clone(), client.clone()]), [], "it was killed, and has noted that later");
         host.heard[0].at = at(2500);
         assert_eq!(verdict(&[], &[host.clone(), client.clone()]), []);
         let mut late = send(0, Outcome::Accepted);
