@@ -157,10 +157,10 @@ fn a_second_build_has_nothing_to_do() {
         command
             .args(["test", "--locked", "--no-run", "--test", "e2e", "--message-format=json"])
             .current_dir(repository());
-        // Those are the test's own, and would be other settings of the build.
-        for (name, _) in
-            std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_BIN_"))
-        {
+        // Those are the test's own. The build scripts of some dependencies look at them, and would run again.
+        const OWN: [&str; 5] =
+            ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_", "CARGO_PRIMARY_PACKAGE", "CARGO_CRATE_NAME"];
+        for (name, _) in std::env::vars().filter(|(name, _)| OWN.iter().any(|own| name.starts_with(own))) {
             command.env_remove(name);
         }
         run(&mut command)

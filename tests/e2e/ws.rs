@@ -1122,7 +1122,10 @@ fn the_settings_of_push_server_are_understood() {
         .spawn()
         .unwrap();
     until("it listens where the file says", LONG, || TcpStream::connect(("127.0.0.1", port)).is_ok());
-    assert!(fs::metadata(&pipe).is_ok_and(|pipe| std::os::unix::fs::FileTypeExt::is_fifo(&pipe.file_type())));
+    // It makes the pipe when it has the address.
+    until("the pipe is there", LONG, || {
+        fs::metadata(&pipe).is_ok_and(|pipe| std::os::unix::fs::FileTypeExt::is_fifo(&pipe.file_type()))
+    });
     process.kill().unwrap();
     process.wait().unwrap();
 }
