@@ -199,14 +199,14 @@ mod tests {
             let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None, has_met: false };
             assert!(store.new_duplex(&number.to_string(), record, 64).unwrap().is_some());
         }
-        let (mut sweeps, mut looks) = (0, 0);
+        let (began, mut looks) = (Instant::now(), 0);
         while looks < 64 {
             // Longer than a sweep may take: no further shard is begun, and in none of them there are more than four.
             let now = looked_at(&store, LONGEST);
             assert!(now <= 4, "{now} sessions");
-            (sweeps, looks) = (sweeps + 1, looks + now);
-            // 256 do it, but a process that another test starts may hold a lock of ours for a moment, between fork and exec.
-            assert!(sweeps <= 4096, "{looks} after {sweeps} sweeps");
+            looks += now;
+            // Now and then nothing can be done: a process that another test starts holds our locks between fork and exec.
+            assert!(began.elapsed() < Duration::from_secs(60), "{looks}");
         }
     }
 }

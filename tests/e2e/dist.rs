@@ -150,6 +150,8 @@ fn the_commit_is_that_of_this_checkout_or_is_not_said() {
 
 #[test]
 fn a_second_build_has_nothing_to_do() {
+    // These are the test's own. The build scripts of some dependencies look at them, and would run again.
+    const OWN: [&str; 5] = ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_", "CARGO_PRIMARY_PACKAGE", "CARGO_CRATE_NAME"];
     let build = || {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let mut command = Command::new(cargo);
@@ -157,9 +159,6 @@ fn a_second_build_has_nothing_to_do() {
         command
             .args(["test", "--locked", "--no-run", "--test", "e2e", "--message-format=json"])
             .current_dir(repository());
-        // Those are the test's own. The build scripts of some dependencies look at them, and would run again.
-        const OWN: [&str; 5] =
-            ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_", "CARGO_PRIMARY_PACKAGE", "CARGO_CRATE_NAME"];
         for (name, _) in std::env::vars().filter(|(name, _)| OWN.iter().any(|own| name.starts_with(own))) {
             command.env_remove(name);
         }
