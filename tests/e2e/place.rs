@@ -170,6 +170,21 @@ pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// What is in a log, once nothing more comes: a thread of its own writes it, after the answer that it is about.
+pub fn settled_log(path: &Path) -> String {
+    let read = || fs::read_to_string(path).unwrap_or_default();
+    let mut log = read();
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = read();
+        if now == log {
+            break;
+        }
+        log = now;
+    }
+    log
+}
+
 /// The processes that run a program below `folder`, or work in it: what a server left behind, or its streams.
 pub fn processes_below(folder: &Path) -> Vec<Pid> {
     let is_below =

@@ -21,7 +21,7 @@ use rustix::process::Pid;
 use ureq::http;
 
 use crate::bare::Bare;
-use crate::place::{Folder, LONG, have, repository, skip, until, write_settings};
+use crate::place::{Folder, LONG, have, repository, settled_log, skip, until, write_settings};
 use crate::proxies::{Front, MOUNT, Proxy};
 use crate::relay::{Call, Relay, Reply};
 use crate::stream::{Stream, end_of_head, parse_head};
@@ -133,7 +133,7 @@ impl Serve {
 
     /// All that the server has written to stderr.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("serve.log")).unwrap_or_default()
+        settled_log(&self.folder.join("serve.log"))
     }
 
     /// A CGI program that shares the data folder.
