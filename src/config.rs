@@ -587,7 +587,7 @@ mod tests {
 
     #[test]
     fn the_file_beside_the_program_names_the_data_folder_and_nothing_else() {
-        let dir = crate::store::test_dir::TestDir::new();
+        let dir = crate::store::files::test_dir::TestDir::new();
         let folder = dir.join("");
         let named = |text: &str| {
             std::fs::write(dir.join(SETTINGS_FILE), text).unwrap();
@@ -608,7 +608,7 @@ mod tests {
 
     #[test]
     fn a_settings_file_under_another_name_is_told() {
-        let dir = crate::store::test_dir::TestDir::new();
+        let dir = crate::store::files::test_dir::TestDir::new();
         for name in ["settings.conf", "settings.conf.bak", "Settings.conf", "settings.conf.txt", "other.txt"] {
             std::fs::write(dir.join(name), "").unwrap();
         }

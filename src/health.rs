@@ -3,7 +3,7 @@
 //! number that a stranger could use, except where nobody can use the relay yet: then whose the data folder is.
 
 use crate::config::{Oddity, SettingError, Settings};
-use crate::store::probe::{Findings, Obstacle, Place, has_no_locks};
+use crate::store::files::probe::{Findings, Obstacle, Place, has_no_locks};
 use crate::store::{Error, Store};
 use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
@@ -98,7 +98,7 @@ fn look_at(settings: &Settings, visitor: Visitor) -> Vec<Check> {
     if list.is_empty() {
         list.push(Check::ok("Settings", "Every setting can be read."));
     }
-    let store = Store::new(&settings.data_dir);
+    let store = Store::of(settings);
     let probe = match visitor {
         Visitor::Terminal => store.probe(),
         Visitor::Page => store.probe_for_page(),
@@ -129,7 +129,7 @@ fn odd(Oddity { sentence, cure }: Oddity) -> Check {
 /// When it cannot be used.
 pub fn glance(settings: &Settings) -> Result<(), Error> {
     settings.oddities.iter().for_each(Oddity::log);
-    let store = Store::new(&settings.data_dir);
+    let store = Store::of(settings);
     store.look().inspect_err(|error| {
         if let Check { sentence, outcome: Outcome::Problem { cure }, .. } = unusable(error, store.obstacle().as_ref()) {
             say!("uhst-relay: {sentence} {cure}");

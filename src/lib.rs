@@ -43,11 +43,14 @@ fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
 pub const VERSION: &str = env!("UHST_RELAY_VERSION");
 
 pub mod cli;
+pub mod clock;
 pub mod config;
 #[cfg(feature = "serve")]
 pub mod far;
 pub mod gateway;
 pub mod health;
+pub mod hex;
+pub mod json;
 mod log;
 pub mod protocol;
 pub mod ptth;

@@ -3,8 +3,8 @@
 use crate::config::Settings;
 use crate::gateway::{Outgoing, Woken};
 use crate::store::Error;
-use crate::store::mailbox::{Listener, Standing};
-use crate::store::queue::Record;
+use crate::store::files::mailbox::{Listener, Standing};
+use crate::store::files::queue::Record;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
 use std::time::{Duration, Instant};

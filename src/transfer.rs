@@ -1,4 +1,4 @@
-//! How a body gets from one process to another through a [pipe](crate::store::pipe), whatever the protocol.
+//! How a body gets from one process to another through a [pipe](crate::store::files::pipe), whatever the protocol.
 //!
 //! Neither end keeps more of it than a buffer: the bytes are in the FIFO between the two, and where the kernel can, it
 //! moves them from the sender's connection there, and from there to the receiver's, without a copy in either process. A
@@ -6,7 +6,7 @@
 
 use crate::gateway::{Body, BodyError, Client, Outgoing, Woken, wait_for};
 use crate::look;
-use crate::store::pipe::{Place, Receiver, Sender};
+use crate::store::files::pipe::{Place, Receiver, Sender};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;

@@ -13,7 +13,7 @@ use crate::gateway::http::Address;
 use crate::health;
 use crate::protocol;
 use crate::ptth::Tripcode;
-use crate::store::ptth::PtthServer;
+use crate::store::files::ptth::PtthServer;
 use crate::store::{self, Store};
 use crate::token::Token;
 #[cfg(feature = "serve")]
@@ -146,9 +146,9 @@ fn settings(data: Option<&Path>) -> Result<Settings, Box<dyn Error>> {
 
 /// The settings of a command that changes what a relay keeps: of the one that is there, and as the user who runs it.
 fn own_settings(data: Option<&Path>) -> Result<Settings, Box<dyn Error>> {
-    let there = settings(data)?.data_dir;
+    let there = settings(data)?;
     // Somebody who is in the wrong folder shall not get a second, empty relay there.
-    if data.is_none() && there == Path::new(DEFAULT_DATA_DIR) && !there.exists() {
+    if data.is_none() && there.data_dir == Path::new(DEFAULT_DATA_DIR) && !there.data_dir.exists() {
         return Err(
             "there is no data folder here (./data); say which one with --data DIR or RELAY_DATA_DIR. The relay \
                     makes its own when it is used for the first time"
@@ -160,8 +160,8 @@ fn own_settings(data: Option<&Path>) -> Result<Settings, Box<dyn Error>> {
 }
 
 /// What root writes in another user's data folder, the relay could not use: so root goes on as that user.
-fn become_owner(folder: &Path) -> Result<(), Box<dyn Error>> {
-    let store = Store::new(folder);
+fn become_owner(settings: &Settings) -> Result<(), Box<dyn Error>> {
+    let store = Store::of(settings);
     let Some((user, group)) = store.other_owner().filter(|_| rustix::process::geteuid().is_root()) else {
         return Ok(());
     };
@@ -177,7 +177,7 @@ fn become_owner(folder: &Path) -> Result<(), Box<dyn Error>> {
 
 /// Each line of the input is a message.
 fn notify(settings: &Settings, channel: &str) -> Done {
-    if let Some((owner, _)) = Store::new(&settings.data_dir).other_owner() {
+    if let Some((owner, _)) = Store::of(settings).other_owner() {
         return Err(format!(
             "the data folder belongs to user {owner}, who could not use what another writes there: sudo -u '#{owner}' uhst-relay notify …"
         )
@@ -209,7 +209,7 @@ fn serve(listen: Option<Address>, data: Option<&Path>, quiet: bool) -> Done {
     crate::gateway::http::serve(&listen, settings, quiet, |address| {
         // Only now: whoever cannot listen leaves nothing behind.
         let data = started.data_dir.display();
-        Store::new(&started.data_dir).prepare().map_err(|error| format!("{error} [{data}]"))?;
+        Store::of(&started).prepare().map_err(|error| format!("{error} [{data}]"))?;
         if let Some(path) = &started.ws_pipe {
             let listening = crate::ws::pipe::listen(path, started.clone())
                 .map_err(|error| format!("the named pipe {} (WEBSOCKET_XHR_PIPE_FILE): {error}", path.display()))?;
@@ -225,10 +225,10 @@ fn serve(listen: Option<Address>, data: Option<&Path>, quiet: bool) -> Done {
 }
 
 fn ptth(data: Option<&Path>, command: Ptth) -> Done {
-    let store = || own_settings(data).map(|settings| Store::new(&settings.data_dir));
+    let store = || own_settings(data).map(|settings| Store::of(&settings));
     match command {
         Ptth::Add { name, display, listed } => {
-            let key = store::random_hex(32)?;
+            let key = crate::hex::random(32)?;
             let server = PtthServer { tripcode: Tripcode::of(&key), display_name: display, listed };
             let is_new = store()?.change_ptth_servers(|servers| {
                 let is_new = !servers.contains_key(&name);
@@ -293,7 +293,7 @@ fn far(options: FarOptions) -> Done {
 
 fn check(data: Option<&Path>) -> Result<ExitCode, Box<dyn Error>> {
     let settings = settings(data).and_then(|settings| {
-        become_owner(&settings.data_dir)?;
+        become_owner(&settings)?;
         self::settings(data)
     });
     let list = match &settings {

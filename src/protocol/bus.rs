@@ -7,16 +7,18 @@
 //! A bus is made by a GET without a query, by a listener that names no user, by `?register` and `?create=signed`, and by whatever
 //! the application says on it.
 
-use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
-use super::{is_recent, options, refuse, resume_id, store_status, stream_head};
+use super::{options, refuse, resume_id, store_status, stream_head};
+use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
+use crate::hex;
+use crate::json::{BadJson, compact};
 use crate::sse::{self, Care, Events, Given, Unsent};
-use crate::store::bus::{Bell, Bus, BusName, BusReader, Message, Registered, User};
-use crate::store::mailbox::Standing;
-use crate::store::queue::now_ms;
-use crate::store::{self, Store, UNUSED_TIME};
+use crate::store::files::UNUSED_TIME;
+use crate::store::files::bus::{Bell, Bus, BusName, BusReader, Message, Registered, User};
+use crate::store::files::mailbox::Standing;
+use crate::store::{self, Store};
 use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
@@ -41,7 +43,7 @@ pub(super) fn name(path: &str) -> Option<&str> {
 
 /// Answers a request to a bus.
 pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Reply {
-    let desk = Desk { settings, store: Store::new(&settings.data_dir) };
+    let desk = Desk { settings, store: Store::of(settings) };
     match desk.route(request, name).unwrap_or_else(|refusal| refusal.reply()) {
         // A poll is a GET, and the next one is another matter.
         reply @ Reply { content: Content::Whole(_), .. } => reply.header("Cache-Control", "no-store"),
@@ -333,7 +335,7 @@ impl Desk<'_> {
         drop(bus);
         let (settings, name) = (self.settings.clone(), name.clone());
         let stream = move |out: &mut Outgoing| {
-            let desk = Desk { store: Store::new(&settings.data_dir), settings: &settings };
+            let desk = Desk { store: Store::of(&settings), settings: &settings };
             let mut listening = Listening { desk: &desk, name: &name, user: except, sweeps: !out.is_own() };
             // Where it really begins: a client that comes back with an id that no message has reached yet would begin later.
             let mut unsent = Unsent::after(reader.after());
@@ -447,7 +449,7 @@ fn check_signature(
 ) -> Result<(), Refusal> {
     let (Some(n), Some(signature)) = (query.get("n"), query.get("signature")) else { return Err(Refusal::NotSigned) };
     let n: u64 = n.parse().map_err(|_| Refusal::NotSigned)?;
-    let signature = from_hex(signature).ok_or(Refusal::WrongSignature)?;
+    let signature = hex::decode(signature).ok_or(Refusal::WrongSignature)?;
     if !signs(registered.key(), name, user, n, body, &signature) {
         return Err(Refusal::WrongSignature);
     }
@@ -466,18 +468,12 @@ fn signs(key: &str, name: &BusName, user: User, n: u64, body: &[u8], signature: 
     mac.verify_slice(signature).is_ok()
 }
 
-pub(super) fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[high, low]| Some(digit(high)? * 16 + digit(low)?)).collect())?
-}
-
 /// Posts to a bus as the application that the relay belongs to, and makes the bus if it is missing. The message's id.
 ///
 /// # Errors
 /// When it cannot be posted.
 pub(super) fn notify(settings: &Settings, name: &BusName, data: &str) -> Result<u64, Refusal> {
-    let desk = Desk { settings, store: Store::new(&settings.data_dir) };
+    let desk = Desk { settings, store: Store::of(settings) };
     let mut bus = desk.bus_or_new(name)?;
     let (id, bell) = bus.post(User::APPLICATION, data, settings.max_queue, settings.message_lifetime)?;
     drop(bus);
@@ -509,7 +505,7 @@ pub(super) enum Unposted {
 impl Member {
     /// A fresh user of the bus, who hears what comes from now on. The bus is made if it is missing.
     pub(super) fn enter(settings: &Settings, name: &BusName) -> Result<Self, Refusal> {
-        let desk = Desk { settings, store: Store::new(&settings.data_dir) };
+        let desk = Desk { settings, store: Store::of(settings) };
         let mut bus = desk.bus_or_new(name)?;
         let user = bus.new_user()?;
         let mut reader = bus.reader(bus.end()?, Some(user), settings.message_lifetime)?;
@@ -544,7 +540,7 @@ impl Member {
 
     /// Posts a JSON value in one line.
     pub(super) fn post(&self, data: &str) -> Result<(), Unposted> {
-        let desk = Desk { settings: &self.settings, store: Store::new(&self.settings.data_dir) };
+        let desk = Desk { settings: &self.settings, store: Store::of(&self.settings) };
         let mut bus = match desk.bus_of(&self.name, self.user) {
             Ok(bus) if bus.is_signed_only() => return Err(Unposted::Signed),
             Ok(bus) => bus,
@@ -561,7 +557,7 @@ impl Member {
 
     /// To be called every [few seconds](sse::ROUND), with whether to sweep a little. `Ok(false)` where the bus is gone.
     pub(super) fn round(&mut self, sweeps: bool) -> Result<bool, store::Error> {
-        let desk = Desk { settings: &self.settings, store: Store::new(&self.settings.data_dir) };
+        let desk = Desk { settings: &self.settings, store: Store::of(&self.settings) };
         let standing = self.feed.standing()?;
         Listening { desk: &desk, name: &self.name, user: Some(self.user), sweeps }.round(&mut self.feed, standing)
     }
@@ -659,7 +655,6 @@ impl Care<Feed> for Listening<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn query(text: &str) -> Query {
         Query::parse(text.as_bytes()).unwrap()
@@ -698,7 +693,7 @@ mod tests {
     #[test]
     fn a_signature_is_of_all_that_makes_a_post() {
         // By `printf 'news\n7\n1\n"hi"' | openssl dgst -sha256 -hmac key`.
-        let signature = from_hex("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
+        let signature = hex::decode("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
         let name = |text| BusName::new(text).unwrap();
         assert!(signs("key", &name("news"), User(7), 1, b"\"hi\"", &signature));
         assert!(!signs("yek", &name("news"), User(7), 1, b"\"hi\"", &signature));
@@ -708,17 +703,5 @@ mod tests {
         assert!(!signs("key", &name("news"), User(7), 1, b"\"ho\"", &signature));
         assert!(!signs("key", &name("news"), User(7), 1, b"\"hi\"", &signature[..31]));
         assert!(!signs("key", &name("news"), User(7), 1, b"\"hi\"", b""));
-    }
-
-    proptest! {
-        #[test]
-        fn hexadecimal_digits_are_read_and_nothing_else(bytes in proptest::collection::vec(any::<u8>(), 0..40), text in ".{0,8}") {
-            let hex = bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-            prop_assert_eq!(from_hex(&hex), Some(bytes.clone()));
-            prop_assert_eq!(from_hex(&hex.to_uppercase()), Some(bytes));
-            if from_hex(&text).is_some() {
-                prop_assert!(text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit()));
-            }
-        }
     }
 }

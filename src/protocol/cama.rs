@@ -10,11 +10,12 @@
 //! method of a POST, for web servers that pass few of them on.
 
 use super::query::{NotUtf8, Query};
-use super::{is_recent, options, store_status};
+use super::{options, store_status};
+use crate::clock::is_recent;
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
-use crate::store::duplex::{Direction, Duplex, DuplexRecord};
-use crate::store::pipe::{Came, Place, Receiver, Sender};
+use crate::store::files::duplex::{Direction, Duplex, DuplexRecord};
+use crate::store::files::pipe::{Came, Place, Receiver, Sender};
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};
 use base64::Engine as _;
@@ -55,7 +56,7 @@ pub fn session_of(path: &str) -> Option<String> {
 
 /// Answers a request to the session `id`, or to all of them where it is empty.
 pub fn answer(settings: &Settings, id: &str, request: &mut Request<'_>) -> Reply {
-    let relay = Relay { settings, store: Store::new(&settings.data_dir) };
+    let relay = Relay { settings, store: Store::of(settings) };
     let answered = relay.route(id, request);
     if answered.is_err() {
         // A body that nobody wants may be endless, and the answer should not wait for its end.

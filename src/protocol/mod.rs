@@ -2,7 +2,6 @@
 
 pub mod bus;
 pub mod cama;
-pub mod message;
 pub mod page;
 pub mod ptth;
 pub mod query;
@@ -11,8 +10,8 @@ pub mod ws;
 
 use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
-use crate::store::sweep::Found;
-use crate::store::{self, Store, is_recent};
+use crate::store::files::sweep::Found;
+use crate::store::{self, Store};
 use query::Query;
 
 /// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
@@ -51,7 +50,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
 /// Whether it is time to sweep.
 #[must_use]
 pub fn sweep_is_due(settings: &Settings) -> bool {
-    Store::new(&settings.data_dir).sweep_is_due()
+    Store::of(settings).sweep_is_due()
 }
 
 /// Does a little of the sweep, after an answer has gone out.
@@ -59,7 +58,7 @@ pub fn sweep_some(settings: &Settings) {
     // Half a lifetime a round: as long as there are requests or streams, nothing dead stays for much longer than one and
     // a half.
     let round = settings.session_lifetime / 2;
-    let swept = Store::new(&settings.data_dir).sweep_some(round, |found| sweep(settings, found));
+    let swept = Store::of(settings).sweep_some(round, |found| sweep(settings, found));
     if let Err(error) = swept {
         error.log();
     }
@@ -70,7 +69,7 @@ pub fn sweep_some(settings: &Settings) {
 /// # Errors
 /// The first failure.
 pub fn sweep_all(settings: &Settings) -> Result<(), store::Error> {
-    Store::new(&settings.data_dir).sweep_all(|found| sweep(settings, found))
+    Store::of(settings).sweep_all(|found| sweep(settings, found))
 }
 
 /// Removes it if it is dead.

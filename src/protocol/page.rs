@@ -10,10 +10,10 @@
 //! on, and its Content-Security-Policy holds it to that.
 
 use super::query::Query;
+use crate::clock::now_ms;
 use crate::config::{SettingError, Settings};
 use crate::gateway::{Content, Reply, Request, Status};
 use crate::health::{self, Check, Outcome, Visitor};
-use crate::store::queue::now_ms;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;

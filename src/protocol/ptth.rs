@@ -6,18 +6,19 @@
 //!
 //! What is in a list of requests and in the head of an answer is in [`crate::ptth`].
 
-use super::{is_recent, options, page, store_status, with_cors};
+use super::{options, page, store_status, with_cors};
+use crate::clock::is_recent;
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken, digits};
 use crate::ptth::{
     Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, METHOD_FIELD, Method, OPTIONS, PREFIX, RequestHead, ResponseHead,
     ServerName, Tripcode, Waiting, WireError, join_list,
 };
-use crate::store::backlog::{
+use crate::store::files::backlog::{
     Answering, Backlog, Given, Heard, Listening, LockedBacklog, Question, RequestId, Standing,
 };
-use crate::store::pipe::{Came, LONGEST_HEAD, Receiver};
-use crate::store::ptth::PtthServer;
+use crate::store::files::pipe::{Came, LONGEST_HEAD, Receiver};
+use crate::store::files::ptth::PtthServer;
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};
 use rustix::event::{PollFd, PollFlags};
@@ -75,7 +76,7 @@ pub fn takes_answers(path: &str) -> bool {
 /// Answers a request to a path that [is its own](is_its_own), with what pages of other origins want to see, unless a server
 /// behind the relay has answered.
 pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
-    let relay = Relay { settings, store: Store::new(&settings.data_dir) };
+    let relay = Relay { settings, store: Store::of(settings) };
     let path = request.raw_path.clone();
     let answer = match to_server(&path) {
         // Any other protocol may be ignored, as curl's h2c is (RFC 9110, 7.8); a page instead of this one would be a riddle.
@@ -100,7 +101,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
 /// # Errors
 /// When the data folder cannot be used; a later sweep tries again.
 pub fn sweep(settings: &Settings, backlog: LockedBacklog) -> Result<(), store::Error> {
-    let servers = Store::new(&settings.data_dir).ptth_servers()?;
+    let servers = Store::of(settings).ptth_servers()?;
     let is_in_use = backlog.is_in_use()?;
     match backlog.server() {
         Some(server) if servers.contains_key(server) => Ok(()),

@@ -11,18 +11,20 @@
 //! A message that was answered 200 is kept for the message lifetime, whatever else has ended by then: a session stays for
 //! as long as one waits in it, and one that waits when a host is registered anew is set aside for the earlier token.
 
-use super::message::{BadJson, compact};
 use super::query::{NotUtf8, Query};
-use super::{is_recent, options, refuse, resume_id, store_status, stream_head};
+use super::{options, refuse, resume_id, store_status, stream_head};
+use crate::clock::{has_passed, is_recent, now_s};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Outgoing, Reply, Request, Status};
 use crate::health;
+use crate::hex;
+use crate::json::{BadJson, compact};
 use crate::sse::{self, Care, End, Unsent};
-use crate::store::mailbox::{Listener, Mailbox, Presence, Standing, has_passed};
-use crate::store::queue::now_ms;
-use crate::store::session::{Session, SessionRecord};
-use crate::store::wake::LateKnock;
-use crate::store::{self, Store, UNUSED_TIME, random_hex};
+use crate::store::files::UNUSED_TIME;
+use crate::store::files::mailbox::{Listener, Mailbox, Presence, Standing};
+use crate::store::files::session::{Session, SessionRecord};
+use crate::store::files::wake::LateKnock;
+use crate::store::{self, Store};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
 use serde_json::json;
 use std::fmt;
@@ -42,7 +44,7 @@ const ID_TRIES: usize = 100;
 
 /// Answers a request to the relay itself.
 pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
-    let relay = Relay { settings, store: Store::new(&settings.data_dir) };
+    let relay = Relay { settings, store: Store::of(settings) };
     match relay.route(request) {
         Ok(reply) => reply,
         Err(refusal) => refusal.reply(),
@@ -54,7 +56,7 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
 /// # Errors
 /// When the data folder cannot be used; a later sweep tries again.
 pub fn sweep(settings: &Settings, session: Session) -> Result<(), store::Error> {
-    Relay { settings, store: Store::new(&settings.data_dir) }.sweep(session)
+    Relay { settings, store: Store::of(settings) }.sweep(session)
 }
 
 /// Signs a token for an application.
@@ -62,7 +64,7 @@ pub fn sweep(settings: &Settings, session: Session) -> Result<(), store::Error> 
 /// # Errors
 /// When the secret can neither be read nor made.
 pub fn mint(settings: &Settings, token: &Token) -> Result<String, store::Error> {
-    Ok(key(settings, &Store::new(&settings.data_dir))?.sign(token, now_s()))
+    Ok(key(settings, &Store::of(settings))?.sign(token, now_s()))
 }
 
 fn key(settings: &Settings, store: &Store) -> Result<Key, store::Error> {
@@ -239,7 +241,7 @@ impl Relay<'_> {
 
     fn register(&self, host_id: Option<&str>) -> Result<Reply, Refusal> {
         let key = self.key()?;
-        let registration = random_hex(8)?;
+        let registration = hex::random(8).map_err(store::Error::from)?;
         let host_id = match host_id {
             Some(host_id) => {
                 let host_id = HostId::new(host_id).ok_or(Refusal::BadHostId)?;
@@ -254,7 +256,7 @@ impl Relay<'_> {
 
     fn take_random(&self, registration: &str) -> Result<HostId, Refusal> {
         for _ in 0..ID_TRIES {
-            let random = u64::from_str_radix(&random_hex(7)?, 16).unwrap_or(0);
+            let random = u64::from_str_radix(&hex::random(7).map_err(store::Error::from)?, 16).unwrap_or(0);
             let id = match &self.settings.prefix {
                 Some(prefix) => format!("{prefix}-{:04}", random % 10_000),
                 None => format!("{:06}", random % 1_000_000),
@@ -456,7 +458,7 @@ impl Relay<'_> {
         let settings = self.settings.clone();
         let stream = move |out: &mut Outgoing| {
             let mut listener = listener;
-            let relay = Relay { store: Store::new(&settings.data_dir), settings: &settings };
+            let relay = Relay { store: Store::of(&settings), settings: &settings };
             let mut listening = Listening { relay: &relay, token: &token, missing: 0, sweeps: !out.is_own() };
             let mut unsent = Unsent::after(listener.position());
             let end = sse::feed(out, &mut listener, &mut unsent, &mut listening, &settings);
@@ -843,14 +845,10 @@ fn relay_event(event_type: &str, body: &str) -> String {
 /// # Errors
 /// When the kernel gives no random bytes.
 pub fn new_client_id() -> Result<ClientId, store::Error> {
-    let hex = random_hex(16)?;
+    let hex = hex::random(16)?;
     let variant = ["8", "9", "a", "b"][usize::from(hex.as_bytes()[16] % 4)];
     let uuid = format!("{}-{}-4{}-{variant}{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..]);
     ClientId::new(&uuid).ok_or_else(|| store::Error::Io(std::io::ErrorKind::InvalidData.into()))
-}
-
-fn now_s() -> u64 {
-    now_ms() / 1000
 }
 
 #[cfg(test)]

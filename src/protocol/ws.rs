@@ -12,7 +12,7 @@ use super::{options, refuse, store_status};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Content, Incoming, Outgoing, Reply, Request, Status, stop_signal};
 use crate::sse;
-use crate::store::bus::{BusName, User};
+use crate::store::files::bus::{BusName, User};
 use crate::store::{self, Store};
 use crate::ws::link::{Heard, Link, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
@@ -173,7 +173,7 @@ fn has_token(request: &Request<'_>, field: &str, token: &str) -> bool {
 fn post(settings: &Settings, request: &mut Request<'_>, name: &str) -> Result<Reply, Refusal> {
     let query = Query::parse(&request.query).map_err(Refusal::BadQuery)?;
     let name = BusName::new(name).ok_or(Refusal::Bus(bus::Refusal::BadName))?;
-    let given = query.get("key").and_then(bus::from_hex).unwrap_or_default();
+    let given = query.get("key").and_then(crate::hex::decode).unwrap_or_default();
     // Compared in constant time.
     keyed(settings, &name).map_err(Refusal::Store)?.verify_slice(&given).map_err(|_| Refusal::WrongKey)?;
     let body = request.body.read(settings.bus_message).map_err(Refusal::Body)?;
@@ -185,7 +185,7 @@ fn post(settings: &Settings, request: &mut Request<'_>, name: &str) -> Result<Re
 fn keyed(settings: &Settings, name: &BusName) -> Result<Hmac<Sha256>, store::Error> {
     let secret = match &settings.jwt_secret {
         Some(secret) => secret.as_bytes().to_vec(),
-        None => Store::new(&settings.data_dir).secret()?,
+        None => Store::of(settings).secret()?,
     };
     // HMAC takes a key of any length. The first line keeps it apart from all else that the secret signs.
     let mac = Hmac::<Sha256>::new_from_slice(&secret).map_err(|_| store::Error::BadSecret)?;
@@ -213,13 +213,9 @@ pub fn notify(settings: &Settings, name: &str, text: &str) -> Result<u64, String
 /// # Errors
 /// A sentence that says why there is none.
 pub fn key(settings: &Settings, name: &str) -> Result<String, String> {
-    use fmt::Write as _;
     let name = channel(settings, name, 0)?;
     let key = keyed(settings, &name).map_err(|error| error.to_string())?.finalize().into_bytes();
-    Ok(key.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
+    Ok(crate::hex::encode(&key))
 }
 
 // ---- GET with an upgrade
@@ -899,7 +895,7 @@ impl<'a> Conversation<'a> {
 mod tests {
     use super::*;
     use crate::gateway::Framing;
-    use crate::store::test_dir::TestDir;
+    use crate::store::files::test_dir::TestDir;
     use rustix::fd::AsFd as _;
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream;

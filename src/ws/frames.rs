@@ -14,7 +14,7 @@
 //! own JSON text. A text that is `{"base64":"…"}` itself goes as a string, so that it stays text.
 
 use super::Frame;
-use crate::protocol::message::compact;
+use crate::json::compact;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 

@@ -123,7 +123,7 @@ fn action(line: &[u8]) -> Result<Action, Fault> {
         Line::SendBinary(text) => Action::SendBinary(BASE64.decode(text).map_err(|error| nonsense(&error))?),
         Line::Broadcast(value) => {
             let size = value.get().len();
-            let value = crate::protocol::message::compact(value.get().as_bytes()).ok().flatten();
+            let value = crate::json::compact(value.get().as_bytes()).ok().flatten();
             Action::Broadcast(value.unwrap_or_else(|| "null".to_owned()), size)
         }
         Line::Close(Close { code, reason }) => Action::Close(code, reason),

@@ -3,8 +3,9 @@
 
 use super::folder::Folder;
 use super::mailbox::{Mailbox, Presence};
-use super::queue::now_ms;
-use super::{Error, Store, make_dir, random_hex, replace};
+use super::{Error, Files, make_dir, replace};
+use crate::clock::now_ms;
+use crate::hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Access;
 use rustix::io::Errno;
@@ -101,7 +102,7 @@ pub fn has_no_locks(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| NO_LOCKS.contains(&errno))
 }
 
-impl Store {
+impl Files {
     /// Looks, for somebody at a terminal. Nothing is left behind, not even the data folder where there was none: he may be
     /// somebody else than the relay, and a folder of his would lock the relay out.
     ///
@@ -183,7 +184,7 @@ impl Store {
     }
 
     fn keep(&self, findings: &Findings) {
-        let kept = random_hex(4).and_then(|random| {
+        let kept = hex::random(4).map_err(Error::from).and_then(|random| {
             let (path, beside) = (self.root.join(FOUND), self.root.join(format!("{FOUND}.{random}")));
             Ok(replace(&path, &beside, findings.encode(now_ms()).as_bytes())?)
         });
@@ -308,7 +309,7 @@ mod tests {
     fn a_good_disk_is_found_good_and_left_as_it_was() {
         let dir = TestDir::new();
         let root = dir.join("made/by/the/probe");
-        let findings = Store::new(&root).probe().unwrap();
+        let findings = Files::new(&root).probe().unwrap();
         assert!(findings.keeps && findings.locks && findings.wakes, "{findings:?}");
         assert!(findings.clocks_apart < Duration::from_secs(2), "{findings:?}");
         assert!(!dir.join("made").exists());
@@ -318,7 +319,7 @@ mod tests {
     fn a_folder_in_use_stays_and_so_does_what_is_in_it() {
         let dir = TestDir::new();
         let root = dir.join("data");
-        let store = Store::new(&root);
+        let store = Files::new(&root);
         let secret = store.secret().unwrap();
         let names = || {
             let mut names: Vec<_> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -339,7 +340,7 @@ mod tests {
         for name in ["session.json", "queue", "stream", "wake", "wake.new"] {
             std::fs::write(root.join(PROBE).join(name), "half").unwrap();
         }
-        assert!(Store::new(&root).probe().unwrap().keeps);
+        assert!(Files::new(&root).probe().unwrap().keeps);
         assert!(!root.join(PROBE).exists());
     }
 
@@ -349,7 +350,7 @@ mod tests {
         let root = dir.join("data");
         make_dirs(&root).unwrap();
         std::thread::scope(|scope| {
-            let probes: Vec<_> = (0..8).map(|_| scope.spawn(|| Store::new(&root).probe().unwrap())).collect();
+            let probes: Vec<_> = (0..8).map(|_| scope.spawn(|| Files::new(&root).probe().unwrap())).collect();
             for probe in probes {
                 let findings = probe.join().unwrap();
                 assert!(findings.keeps && findings.locks && findings.wakes, "{findings:?}");
@@ -362,7 +363,7 @@ mod tests {
     fn somebody_who_is_looking_is_left_alone_and_no_problem_is_made_of_it() {
         let dir = TestDir::new();
         let root = dir.join("data");
-        let store = Store::new(&root);
+        let store = Files::new(&root);
         store.prepare().unwrap();
         make_dir(&root.join(PROBE)).unwrap();
         let other = Folder::<String>::try_open_or_make_record(&root.join(PROBE)).unwrap().unwrap();
@@ -381,7 +382,7 @@ mod tests {
     fn one_look_serves_everybody_for_a_moment() {
         let dir = TestDir::new();
         let root = dir.join("data");
-        let store = Store::new(&root);
+        let store = Files::new(&root);
         let good = store.probe_for_page().unwrap();
         assert!(good.keeps && root.is_dir() && !root.join(PROBE).exists());
         // Nobody would find this, so whoever says it has not looked.
@@ -401,23 +402,23 @@ mod tests {
     fn a_look_makes_the_folder_and_sees_what_is_in_the_way() {
         let dir = TestDir::new();
         let root = dir.join("data");
-        let store = Store::new(&root);
+        let store = Files::new(&root);
         store.look().unwrap();
         assert!(root.join(".htaccess").is_file() && root.join("hosts").is_dir());
         assert_eq!(store.obstacle(), None);
         std::fs::write(dir.join("file"), "").unwrap();
-        assert!(matches!(Store::new(&dir.join("file")).look(), Err(Error::Unusable(_))));
-        assert!(matches!(Store::new(&dir.join("file/data")).look(), Err(Error::Unusable(_))));
+        assert!(matches!(Files::new(&dir.join("file")).look(), Err(Error::Unusable(_))));
+        assert!(matches!(Files::new(&dir.join("file/data")).look(), Err(Error::Unusable(_))));
     }
 
     #[test]
     fn a_data_folder_that_is_a_file_and_a_damaged_secret_are_told() {
         let dir = TestDir::new();
         std::fs::write(dir.join("file"), "").unwrap();
-        assert!(matches!(Store::new(&dir.join("file")).probe(), Err(Error::Unusable(_))));
+        assert!(matches!(Files::new(&dir.join("file")).probe(), Err(Error::Unusable(_))));
         let root = dir.join("data");
         make_dirs(&root).unwrap();
         std::fs::write(root.join("secret"), "short").unwrap();
-        assert!(matches!(Store::new(&root).probe(), Err(Error::BadSecret)));
+        assert!(matches!(Files::new(&root).probe(), Err(Error::BadSecret)));
     }
 }

@@ -5,13 +5,12 @@
 //! pass over, because the record keeps a few *marks*: until when which position had been reached.
 
 use super::folder::{Folder, write_in_place};
-use super::mailbox::{WORTH_COMPACTING, has_passed};
-use super::queue::{Reader, Writer, ms_since_2026, now_ms};
+use super::mailbox::WORTH_COMPACTING;
+use super::queue::{Reader, Writer, ms_since_2026};
 use super::wake::{Knock, Wake};
-use super::{
-    Error, Kind, Store, UNUSED_TIME, identity_at, is_recent, make_dir, private_file, random_hex, read_small,
-    remove_file,
-};
+use super::{Error, Files, Kind, UNUSED_TIME, identity_at, make_dir, private_file, read_small, remove_file};
+use crate::clock::{has_passed, is_recent, now_ms};
+use crate::hex;
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirEntry, File, OpenOptions};
@@ -123,7 +122,7 @@ pub struct Bus {
     record: BusRecord,
 }
 
-impl Store {
+impl Files {
     /// Locks a bus; `None` where there is none.
     ///
     /// # Errors
@@ -253,7 +252,7 @@ impl Bus {
         self.record.registered += 1;
         // The number first: who is killed in between has given it to nobody.
         self.folder.write(&self.record)?;
-        let key = random_hex(32)?;
+        let key = hex::random(32)?;
         let path = users.join(user.0.to_string());
         let registered = Registered { file: private_file(&path)?, record: UserRecord { key: key.clone(), last: 0 } };
         registered.write().inspect_err(|_| _ = remove_file(&path))?;
@@ -429,7 +428,7 @@ impl Bus {
         if count >= most && self.waiting()? >= most {
             return Ok(false);
         }
-        let place = wakes.join(random_hex(8)?);
+        let place = wakes.join(hex::random(8)?);
         let mut beside = place.clone().into_os_string();
         beside.push(BESIDE);
         reader.may_have_more = true;
@@ -716,7 +715,7 @@ mod tests {
         BusName::new(text).unwrap()
     }
 
-    fn bus(store: &Store) -> Bus {
+    fn bus(store: &Files) -> Bus {
         store.bus_or_new(&name("b"), false, 10).unwrap().unwrap().0
     }
 
@@ -744,7 +743,7 @@ mod tests {
     #[test]
     fn any_number_is_read_from_and_means_everything_behind_it() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut bus = bus(&store);
         let ids: Vec<u64> = (0..20).map(|n| post(&mut bus, &n.to_string(), MINUTE)).collect();
         assert!(ids.is_sorted_by(|a, b| a < b));
@@ -758,7 +757,7 @@ mod tests {
     #[test]
     fn an_id_that_no_message_has_reached_means_from_now_on() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut bus = bus(&store);
         for is_torn in [false, true] {
             let newest = post(&mut bus, "0", MINUTE);
@@ -784,7 +783,7 @@ mod tests {
     #[test]
     fn the_dead_are_neither_read_nor_kept() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut bus = bus(&store);
         let lifetime = Duration::from_millis(400);
         let long = format!("\"{}\"", "x".repeat(10_000));
@@ -820,7 +819,7 @@ mod tests {
     #[test]
     fn a_bus_that_is_quiet_keeps_nothing() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut bus = bus(&store);
         let lifetime = Duration::from_millis(50);
         let id = post(&mut bus, &"1".repeat(1000), lifetime);
@@ -835,7 +834,7 @@ mod tests {
     #[test]
     fn a_reader_of_a_compacted_queue_misses_nothing() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut bus = bus(&store);
         let lifetime = Duration::from_millis(100);
         let long = format!("\"{}\"", "x".repeat(10_000));
@@ -864,7 +863,7 @@ mod tests {
     #[test]
     fn a_number_belongs_to_the_bus_that_gave_it_out_and_never_comes_again() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut first = bus(&store);
         let plain = first.new_user().unwrap();
         let (registered, key) = first.register(1).unwrap().unwrap();
@@ -888,7 +887,7 @@ mod tests {
     #[test]
     fn a_full_bus_refuses_until_its_messages_die() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut bus = bus(&store);
         let lifetime = Duration::from_secs(1);
         let start = std::time::Instant::now();
@@ -904,7 +903,7 @@ mod tests {
     #[test]
     fn the_last_quarter_of_a_bus_is_for_those_who_have_said_little() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut bus = bus(&store);
         let (crowder, other, long) = (User(2), User(4), format!("\"{}\"", "x".repeat(1000)));
         let mut posted = 0;
@@ -927,7 +926,7 @@ mod tests {
     #[test]
     fn a_leftover_does_not_count_as_a_reader() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut bus = bus(&store);
         let mut readers: Vec<_> = (0..3).map(|_| bus.reader(0, None, MINUTE).unwrap()).collect();
         assert!(bus.wake(&mut readers[0], 2).unwrap() && bus.wake(&mut readers[1], 2).unwrap());

@@ -6,9 +6,10 @@
 //! listened to. All of it changes under the lock of the session, which a [`Mailbox`] borrows.
 
 use super::folder::overwrite;
-use super::queue::{Reader, Record, Writer, now_ms};
+use super::queue::{Reader, Record, Writer};
 use super::wake::{Knock, LateKnock, Wake};
 use super::{Error, FileIdentity, identity, identity_at, make_dir, private_file, read_small, remove_file};
+use crate::clock::{has_passed, now_ms};
 use fs2::FileExt as _;
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
@@ -416,13 +417,6 @@ fn can_go(queue: &mut Reader, lifetime: Duration, most: u64) -> Result<Option<u6
     }
     let dead = queue.dead_up_to(oldest(lifetime), most)?;
     Ok((dead.saturating_sub(queue.base()) >= worth).then_some(dead))
-}
-
-/// Whether `duration` has passed since `at`, in milliseconds since 1970. Further ahead than that it lies only where a clock
-/// was set back, which must not stop anything.
-#[must_use]
-pub fn has_passed(at: u64, duration: Duration) -> bool {
-    Duration::from_millis(now_ms().abs_diff(at)) >= duration
 }
 
 fn open_stream(path: &Path) -> io::Result<Option<File>> {

@@ -6,7 +6,7 @@
 //! }
 //! ```
 
-use super::{Error, FileIdentity, Store, folder, identity, private_file, read_small, replace};
+use super::{Error, FileIdentity, Files, folder, identity, private_file, read_small, replace};
 use crate::ptth::{ServerName, Tripcode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -55,7 +55,7 @@ impl Version {
     }
 }
 
-impl Store {
+impl Files {
     /// The registered servers; none where there is no file.
     ///
     /// # Errors
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn what_is_registered_is_kept_and_what_is_removed_is_gone() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         assert_eq!(*store.ptth_servers().unwrap(), PtthServers::new());
         let shown = PtthServer { display_name: Some("A \"name\"".into()), listed: true, ..server("k2") };
         store.change_ptth_servers(|servers| servers.insert(name("a"), server("k1"))).unwrap();
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn nobody_loses_what_another_registers_at_the_same_time() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         std::thread::scope(|scope| {
             for thread in 0..8 {
                 let store = &store;
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_read_is_named_and_left_alone() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let tripcode = String::from(Tripcode::of("k"));
         std::fs::create_dir(dir.join("data")).unwrap();
         for wrong in [

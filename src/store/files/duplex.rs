@@ -2,7 +2,7 @@
 
 use super::folder::Folder;
 use super::pipe::Pipe;
-use super::{Error, Kind, Store};
+use super::{Error, Files, Kind};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -48,7 +48,7 @@ pub struct Duplex {
     record: Option<DuplexRecord>,
 }
 
-impl Store {
+impl Files {
     /// Locks a session; `None` where there is none.
     ///
     /// # Errors

@@ -11,11 +11,12 @@
 //! only. What a killed writer left half done has no line end: the next writer cuts it off.
 
 use super::{Error, Full};
+use crate::clock::now_ms;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 const HEADER_START: &str = "uhst-relay queue ";
 /// 19 digits hold every id below 2^63, and a line end.
@@ -32,13 +33,6 @@ const READ_SIZE: usize = 96 * 1024;
 
 /// It is not worth looking for less than this that can go.
 const GRAIN: u64 = 64 * 1024;
-
-/// Milliseconds since 1970.
-#[must_use]
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
 
 fn new_base() -> u64 {
     ms_since_2026().saturating_mul(4096)

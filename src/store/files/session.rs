@@ -2,7 +2,8 @@
 
 use super::folder::Folder;
 use super::mailbox::{Mailbox, has_news};
-use super::{Error, Kind, Store, hash_name, identity_at, is_recent};
+use super::{Error, Files, Kind, hash_name, identity_at};
+use crate::clock::is_recent;
 use crate::token::{ClientId, HostId};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -33,7 +34,7 @@ pub struct Session {
     place: PathBuf,
 }
 
-impl Store {
+impl Files {
     /// Locks the session of a host; `None` where there is none.
     ///
     /// # Errors
@@ -143,7 +144,7 @@ impl Session {
     }
 
     /// Ends the registration: removes every client's mailbox and the host's, except that those with a message that is younger
-    /// than `lifetime` are [set aside](Store::former_session), also where a stream was given it: that may have lost it. Where
+    /// than `lifetime` are [set aside](Files::former_session), also where a stream was given it: that may have lost it. Where
     /// many have been set aside already, there is room only if no message is one that nobody was given; otherwise false.
     ///
     /// # Errors
@@ -306,7 +307,7 @@ mod tests {
     #[test]
     fn what_waits_is_set_aside_for_its_registration_whatever_that_is_called() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let host = HostId::new("room").unwrap();
         let [waits, told, heard] = ["waits", "told", "heard"].map(|id| ClientId::new(id).unwrap());
         for registration in ["0123456789abcdef", "", "..", "../../..", "a/b", &"long".repeat(1000)] {
@@ -346,7 +347,7 @@ mod tests {
     #[test]
     fn what_was_given_goes_first_where_much_is_set_aside() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let mut session = store.session_or_new(&HostId::new("room").unwrap(), 1).unwrap().unwrap();
         let client = ClientId::new("client").unwrap();
         for registration in 0..=MOST_FORMER + 1 {
@@ -368,7 +369,7 @@ mod tests {
     #[test]
     fn a_session_is_in_use_where_a_client_has_listened() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let session = store.session_or_new(&HostId::new("room").unwrap(), 1).unwrap().unwrap();
         let client = ClientId::new("client").unwrap();
         session.client(&client).make().unwrap();
@@ -381,7 +382,7 @@ mod tests {
     #[test]
     fn what_the_relay_tells_keeps_no_mailbox() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let session = store.session_or_new(&HostId::new("room").unwrap(), 1).unwrap().unwrap();
         let mailbox = session.host();
         mailbox.tell("relay_event", "1", 1 << 20).unwrap();

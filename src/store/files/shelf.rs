@@ -4,7 +4,8 @@
 
 use super::folder::Folder;
 use super::sweep::Found;
-use super::{Error, Store, is_recent};
+use super::{Error, Files};
+use crate::clock::is_recent;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Write as _;
@@ -51,7 +52,7 @@ impl Kind {
     }
 }
 
-impl Store {
+impl Files {
     /// Locks the folder of `id`; `None` where there is none.
     pub(super) fn open<R: Serialize + DeserializeOwned>(
         &self,
@@ -162,7 +163,7 @@ impl Counts {
     /// Seven digits and a line end.
     const ENTRY: usize = 8;
 
-    fn lock(store: &Store, kind: Kind) -> Result<Self, Error> {
+    fn lock(store: &Files, kind: Kind) -> Result<Self, Error> {
         let path = store.root.join(kind.name()).join("counts");
         let file = store.with_root(Path::new(kind.name()), || Ok(super::private_file(&path)?))?;
         super::folder::lock_in_time(&file, &path)?;
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn the_limit_on_hosts_counts_what_is_there() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let record = |id: &str| SessionRecord { host_id: id.to_owned(), registration: None };
         for id in ["a", "b", "c"] {
             store.session_or_new(&host(id), 3).unwrap().unwrap().set_record(record(id)).unwrap();
@@ -236,7 +237,7 @@ mod tests {
     #[test]
     fn the_oldest_that_nobody_has_used_gives_way_however_many_are_in_use() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         let name = |number: u64| BusName::new(&number.to_string()).unwrap();
         let make = |number: u64, most: u64| store.bus_or_new(&name(number), false, most).unwrap().map(|(bus, _)| bus);
         let age = |number: u64, seconds: u64| {
@@ -275,7 +276,7 @@ mod tests {
     #[test]
     fn a_table_of_counts_that_is_damaged_begins_anew() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         store.session_or_new(&host("a"), 3).unwrap().unwrap();
         std::fs::write(dir.join("data/hosts/counts"), "garbage").unwrap();
         assert!(store.session_or_new(&host("b"), 3).unwrap().is_some());

@@ -17,7 +17,8 @@
 //! Where nobody waits to send, because it is known who will, a [`Receiver`] and a [`Sender`] do without the [`Pipe`].
 
 use super::wake::{Fifo, Knock, is_heard, make_fifo, watch};
-use super::{Error, folder::overwrite, identity_at, make_dir, random_hex, remove_file};
+use super::{Error, folder::overwrite, identity_at, make_dir, remove_file};
+use crate::hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -190,7 +191,7 @@ impl Pipe<'_> {
         if self.senders(Call::No)? >= most {
             return Ok(None);
         }
-        Place::make(self.path.join(format!("{SENDER}{}", random_hex(8)?))).map(Some)
+        Place::make(self.path.join(format!("{SENDER}{}", hex::random(8)?))).map(Some)
     }
 
     /// How many senders there are.

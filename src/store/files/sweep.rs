@@ -10,7 +10,7 @@ use super::duplex::Duplex;
 use super::folder::Folder;
 use super::session::Session;
 use super::shelf::Kind;
-use super::{Error, Store, private_file, read_small};
+use super::{Error, Files, private_file, read_small};
 use fs2::FileExt as _;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -80,7 +80,7 @@ impl Found {
     }
 }
 
-impl Store {
+impl Files {
     fn sweep_file(&self) -> PathBuf {
         self.root.join("sweep")
     }
@@ -175,11 +175,11 @@ fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::duplex::DuplexRecord;
-    use crate::store::test_dir::TestDir;
+    use crate::store::files::duplex::DuplexRecord;
+    use crate::store::files::test_dir::TestDir;
 
     /// How many sessions one sweep of a round that is over looks at, if a look takes so long.
-    fn looked_at(store: &Store, pause: Duration) -> usize {
+    fn looked_at(store: &Files, pause: Duration) -> usize {
         let mut count = 0;
         let swept = store.sweep_some(Duration::from_millis(1), |found| {
             count += 1;
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn a_sweep_is_short_and_the_next_one_goes_on_where_it_stopped() {
         let dir = TestDir::new();
-        let store = Store::new(&dir.join("data"));
+        let store = Files::new(&dir.join("data"));
         for number in 0..64 {
             let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None, has_met: false };
             assert!(store.new_duplex(&number.to_string(), record, 64).unwrap().is_some());

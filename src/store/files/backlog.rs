@@ -18,10 +18,11 @@
 use super::folder::Folder;
 use super::mailbox::modified;
 use super::pipe::{Names, Receiver, Sender, TALLY_SIZE, behind_tally};
-use super::queue::now_ms;
 use super::shelf::Kind;
 use super::wake::{Fifo, Knock, call, call_and_remove, is_heard};
-use super::{Error, Store, identity_at, make_dir, random_hex, read_small, remove_file};
+use super::{Error, Files, identity_at, make_dir, read_small, remove_file};
+use crate::clock::now_ms;
+use crate::hex;
 use crate::ptth::ServerName;
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,7 @@ impl RequestId {
     /// # Errors
     /// When the kernel gives no random bytes.
     pub fn fresh() -> Result<Self, Error> {
-        Ok(Self(format!("{:012x}{}", now_ms() & 0xFFFF_FFFF_FFFF, random_hex(16)?)))
+        Ok(Self(format!("{:012x}{}", now_ms() & 0xFFFF_FFFF_FFFF, hex::random(16)?)))
     }
 
     /// `None` for what cannot be one.
@@ -86,7 +87,7 @@ pub(super) struct BacklogRecord {
 
 /// The requests of one server.
 pub struct Backlog {
-    store: Store,
+    store: Files,
     server: ServerName,
     path: PathBuf,
 }
@@ -280,7 +281,7 @@ impl Drop for Listening {
     }
 }
 
-impl Store {
+impl Files {
     /// The requests of a server, which is registered: so there is a limit to them.
     #[must_use]
     pub fn backlog(&self, server: &ServerName) -> Backlog {
@@ -590,14 +591,14 @@ mod tests {
     use super::*;
 
     struct Scene {
-        store: Store,
+        store: Files,
         _dir: TestDir,
     }
 
     impl Scene {
         fn new() -> Self {
             let dir = TestDir::new();
-            Self { store: Store::new(&dir.join("data")), _dir: dir }
+            Self { store: Files::new(&dir.join("data")), _dir: dir }
         }
 
         fn backlog(&self) -> Backlog {
