@@ -8,7 +8,7 @@
 //! gets it looks whether the path still means the file he has locked, and starts over if not. Nobody ever works on a
 //! folder that is gone, and a sweep may remove a folder that others are about to lock.
 
-use super::{Error, identity, make_dir, private_file, read_small};
+use super::{Error, identity, make_dir, read_small};
 use fs2::FileExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,9 +35,29 @@ const LOCK_TIME: Duration = Duration::from_secs(10);
 const SHORTEST_PAUSE: Duration = Duration::from_micros(20);
 const LONGEST_PAUSE: Duration = Duration::from_micros(250);
 
-/// A locked folder with its record. Dropping it releases the lock.
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// In a folder, under the name `session.json`. The folder is what is locked.
+    Folder,
+    /// Under the path itself. What belongs to it stands beside it, under longer names: until there is something, it is one
+    /// file.
+    File,
+}
+
+impl Shape {
+    fn record(self, path: &Path) -> PathBuf {
+        match self {
+            Self::Folder => path.join(RECORD),
+            Self::File => path.to_owned(),
+        }
+    }
+}
+
+/// A locked folder, or what stands for one, with its record. Dropping it releases the lock.
 pub struct Folder<R> {
     path: PathBuf,
+    shape: Shape,
     file: File,
     record: PhantomData<R>,
 }
@@ -50,42 +70,59 @@ enum Wait {
 }
 
 impl<R: Serialize + DeserializeOwned> Folder<R> {
-    /// Locks the folder at `path`; `None` where there is none.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>, Error> {
-        Self::lock(path, false, Wait::Yes)
+    /// Locks what is at `path`; `None` where there is nothing.
+    pub(super) fn open(path: &Path, shape: Shape) -> Result<Option<Self>, Error> {
+        Ok(Self::lock(path, shape, false, Wait::Yes)?.map(|(folder, _)| folder))
     }
 
-    /// Locks the folder at `path`, unless there is none or somebody holds its lock.
-    pub(super) fn try_open(path: &Path) -> Result<Option<Self>, Error> {
-        Self::lock(path, false, Wait::No)
+    /// Locks what is at `path`, unless there is nothing or somebody holds its lock.
+    pub(super) fn try_open(path: &Path, shape: Shape) -> Result<Option<Self>, Error> {
+        Ok(Self::lock(path, shape, false, Wait::No)?.map(|(folder, _)| folder))
     }
 
-    /// Locks the folder at `path`, which is there, with a record made if it is missing, unless somebody holds its lock.
-    pub(super) fn try_open_or_make_record(path: &Path) -> Result<Option<Self>, Error> {
-        Self::lock(path, true, Wait::No)
+    /// The same, with a record made if it is missing.
+    pub(super) fn try_open_or_make_record(path: &Path, shape: Shape) -> Result<Option<Self>, Error> {
+        Ok(Self::lock(path, shape, true, Wait::No)?.map(|(folder, _)| folder))
     }
 
-    /// Locks the folder at `path`, made if it is missing (those above it must be there), and says whether it was.
-    pub(super) fn open_or_make(path: &Path) -> Result<(Self, bool), Error> {
+    /// Locks what is at `path`, made if it is missing (what is above it must be there), and says whether it was.
+    pub(super) fn open_or_make(path: &Path, shape: Shape) -> Result<(Self, bool), Error> {
         loop {
-            let is_new = make_dir(path)?;
-            if let Some(folder) = Self::lock(path, true, Wait::Yes)? {
-                return Ok((folder, is_new));
+            let is_new_folder = shape == Shape::Folder && make_dir(path)?;
+            if let Some((folder, is_new_file)) = Self::lock(path, shape, true, Wait::Yes)? {
+                return Ok((folder, if shape == Shape::Folder { is_new_folder } else { is_new_file }));
             }
-            // A sweep has removed it under our feet.
+            if shape == Shape::File {
+                return Err(Error::Io(io::ErrorKind::NotFound.into()));
+            }
+            // A sweep has removed the folder under our feet.
         }
     }
 
-    fn lock(path: &Path, create: bool, wait: Wait) -> Result<Option<Self>, Error> {
-        let record = path.join(RECORD);
+    fn lock(path: &Path, shape: Shape, create: bool, wait: Wait) -> Result<Option<(Self, bool)>, Error> {
+        let record = shape.record(path);
         loop {
-            let opened =
-                if create { private_file(&record) } else { OpenOptions::new().read(true).write(true).open(&record) };
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).mode(0o600);
+            let made = if create { options.clone().create_new(true).open(&record) } else { options.open(&record) };
+            let is_new = create && made.is_ok();
+            let opened = match made {
+                Err(error) if create && error.kind() == io::ErrorKind::AlreadyExists => match options.open(&record) {
+                    // Somebody has just removed it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    other => other,
+                },
+                other => other,
+            };
             let file = match opened {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                // A stranger's file where a folder should be is no folder either.
-                Err(error) if error.kind() == io::ErrorKind::NotADirectory && !create => return Ok(None),
+                // A stranger's file where a folder should be, or a folder where a file should be, is neither.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) && !create =>
+                {
+                    return Ok(None);
+                }
                 Err(error) => return Err(error.into()),
             };
             match wait {
@@ -100,7 +137,7 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
                 Err(error) => return Err(error.into()),
             };
             if there == Some(identity(&file.metadata()?)) {
-                return Ok(Some(Self { path: path.to_owned(), file, record: PhantomData }));
+                return Ok(Some((Self { path: path.to_owned(), shape, file, record: PhantomData }, is_new)));
             }
         }
     }
@@ -133,9 +170,9 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
         Ok(self.file.metadata()?.modified()?)
     }
 
-    /// The same without the lock; `None` where there is no folder at `path`.
-    pub(super) fn touched_at(path: &Path) -> Result<Option<SystemTime>, Error> {
-        super::mailbox::modified(&path.join(RECORD))
+    /// The same without the lock; `None` where there is nothing at `path`.
+    pub(super) fn touched_at(path: &Path, shape: Shape) -> Result<Option<SystemTime>, Error> {
+        super::modified(&shape.record(path))
     }
 
     /// Makes the folder count as used now.
@@ -152,16 +189,45 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
         &self.path
     }
 
-    /// Removes the record and the folder, which must be empty otherwise. Somebody who has made a new record in it in
+    /// Where something that belongs to it stands.
+    pub(super) fn beside(&self, name: &str) -> PathBuf {
+        match self.shape {
+            Shape::Folder => self.path.join(name),
+            Shape::File => beside(&self.path, name),
+        }
+    }
+
+    /// Removes the record, and the folder, which must be empty otherwise. Somebody who has made a new record in it in
     /// between keeps it.
     pub(super) fn remove(self) -> Result<(), Error> {
-        super::remove_file(&self.path.join(RECORD))?;
+        super::remove_file(&self.shape.record(&self.path))?;
+        if self.shape == Shape::File {
+            return Ok(());
+        }
         match std::fs::remove_dir(&self.path) {
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
                 Err(error.into())
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Where something stands that belongs to the record at `path`.
+pub(super) fn beside(path: &Path, name: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(".");
+    path.push(name);
+    path.into()
+}
+
+/// Whether somebody holds the lock of a file. A shared lock is tried, so that two who ask at once do not take each other
+/// for the holder.
+pub(super) fn is_locked(file: &File) -> io::Result<bool> {
+    match fs2::FileExt::try_lock_shared(file) {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
@@ -185,7 +251,8 @@ pub(super) fn lock_in_time(file: &File, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn try_lock(file: &File) -> io::Result<bool> {
+/// Takes a lock that nobody holds.
+pub(super) fn try_lock(file: &File) -> io::Result<bool> {
     loop {
         match file.try_lock_exclusive() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -297,7 +364,7 @@ mod tests {
     fn a_record_is_what_was_written() {
         let dir = TestDir::new();
         let path = dir.join("folder");
-        let (folder, _) = Folder::<String>::open_or_make(&path).unwrap();
+        let (folder, _) = Folder::<String>::open_or_make(&path, Shape::Folder).unwrap();
         assert_eq!(folder.read().unwrap(), None);
         for text in ["a", &"long".repeat(1000), "b"] {
             folder.write(&text.to_owned()).unwrap();
@@ -309,26 +376,26 @@ mod tests {
     fn a_damaged_record_counts_as_missing() {
         let dir = TestDir::new();
         let path = dir.join("folder");
-        Folder::<String>::open_or_make(&path).unwrap();
+        Folder::<String>::open_or_make(&path, Shape::Folder).unwrap();
         std::fs::write(path.join(RECORD), "\"half").unwrap();
-        assert_eq!(Folder::<String>::open(&path).unwrap().unwrap().read().unwrap(), None);
+        assert_eq!(Folder::<String>::open(&path, Shape::Folder).unwrap().unwrap().read().unwrap(), None);
     }
 
     #[test]
     fn hundreds_who_want_the_same_lock_get_it_one_after_the_other() {
         let dir = TestDir::new();
         let path = dir.join("folder");
-        Folder::<u32>::open_or_make(&path).unwrap().0.write(&0).unwrap();
+        Folder::<u32>::open_or_make(&path, Shape::Folder).unwrap().0.write(&0).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..300 {
                 scope.spawn(|| {
-                    let folder = Folder::<u32>::open(&path).unwrap().unwrap();
+                    let folder = Folder::<u32>::open(&path, Shape::Folder).unwrap().unwrap();
                     let count = folder.read().unwrap().unwrap();
                     folder.write(&(count + 1)).unwrap();
                 });
             }
         });
-        assert_eq!(Folder::<u32>::open(&path).unwrap().unwrap().read().unwrap(), Some(300));
+        assert_eq!(Folder::<u32>::open(&path, Shape::Folder).unwrap().unwrap().read().unwrap(), Some(300));
         assert!(!rooms().contains_key(&path.join(RECORD)), "nothing is left of those who waited");
     }
 
@@ -346,15 +413,15 @@ mod tests {
     fn whoever_waits_for_a_folder_that_is_removed_does_not_get_it() {
         let dir = TestDir::new();
         let path = dir.join("folder");
-        let (folder, _) = Folder::<String>::open_or_make(&path).unwrap();
-        assert!(Folder::<String>::try_open(&path).unwrap().is_none());
+        let (folder, _) = Folder::<String>::open_or_make(&path, Shape::Folder).unwrap();
+        assert!(Folder::<String>::try_open(&path, Shape::Folder).unwrap().is_none());
         let waiting = {
             let path = path.clone();
-            std::thread::spawn(move || Folder::<String>::open(&path).unwrap().is_none())
+            std::thread::spawn(move || Folder::<String>::open(&path, Shape::Folder).unwrap().is_none())
         };
         let making = {
             let path = path.clone();
-            std::thread::spawn(move || Folder::<String>::open_or_make(&path).unwrap().0.path.join(RECORD).exists())
+            std::thread::spawn(move || Folder::<String>::open_or_make(&path, Shape::Folder).unwrap().0.path.join(RECORD).exists())
         };
         std::thread::sleep(std::time::Duration::from_millis(50));
         folder.remove().unwrap();

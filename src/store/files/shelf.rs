@@ -2,15 +2,14 @@
 //! counted, so that there is a limit to how many strangers can make. At the limit what nobody has used yet gives way to
 //! newcomers, the oldest first.
 
-use super::folder::Folder;
+use super::folder::{Folder, Shape};
 use super::sweep::Found;
-use super::{Error, Files};
+use super::{Error, Files, names};
 use crate::clock::is_recent;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs::ReadDir;
-use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -41,6 +40,14 @@ pub(super) enum Kind {
 impl Kind {
     pub const ALL: [Self; 4] = [Self::Hosts, Self::Buses, Self::Pipes, Self::Ptth];
 
+    /// How one of them looks.
+    pub fn shape(self) -> Shape {
+        match self {
+            Self::Hosts | Self::Buses => Shape::File,
+            Self::Pipes | Self::Ptth => Shape::Folder,
+        }
+    }
+
     /// The folder under the data folder.
     pub fn name(self) -> &'static str {
         match self {
@@ -59,7 +66,7 @@ impl Files {
         kind: Kind,
         id: &str,
     ) -> Result<Option<Folder<R>>, Error> {
-        Folder::open(&self.folder(kind, id))
+        Folder::open(&self.folder(kind, id), kind.shape())
     }
 
     /// Locks the folder of `id`, made if it is missing. `None` where there are `most` of its kind already, and none of them
@@ -71,7 +78,7 @@ impl Files {
         most: u64,
     ) -> Result<Option<Folder<R>>, Error> {
         let path = self.folder(kind, id);
-        if let Some(folder) = Folder::open(&path)? {
+        if let Some(folder) = Folder::open(&path, kind.shape())? {
             return Ok(Some(folder));
         }
         let shard = path.parent().and_then(Path::file_name).unwrap_or_default();
@@ -82,7 +89,7 @@ impl Files {
             return Ok(None);
         }
         let inside = Path::new(kind.name()).join(shard);
-        let made = self.with_root(&inside, || Folder::open_or_make(&path));
+        let made = self.with_root(&inside, || Folder::open_or_make(&path, kind.shape()));
         if !matches!(made, Ok((_, true))) {
             // Somebody was faster, and has counted it; or nothing was made. What was made counts more than the count, which
             // the next sweep corrects.
@@ -99,15 +106,13 @@ impl Files {
         let mut oldest: Option<(SystemTime, usize, Found)> = None;
         let mut looks = 0;
         'search: for shard in (0..SHARDS).map(|step| (number + step) % SHARDS) {
-            let Some(entries) = self.read_shard(kind, u8::try_from(shard).unwrap_or(0))? else { continue };
-            for entry in entries {
+            for path in self.read_shard(kind, u8::try_from(shard).unwrap_or(0))? {
                 looks += 1;
                 if looks > MOST_LOOKS {
                     break 'search;
                 }
-                let path = entry?.path();
                 // A look without the lock first. A stranger's file is no folder.
-                let Ok(Some(touched)) = Folder::<()>::touched_at(&path) else { continue };
+                let Ok(Some(touched)) = Folder::<()>::touched_at(&path, kind.shape()) else { continue };
                 if is_recent(touched, UNUSED_TIME) || oldest.as_ref().is_some_and(|(older, ..)| *older <= touched) {
                     continue;
                 }
@@ -115,7 +120,7 @@ impl Files {
                 // used it since.
                 if let Ok(Some(found)) = Found::lock(kind, &path)
                     && found.is_unused().unwrap_or(false)
-                    && matches!(Folder::<()>::touched_at(&path), Ok(Some(again)) if again == touched)
+                    && matches!(Folder::<()>::touched_at(&path, kind.shape()), Ok(Some(again)) if again == touched)
                 {
                     oldest = Some((touched, shard, found));
                 }
@@ -132,19 +137,26 @@ impl Files {
         self.root.join(kind.name()).join(format!("{number:02x}"))
     }
 
-    /// What stands in a shard; `None` where nothing ever has.
-    pub(super) fn read_shard(&self, kind: Kind, number: u8) -> Result<Option<ReadDir>, Error> {
-        match std::fs::read_dir(self.shard(kind, number)) {
-            Ok(entries) => Ok(Some(entries)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+    /// What stands in a shard, without what belongs to it and stands beside it.
+    pub(super) fn read_shard(&self, kind: Kind, number: u8) -> Result<Vec<PathBuf>, Error> {
+        let shard = self.shard(kind, number);
+        let names = names(&shard)?.into_iter().filter(|name| !name.contains('.'));
+        Ok(names.map(|name| shard.join(name)).collect())
+    }
+
+    /// What stands in a shard beside something that is not there: its maker, or its remover, was killed.
+    pub(super) fn read_leftovers(&self, kind: Kind, number: u8) -> Result<Vec<PathBuf>, Error> {
+        let shard = self.shard(kind, number);
+        let names: BTreeSet<String> = names(&shard)?.into_iter().collect();
+        let owners = names.iter().filter_map(|name| Some(name.split_once('.')?.0));
+        let missing: BTreeSet<_> = owners.filter(|owner| !names.contains(*owner)).collect();
+        Ok(missing.into_iter().map(|owner| shard.join(owner)).collect())
     }
 
     /// Corrects the number of folders in a shard, which killed processes may have left wrong.
     pub(super) fn count_shard(&self, kind: Kind, number: u8) -> Result<(), Error> {
         let mut counts = Counts::lock(self, kind)?;
-        let folders = self.read_shard(kind, number)?.map_or(0, |entries| entries.count() as u64);
+        let folders = self.read_shard(kind, number)?.len() as u64;
         if counts.get(usize::from(number)) != folders {
             counts.set(usize::from(number), folders)?;
         }

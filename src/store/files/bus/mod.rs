@@ -1,0 +1,298 @@
+//! A bus in files: a topic that all write to and all read, with its users and those that wait for a message.
+//!
+//! Everything changes under the lock of the bus's record. A [`BusReader`] needs none: it reads the log.
+
+mod reader;
+mod sweep;
+mod users;
+
+pub use reader::BusReader;
+
+use super::folder::{Folder, beside};
+use super::log::{Address, Reader, ms_since_2026};
+use super::members::{Line, Progress, Table};
+use super::node::{Cause, Knock};
+use super::topic::{Keep, Topic, oldest};
+use super::{Error, Files, Kind, remove_file};
+use crate::clock::{has_passed, is_recent};
+use crate::config::Settings;
+use crate::store::UNUSED_TIME;
+use crate::store::buses::{BusName, Proof, Refused, User};
+use hmac::{Hmac, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+use users::Registered;
+
+const LOG: &str = "log";
+/// The readers that wait.
+const MEMBERS: &str = "members";
+/// The registered users.
+const USERS: &str = "users";
+
+/// So much of what was said last tells who crowds a bus, if its share is not far larger.
+const LATEST: u64 = 64 * 1024;
+
+/// All readers hear all messages.
+const ALL: Address = Address::All { generation: 0, except: Vec::new() };
+
+/// What a bus's record says.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct BusRecord {
+    name: String,
+    /// Whether only registered users may post.
+    signed_only: bool,
+    /// The first plain user's number; 0 in a bus that was never finished.
+    first: u64,
+    /// How many plain users there have been.
+    plain: u64,
+    /// How many registered users there have been.
+    registered: u64,
+}
+
+/// A reader that waits.
+#[derive(Debug, Serialize, Deserialize)]
+struct Waiting {
+    key: String,
+    /// The node on which it does.
+    node: String,
+}
+
+impl Line for Waiting {
+    fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+/// A bus, locked.
+struct Bus<'a> {
+    files: &'a Files,
+    folder: Folder<BusRecord>,
+    record: BusRecord,
+    settings: &'a Settings,
+}
+
+fn topic(record: &Path, settings: &Settings) -> Topic {
+    // What is alive goes when it is too old, and not before: nobody knows who is still to read it.
+    let keep = Keep { lifetime: settings.message_lifetime, given: u64::MAX, most: settings.max_queue };
+    Topic { log: beside(record, LOG), keep }
+}
+
+impl Files {
+    fn bus<'a>(&'a self, name: &BusName, settings: &'a Settings) -> Result<Bus<'a>, Refused> {
+        let folder = self.open(Kind::Buses, name.as_str())?.ok_or(Refused::UnknownBus)?;
+        let bus = Bus::of(self, folder, settings)?;
+        if bus.is_made() { Ok(bus) } else { Err(Refused::UnknownBus) }
+    }
+
+    /// The bus, made if it is missing, and whether it was. It counts as used.
+    fn bus_or_new<'a>(
+        &'a self,
+        name: &BusName,
+        signed_only: bool,
+        settings: &'a Settings,
+    ) -> Result<(Bus<'a>, bool), Refused> {
+        let limit = settings.max_buses;
+        let folder = self.open_or_make(Kind::Buses, name.as_str(), limit)?.ok_or(Refused::TooManyBuses(limit))?;
+        let mut bus = Bus::of(self, folder, settings)?;
+        if bus.is_made() {
+            bus.touch()?;
+            return Ok((bus, false));
+        }
+        // What is there without a record is of a bus that was being removed, or whose record is damaged.
+        bus.clear()?;
+        bus.record = BusRecord {
+            name: name.as_str().to_owned(),
+            signed_only,
+            first: (ms_since_2026() + 1) * 2048,
+            ..BusRecord::default()
+        };
+        bus.folder.write(&bus.record)?;
+        Ok((bus, true))
+    }
+
+    /// The bus, if it knows the user; both count as used.
+    fn bus_of<'a>(&'a self, name: &BusName, user: User, settings: &'a Settings) -> Result<Bus<'a>, Refused> {
+        let bus = self.bus(name, settings)?;
+        if !bus.knows(user)? {
+            return Err(Refused::UnknownUser);
+        }
+        bus.touch()?;
+        Ok(bus)
+    }
+
+    pub(in crate::store) fn greet(&self, name: &BusName, settings: &Settings) -> Result<(User, u64), Refused> {
+        let (mut bus, _) = self.bus_or_new(name, false, settings)?;
+        let user = bus.new_user()?;
+        Ok((user, bus.topic().end()?))
+    }
+
+    pub(in crate::store) fn register_user(
+        &self,
+        name: &BusName,
+        settings: &Settings,
+    ) -> Result<(User, u64, String), Refused> {
+        let (mut bus, _) = self.bus_or_new(name, false, settings)?;
+        // What may fail first: the key is told only once.
+        let end = bus.topic().end()?;
+        let (user, key) = bus.register()?;
+        Ok((user, end, key))
+    }
+
+    pub(in crate::store) fn make_signed_bus(&self, name: &BusName, settings: &Settings) -> Result<bool, Refused> {
+        let (bus, is_new) = self.bus_or_new(name, true, settings)?;
+        if bus.record.signed_only { Ok(is_new) } else { Err(Refused::IsOpen) }
+    }
+
+    pub(in crate::store) fn post(
+        &self,
+        name: &BusName,
+        user: User,
+        proof: Option<Proof<'_>>,
+        data: &str,
+        settings: &Settings,
+    ) -> Result<u64, Refused> {
+        let bus = self.bus_of(name, user, settings)?;
+        if let Some(registered) = bus.registered(user)? {
+            bus.check(registered, proof)?;
+        } else if bus.record.signed_only {
+            return Err(Refused::NotRegistered);
+        }
+        if bus.is_crowded_by(user)? {
+            return Err(Refused::SaysTooMuch(settings.max_queue));
+        }
+        bus.say(user, data)
+    }
+
+    pub(in crate::store) fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, Refused> {
+        self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data)
+    }
+
+    pub(in crate::store) fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), Refused> {
+        self.bus_of(name, user, settings).map(drop)
+    }
+}
+
+impl<'a> Bus<'a> {
+    fn of(files: &'a Files, folder: Folder<BusRecord>, settings: &'a Settings) -> Result<Self, Error> {
+        let record = folder.read()?.unwrap_or_default();
+        Ok(Self { files, folder, record, settings })
+    }
+
+    /// False for a bus whose maker was killed.
+    fn is_made(&self) -> bool {
+        self.record.first > 0
+    }
+
+    fn topic(&self) -> Topic {
+        topic(self.folder.path(), self.settings)
+    }
+
+    /// Makes the bus count as used, unless it was a while ago.
+    fn touch(&self) -> Result<(), Error> {
+        if is_recent(self.folder.touched()?, touch_after(self.settings)) { Ok(()) } else { self.folder.touch() }
+    }
+
+    /// A fresh plain user.
+    fn new_user(&mut self) -> Result<User, Error> {
+        let user = User(self.record.first + 2 * self.record.plain);
+        self.record.plain += 1;
+        self.folder.write(&self.record)?;
+        Ok(user)
+    }
+
+    /// Appends a message, and wakes those that wait once the lock is let go.
+    fn say(self, user: User, data: &str) -> Result<u64, Refused> {
+        let id = self.topic().append(&ALL, &user.0.to_string(), data, || Ok(0))?;
+        let members = Table::<Waiting>::open(&self.folder.beside(MEMBERS))?;
+        let topic = self.folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let files = self.files;
+        drop(self);
+        // Whoever cannot be woken looks by itself within seconds.
+        let waiting = members.map(|members| members.all()).transpose()?.unwrap_or_default();
+        let nodes: BTreeSet<String> = waiting.into_iter().map(|entry| entry.line.node).collect();
+        for node in nodes {
+            files.knock(&Knock { node, topic: topic.clone(), slot: None, cause: Cause::News });
+        }
+        Ok(id)
+    }
+
+    /// Whether this user is to leave room for others: more than three quarters of the limit are alive, and of what was posted
+    /// last more than a quarter is the user's. That is read back, a bounded piece, because nobody counts for each user.
+    fn is_crowded_by(&self, user: User) -> Result<bool, Error> {
+        let (topic, limit) = (self.topic(), self.settings.max_queue);
+        let many = limit / 4 * 3;
+        match std::fs::metadata(&topic.log) {
+            Ok(metadata) if metadata.len() > many => {}
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => return Ok(false),
+        }
+        let mut reader = Reader::open(&topic.log, topic.end()?)?;
+        let end = reader.position();
+        if end - reader.dead_up_to(oldest(topic.keep.lifetime), u64::MAX)? <= many {
+            return Ok(false);
+        }
+        reader.go_back((limit / 32).max(LATEST))?;
+        let (start, mut last, mut own) = (reader.position(), reader.position(), 0);
+        while reader.read(
+            |_| true,
+            |record| {
+                if record.event.parse() == Ok(user.0) {
+                    own += record.id - last;
+                }
+                last = record.id;
+            },
+        )? {}
+        Ok(own > (last - start) / 4)
+    }
+
+    /// Everything but the record.
+    fn clear(&self) -> Result<(), Error> {
+        self.topic().remove()?;
+        for name in [MEMBERS, USERS] {
+            remove_file(&self.folder.beside(name))?;
+        }
+        Ok(())
+    }
+
+    fn remove(self) -> Result<(), Error> {
+        self.clear()?;
+        self.folder.remove()
+    }
+}
+
+/// How long something counts as used: often enough noted for a bus that is forgotten soon where nobody reads it.
+fn touch_after(settings: &Settings) -> Duration {
+    settings.bus_lifetime.min(UNUSED_TIME) / 4
+}
+
+/// Whether the proof is the user's own: compared in constant time.
+fn signs(key: &str, proof: &Proof<'_>) -> bool {
+    // HMAC takes a key of any length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return false };
+    mac.update(proof.signed);
+    mac.verify_slice(proof.signature).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_of_all_that_was_signed() {
+        // By `printf 'news\n7\n1\n"hi"' | openssl dgst -sha256 -hmac key`.
+        let signature =
+            crate::hex::decode("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
+        let signs = |key, signed: &str, signature: &[u8]| {
+            super::signs(key, &Proof { n: 1, signed: signed.as_bytes(), signature })
+        };
+        assert!(signs("key", "news\n7\n1\n\"hi\"", &signature));
+        assert!(!signs("yek", "news\n7\n1\n\"hi\"", &signature));
+        assert!(!signs("key", "new\n7\n1\n\"hi\"", &signature));
+        assert!(!signs("key", "news\n7\n1\n\"hi\"", &signature[..31]));
+        assert!(!signs("key", "news\n7\n1\n\"hi\"", b""));
+    }
+}

@@ -1,0 +1,258 @@
+//! Reading a bus.
+
+use super::super::log::Reader;
+use super::super::members::{Progress, Slot, Table};
+use super::super::node::Wakeup;
+use super::super::topic::Topic;
+use super::super::{Error, Files, Kind, identity, identity_at};
+use super::{Bus, BusRecord, MEMBERS, Waiting, topic, touch_after};
+use crate::clock::{has_passed, is_recent};
+use crate::config::Settings;
+use crate::hex;
+use crate::store::buses::{BusName, Heard, Message, Refused, User};
+use rustix::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Reads a bus, without its lock.
+pub struct BusReader {
+    files: Files,
+    name: BusName,
+    user: Option<User>,
+    log: Reader,
+    lifetime: Duration,
+    /// The last id that was read, or asked for.
+    after: u64,
+    /// Whether messages that it asked for were dropped before it read them.
+    has_lost: bool,
+    place: Option<Place>,
+    /// Whether it is worth looking: after a knock, now and then, and until nothing is found.
+    may_have_more: bool,
+}
+
+/// A reader's place among those that wait.
+struct Place {
+    wakeup: Wakeup,
+    path: PathBuf,
+    members: Table<Waiting>,
+    slot: Slot,
+    key: String,
+}
+
+impl Place {
+    /// Whether somebody has removed it.
+    fn is_lost(&self) -> Result<bool, Error> {
+        Ok(identity_at(&self.path)? != Some(identity(&self.members.file().metadata()?)) || !self.is_own()?)
+    }
+
+    fn is_own(&self) -> Result<bool, Error> {
+        Ok(self.members.get(self.slot)?.is_some_and(|entry| entry.line.key == self.key))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if matches!(self.is_own(), Ok(true)) {
+            let _ = self.members.free(self.slot);
+        }
+    }
+}
+
+impl Files {
+    pub(in crate::store) fn read(
+        &self,
+        name: &BusName,
+        after: u64,
+        user: User,
+        settings: &Settings,
+    ) -> Result<BusReader, Refused> {
+        Ok(self.bus_of(name, user, settings)?.reader(name, Some(after), Some(user))?)
+    }
+
+    pub(in crate::store) fn subscribe(
+        &self,
+        name: &BusName,
+        after: Option<u64>,
+        user: Option<User>,
+        settings: &Settings,
+    ) -> Result<BusReader, Refused> {
+        let bus = match user {
+            Some(user) => self.bus_of(name, user, settings)?,
+            None => self.bus_or_new(name, false, settings)?.0,
+        };
+        let mut reader = bus.reader(name, after, user)?;
+        reader.place = Some(bus.place(settings.max_clients)?);
+        Ok(reader)
+    }
+
+    pub(in crate::store) fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), Refused> {
+        let (mut bus, _) = self.bus_or_new(name, false, settings)?;
+        let user = bus.new_user()?;
+        let mut reader = bus.reader(name, None, Some(user))?;
+        reader.place = Some(bus.place(settings.max_clients)?);
+        Ok((user, reader))
+    }
+}
+
+impl Bus<'_> {
+    fn reader(&self, name: &BusName, after: Option<u64>, user: Option<User>) -> Result<BusReader, Error> {
+        let topic = self.topic();
+        let end = topic.end()?;
+        // An id beyond the newest message means what comes from now on.
+        let after = after.unwrap_or(end).min(end);
+        let mut log = topic.reader(end)?;
+        log.seek(after)?;
+        // Whoever has read nothing yet says 0, and means everything.
+        let has_lost = after > 0 && after < log.base();
+        Ok(BusReader {
+            files: self.files.clone(),
+            name: name.clone(),
+            user,
+            log,
+            lifetime: self.settings.message_lifetime,
+            after,
+            has_lost,
+            place: None,
+            may_have_more: true,
+        })
+    }
+
+    /// A place among those that wait. What killed ones have left gives way.
+    fn place(&self, most: u64) -> Result<Place, Refused> {
+        let path = self.folder.beside(MEMBERS);
+        let mut members = Table::<Waiting>::open_or_make(&path)?;
+        // Leftovers are only told apart when there are many.
+        if members.all()?.len() as u64 >= most && self.waiting()? >= most {
+            return Err(Refused::TooManyReaders(most));
+        }
+        let key = hex::random(8).map_err(Error::from)?;
+        let topic = self.folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let wakeup = self.files.wakeup(&topic)?;
+        let line = Waiting { key: key.clone(), node: wakeup.node().to_owned() };
+        let slot = members.insert(&line, Progress::default())?;
+        wakeup.stand_at(slot);
+        Ok(Place { wakeup, path, members, slot, key })
+    }
+
+    /// How many readers wait. What killed ones have left is removed.
+    pub(super) fn waiting(&self) -> Result<u64, Error> {
+        let Some(members) = Table::<Waiting>::open(&self.folder.beside(MEMBERS))? else { return Ok(0) };
+        let (mut alive, mut waiting) = (self.files.alive(), 0);
+        for member in members.all()? {
+            if alive.is(&member.line.node)? {
+                waiting += 1;
+            } else {
+                members.free(member.slot)?;
+            }
+        }
+        Ok(waiting)
+    }
+}
+
+impl BusReader {
+    pub(in crate::store) fn wait_for_more(&mut self, settings: &Settings) -> Result<(), Refused> {
+        let files = self.files.clone();
+        let bus = match self.user {
+            Some(user) => files.bus_of(&self.name, user, settings)?,
+            None => files.bus(&self.name, settings)?,
+        };
+        self.place = Some(bus.place(settings.max_clients)?);
+        self.may_have_more = true;
+        Ok(())
+    }
+
+    pub(in crate::store) fn next(&mut self, mut take: impl FnMut(Heard<'_>)) -> Result<bool, Error> {
+        // Whoever posts knocks; without that it is looked for every time.
+        if self.is_surely_woken() && !self.may_have_more {
+            return Ok(false);
+        }
+        let Self { log, after, user, lifetime, has_lost, .. } = self;
+        self.may_have_more = log.read(
+            |_| true,
+            |record| {
+                let Ok(from) = record.event.parse() else { return };
+                // What was read already comes again where a stranger has cut the log off.
+                if record.id <= *after {
+                    return;
+                }
+                let had_begun = *after > 0;
+                *after = record.id;
+                if has_passed(record.time, *lifetime) {
+                    *has_lost |= had_begun;
+                } else if Some(User(from)) != *user {
+                    if std::mem::take(has_lost) {
+                        take(Heard::Lost(record.id));
+                    }
+                    take(Heard::Message(Message { id: record.id, user: from, data: record.data }));
+                }
+            },
+        )?;
+        *has_lost |= log.has_lost();
+        if !self.may_have_more && std::mem::take(has_lost) {
+            take(Heard::Lost(*after));
+        }
+        Ok(self.may_have_more)
+    }
+
+    pub(in crate::store) fn after(&self) -> u64 {
+        self.after
+    }
+
+    pub(in crate::store) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.place.as_ref().and_then(|place| place.wakeup.fd())
+    }
+
+    pub(in crate::store) fn is_surely_woken(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.wakeup.is_sure())
+    }
+
+    pub(in crate::store) fn hear(&mut self) {
+        self.may_have_more = true;
+        if let Some(place) = &self.place {
+            place.wakeup.hear();
+        }
+    }
+
+    pub(in crate::store) fn tend(&mut self, settings: &Settings) -> Result<bool, Error> {
+        // A poster may have been killed before it knocked.
+        self.may_have_more |= self.log.has_more()?;
+        let is_lost = match &mut self.place {
+            Some(place) => {
+                self.may_have_more |= place.wakeup.mend()?;
+                place.is_lost()?
+            }
+            None => true,
+        };
+        // A look without the lock, at what is nearly always the case. A registered user has a lifetime of its own.
+        let path = self.files.folder(Kind::Buses, self.name.as_str());
+        let touched = super::Folder::<BusRecord>::touched_at(&path, Kind::Buses.shape())?;
+        if !is_lost
+            && !self.user.is_some_and(User::is_registered)
+            && touched.is_some_and(|touched| is_recent(touched, touch_after(settings)))
+        {
+            return Ok(true);
+        }
+        let files = self.files.clone();
+        let bus = match self.user {
+            Some(user) => files.bus_of(&self.name, user, settings),
+            None => files.bus(&self.name, settings),
+        };
+        let bus = match bus {
+            Ok(bus) => bus,
+            Err(Refused::Store(error)) => return Err(error),
+            // The bus, or the user, is gone.
+            Err(_) => return Ok(false),
+        };
+        bus.touch()?;
+        if is_lost {
+            say!("uhst-relay: the place of a running stream was removed; it is made anew");
+            match bus.place(u64::MAX) {
+                Ok(place) => self.place = Some(place),
+                Err(Refused::Store(error)) => return Err(error),
+                Err(_) => return Ok(false),
+            }
+            self.may_have_more = true;
+        }
+        Ok(true)
+    }
+}

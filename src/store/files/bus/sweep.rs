@@ -1,0 +1,65 @@
+//! What the sweep does about a bus.
+
+use super::super::folder::Folder;
+use super::super::{Error, Files};
+use super::{Bus, BusRecord};
+use crate::clock::is_recent;
+use crate::config::Settings;
+use crate::store::UNUSED_TIME;
+use std::time::Duration;
+
+/// A bus without a record may be one that is being made.
+const MAKING_TIME: Duration = Duration::from_secs(10);
+
+impl Files {
+    /// Removes what is dead on a bus, and the bus itself when nobody has used it for its lifetime.
+    pub(in crate::store::files) fn sweep_bus(
+        &self,
+        folder: Folder<BusRecord>,
+        settings: &Settings,
+    ) -> Result<(), Error> {
+        Bus::of(self, folder, settings)?.sweep()
+    }
+
+    /// Removes a bus if nobody has used it yet. Whether it did.
+    pub(in crate::store::files) fn remove_unused_bus(
+        &self,
+        folder: Folder<BusRecord>,
+        settings: &Settings,
+    ) -> Result<bool, Error> {
+        let bus = Bus::of(self, folder, settings)?;
+        if bus.is_unused()? { bus.remove().map(|()| true) } else { Ok(false) }
+    }
+}
+
+impl Bus<'_> {
+    /// Whether nobody has posted yet, and nobody waits for a message.
+    fn is_unused(&self) -> Result<bool, Error> {
+        Ok(!self.topic().any(0, |_| true, |_| true)? && self.waiting()? == 0)
+    }
+
+    /// Whether it holds what nobody could make anew: a registered user's key, or that only those may post.
+    fn is_special(&self) -> bool {
+        self.record.signed_only || self.record.registered > 0
+    }
+
+    fn sweep(self) -> Result<(), Error> {
+        let lifetime = match (self.is_made(), self.is_unused()? && !self.is_special()) {
+            (false, _) => MAKING_TIME,
+            (true, true) => self.settings.bus_lifetime.min(UNUSED_TIME),
+            (true, false) => self.settings.bus_lifetime,
+        };
+        // Whoever is away may come for the messages as long as there are any.
+        let is_kept = is_recent(self.folder.touched()?, lifetime)
+            || (self.is_made() && self.topic().has_alive(|_| true)?);
+        if !is_kept {
+            return self.remove();
+        }
+        self.waiting()?;
+        self.forget_users()?;
+        if self.topic().reader_if_any(0)?.is_some() {
+            self.topic().trim(0)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! Reading a log, from any id on.
+
+use super::{Address, HEADER_LEN, HEADER_SIZE, Record, digits, parse_head, parse_header, parse_line};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+/// How much a reader takes from the file at once, if that is a whole record.
+const READ_SIZE: usize = 96 * 1024;
+
+/// It is not worth looking for less than this that can go.
+const GRAIN: u64 = 64 * 1024;
+
+/// A log as a reader has it. No lock is needed, and no file is held open between two reads: there may be thousands of
+/// readers in a process, and a log that was compacted is found without looking for it.
+pub struct Reader {
+    path: PathBuf,
+    base: u64,
+    /// The id up to which records have been taken.
+    position: u64,
+    /// Whether something was dropped before it was read.
+    has_lost: bool,
+}
+
+impl Reader {
+    /// Opens a log that a [`Writer`] has made, to read what comes after `position`. A position that is not in it (from a
+    /// log that was lost) means its beginning.
+    pub fn open(path: &Path, position: u64) -> io::Result<Self> {
+        let mut reader = Self { path: path.to_owned(), base: 0, position, has_lost: false };
+        let file = reader.file()?;
+        if !reader.is_record_end(&file, position)? {
+            reader.position = reader.base;
+        }
+        Ok(reader)
+    }
+
+    fn file(&mut self) -> io::Result<File> {
+        let file = File::open(&self.path)?;
+        let mut head = [0; HEADER_SIZE];
+        file.read_exact_at(&mut head, 0)?;
+        self.base = parse_header(&head).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(file)
+    }
+
+    /// Goes to `id`, which a stranger gives. False where the log does not have it: then to its beginning if the id is older
+    /// than that, and nowhere if no record ends there.
+    pub fn resume(&mut self, id: u64) -> io::Result<bool> {
+        let file = self.file()?;
+        if self.is_record_end(&file, id)? {
+            self.position = id;
+            return Ok(true);
+        }
+        if id < self.base {
+            self.position = self.base;
+        }
+        Ok(false)
+    }
+
+    /// Goes on to `id` where it is further on, and a place that this store has given out itself.
+    pub fn skip_to(&mut self, id: u64) {
+        self.position = self.position.max(id);
+    }
+
+    /// Goes to where everything after `id` is read from, and as little as can be of what comes before.
+    pub fn seek(&mut self, id: u64) -> io::Result<()> {
+        let file = self.file()?;
+        if self.is_record_end(&file, id)? {
+            self.position = id;
+            return Ok(());
+        }
+        self.position = id;
+        let before = self.record_end(&file, id.saturating_sub(GRAIN).max(self.base))?;
+        self.position = before.unwrap_or(self.base);
+        Ok(())
+    }
+
+    /// Goes back by so many bytes at most, to where a record begins.
+    pub fn go_back(&mut self, bytes: u64) -> io::Result<()> {
+        let file = self.file()?;
+        let from = self.position.saturating_sub(bytes).max(self.base);
+        self.position = self.record_end(&file, from)?.unwrap_or(self.position);
+        Ok(())
+    }
+
+    /// Where the byte before `id`'s next record is; `None` where no file reaches.
+    fn offset_before(&self, id: u64) -> Option<u64> {
+        let after = id.checked_sub(self.base)?;
+        (after <= i64::MAX as u64 - HEADER_LEN).then_some(HEADER_LEN + after - 1)
+    }
+
+    /// Whether `id` is where a record ends, or the file begins.
+    fn is_record_end(&self, file: &File, id: u64) -> io::Result<bool> {
+        let Some(offset) = self.offset_before(id) else { return Ok(false) };
+        let mut byte = [0];
+        Ok(file.read_at(&mut byte, offset)? == 1 && byte == *b"\n")
+    }
+
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Whether, since the last time this was asked, something was dropped before it was read.
+    pub fn has_lost(&mut self) -> bool {
+        std::mem::take(&mut self.has_lost)
+    }
+
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Whether the log ends elsewhere than where this reader is.
+    pub fn has_more(&self) -> io::Result<bool> {
+        match std::fs::metadata(&self.path) {
+            Ok(metadata) => Ok(metadata.len() != HEADER_LEN + self.position.saturating_sub(self.base)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Up to where the log may be [compacted](Writer::compact): what lies before the position and was written before
+    /// `oldest` (ms since 1970), or more than `most` bytes before the position. The beginning, if that is nothing.
+    ///
+    /// It is found by halving, not by reading all of it, and may be up to [`GRAIN`] too little.
+    pub fn dead_up_to(&mut self, oldest: u64, most: u64) -> io::Result<u64> {
+        let file = self.file()?;
+        let end = self.position.max(self.base);
+        let mut dead = self.base;
+        if end - self.base > most {
+            dead = self.record_end(&file, end - most)?.unwrap_or(self.base);
+        }
+        let mut alive = end;
+        while alive.saturating_sub(dead) > GRAIN {
+            let middle = dead + (alive - dead) / 2;
+            match self.record_end(&file, middle)? {
+                // What was written before this one is older.
+                Some(id) if id < alive && self.time_after(&file, id)? < oldest => dead = id,
+                _ => alive = middle,
+            }
+        }
+        Ok(dead)
+    }
+
+    /// The first id from this one on, and not after the position.
+    fn record_end(&self, file: &File, from: u64) -> io::Result<Option<u64>> {
+        let mut block = [0; 4096];
+        let mut id = from;
+        while id <= self.position
+            && let Some(offset) = self.offset_before(id)
+        {
+            let got = file.read_at(&mut block, offset)?;
+            if let Some(at) = memchr::memchr(b'\n', &block[..got]) {
+                return Ok(Some(id + at as u64).filter(|id| *id <= self.position));
+            }
+            if got == 0 {
+                break;
+            }
+            id += got as u64;
+        }
+        Ok(None)
+    }
+
+    /// When the record after `id` was written; 0 where there is none.
+    fn time_after(&self, file: &File, id: u64) -> io::Result<u64> {
+        let Some(offset) = self.offset_before(id) else { return Ok(0) };
+        let mut start = [0; 32];
+        let got = file.read_at(&mut start, offset + 1)?;
+        Ok(start[..got].split(|byte| *byte == b' ').nth(1).and_then(digits).unwrap_or(0))
+    }
+
+    /// Reads the next whole records, as many as one read gives, and gives each to `take` whose address `wants` says yes to.
+    /// False when there were no more than these, or no log.
+    ///
+    /// A line that is no record is passed over: what a stranger put there must not stop what comes after it.
+    pub fn read(
+        &mut self,
+        mut wants: impl FnMut(&Address) -> bool,
+        mut take: impl FnMut(Record<'_>),
+    ) -> io::Result<bool> {
+        let file = match self.file() {
+            // It is gone, or being made at this moment.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
+                return Ok(false);
+            }
+            other => other?,
+        };
+        let (bytes, is_end) = self.whole_lines(&file, &mut wants)?;
+        // The first line end is that of what was taken before.
+        let mut start = 1;
+        for end in memchr::memchr_iter(b'\n', &bytes).skip(1) {
+            let line = &bytes[start..end];
+            start = end + 1;
+            self.position += line.len() as u64 + 1;
+            match parse_line(line, self.position) {
+                Some(record) if wants(&record.to) => take(record),
+                Some(_) => {}
+                None => say!("uhst-relay: a log holds a line that is no record; it is passed over"),
+            }
+        }
+        Ok(!is_end)
+    }
+
+    /// The lines after the position, with their ends and the line end before them, and whether there were no more.
+    fn whole_lines(&mut self, file: &File, wants: &mut impl FnMut(&Address) -> bool) -> io::Result<(Vec<u8>, bool)> {
+        // Where no line ends before it, this reader has never been.
+        let mut bytes = Vec::with_capacity(READ_SIZE);
+        loop {
+            let got = match self.offset_before(self.position) {
+                Some(offset) => read_some_at(file, &mut bytes, offset)?,
+                None => 0,
+            };
+            if bytes.first() != Some(&b'\n') {
+                if self.position == self.base {
+                    return Ok((Vec::new(), true));
+                }
+                if self.position > self.base {
+                    say!("uhst-relay: a log was cut off where it had been read already; what is left is read again");
+                }
+                self.has_lost |= self.position < self.base;
+                self.position = self.base;
+                bytes.clear();
+            } else if let Some(end) = memchr::memrchr(b'\n', &bytes).filter(|end| *end > 0) {
+                let is_end = bytes.len() < bytes.capacity();
+                bytes.truncate(end + 1);
+                return Ok((bytes, is_end));
+            } else if got == 0 || bytes.len() < bytes.capacity() {
+                // The record is still being written, or was never finished.
+                return Ok((Vec::new(), true));
+            } else if let Some(head) = parse_head(&bytes[1..]).filter(|head| !wants(&head.to))
+                && self.is_record_end(file, self.position + head.length)?
+            {
+                // It is long, and for somebody else.
+                self.position += head.length;
+                bytes.clear();
+            } else {
+                // It is longer than the buffer.
+                bytes.reserve(3 * bytes.len());
+            }
+        }
+    }
+}
+
+/// Reads what follows the bytes that were read from `offset` on, as far as there is capacity for it.
+fn read_some_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+    let offset = offset + bytes.len() as u64;
+    loop {
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(bytes), offset) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+

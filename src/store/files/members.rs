@@ -1,0 +1,357 @@
+//! A table of members: one file of fixed-width JSON lines, in which the place of a line never changes.
+//!
+//! ```text
+//! [         2,    113246208055,{"key":"3f0c…","node":"9a41…",…}]      \n
+//! ```
+//!
+//! A line is placed by a hash of its key: the file is a row of segments, of 16, 32, 64 … lines; in each the hash names a bucket
+//! of eight lines, and a key stands in a free line of its bucket of the largest segment that has one. So one read of
+//! 3 KiB nearly always finds one member, one read of the file tells of all, and the table grows at its end.
+//!
+//! Everything changes under the lock of the table's owner, with one exception: the two numbers at the beginning of a line
+//! (its *progress*) are written without it, by the member itself, with one write of constant size. They say which of the
+//! member's streams has written them, and how far it is.
+
+use super::{Error, private_file, remove_file};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::marker::PhantomData;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+/// The number of a line.
+pub(super) type Slot = u32;
+
+/// The bytes of a line: a client id of 80 bytes, each of which JSON escapes, and twice what else there is.
+const LINE: usize = 384;
+
+/// `[`, ten digits, a comma, 19 digits, a comma.
+const PROGRESS: usize = 32;
+
+const BUCKET: usize = 8;
+const FIRST_SEGMENT: usize = 16;
+/// A table of more segments than this (a million lines) is damaged.
+const MOST_SEGMENTS: u32 = 16;
+
+/// What a line says.
+pub(super) trait Line: Serialize + DeserializeOwned {
+    /// What it is found by.
+    fn key(&self) -> &str;
+}
+
+/// How far a member's stream is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// The number of the stream, counted by its member.
+    pub stream: u32,
+    /// The id up to which it has been given the log.
+    pub position: u64,
+}
+
+impl Progress {
+    fn bytes(self) -> [u8; PROGRESS] {
+        let mut bytes = [0; PROGRESS];
+        // No id has more than 19 digits: it is below 2^63.
+        let text = format!("[{:10},{:19},", self.stream, self.position.min(i64::MAX as u64));
+        bytes.copy_from_slice(text.as_bytes());
+        bytes
+    }
+}
+
+/// A line that was read.
+#[derive(Clone, Debug)]
+pub(super) struct Entry<L> {
+    /// Where it stands.
+    pub slot: Slot,
+    /// What its member has written last.
+    pub progress: Progress,
+    /// What it says.
+    pub line: L,
+}
+
+/// A table.
+pub(super) struct Table<L> {
+    file: File,
+    segments: u32,
+    line: PhantomData<L>,
+}
+
+impl<L: Line> Table<L> {
+    /// Opens a table; `None` where there is none.
+    pub fn open(path: &Path) -> Result<Option<Self>, Error> {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Self::of(file).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens a table, made if it is missing.
+    pub fn open_or_make(path: &Path) -> Result<Self, Error> {
+        match private_file(path) {
+            Ok(file) => Self::of(file),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a table.
+    pub fn remove(path: &Path) -> Result<(), Error> {
+        Ok(remove_file(path)?)
+    }
+
+    fn of(file: File) -> Result<Self, Error> {
+        // Half a segment is what a full disk, or a killed process, has left of a new one.
+        let lines = file.metadata()?.len() / LINE as u64;
+        let mut segments = 0;
+        while segments < MOST_SEGMENTS && lines >= lines_of(segments + 1) {
+            segments += 1;
+        }
+        Ok(Self { file, segments, line: PhantomData })
+    }
+
+    /// Finds the line of a key.
+    pub fn find(&self, key: &str) -> Result<Option<Entry<L>>, Error> {
+        let hash = hash(key);
+        for segment in (0..self.segments).rev() {
+            let bucket = self.read(bucket(hash, segment), BUCKET)?;
+            if let Some(found) = bucket.into_iter().flatten().find(|entry| entry.line.key() == key) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The line in a slot; `None` where none stands there.
+    pub fn get(&self, slot: Slot) -> Result<Option<Entry<L>>, Error> {
+        Ok(self.read(slot, 1)?.pop().flatten())
+    }
+
+    /// All lines.
+    pub fn all(&self) -> Result<Vec<Entry<L>>, Error> {
+        let lines = usize::try_from(lines_of(self.segments)).unwrap_or(0);
+        Ok(self.read(0, lines)?.into_iter().flatten().collect())
+    }
+
+    /// The lines from a slot on, each as it is: a free one, or one that is damaged (which nobody can use), is `None`.
+    fn read(&self, from: Slot, count: usize) -> Result<Vec<Option<Entry<L>>>, Error> {
+        let mut bytes = vec![0; count * LINE];
+        let mut got = 0;
+        while got < bytes.len() {
+            match self.file.read_at(&mut bytes[got..], u64::from(from) * LINE as u64 + got as u64) {
+                Ok(0) => break,
+                Ok(more) => got += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(bytes.chunks(LINE).zip(from..).map(|(line, slot)| parse(line, slot)).collect())
+    }
+
+    /// Adds a line, whose key no other has, and tells where.
+    pub fn insert(&mut self, line: &L, progress: Progress) -> Result<Slot, Error> {
+        let hash = hash(line.key());
+        for segment in (0..self.segments).rev() {
+            let first = bucket(hash, segment);
+            if let Some((slot, _)) = (first..).zip(self.read(first, BUCKET)?).find(|(_, entry)| entry.is_none()) {
+                self.put(slot, line, progress)?;
+                return Ok(slot);
+            }
+        }
+        if self.segments >= MOST_SEGMENTS {
+            return Err(Error::Io(io::ErrorKind::StorageFull.into()));
+        }
+        // The file is as long as it says from the first line of the segment on; what nobody has written is a hole.
+        self.file.set_len(lines_of(self.segments + 1) * LINE as u64)?;
+        self.segments += 1;
+        let slot = bucket(hash, self.segments - 1);
+        self.put(slot, line, progress)?;
+        Ok(slot)
+    }
+
+    fn put(&self, slot: Slot, line: &L, progress: Progress) -> Result<(), Error> {
+        let mut bytes = progress.bytes().to_vec();
+        bytes.extend_from_slice(&json(line)?);
+        self.write(slot, 0, &bytes)
+    }
+
+    /// Changes what a line says, and not its progress.
+    pub fn update(&self, slot: Slot, line: &L) -> Result<(), Error> {
+        self.write(slot, PROGRESS, &json(line)?)
+    }
+
+    /// Changes what a line says, and its progress.
+    pub fn replace(&self, slot: Slot, line: &L, progress: Progress) -> Result<(), Error> {
+        self.put(slot, line, progress)
+    }
+
+    /// Writes the progress of a line, which its member may do without the lock.
+    pub fn note(&self, slot: Slot, progress: Progress) -> Result<(), Error> {
+        self.write(slot, 0, &progress.bytes())
+    }
+
+    /// Frees a slot. A member may free its own without the lock.
+    pub fn free(&self, slot: Slot) -> Result<(), Error> {
+        self.write(slot, 0, &[[b' '; LINE - 1].as_slice(), b"\n"].concat())
+    }
+
+    fn write(&self, slot: Slot, at: usize, bytes: &[u8]) -> Result<(), Error> {
+        let offset = u64::from(slot) * LINE as u64 + at as u64;
+        loop {
+            match self.file.write_at(bytes, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(written) if written < bytes.len() => return Err(Error::DiskFull(io::ErrorKind::StorageFull.into())),
+                other => return Ok(other.map(drop)?),
+            }
+        }
+    }
+
+    /// The file: to see whether its name has come to mean another one.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+/// How many lines so many segments have.
+fn lines_of(segments: u32) -> u64 {
+    FIRST_SEGMENT as u64 * ((1 << segments) - 1)
+}
+
+/// The first slot of the bucket of a hash.
+fn bucket(hash: u64, segment: u32) -> Slot {
+    let buckets = (FIRST_SEGMENT as u64 / BUCKET as u64) << segment;
+    let slot = lines_of(segment) + hash % buckets * BUCKET as u64;
+    // There are no more than a million.
+    Slot::try_from(slot).unwrap_or(0)
+}
+
+/// FNV-1a, mixed at its end: it only has to spread the keys. Whoever chooses client ids that fall into one bucket makes the
+/// table of one host longer, up to the limit on its clients.
+fn hash(key: &str) -> u64 {
+    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash ^ (hash >> 32)
+}
+
+/// What follows the progress, up to the end of the line.
+fn json<L: Line>(line: &L) -> Result<Vec<u8>, Error> {
+    let mut json = serde_json::to_vec(line).map_err(io::Error::other)?;
+    json.push(b']');
+    if json.len() >= LINE - PROGRESS {
+        return Err(Error::Io(io::Error::new(io::ErrorKind::InvalidInput, "a member's line is too long")));
+    }
+    json.resize(LINE - PROGRESS - 1, b' ');
+    json.push(b'\n');
+    Ok(json)
+}
+
+fn parse<L: Line>(line: &[u8], slot: Slot) -> Option<Entry<L>> {
+    if !line.starts_with(b"[") {
+        return None;
+    }
+    let (stream, position, line) = serde_json::from_slice(line).ok()?;
+    Some(Entry { slot, progress: Progress { stream, position }, line })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_dir::TestDir;
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    impl Line for (String, u64) {
+        fn key(&self) -> &str {
+            &self.0
+        }
+    }
+
+    type Numbers = Table<(String, u64)>;
+
+    #[test]
+    fn a_line_holds_the_longest_of_everything() {
+        let key = "\\\"".repeat(40);
+        let line = (key.clone(), u64::MAX);
+        let progress = Progress { stream: u32::MAX, position: i64::MAX as u64 };
+        let dir = TestDir::new();
+        let mut table = Numbers::open_or_make(&dir.join("t")).unwrap();
+        table.insert(&line, progress).unwrap();
+        let found = table.find(&key).unwrap().unwrap();
+        assert_eq!((found.line, found.progress), (line, progress));
+    }
+
+    #[test]
+    fn a_thousand_members_have_a_place_each_that_never_changes() {
+        let dir = TestDir::new();
+        let path = dir.join("t");
+        let mut slots = BTreeMap::new();
+        for number in 0..1000_u64 {
+            let mut table = Numbers::open_or_make(&path).unwrap();
+            let key = format!("client {number}");
+            let slot = table.insert(&(key.clone(), number), Progress::default()).unwrap();
+            assert!(slots.insert(slot, key).is_none());
+        }
+        let table = Numbers::open(&path).unwrap().unwrap();
+        assert!(table.segments <= 8, "{}", table.segments);
+        for (slot, key) in &slots {
+            assert_eq!(table.find(key).unwrap().unwrap().slot, *slot);
+            assert_eq!(table.get(*slot).unwrap().unwrap().line.0, *key);
+        }
+        assert_eq!(table.all().unwrap().len(), 1000);
+    }
+
+    #[test]
+    fn a_damaged_line_is_nobody_s_and_its_neighbours_stay() {
+        let dir = TestDir::new();
+        let path = dir.join("t");
+        let mut table = Numbers::open_or_make(&path).unwrap();
+        let slots: Vec<Slot> = (0..5)
+            .map(|n| table.insert(&(n.to_string(), n), Progress::default()).unwrap())
+            .collect();
+        table.write(slots[2], 40, b"garbage\0\xFF").unwrap();
+        assert_eq!(table.all().unwrap().len(), 4);
+        assert!(table.find("2").unwrap().is_none());
+        table.file.set_len(LINE as u64 * 3).unwrap();
+        let mut table = Numbers::open(&path).unwrap().unwrap();
+        assert!(table.all().unwrap().is_empty(), "half a segment counts as none");
+        table.insert(&("new".to_owned(), 1), Progress::default()).unwrap();
+        assert!(table.find("new").unwrap().is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_is_a_map(steps in proptest::collection::vec((0..60_u8, 0..4_u8, any::<u64>()), 0..200)) {
+            let dir = TestDir::new();
+            let mut table = Numbers::open_or_make(&dir.join("t")).unwrap();
+            let mut model = BTreeMap::new();
+            for (key, step, number) in steps {
+                let key = key.to_string();
+                let found = table.find(&key).unwrap();
+                prop_assert_eq!(found.as_ref().map(|entry| (entry.line.1, entry.progress)), model.get(&key).copied());
+                let progress = Progress { stream: 7, position: number >> 1 };
+                match (step, found) {
+                    (0, Some(entry)) => {
+                        table.free(entry.slot).unwrap();
+                        model.remove(&key);
+                    }
+                    (1, Some(entry)) => {
+                        table.update(entry.slot, &(key.clone(), number)).unwrap();
+                        model.insert(key, (number, entry.progress));
+                    }
+                    (_, Some(entry)) => {
+                        table.note(entry.slot, progress).unwrap();
+                        model.insert(key, (entry.line.1, progress));
+                    }
+                    (_, None) => {
+                        table.insert(&(key.clone(), number), progress).unwrap();
+                        model.insert(key, (number, progress));
+                    }
+                }
+                prop_assert_eq!(table.all().unwrap().len(), model.len());
+            }
+        }
+    }
+}

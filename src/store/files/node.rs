@@ -1,0 +1,452 @@
+//! Nodes: who listens, and how it is woken.
+//!
+//! A *node* is a process that listens: a stream under CGI, or a whole `serve`. For its life it holds the lock of `nodes/ID`,
+//! and sleeps on the FIFO `nodes/ID.wake`. Whether a member is there is known by one try of its node's lock: exact after a
+//! kill, because the kernel lets go of the lock, and one try for all members of a node. A [knock](Files::knock) is one
+//! write into the FIFO that names whom it is for. Within `serve` no FIFO is needed: there each listener has a bell, which
+//! the thread that reads the FIFO rings too.
+
+use super::folder::{is_locked, try_lock};
+use super::wake::{Wake, call};
+use super::{Error, FileIdentity, Files, identity, identity_at, make_dirs, names, private_file, remove_file};
+use crate::clock::is_recent;
+use crate::hex;
+use crate::store::files::members::Slot;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+/// The folder of the nodes.
+pub(super) const NODES: &str = "nodes";
+const WAKE: &str = ".wake";
+const NEW: &str = ".new";
+
+/// What is being made for longer than this, its maker was killed.
+const MAKING_TIME: Duration = Duration::from_secs(60);
+
+/// How often `serve` looks whether somebody has removed its node's files.
+const ROUND: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// Why somebody is woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// There is something new in the log.
+    News,
+    /// Another stream has taken the member's place.
+    Takeover,
+}
+
+/// Whom a knock is for: the listeners of a topic, or the one of them that stands in a slot of its table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Knock {
+    /// The node on which it listens.
+    pub node: String,
+    /// The name of the topic's files.
+    pub topic: String,
+    /// `None` for all of them.
+    pub slot: Option<Slot>,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// The bytes of a topic's name, and of a whole knock in a FIFO.
+const TOPIC: usize = 40;
+const SLOT: usize = 10;
+const MESSAGE: usize = 1 + TOPIC + SLOT + 1;
+/// A FIFO that gives so much at once may have been full, and dropped knocks.
+const MANY: usize = 60_000;
+
+impl Knock {
+    fn message(&self) -> String {
+        let cause = match self.cause {
+            Cause::News => '!',
+            Cause::Takeover => '>',
+        };
+        let slot = self.slot.map_or_else(|| "*".repeat(SLOT), |slot| format!("{slot:0SLOT$}"));
+        format!("{cause}{}{slot}\n", self.topic)
+    }
+
+    /// The topic, the slot and the cause that a message names.
+    fn parse(message: &[u8]) -> Option<(&str, Option<Slot>, Cause)> {
+        let text = std::str::from_utf8(message).ok()?.strip_suffix('\n')?;
+        let cause = if text.starts_with('>') { Cause::Takeover } else { Cause::News };
+        let (topic, slot) = text.get(1..)?.split_at_checked(TOPIC)?;
+        Some((topic, slot.parse().ok(), cause))
+    }
+}
+
+/// A node's files, which go with it.
+pub(super) struct Node {
+    id: String,
+    folder: PathBuf,
+    lock: File,
+    identity: FileIdentity,
+    /// `None` on a file system without FIFOs, or while there are no descriptors or no room left.
+    wake: Option<Wake>,
+}
+
+impl Node {
+    fn make(folder: &Path) -> Result<Self, Error> {
+        let id = hex::random(8)?;
+        let (lock, identity) = Self::take(folder, &id)?;
+        let wake = Self::make_wake(folder, &id);
+        Ok(Self { id, folder: folder.to_owned(), lock, identity, wake })
+    }
+
+    /// Locked before it has its name: nobody finds a node that is not there.
+    fn take(folder: &Path, id: &str) -> Result<(File, FileIdentity), Error> {
+        let (place, new) = (folder.join(id), folder.join(format!("{id}{NEW}")));
+        loop {
+            let made = private_file(&new).and_then(|file| {
+                try_lock(&file)?;
+                std::fs::rename(&new, &place)?;
+                Ok(file)
+            });
+            match made {
+                // There is no folder yet, or somebody is emptying it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => make_dirs(folder)?,
+                Err(error) => return Err(error.into()),
+                Ok(file) => {
+                    let identity = identity(&file.metadata()?);
+                    return Ok((file, identity));
+                }
+            }
+        }
+    }
+
+    fn make_wake(folder: &Path, id: &str) -> Option<Wake> {
+        Wake::make(&folder.join(format!("{id}{WAKE}")), &folder.join(format!("{id}{WAKE}{NEW}")))
+    }
+
+    /// Makes its files anew where somebody has removed them, and the FIFO where it could not be made before. Whether
+    /// something was made.
+    fn mend(&mut self) -> Result<bool, Error> {
+        let mut is_mended = false;
+        if identity_at(&self.folder.join(&self.id))? != Some(self.identity) {
+            (self.lock, self.identity) = Self::take(&self.folder, &self.id)?;
+            is_mended = true;
+        }
+        let place = self.folder.join(format!("{}{WAKE}", self.id));
+        if self.wake.as_ref().map_or(Ok(true), |wake| wake.is_lost(&place))? {
+            self.wake = Self::make_wake(&self.folder, &self.id);
+            is_mended |= self.wake.is_some();
+        }
+        Ok(is_mended)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // While it is locked, so that nobody else does.
+        let _ = remove_node(&self.folder, &self.id);
+    }
+}
+
+fn remove_node(folder: &Path, id: &str) -> io::Result<()> {
+    for end in [WAKE, ""] {
+        remove_file(&folder.join(format!("{id}{end}")))?;
+    }
+    Ok(())
+}
+
+/// What wakes a listener of `serve`: a counter that becomes readable when it is not zero.
+struct Bell(OwnedFd);
+
+impl Bell {
+    /// What a takeover adds; news add 1. Nobody rings so often without being heard that one becomes the other.
+    const TAKEOVER: u64 = 1 << 32;
+
+    fn make() -> Result<Self, Error> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    fn ring(&self, cause: Cause) {
+        let add = match cause {
+            Cause::News => 1,
+            Cause::Takeover => Self::TAKEOVER,
+        };
+        let _ = rustix::io::write(&self.0, &add.to_ne_bytes());
+    }
+
+    fn hear(&self) -> Cause {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.0, &mut count);
+        if u64::from_ne_bytes(count) >= Self::TAKEOVER { Cause::Takeover } else { Cause::News }
+    }
+}
+
+type Bells = BTreeMap<String, Vec<(Slot, Weak<Bell>)>>;
+
+/// The node of a process in which many listen.
+struct Hall {
+    id: String,
+    node: Mutex<Node>,
+    bells: Mutex<Bells>,
+}
+
+/// The one of this process, with the data folder it is for.
+static HALL: Mutex<Option<(PathBuf, Arc<Hall>)>> = Mutex::new(None);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hall {
+    fn ring(&self, topic: &str, slot: Option<Slot>, cause: Cause) {
+        let bells = lock(&self.bells);
+        for (_, bell) in bells.get(topic).into_iter().flatten().filter(|(own, _)| slot.is_none_or(|slot| slot == *own))
+        {
+            if let Some(bell) = bell.upgrade() {
+                bell.ring(cause);
+            }
+        }
+    }
+
+    fn ring_all(&self) {
+        let bells = lock(&self.bells);
+        bells.values().flatten().filter_map(|(_, bell)| bell.upgrade()).for_each(|bell| bell.ring(Cause::News));
+    }
+
+    /// Hands on what other processes knock for, as long as the hall is open.
+    fn listen(hall: &Weak<Self>) {
+        while let Some(hall) = hall.upgrade() {
+            let fifo = lock(&hall.node).wake.as_ref().and_then(|wake| wake.fd().try_clone_to_owned().ok());
+            let id = Arc::downgrade(&hall);
+            drop(hall);
+            let is_woken = match &fifo {
+                Some(fifo) => poll(&mut [PollFd::new(fifo, PollFlags::IN)], Some(&ROUND)) == Ok(1),
+                None => {
+                    std::thread::sleep(Duration::from_secs(2));
+                    false
+                }
+            };
+            let Some(hall) = id.upgrade() else { return };
+            if let Some(fifo) = fifo.filter(|_| is_woken) {
+                hall.hand_on(&fifo);
+                continue;
+            }
+            match lock(&hall.node).mend() {
+                Ok(false) => {}
+                Ok(true) => {
+                    say!("uhst-relay: files of a running node were removed; they are made anew");
+                    hall.ring_all();
+                }
+                Err(error) => error.log(),
+            }
+        }
+    }
+
+    fn hand_on(&self, fifo: &OwnedFd) {
+        let mut messages = vec![0; 64 * 1024];
+        let got = rustix::io::read(fifo, &mut messages[..]).unwrap_or(0);
+        if got > MANY {
+            return self.ring_all();
+        }
+        for (topic, slot, cause) in messages[..got].chunks(MESSAGE).filter_map(Knock::parse) {
+            self.ring(topic, slot, cause);
+        }
+    }
+}
+
+/// As long as this lives, all that listen in this process are one node.
+pub struct OneNode(());
+
+impl Drop for OneNode {
+    fn drop(&mut self) {
+        *lock(&HALL) = None;
+    }
+}
+
+/// How a listener is woken. As long as it lives, whoever listens by it is there.
+pub(super) enum Wakeup {
+    /// It is a node of its own.
+    Alone(Box<Node>),
+    /// It is one of many.
+    Among(Among),
+}
+
+/// A listener of `serve`.
+pub(super) struct Among {
+    hall: Arc<Hall>,
+    topic: String,
+    bell: Arc<Bell>,
+}
+
+impl Wakeup {
+    /// The node's id.
+    pub fn node(&self) -> &str {
+        match self {
+            Self::Alone(node) => &node.id,
+            Self::Among(among) => &among.hall.id,
+        }
+    }
+
+    /// To be called once the listener has its slot, before anybody is told of it.
+    pub fn stand_at(&self, slot: Slot) {
+        if let Self::Among(Among { hall, topic, bell }) = self {
+            let mut bells = lock(&hall.bells);
+            bells.entry(topic.clone()).or_default().push((slot, Arc::downgrade(bell)));
+        }
+    }
+
+    /// What becomes readable when somebody knocks.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Alone(node) => node.wake.as_ref().map(|wake| wake.fd()),
+            Self::Among(among) => Some(among.bell.0.as_fd()),
+        }
+    }
+
+    /// Takes the knocks, and says whether one of them was a takeover.
+    pub fn hear(&self) -> Cause {
+        match self {
+            Self::Among(among) => among.bell.hear(),
+            Self::Alone(node) => match &node.wake {
+                Some(wake) if wake.hear() => Cause::Takeover,
+                _ => Cause::News,
+            },
+        }
+    }
+
+    /// Whether every knock is sure to be heard: not without a FIFO, nor on a file system that other machines write to.
+    pub fn is_sure(&self) -> bool {
+        match self {
+            Self::Alone(node) => node.wake.as_ref().is_some_and(Wake::is_sure),
+            Self::Among(among) => lock(&among.hall.node).wake.as_ref().is_some_and(Wake::is_sure),
+        }
+    }
+
+    /// Makes the node's files anew where somebody has removed them. Whether something was made, and so a knock may have
+    /// been missed.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn mend(&mut self) -> Result<bool, Error> {
+        match self {
+            Self::Alone(node) => node.mend(),
+            // The thread that reads the FIFO does it.
+            Self::Among(_) => Ok(false),
+        }
+    }
+}
+
+impl Drop for Among {
+    fn drop(&mut self) {
+        let mut bells = lock(&self.hall.bells);
+        if let Some(those) = bells.get_mut(&self.topic) {
+            those.retain(|(_, bell)| !std::ptr::eq(bell.as_ptr(), Arc::as_ptr(&self.bell)));
+            if those.is_empty() {
+                bells.remove(&self.topic);
+            }
+        }
+    }
+}
+
+/// Which nodes are there: each is looked for once.
+pub(super) struct Alive<'a> {
+    files: &'a Files,
+    seen: BTreeMap<String, bool>,
+}
+
+impl Alive<'_> {
+    /// Whether the node is there.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is(&mut self, node: &str) -> Result<bool, Error> {
+        if let Some(is_alive) = self.seen.get(node) {
+            return Ok(*is_alive);
+        }
+        let is_alive = self.files.node_is_alive(node)?;
+        self.seen.insert(node.to_owned(), is_alive);
+        Ok(is_alive)
+    }
+}
+
+impl Files {
+    fn nodes(&self) -> PathBuf {
+        self.root.join(NODES)
+    }
+
+    /// Makes this process one node, with a thread that hands on what others knock for.
+    ///
+    /// # Errors
+    /// When the node's files cannot be made.
+    pub fn one_node(&self) -> Result<OneNode, Error> {
+        let node = Node::make(&self.nodes())?;
+        let hall = Arc::new(Hall { id: node.id.clone(), node: Mutex::new(node), bells: Mutex::default() });
+        let weak = Arc::downgrade(&hall);
+        *lock(&HALL) = Some((self.root.clone(), hall));
+        std::thread::Builder::new().name("knocks".to_owned()).spawn(move || Hall::listen(&weak))?;
+        Ok(OneNode(()))
+    }
+
+    fn hall(&self) -> Option<Arc<Hall>> {
+        lock(&HALL).as_ref().filter(|(root, _)| *root == self.root).map(|(_, hall)| Arc::clone(hall))
+    }
+
+    /// Makes what wakes a listener of a topic.
+    pub(super) fn wakeup(&self, topic: &str) -> Result<Wakeup, Error> {
+        Ok(match self.hall() {
+            Some(hall) => Wakeup::Among(Among { hall, topic: topic.to_owned(), bell: Arc::new(Bell::make()?) }),
+            None => Wakeup::Alone(Box::new(Node::make(&self.nodes())?)),
+        })
+    }
+
+    /// Wakes whom it is for. Whoever cannot be woken looks by itself within seconds.
+    pub(super) fn knock(&self, knock: &Knock) {
+        match self.hall() {
+            Some(hall) if hall.id == knock.node => hall.ring(&knock.topic, knock.slot, knock.cause),
+            _ => call(&self.nodes().join(format!("{}{WAKE}", knock.node)), knock.message().as_bytes()),
+        }
+    }
+
+    /// To look which nodes are there.
+    pub(super) fn alive(&self) -> Alive<'_> {
+        Alive { files: self, seen: BTreeMap::new() }
+    }
+
+    fn node_is_alive(&self, node: &str) -> Result<bool, Error> {
+        if self.hall().is_some_and(|hall| hall.id == node) {
+            return Ok(true);
+        }
+        match File::open(self.nodes().join(node)) {
+            Ok(file) => Ok(is_locked(&file)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes what killed nodes have left, of those whose id begins with these digits.
+    pub(super) fn sweep_nodes(&self, shard: u8) -> Result<(), Error> {
+        let folder = self.nodes();
+        let begin = hex::encode(&[shard]);
+        for name in names(&folder)?.iter().filter(|name| name.starts_with(&begin)) {
+            let (id, end) = name.split_once('.').unwrap_or((name, ""));
+            let path = folder.join(name);
+            if end.is_empty() {
+                let file = match OpenOptions::new().read(true).write(true).open(&path) {
+                    Ok(file) => file,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error.into()),
+                };
+                // Locked by us from here on, so nobody takes it for a node, and no other is named so.
+                if try_lock(&file)? && identity_at(&path)? == Some(identity(&file.metadata()?)) {
+                    remove_node(&folder, id)?;
+                }
+            } else if !folder.join(id).exists()
+                && std::fs::symlink_metadata(&path)
+                    .and_then(|file| file.modified())
+                    .is_ok_and(|made| !is_recent(made, MAKING_TIME))
+            {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+}

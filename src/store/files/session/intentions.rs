@@ -1,0 +1,208 @@
+//! What hosts and clients want, each as one step under the lock of the session.
+
+use super::super::log::Address;
+use super::super::topic::MESSAGE;
+use super::super::{Error, Files};
+use super::{Presence, Session, SessionRecord, client_key, host_key};
+use crate::clock::{has_passed, is_recent};
+use crate::store::sessions::{Claim, Party, Policy, Refused};
+use crate::token::{ClientId, HostId};
+use std::time::Duration;
+
+/// A host that was registered less than this ago and has not opened its stream yet still may; nobody else gets its id.
+pub(super) const OPENING_TIME: Duration = Duration::from_secs(10);
+
+impl Files {
+    pub(in crate::store) fn register(
+        &self,
+        host: &HostId,
+        registration: &str,
+        claim: Claim,
+        policy: &Policy<'_>,
+    ) -> Result<(), Refused> {
+        let limit = policy.settings.max_hosts;
+        let made = self.session_or_new(host, Some(registration), policy, limit)?;
+        let (mut session, is_new) = made.ok_or(Refused::TooManyHosts(limit))?;
+        if is_new {
+            return Ok(());
+        }
+        if claim == Claim::Drawn || session.is_taken()? {
+            return Err(Refused::Taken);
+        }
+        Ok(session.begin_anew(registration)?)
+    }
+
+    pub(in crate::store) fn join(
+        &self,
+        host: &HostId,
+        client: &ClientId,
+        policy: &Policy<'_>,
+    ) -> Result<Option<String>, Refused> {
+        let mut session = self.session(host, policy)?.ok_or(Refused::UnknownHost)?;
+        if !session.host_is_present()? {
+            return Err(Refused::UnknownHost);
+        }
+        session.add_client(client, session.record.generation)?;
+        Ok(session.record.registration.clone())
+    }
+
+    pub(in crate::store) fn send_to_host(&self, from: &Party, data: &str, policy: &Policy<'_>) -> Result<(), Refused> {
+        let client = from.client.as_ref().ok_or(Refused::Expired)?;
+        let gone = if from.registration.is_some() { Refused::Expired } else { Refused::UnknownHost };
+        let mut session = self.session(&from.host, policy)?.ok_or(gone)?;
+        session.speaking_client(from, client)?;
+        if !session.host_is_present()? {
+            return Err(Refused::HostGone);
+        }
+        let host = session.host_or_new()?;
+        Ok(session.put(&host, MESSAGE, data, policy.settings.max_queue)?)
+    }
+
+    pub(in crate::store) fn send_to_client(
+        &self,
+        host: &HostId,
+        client: &ClientId,
+        data: &str,
+        policy: &Policy<'_>,
+    ) -> Result<(), Refused> {
+        let mut session = self.session(host, policy)?.ok_or(Refused::ClientGone)?;
+        let mut client = session.find(&client_key(client))?.ok_or(Refused::ClientGone)?;
+        if !session.client_is_present(&mut client)? {
+            return Err(Refused::ClientGone);
+        }
+        Ok(session.put(&client, MESSAGE, data, policy.settings.max_queue)?)
+    }
+
+    pub(in crate::store) fn broadcast(
+        &self,
+        from: &Party,
+        data: &str,
+        policy: &Policy<'_>,
+    ) -> Result<Vec<(ClientId, bool)>, Refused> {
+        // An application may have minted the token, and nobody used it.
+        let gone = if from.registration.is_some() { Refused::Expired } else { Refused::NobodyThere };
+        let mut session = self.session(&from.host, policy)?.ok_or(gone)?;
+        session.check_host(from.registration.as_deref())?;
+        session.say_to_all(data)
+    }
+
+    pub(in crate::store) fn would_listen(
+        &self,
+        who: &Party,
+        resume: Option<u64>,
+        policy: &Policy<'_>,
+    ) -> Result<(), Refused> {
+        let Some(mut session) = self.session(&who.host, policy)? else { return missing(who) };
+        session.listening_member(who, resume).map(drop)
+    }
+}
+
+/// What is to be said where there is no session: only an application's own host may make one.
+pub(super) fn missing(who: &Party) -> Result<(), Refused> {
+    match (&who.registration, &who.client) {
+        (Some(_), _) => Err(Refused::Expired),
+        (None, Some(_)) => Err(Refused::UnknownHost),
+        (None, None) => Ok(()),
+    }
+}
+
+impl Session<'_> {
+    /// Whether the id belongs to somebody: a host that is present, or may still open its stream, or one of an application
+    /// for which something waits (which all of its tokens may fetch).
+    fn is_taken(&mut self) -> Result<bool, Error> {
+        let is_taken = match self.host_presence()? {
+            Presence::Listening => true,
+            Presence::Waiting => is_recent(self.folder()?.touched()?, OPENING_TIME),
+            Presence::Ended { at, told } => !told && !has_passed(at, self.policy.settings.grace),
+        };
+        if is_taken || self.record.registration.is_some() {
+            return Ok(is_taken);
+        }
+        match self.host()? {
+            Some(host) => Ok(self.topic(true).has_message(host.position(), host.wants())?),
+            None => Ok(false),
+        }
+    }
+
+    /// Registers the host anew. Clients of the earlier registration may be listening still; theirs is over.
+    fn begin_anew(&mut self, registration: &str) -> Result<(), Error> {
+        if !matches!(self.host_presence()?, Presence::Ended { told: true, .. }) {
+            self.tell_clients()?;
+        }
+        self.record = SessionRecord {
+            registration: Some(registration.to_owned()),
+            generation: self.record.generation + 1,
+            ..self.record.clone()
+        };
+        self.folder()?.write(&self.record)
+    }
+
+    fn say_to_all(&mut self, data: &str) -> Result<Vec<(ClientId, bool)>, Refused> {
+        let (topic, limit) = (self.topic(false), self.policy.settings.max_queue);
+        let (mut answer, mut except, mut recipients) = (Vec::new(), Vec::new(), Vec::new());
+        let mut end = None;
+        for mut client in self.clients()? {
+            let Some(id) = client.line.client() else { continue };
+            if !self.client_is_present(&mut client)? {
+                continue;
+            }
+            let end = match end {
+                Some(end) => end,
+                None => *end.insert(topic.end()?),
+            };
+            let waiting = topic.lag(client.position(), end, limit, client.wants())?;
+            let is_sent = waiting == 0 || waiting.saturating_add(data.len() as u64) <= limit;
+            if !is_sent {
+                except.push(client.slot);
+            }
+            answer.push((id, is_sent));
+            recipients.push(client);
+        }
+        if answer.is_empty() {
+            // Clients may wait for a host that has yet to come; a message that reaches nobody need not.
+            let is_nobody = self.host_presence()? == Presence::Waiting || !self.host_is_present()?;
+            return if is_nobody { Err(Refused::NobodyThere) } else { Ok(answer) };
+        }
+        // What nobody gets needs no room.
+        let data = if except.len() == answer.len() { "" } else { data };
+        let to = Address::All { generation: self.record.generation, except };
+        topic.append(&to, MESSAGE, data, || self.floor(false))?;
+        self.knock_all(recipients.iter());
+        Ok(answer)
+    }
+
+    /// The line of a member that may listen, made if it is missing. One whose registration or lifetime is over may only fetch
+    /// what waits for it, and so may a client whose host is gone.
+    pub(super) fn listening_member(&mut self, who: &Party, resume: Option<u64>) -> Result<String, Refused> {
+        let key = match &who.client {
+            Some(client) => client_key(client),
+            None => host_key(who.registration.as_deref().or(self.record.registration.as_deref())),
+        };
+        let may = match &who.client {
+            None => self.check_host(who.registration.as_deref()),
+            Some(client) => match self.speaking_client(who, client) {
+                Ok(_) if self.host_is_present()? => Ok(()),
+                Ok(_) => Err(Refused::HostGone),
+                Err(refused) => Err(refused),
+            },
+        };
+        match may {
+            Err(refused @ (Refused::Expired | Refused::HostGone)) => match self.find(&key)? {
+                // What it was promised may wait for it still.
+                Some(member) if self.has_waiting(&member, resume)? => Ok(key),
+                _ => Err(refused),
+            },
+            other => other.map(|()| key),
+        }
+    }
+
+    /// Whether a member that listens now finds something waiting.
+    fn has_waiting(&self, member: &super::Entry<super::Member>, resume: Option<u64>) -> Result<bool, Error> {
+        let topic = self.topic(member.line.is_host());
+        let from = match resume {
+            Some(id) => id.max(member.line.from),
+            None => member.position(),
+        };
+        topic.any(from, member.wants(), |record| record.id > from)
+    }
+}

@@ -1,0 +1,344 @@
+//! Listening: the end at which a host, or a client, takes its events from the log.
+
+use super::super::log::{Address, Reader};
+use super::super::members::{Entry, Progress, Slot, Table};
+use super::super::node::{Cause, Wakeup};
+use super::super::topic::{is_for, oldest};
+use super::super::{Error, Files, identity, identity_at};
+use super::intentions::missing;
+use super::{Member, Place, Presence, Session, SessionRecord, host_key, presence};
+use crate::clock::has_passed;
+use crate::store::sessions::{Event, Party, Policy, Refused, Standing};
+use rustix::fd::BorrowedFd;
+use std::fs::File;
+use std::ops::RangeInclusive;
+
+/// A host or a client that listens.
+pub struct Listener {
+    files: Files,
+    who: Party,
+    place: Place,
+    table: Table<Member>,
+    slot: Slot,
+    key: String,
+    generations: RangeInclusive<u32>,
+    stream: u32,
+    wakeup: Wakeup,
+    log: Reader,
+    /// The position that was noted last.
+    noted: u64,
+    /// Whether something was given that may not be on its way to the client yet.
+    is_pending: bool,
+    /// Up to which id there were records when it began, and how old (in ms since 1970) those may be.
+    backlog: (u64, u64),
+    /// Whether the recipient came with an id: then it is told what it has missed.
+    has_resumed: bool,
+    loss: Loss,
+    /// The event that says so: its type and its data.
+    lost_event: (&'static str, String),
+    /// Whether it is worth looking: after a knock, now and then, and until nothing is found.
+    may_have_more: bool,
+    /// For how many rounds its session has been missing.
+    missing: u32,
+}
+
+/// What is known of something that was dropped before it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    None,
+    /// It has to be told.
+    Untold,
+    /// It has been told, and nothing was given since.
+    Told,
+}
+
+impl Loss {
+    fn notice(&mut self) {
+        if *self == Self::None {
+            *self = Self::Untold;
+        }
+    }
+}
+
+impl Files {
+    pub(in crate::store) fn listen(
+        &self,
+        who: &Party,
+        resume: Option<u64>,
+        policy: &Policy<'_>,
+    ) -> Result<Listener, Refused> {
+        let mut session = match self.session(&who.host, policy)? {
+            Some(session) => session,
+            None => {
+                missing(who)?;
+                let limit = policy.settings.max_hosts;
+                self.session_or_new(&who.host, None, policy, limit)?.ok_or(Refused::TooManyHosts(limit))?.0
+            }
+        };
+        let key = session.listening_member(who, resume)?;
+        let member = match session.find(&key)? {
+            Some(member) => member,
+            None => session.host_or_new()?,
+        };
+        Ok(session.begin_to_listen(self, who, member, resume)?)
+    }
+}
+
+impl Session<'_> {
+    fn begin_to_listen(
+        &mut self,
+        files: &Files,
+        who: &Party,
+        mut member: Entry<Member>,
+        resume: Option<u64>,
+    ) -> Result<Listener, Error> {
+        let topic = self.topic(who.client.is_none());
+        let end = topic.end()?;
+        let mut log = topic.reader(member.position())?;
+        let mut loss = Loss::None;
+        if let Some(id) = resume {
+            let has_it = log.resume(id)?;
+            // Whoever has no event yet may say 0, and means everything.
+            if id > 0 && (!has_it || id < member.line.from) {
+                loss.notice();
+            }
+        }
+        log.skip_to(member.line.from.min(end));
+        let wakeup = files.wakeup(&self.place.name())?;
+        self.knock(&member, Cause::Takeover);
+        member.line.stream += 1;
+        member.line.begin = log.position();
+        wakeup.node().clone_into(&mut member.line.node);
+        (member.line.ended, member.line.told) = (None, false);
+        member.progress = Progress { stream: member.line.stream, position: log.position() };
+        self.table()?.replace(member.slot, &member.line, member.progress)?;
+        wakeup.stand_at(member.slot);
+        let table = Table::open(&self.place.table())?.ok_or(Error::Busy)?;
+        let words = self.policy.words;
+        let id = who.client.as_ref().map_or(who.host.as_str(), |client| client.as_str());
+        Ok(Listener {
+            files: files.clone(),
+            who: who.clone(),
+            place: Place { record: self.place.record.clone() },
+            table,
+            slot: member.slot,
+            generations: member.line.generations(),
+            key: member.line.key,
+            stream: member.line.stream,
+            wakeup,
+            noted: log.position(),
+            is_pending: false,
+            log,
+            backlog: (end, oldest(self.policy.settings.message_lifetime)),
+            has_resumed: resume.is_some_and(|id| id > 0),
+            loss,
+            lost_event: (words.event, words.of(words.messages_lost, id)),
+            may_have_more: true,
+            missing: 0,
+        })
+    }
+}
+
+impl Listener {
+    /// A session that a stranger has removed is made anew by its host's stream within a round. A client's waits for that.
+    const ROUNDS_WITHOUT_SESSION: u32 = 2;
+
+    pub(in crate::store) fn position(&self) -> u64 {
+        self.log.position()
+    }
+
+    pub(in crate::store) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.wakeup.fd()
+    }
+
+    pub(in crate::store) fn is_surely_woken(&self) -> bool {
+        self.wakeup.is_sure()
+    }
+
+    pub(in crate::store) fn hear(&mut self) -> bool {
+        self.may_have_more = true;
+        self.wakeup.hear() == Cause::Takeover
+    }
+
+    pub(in crate::store) fn next(&mut self, mut take: impl FnMut(Event<'_>)) -> Result<bool, Error> {
+        let Self { log, loss, slot, generations, backlog, has_resumed, lost_event, is_pending, .. } = self;
+        let mut take = |event: Event<'_>| {
+            *is_pending = true;
+            take(event);
+        };
+        let mut tell = |loss: &mut Loss, id, take: &mut dyn FnMut(Event<'_>)| {
+            if *loss == Loss::Untold {
+                *loss = Loss::Told;
+                take(Event { id, event: lost_event.0, data: &lost_event.1 });
+            }
+        };
+        tell(loss, log.position(), &mut take);
+        if !self.may_have_more {
+            return Ok(false);
+        }
+        let (slot, (backlog_end, oldest)) = (*slot, *backlog);
+        self.may_have_more = log.read(
+            |to| is_for(to, slot, generations),
+            |record| {
+                if matches!(&record.to, Address::All { except, .. } if except.contains(&slot)) {
+                    loss.notice();
+                    tell(loss, record.id, &mut take);
+                } else if record.id > backlog_end || record.time >= oldest {
+                    tell(loss, record.id, &mut take);
+                    *loss = Loss::None;
+                    take(Event { id: record.id, event: record.event, data: record.data });
+                } else if *has_resumed {
+                    loss.notice();
+                }
+            },
+        )?;
+        if log.has_lost() {
+            loss.notice();
+        }
+        tell(loss, log.position(), &mut take);
+        Ok(self.may_have_more)
+    }
+
+    pub(in crate::store) fn delivered(&mut self) -> Result<(), Error> {
+        self.is_pending = false;
+        let position = self.log.position();
+        if position != self.noted {
+            self.table.note(self.slot, Progress { stream: self.stream, position })?;
+            self.noted = position;
+        }
+        Ok(())
+    }
+
+    pub(in crate::store) fn standing(&mut self) -> Result<Standing, Error> {
+        Ok(self.look()?.unwrap_or(Standing::Listening))
+    }
+
+    /// What has become of the place; `None` where somebody has removed files.
+    fn look(&self) -> Result<Option<Standing>, Error> {
+        if identity_at(&self.place.table())? != Some(identity(&self.table.file().metadata()?)) {
+            return Ok(None);
+        }
+        Ok(match self.table.get(self.slot)? {
+            Some(entry) if entry.line.key != self.key => None,
+            Some(entry) if entry.line.stream == self.stream => Some(Standing::Listening),
+            Some(_) => Some(Standing::Superseded),
+            None => None,
+        })
+    }
+
+    pub(in crate::store) fn tend(&mut self, policy: &Policy<'_>) -> Result<Standing, Error> {
+        let is_mended = self.wakeup.mend()?;
+        // A sender may have been killed before it knocked.
+        self.may_have_more |= self.log.has_more()? || is_mended;
+        let record = self.record()?;
+        let standing = match (self.look()?, &record) {
+            (Some(standing), Some(record)) => self.is_current(record).then_some(standing).unwrap_or(Standing::Over),
+            _ => return self.regain(policy),
+        };
+        self.missing = 0;
+        if standing == Standing::Listening && !self.is_pending {
+            // What was passed over because it is for others.
+            self.delivered()?;
+        }
+        if standing == Standing::Listening && self.has_news(record.as_ref(), policy)? {
+            let files = self.files.clone();
+            if let Some(mut session) = files.session(&self.who.host, policy)? {
+                if self.who.client.is_none() { session.tell_all()? } else { session.tell_of_host()? }
+            }
+        }
+        Ok(standing)
+    }
+
+    /// A look without the lock.
+    fn record(&self) -> Result<Option<SessionRecord>, Error> {
+        match File::open(&self.place.record) {
+            Ok(file) => Ok(serde_json::from_slice(&super::super::read_small(&file)?).ok()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// An application's own host is whichever is the host now; so where another has registered, this is not its line any more.
+    fn is_current(&self, record: &SessionRecord) -> bool {
+        self.who.client.is_some()
+            || self.who.registration.is_some()
+            || self.key == host_key(record.registration.as_deref())
+    }
+
+    /// Whether a peer's stream has ended more than the grace ago, or without a word, and this one does not know. A look
+    /// without the lock, which holds nobody up.
+    fn has_news(&self, record: Option<&SessionRecord>, policy: &Policy<'_>) -> Result<bool, Error> {
+        let mut alive = self.files.alive();
+        let mut is_news = |line: &Member| {
+            let presence = presence(line, &mut alive)?;
+            Ok(matches!(presence, Presence::Ended { at, told: false } if has_passed(at, policy.settings.grace)))
+        };
+        let Some(record) = record else { return Ok(false) };
+        if self.who.client.is_some() {
+            let host = self.table.find(&host_key(record.registration.as_deref()))?;
+            return host.map_or(Ok(false), |host| is_news(&host.line));
+        }
+        let clients = self.table.all()?.into_iter().filter(|entry| !entry.line.is_host());
+        for client in clients {
+            if client.line.generations().contains(&record.generation) && is_news(&client.line)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// After somebody has removed files under the running stream: makes them anew, unless the host has been registered
+    /// anew meanwhile or the session is gone for good.
+    fn regain(&mut self, policy: &Policy<'_>) -> Result<Standing, Error> {
+        let files = self.files.clone();
+        let registration = self.who.registration.as_deref();
+        let session = match &self.who.client {
+            None => files.session_or_new(&self.who.host, registration, policy, u64::MAX)?.map(|(session, _)| session),
+            Some(_) => files.session(&self.who.host, policy)?,
+        };
+        let Some(mut session) = session else {
+            self.missing += 1;
+            let is_over = self.missing >= Self::ROUNDS_WITHOUT_SESSION;
+            return Ok(if is_over { Standing::Over } else { Standing::Listening });
+        };
+        if registration.is_some() && session.record.registration.as_deref() != registration {
+            return Ok(Standing::Over);
+        }
+        if let Some(found) = session.find(&self.key)?
+            && found.line.stream > 0
+        {
+            // Another stream was faster.
+            return Ok(Standing::Superseded);
+        }
+        say!("uhst-relay: files of a running stream were removed; they are made anew");
+        let mut member = match session.find(&self.key)? {
+            Some(member) => member,
+            None => session.add(self.key.clone(), *self.generations.end())?,
+        };
+        // It goes on where it was.
+        member.line.from = member.line.from.min(self.log.position());
+        let again = session.begin_to_listen(&files, &self.who, member, Some(self.log.position()))?;
+        let (table, log) = (again.table, again.log);
+        (self.table, self.slot, self.key, self.generations) = (table, again.slot, again.key, again.generations);
+        (self.stream, self.noted, self.wakeup) = (again.stream, again.noted, again.wakeup);
+        // What was in the log is gone, and nobody can say what that was.
+        self.log = log;
+        self.may_have_more = true;
+        Ok(Standing::Listening)
+    }
+
+    pub(in crate::store) fn end(&mut self, policy: &Policy<'_>) -> Result<(), Error> {
+        let files = self.files.clone();
+        let Some(mut session) = files.session(&self.who.host, policy)? else { return Ok(()) };
+        let Some(mut member) = session.find(&self.key)? else { return Ok(()) };
+        if member.line.stream != self.stream || member.slot != self.slot {
+            return Ok(());
+        }
+        member.line.ended = Some(crate::clock::now_ms());
+        session.update(&member)?;
+        match &self.who.client {
+            None => session.tell_of_host(),
+            Some(_) => session.tell_of_client(&mut member),
+        }
+    }
+}

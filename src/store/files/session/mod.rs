@@ -1,0 +1,604 @@
+//! A session of UHST in files: a host and its clients, under one lock.
+//!
+//! The record says who the host is, and which of its registrations is the current one. The table has a line for each
+//! client, and one for each registration of the host that anybody has joined or listened to. What is said to the host is one
+//! topic, what is said to the clients another. Whoever registers anew begins a new *generation*: its clients hear none of
+//! what was said to those before, and these can still fetch what waits for them, because the logs and the lines stay.
+
+mod intentions;
+mod listener;
+mod sweep;
+
+pub use listener::Listener;
+
+use super::folder::{Folder, beside};
+use super::log::Address;
+use super::members::{Entry, Line, Progress, Slot, Table};
+use super::node::{Alive, Cause, Knock};
+use super::topic::{Keep, MESSAGE, Topic, is_for};
+use super::{Error, Files, Kind, hash_name};
+use crate::clock::{has_passed, is_recent, now_ms};
+use crate::store::sessions::{Party, Policy, Refused};
+use crate::store::{Full, UNUSED_TIME};
+use crate::token::{ClientId, HostId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const MEMBERS: &str = "members";
+
+/// What the record says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SessionRecord {
+    /// The host it belongs to.
+    host_id: String,
+    /// The latest `action=host`; `None` where an application's own token made the session.
+    registration: Option<String>,
+    /// How many registrations there have been.
+    generation: u32,
+}
+
+/// What a line of the table says of a host or a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Member {
+    key: String,
+    /// The generations it belongs to, the first and the last: one, but all that come for an application's own client.
+    generations: (u32, u32),
+    /// The id up to which the log says nothing to it.
+    from: u64,
+    /// The number of its latest stream; 0 before the first.
+    stream: u32,
+    /// Where that began.
+    begin: u64,
+    /// The node on which it listens, or did.
+    node: String,
+    /// When a client was used last without listening (ms since 1970).
+    used: u64,
+    /// When the latest stream ended (for that of a killed process: when that was noticed).
+    ended: Option<u64>,
+    /// Whether the peers know of that end, or that there will never be a stream.
+    told: bool,
+}
+
+impl Line for Member {
+    fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+/// Clients and registrations of the host stand in one table.
+fn client_key(client: &ClientId) -> String {
+    format!("c{}", client.as_str())
+}
+
+fn host_key(registration: Option<&str>) -> String {
+    // An application may choose what stands in its tokens.
+    format!("h{}", registration.map(|registration| hash_name(registration)).unwrap_or_default())
+}
+
+impl Member {
+    fn client(&self) -> Option<ClientId> {
+        ClientId::new(self.key.strip_prefix('c')?)
+    }
+
+    fn is_host(&self) -> bool {
+        self.key.starts_with('h')
+    }
+
+    fn generations(&self) -> RangeInclusive<u32> {
+        self.generations.0..=self.generations.1
+    }
+}
+
+impl Entry<Member> {
+    /// The id up to which its latest stream was given the log.
+    fn position(&self) -> u64 {
+        let Member { stream, begin, from, .. } = self.line;
+        // What another stream has written was written too late.
+        let position = if self.progress.stream == stream { self.progress.position } else { begin };
+        position.max(from)
+    }
+
+    fn wants(&self) -> impl Fn(&Address) -> bool + use<> {
+        let (slot, generations) = (self.slot, self.line.generations());
+        move |to| is_for(to, slot, &generations)
+    }
+}
+
+/// Whether a member is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    /// It has not listened yet.
+    Waiting,
+    /// It listens.
+    Listening,
+    /// Its latest stream has ended.
+    Ended {
+        /// In milliseconds since 1970; now, where nobody has noticed yet.
+        at: u64,
+        /// Whether its peers know.
+        told: bool,
+    },
+}
+
+fn presence(line: &Member, alive: &mut Alive<'_>) -> Result<Presence, Error> {
+    let told = line.told;
+    Ok(match line.ended {
+        Some(at) => Presence::Ended { at, told },
+        None if line.stream == 0 => Presence::Waiting,
+        None if alive.is(&line.node)? => Presence::Listening,
+        None => Presence::Ended { at: now_ms(), told },
+    })
+}
+
+/// Where the files of a session stand.
+struct Place {
+    record: PathBuf,
+}
+
+impl Place {
+    fn table(&self) -> PathBuf {
+        beside(&self.record, MEMBERS)
+    }
+
+    /// The name that knocks have for it.
+    fn name(&self) -> String {
+        self.record.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
+    }
+
+    fn topic(&self, of_host: bool, policy: &Policy<'_>) -> Topic {
+        let settings = policy.settings;
+        let most = if of_host { most_told(policy).saturating_mul(2) } else { settings.max_topic };
+        let keep = Keep { lifetime: settings.message_lifetime, given: settings.max_queue, most };
+        Topic { log: beside(&self.record, if of_host { "host" } else { "clients" }), keep }
+    }
+}
+
+/// How many bytes may wait for a host before it is told no more: there is always room after its messages, but a crowd
+/// that comes and goes does not fill the disk.
+fn most_told(policy: &Policy<'_>) -> u64 {
+    policy.settings.max_queue.saturating_mul(2)
+}
+
+/// A session, locked. When it is dropped the lock is let go, and then those are woken for whom something was written: a
+/// thousand who wake at once would want it too.
+struct Session<'a> {
+    files: &'a Files,
+    policy: &'a Policy<'a>,
+    folder: Option<Folder<SessionRecord>>,
+    place: Place,
+    record: SessionRecord,
+    table: Option<Table<Member>>,
+    alive: Alive<'a>,
+    knocks: Vec<Knock>,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.folder = None;
+        for knock in &self.knocks {
+            self.files.knock(knock);
+        }
+    }
+}
+
+impl Files {
+    fn session_place(&self, host: &HostId) -> Place {
+        Place { record: self.folder(Kind::Hosts, host.as_str()) }
+    }
+
+    /// Locks the session of a host; `None` where there is none.
+    fn session<'a>(&'a self, host: &HostId, policy: &'a Policy<'a>) -> Result<Option<Session<'a>>, Error> {
+        let Some(folder) = self.open(Kind::Hosts, host.as_str())? else { return Ok(None) };
+        let Some(record) = folder.read()? else { return Ok(None) };
+        Session::of(self, policy, folder, record).map(Some)
+    }
+
+    /// Locks the session of a host, made with this registration if it is missing; whether it was. `None` where there are
+    /// `most` sessions already.
+    fn session_or_new<'a>(
+        &'a self,
+        host: &HostId,
+        registration: Option<&str>,
+        policy: &'a Policy<'a>,
+        most: u64,
+    ) -> Result<Option<(Session<'a>, bool)>, Error> {
+        let Some(folder) = self.open_or_make(Kind::Hosts, host.as_str(), most)? else { return Ok(None) };
+        if let Some(record) = folder.read()? {
+            return Ok(Some((Session::of(self, policy, folder, record)?, false)));
+        }
+        let registration = registration.map(str::to_owned);
+        let record = SessionRecord { host_id: host.as_str().to_owned(), registration, generation: 1 };
+        // What a damaged record has left.
+        remove_beside(folder.path())?;
+        folder.write(&record)?;
+        Ok(Some((Session::of(self, policy, folder, record)?, true)))
+    }
+}
+
+/// Removes what stands beside a record.
+fn remove_beside(record: &Path) -> Result<(), Error> {
+    for name in ["host", "clients"] {
+        let log = beside(record, name);
+        super::remove_file(&beside(&log, "new"))?;
+        super::remove_file(&log)?;
+    }
+    Table::<Member>::remove(&beside(record, MEMBERS))
+}
+
+impl<'a> Session<'a> {
+    fn of(
+        files: &'a Files,
+        policy: &'a Policy<'a>,
+        folder: Folder<SessionRecord>,
+        record: SessionRecord,
+    ) -> Result<Self, Error> {
+        let place = Place { record: folder.path().to_owned() };
+        let table = Table::open(&place.table())?;
+        let alive = files.alive();
+        Ok(Self { files, policy, folder: Some(folder), place, record, table, alive, knocks: Vec::new() })
+    }
+
+    fn folder(&self) -> Result<&Folder<SessionRecord>, Error> {
+        self.folder.as_ref().ok_or(Error::Busy)
+    }
+
+    fn topic(&self, of_host: bool) -> Topic {
+        self.place.topic(of_host, self.policy)
+    }
+
+    // ---- the table
+
+    /// The table, made if it is missing.
+    fn table(&mut self) -> Result<&mut Table<Member>, Error> {
+        if self.table.is_none() {
+            self.table = Some(Table::open_or_make(&self.place.table())?);
+        }
+        self.table.as_mut().ok_or(Error::Busy)
+    }
+
+    fn find(&self, key: &str) -> Result<Option<Entry<Member>>, Error> {
+        match &self.table {
+            Some(table) => table.find(key),
+            None => Ok(None),
+        }
+    }
+
+    fn all(&self) -> Result<Vec<Entry<Member>>, Error> {
+        match &self.table {
+            Some(table) => table.all(),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn clients(&self) -> Result<Vec<Entry<Member>>, Error> {
+        let mut all = self.all()?;
+        all.retain(|entry| !entry.line.is_host() && self.is_current(entry));
+        Ok(all)
+    }
+
+    fn is_current(&self, entry: &Entry<Member>) -> bool {
+        entry.line.generations().contains(&self.record.generation)
+    }
+
+    fn update(&mut self, entry: &Entry<Member>) -> Result<(), Error> {
+        self.table()?.update(entry.slot, &entry.line)
+    }
+
+    /// Adds a line for a member of the current generation and those up to the last, to which the log says nothing that it says already.
+    fn add(&mut self, key: String, last_generation: u32) -> Result<Entry<Member>, Error> {
+        let from = self.topic(key.starts_with('h')).end()?;
+        let line = Member {
+            key,
+            generations: (self.record.generation, last_generation),
+            from,
+            stream: 0,
+            begin: from,
+            node: String::new(),
+            used: now_ms(),
+            ended: None,
+            told: false,
+        };
+        let progress = Progress { stream: 0, position: from };
+        let slot = self.table()?.insert(&line, progress)?;
+        Ok(Entry { slot, progress, line })
+    }
+
+    /// The line of the current host; `None` where nobody has joined or listened.
+    fn host(&self) -> Result<Option<Entry<Member>>, Error> {
+        self.find(&host_key(self.record.registration.as_deref()))
+    }
+
+    fn host_or_new(&mut self) -> Result<Entry<Member>, Error> {
+        match self.host()? {
+            Some(host) => Ok(host),
+            None => self.add(host_key(self.record.registration.as_deref()), self.record.generation),
+        }
+    }
+
+    // ---- who is there
+
+    /// Whether a member is there; the end of a killed stream is noted.
+    fn presence(&mut self, entry: &mut Entry<Member>) -> Result<Presence, Error> {
+        let presence = presence(&entry.line, &mut self.alive)?;
+        if let Presence::Ended { at, .. } = presence
+            && entry.line.ended.is_none()
+        {
+            entry.line.ended = Some(at);
+            self.update(entry)?;
+        }
+        Ok(presence)
+    }
+
+    fn host_presence(&mut self) -> Result<Presence, Error> {
+        match self.host()? {
+            Some(mut host) => self.presence(&mut host),
+            None => Ok(Presence::Waiting),
+        }
+    }
+
+    /// Whether messages are taken for the host.
+    fn host_is_present(&mut self) -> Result<bool, Error> {
+        Ok(match self.host_presence()? {
+            Presence::Waiting => is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime),
+            other => self.is_there(other),
+        })
+    }
+
+    /// Whether messages are taken for a client.
+    fn client_is_present(&mut self, client: &mut Entry<Member>) -> Result<bool, Error> {
+        Ok(match self.presence(client)? {
+            Presence::Waiting => !has_passed(client.line.used, self.policy.settings.session_lifetime),
+            other => self.is_there(other),
+        })
+    }
+
+    fn is_there(&self, presence: Presence) -> bool {
+        match presence {
+            Presence::Waiting | Presence::Listening => true,
+            Presence::Ended { at, told } => !told && !has_passed(at, self.policy.settings.grace),
+        }
+    }
+
+    /// Whether a member has outlived its session lifetime: neither listening, nor used, nor with a message that was promised
+    /// to be kept.
+    fn is_over(&mut self, entry: &mut Entry<Member>) -> Result<bool, Error> {
+        let lifetime = self.policy.settings.session_lifetime;
+        match self.presence(entry)? {
+            Presence::Listening => return Ok(false),
+            Presence::Ended { at, .. } if !has_passed(at, lifetime) => return Ok(false),
+            Presence::Ended { .. } | Presence::Waiting => {}
+        }
+        let is_current_host = entry.line.is_host() && self.is_current(entry);
+        let is_used = if is_current_host {
+            is_recent(self.folder()?.touched()?, lifetime)
+        } else {
+            !has_passed(entry.line.used, lifetime)
+        };
+        Ok(!is_used && !self.is_promised(entry)?)
+    }
+
+    /// Whether there is a message that was promised to a member, also where a stream was given it and may have lost it.
+    fn is_promised(&self, entry: &Entry<Member>) -> Result<bool, Error> {
+        let settings = self.policy.settings;
+        // Nothing is promised to one that has been gone for longer than the grace, though broadcasts may pass it.
+        let is_past = |at| has_passed(at, settings.grace.saturating_add(settings.message_lifetime));
+        if entry.line.ended.is_some_and(is_past) {
+            return Ok(false);
+        }
+        self.topic(entry.line.is_host()).has_message(entry.line.from, entry.wants())
+    }
+
+    // ---- who is who
+
+    /// Makes something count as used, unless it was a moment ago.
+    fn touch_after(&self) -> Duration {
+        self.policy.settings.session_lifetime.min(UNUSED_TIME) / 4
+    }
+
+    fn touch_host(&self) -> Result<(), Error> {
+        let folder = self.folder()?;
+        if is_recent(folder.touched()?, self.touch_after()) { Ok(()) } else { folder.touch() }
+    }
+
+    fn touch_client(&mut self, client: &mut Entry<Member>) -> Result<(), Error> {
+        if has_passed(client.line.used, self.touch_after()) {
+            client.line.used = now_ms();
+            self.update(client)?;
+        }
+        Ok(())
+    }
+
+    /// The line of a client that may speak. One that an application has minted is added when it first appears.
+    fn speaking_client(&mut self, party: &Party, client: &ClientId) -> Result<Entry<Member>, Refused> {
+        let found = self.find(&client_key(client))?;
+        let mut client = match (&party.registration, found) {
+            (None, Some(found)) => found,
+            (None, None) if self.host_is_present()? => self.add_client(client, u32::MAX)?,
+            (None, None) => return Err(Refused::UnknownHost),
+            (Some(registration), Some(mut found)) => {
+                if self.record.registration.as_ref() != Some(registration)
+                    || !self.is_current(&found)
+                    || self.is_over(&mut found)?
+                {
+                    return Err(Refused::Expired);
+                }
+                found
+            }
+            (Some(_), None) => return Err(Refused::Expired),
+        };
+        self.touch_client(&mut client)?;
+        Ok(client)
+    }
+
+    /// Whether the host of this token may speak and listen.
+    fn check_host(&mut self, registration: Option<&str>) -> Result<(), Refused> {
+        if let Some(registration) = registration {
+            let is_over = match self.host()? {
+                Some(mut host) => self.is_over(&mut host)?,
+                None => !is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime),
+            };
+            if self.record.registration.as_deref() != Some(registration) || is_over {
+                return Err(Refused::Expired);
+            }
+        }
+        Ok(self.touch_host()?)
+    }
+
+    /// Adds a client. At the limit, those that have left give way, and then the oldest that nobody has used for a while.
+    fn add_client(&mut self, client: &ClientId, last_generation: u32) -> Result<Entry<Member>, Refused> {
+        let limit = self.policy.settings.max_clients;
+        let mut clients = self.all()?;
+        clients.retain(|entry| !entry.line.is_host());
+        // Those that have left are only told apart when there are many.
+        if clients.len() as u64 >= limit {
+            let (mut present, mut oldest) = (0, None::<Entry<Member>>);
+            for mut client in clients.iter().cloned() {
+                if !self.client_is_present(&mut client)? {
+                    continue;
+                }
+                present += 1;
+                let is_unused = client.line.stream == 0 && has_passed(client.line.used, UNUSED_TIME);
+                if is_unused
+                    && oldest.as_ref().is_none_or(|oldest| client.line.used < oldest.line.used)
+                    && !self.is_promised(&client)?
+                {
+                    oldest = Some(client);
+                }
+            }
+            // Lines of those that have left stay until their peers know, and their messages are too old.
+            if present >= limit || clients.len() as u64 >= limit.saturating_mul(2) {
+                let oldest = oldest.ok_or(Refused::TooManyClients(limit))?;
+                self.table()?.free(oldest.slot)?;
+            }
+        }
+        self.host_or_new()?;
+        Ok(self.add(client_key(client), last_generation)?)
+    }
+
+    // ---- what is said
+
+    /// Puts an event into the log for one member. At most `limit` bytes may wait for it.
+    fn put(&mut self, entry: &Entry<Member>, event: &str, data: &str, limit: u64) -> Result<(), Error> {
+        let topic = self.topic(entry.line.is_host());
+        let end = topic.end()?;
+        let waiting = topic.lag(entry.position(), end, limit, entry.wants())?;
+        if waiting > 0 && waiting.saturating_add(data.len() as u64) > limit {
+            return Err(Error::QueueFull(Full { limit }));
+        }
+        topic.append(&Address::One(entry.slot), event, data, || self.floor(entry.line.is_host()))?;
+        self.knock(entry, Cause::News);
+        Ok(())
+    }
+
+    /// Up to where all have been given a log.
+    fn floor(&self, of_host: bool) -> Result<u64, Error> {
+        let all = self.all()?.into_iter().filter(|entry| entry.line.is_host() == of_host);
+        Ok(all.map(|entry| entry.position()).min().unwrap_or(u64::MAX))
+    }
+
+    fn knock(&mut self, entry: &Entry<Member>, cause: Cause) {
+        if entry.line.stream > 0 && entry.line.ended.is_none() {
+            let (node, topic) = (entry.line.node.clone(), self.place.name());
+            self.knocks.push(Knock { node, topic, slot: Some(entry.slot), cause });
+        }
+    }
+
+    /// One knock a node.
+    fn knock_all<'e>(&mut self, entries: impl Iterator<Item = &'e Entry<Member>>) {
+        let listening = entries.filter(|entry| entry.line.stream > 0 && entry.line.ended.is_none());
+        let nodes: BTreeSet<&str> = listening.map(|entry| entry.line.node.as_str()).collect();
+        let topic = self.place.name();
+        let knock = |node: &str| Knock { node: node.to_owned(), topic: topic.clone(), slot: None, cause: Cause::News };
+        self.knocks.extend(nodes.into_iter().map(knock));
+    }
+
+    // ---- who has gone
+
+    /// Whether the end of a stream is to be told: its grace is over.
+    fn is_news(&mut self, entry: &mut Entry<Member>) -> Result<bool, Error> {
+        let grace = self.policy.settings.grace;
+        Ok(matches!(self.presence(entry)?, Presence::Ended { at, told: false } if has_passed(at, grace)))
+    }
+
+    /// Tells the clients if the host has gone.
+    fn tell_of_host(&mut self) -> Result<(), Error> {
+        match self.host()? {
+            Some(mut host) if self.is_news(&mut host)? => self.tell_clients(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells every client, also those that are away and may come back, that the host has gone. Once is enough.
+    fn tell_clients(&mut self) -> Result<(), Error> {
+        let clients = self.clients()?;
+        if !clients.is_empty() {
+            let event = self.policy.words.of(self.policy.words.host_closed, &self.record.host_id);
+            let to = Address::All { generation: self.record.generation, except: Vec::new() };
+            self.topic(false).append(&to, self.policy.words.event, &event, || self.floor(false))?;
+            self.knock_all(clients.iter());
+        }
+        let mut host = self.host_or_new()?;
+        self.set_told(&mut host)
+    }
+
+    /// Tells the host if a client has gone.
+    fn tell_of_client(&mut self, client: &mut Entry<Member>) -> Result<(), Error> {
+        if !self.is_news(client)? {
+            return Ok(());
+        }
+        if self.is_current(client)
+            && let Some(host) = self.host()?
+            && let Some(id) = client.line.client()
+        {
+            let event = self.policy.words.of(self.policy.words.client_closed, id.as_str());
+            match self.put(&host, self.policy.words.event, &event, most_told(self.policy)) {
+                // It is told once there is room; until then the line stays.
+                Err(Error::QueueFull(_) | Error::TopicFull(_)) => return Ok(()),
+                other => other?,
+            }
+        }
+        self.set_told(client)
+    }
+
+    fn set_told(&mut self, entry: &mut Entry<Member>) -> Result<(), Error> {
+        entry.line.told = true;
+        // One that never was has not ended just now.
+        entry.line.ended = entry.line.ended.or(Some(0));
+        self.update(entry)
+    }
+
+    /// Tells the peers of every stream that has ended.
+    fn tell_all(&mut self) -> Result<(), Error> {
+        let mut outcome = self.tell_of_host();
+        for mut client in self.clients()? {
+            outcome = outcome.and(self.tell_of_client(&mut client));
+        }
+        outcome
+    }
+
+    /// Removes the session.
+    fn remove(mut self) -> Result<(), Error> {
+        remove_beside(&self.place.record)?;
+        match self.folder.take() {
+            Some(folder) => folder.remove(),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether neither the host nor a client has ever listened, and no message was ever sent.
+    fn is_unused(&self) -> Result<bool, Error> {
+        if self.all()?.iter().any(|entry| entry.line.stream > 0) {
+            return Ok(false);
+        }
+        for of_host in [true, false] {
+            if self.topic(of_host).any(0, |_| true, |record| record.event == MESSAGE)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

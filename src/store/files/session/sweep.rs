@@ -1,0 +1,74 @@
+//! What the sweep does about a session.
+
+use super::super::folder::Folder;
+use super::super::{Error, Files};
+use super::intentions::OPENING_TIME;
+use super::{Presence, Session, SessionRecord, remove_beside};
+use crate::clock::is_recent;
+use crate::store::sessions::Policy;
+
+impl Files {
+    /// Removes what is dead in a session, and tells the peers of what has died.
+    pub(in crate::store::files) fn sweep_session(
+        &self,
+        folder: Folder<SessionRecord>,
+        policy: &Policy<'_>,
+    ) -> Result<(), Error> {
+        match folder.read()? {
+            Some(record) => Session::of(self, policy, folder, record)?.sweep(),
+            // Never finished, or damaged. Somebody may be about to register it.
+            None if is_recent(folder.touched()?, OPENING_TIME) => Ok(()),
+            None => {
+                remove_beside(folder.path())?;
+                folder.remove()
+            }
+        }
+    }
+
+    /// Removes a session if nobody has used it yet. Whether it did.
+    pub(in crate::store::files) fn remove_unused_session(
+        &self,
+        folder: Folder<SessionRecord>,
+        policy: &Policy<'_>,
+    ) -> Result<bool, Error> {
+        let Some(record) = folder.read()? else { return folder.remove().map(|()| true) };
+        let session = Session::of(self, policy, folder, record)?;
+        if !session.is_unused()? {
+            return Ok(false);
+        }
+        session.remove().map(|()| true)
+    }
+}
+
+impl Session<'_> {
+    fn sweep(mut self) -> Result<(), Error> {
+        self.tell_all()?;
+        let host_is_over = match self.host()? {
+            Some(mut host) => self.is_over(&mut host)?,
+            None => !is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime),
+        };
+        if host_is_over && self.host_presence()? == Presence::Waiting {
+            // One that never opened has not been told of yet.
+            self.tell_clients()?;
+        }
+        let mut is_promised = false;
+        for mut member in self.all()? {
+            let is_current_host = member.line.is_host() && self.is_current(&member);
+            is_promised |= self.is_promised(&member)?;
+            if !is_current_host && self.is_over(&mut member)? {
+                self.table()?.free(member.slot)?;
+            }
+        }
+        // Whatever has become of the host, its clients may come for their messages.
+        if host_is_over && !is_promised {
+            return self.remove();
+        }
+        for of_host in [true, false] {
+            if self.topic(of_host).reader_if_any(0)?.is_some() {
+                let floor = self.floor(of_host)?;
+                self.topic(of_host).trim(floor)?;
+            }
+        }
+        Ok(())
+    }
+}

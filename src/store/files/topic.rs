@@ -1,0 +1,193 @@
+//! A topic: a log that several write to and several read, with what may be dropped from it and how much it may hold.
+
+use super::Error;
+use super::log::{Address, Reader, Record, Writer};
+use super::members::Slot;
+use crate::clock::now_ms;
+use crate::store::Full;
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The event type of what others send. All else is the relay's own, of which nobody was promised that it is kept.
+pub(super) const MESSAGE: &str = "message";
+
+/// A log is looked at for what can go each time it has grown by so much: often enough to keep it small, seldom enough to be
+/// cheap.
+const WORTH_TRIMMING: u64 = 256 * 1024;
+
+/// What is kept in a log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keep {
+    /// So long, whoever has read it.
+    pub lifetime: Duration,
+    /// So many bytes, once all members have been given it.
+    pub given: u64,
+    /// No more bytes than this in all.
+    pub most: u64,
+}
+
+/// The log of a topic.
+pub(super) struct Topic {
+    /// Where it stands, and where it is made anew.
+    pub log: PathBuf,
+    pub keep: Keep,
+}
+
+impl Topic {
+    fn new_log(&self) -> PathBuf {
+        super::folder::beside(&self.log, "new")
+    }
+
+    /// The id of the last record, or where the first one will begin.
+    ///
+    /// # Errors
+    /// When the log cannot be opened.
+    pub fn end(&self) -> Result<u64, Error> {
+        Ok(Writer::open(&self.log)?.end())
+    }
+
+    /// Appends a record, and tells its id. `floor` is asked, seldom, up to which id all members have been given the log.
+    ///
+    /// # Errors
+    /// [`Error::TopicFull`] where the log holds its most; [`Error::DiskFull`] and others when it could not be stored. The log
+    /// is then as it was.
+    pub fn append(
+        &self,
+        to: &Address,
+        event: &str,
+        data: &str,
+        floor: impl FnOnce() -> Result<u64, Error>,
+    ) -> Result<u64, Error> {
+        let mut log = Writer::open(&self.log)?;
+        let after = log.size() + data.len() as u64;
+        if after > self.keep.most {
+            let alive;
+            (log, alive) = self.trim_log(log, WORTH_TRIMMING.min(self.keep.most), floor()?)?;
+            if alive + data.len() as u64 > self.keep.most {
+                return Err(Error::TopicFull(Full { limit: self.keep.most }));
+            }
+        } else if after / WORTH_TRIMMING > log.size() / WORTH_TRIMMING {
+            log = self.trim_log(log, WORTH_TRIMMING, floor()?)?.0;
+        }
+        log.append(to, event, data)
+    }
+
+    /// Drops what may go, if that is not less than what would have to be copied.
+    ///
+    /// # Errors
+    /// When there is no room for what stays. The log is then as it was.
+    pub fn trim(&self, floor: u64) -> Result<(), Error> {
+        self.trim_log(Writer::open(&self.log)?, 1, floor).map(drop)
+    }
+
+    /// The same where it is worth so many bytes; and how many bytes of the log are alive.
+    fn trim_log(&self, log: Writer, worth: u64, floor: u64) -> Result<(Writer, u64), Error> {
+        let (base, end) = (log.base(), log.end());
+        let too_old = Reader::open(&self.log, end)?.dead_up_to(oldest(self.keep.lifetime), u64::MAX)?;
+        let given = Reader::open(&self.log, floor.min(end))?.dead_up_to(0, self.keep.given)?;
+        let dead = too_old.max(given).max(base);
+        // So all this copying costs no more than the appending did.
+        if dead == base || dead - base < worth.max(end - dead) {
+            return Ok((log, end - dead));
+        }
+        log.compact(&self.log, &self.new_log(), dead)?;
+        Ok((Writer::open(&self.log)?, end - dead))
+    }
+
+    /// To read what comes after `position`; where the log does not have that, from its beginning. A log that is missing is
+    /// made.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn reader(&self, position: u64) -> Result<Reader, Error> {
+        use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+        match Reader::open(&self.log, position) {
+            Err(error) if matches!(error.kind(), NotFound | UnexpectedEof | InvalidData) => {
+                // Whoever writes makes or mends it.
+                Writer::open(&self.log)?;
+                Ok(Reader::open(&self.log, position)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// To read what comes after `position`; `None` where there is no log.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn reader_if_any(&self, position: u64) -> Result<Option<Reader>, Error> {
+        match Reader::open(&self.log, position) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(None),
+            other => Ok(Some(other?)),
+        }
+    }
+
+    /// Whether a message that is not older than the lifetime comes after `position`, of those that `wants` names.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn has_message(&self, position: u64, wants: impl Fn(&Address) -> bool) -> Result<bool, Error> {
+        let oldest = oldest(self.keep.lifetime);
+        self.any(position, wants, |record| record.event == MESSAGE && record.time >= oldest)
+    }
+
+    /// Whether there is such a record after `position`.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn any(
+        &self,
+        position: u64,
+        wants: impl Fn(&Address) -> bool,
+        is_it: impl Fn(&Record<'_>) -> bool,
+    ) -> Result<bool, Error> {
+        let Some(mut log) = self.reader_if_any(position)? else { return Ok(false) };
+        let (mut found, mut may_have_more) = (false, true);
+        while may_have_more && !found {
+            may_have_more = log.read(&wants, |record| found |= is_it(&record))?;
+        }
+        Ok(found)
+    }
+
+    /// How many bytes wait for a member that has been given the log up to `position`: from the first record that is for it
+    /// to the end, whoever the others are for.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn lag(&self, position: u64, end: u64, limit: u64, wants: impl Fn(&Address) -> bool) -> Result<u64, Error> {
+        if end.saturating_sub(position) <= limit {
+            return Ok(end.saturating_sub(position));
+        }
+        // It may be that nothing of it was for the member, and nobody has woken it.
+        let Some(mut log) = self.reader_if_any(position)? else { return Ok(0) };
+        let (mut first, mut may_have_more) = (None, true);
+        while may_have_more && first.is_none() {
+            may_have_more = log.read(&wants, |record| first = first.or(Some(record.id)))?;
+        }
+        Ok(first.map_or(0, |first| end.saturating_sub(first)))
+    }
+
+    /// Removes the log.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self) -> Result<(), Error> {
+        super::remove_file(&self.log)?;
+        Ok(super::remove_file(&self.new_log())?)
+    }
+}
+
+/// Whether a record is for a member in this slot and of these generations, or stands where one is that left it out.
+pub(super) fn is_for(to: &Address, slot: Slot, generations: &RangeInclusive<u32>) -> bool {
+    match to {
+        Address::One(one) => *one == slot,
+        Address::All { generation, .. } => generations.contains(generation),
+    }
+}
+
+/// What was written before this time (ms since 1970) is dead.
+pub(super) fn oldest(lifetime: Duration) -> u64 {
+    now_ms().saturating_sub(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX))
+}
