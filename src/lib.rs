@@ -8,6 +8,7 @@
 //!   ([`gateway::Reply`]) is the same for every door.
 //! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`],
 //!   [`protocol::cama`], [`protocol::ptth`], [`protocol::ws`].
+//! - [`refusal`]: what a request that is refused is told, whatever the protocol.
 //! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and buses, their locks, queues,
 //!   presence, wake-ups, pipes, requests that wait for servers, and the sweep.
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
@@ -54,6 +55,7 @@ pub mod json;
 mod log;
 pub mod protocol;
 pub mod ptth;
+pub mod refusal;
 pub mod sse;
 pub mod store;
 pub mod token;

@@ -10,6 +10,7 @@ pub mod ws;
 
 use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
+use crate::refusal::{Refusal, status_of as store_status};
 use crate::store::files::sweep::Found;
 use crate::store::{self, Store};
 use query::Query;
@@ -17,7 +18,7 @@ use query::Query;
 /// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
 pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     let reply = if !origin_is_allowed(settings, request) {
-        Reply::error(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.")
+        Refusal::new(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.").reply()
     } else if let "" | "/" = request.path.as_str() {
         match page::application(request) {
             Some(application) => application,
@@ -39,10 +40,11 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
         let reply = ptth::answer(settings, request);
         return page::for_people(request, reply);
     } else {
-        Reply::error(
+        Refusal::new(
             Status::NotFound,
             "There is nothing at this path. After the relay's own URL there may be /bus/NAME (a bus), /cama/session (pipes), /frontend/servers/NAME/ (a server of PTTH) or /ws/CHANNEL (WebSockets).",
         )
+        .reply()
     };
     with_cors(settings, request, page::for_people(request, reply))
 }
@@ -120,26 +122,9 @@ fn options(request: &Request<'_>, allow: &str) -> Reply {
         .header("Access-Control-Max-Age", "86400")
 }
 
-/// The status of a failure of the store, as every protocol gives it.
-fn store_status(error: &store::Error) -> Status {
-    match error {
-        store::Error::DiskFull(_) => Status::InsufficientStorage,
-        store::Error::QueueFull(_) => Status::TooManyRequests,
-        store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
-        store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret | store::Error::BadRegistry(_) => {
-            Status::InternalServerError
-        }
-    }
-}
-
-/// A refusal, and when it is worth another try: soon where somebody only has to read, later where somebody has to leave.
+/// A refusal of a protocol that has its own type for one.
 fn refuse(status: Status, sentence: &str) -> Reply {
-    let reply = Reply::error(status, sentence);
-    match status {
-        Status::TooManyRequests => reply.header("Retry-After", "1"),
-        Status::ServiceUnavailable => reply.header("Retry-After", "30"),
-        _ => reply,
-    }
+    Refusal::new(status, sentence.to_owned()).reply()
 }
 
 fn stream_head() -> Reply {
