@@ -9,7 +9,7 @@
 //! has, a file that Windows has renamed) is an [`Oddity`], of which the owner is told.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -185,39 +185,24 @@ fn unreadable(setting: &str, wanted: &str) -> SettingError {
 
 impl Settings {
     /// Reads the environment and the settings file of the data folder: `data_dir` if it is given, else the one that the
-    /// environment names, else the one that the file beside the program names, else `default_data_dir`.
+    /// environment names, else the one that the file beside the program names, else `default_data_dir`, which is told the
+    /// program's folder.
     ///
     /// # Errors
     /// The first setting that cannot be read.
-    pub fn read(data_dir: Option<PathBuf>, default_data_dir: impl FnOnce() -> PathBuf) -> Result<Self, SettingError> {
-        let in_environment = || std::env::var_os(DATA_DIR).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    pub fn read(
+        data_dir: Option<PathBuf>,
+        default_data_dir: impl FnOnce(&Path) -> PathBuf,
+    ) -> Result<Self, SettingError> {
         let data_dir = match data_dir.or_else(in_environment) {
             Some(data_dir) => data_dir,
-            None => named_beside(&program_folder())?.unwrap_or_else(default_data_dir),
+            None => beside_program(default_data_dir)?,
         };
         let text = read_file(&data_dir)?;
-        let lines = lines(&text)?;
-        if let Some(line) = lines.iter().find(|line| line.key == DATA_DIR) {
-            let wanted = format!(
-                "line {} of the settings.conf in the data folder comes too late for it; write it into the server's \
-                 configuration, or into a settings.conf beside the program",
-                line.number
-            );
-            return Err(unreadable(DATA_DIR, &wanted));
-        }
-        let environment = |key: &str| match std::env::var(key) {
-            Ok(value) => Ok(Some(value)),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => Err(unreadable(key, "it must be UTF-8")),
-        };
-        // What is asked for below is what there is: no second list of names that could be forgotten.
-        let known = RefCell::new(BTreeSet::from([DATA_DIR.to_owned()]));
-        let mut settings = Self::from_lookup(data_dir, |key| {
-            known.borrow_mut().insert(key.to_owned());
-            let in_file = || lines.iter().find(|line| line.key == key).map(|line| line.value.to_owned());
-            Ok(environment(key)?.or_else(in_file))
-        })?;
-        settings.oddities.extend(unknown(&lines, &known.borrow()));
+        let given = Given::new(std::env::vars_os(), lines(&text)?);
+        given.refuse_data_dir()?;
+        let mut settings = Self::from_lookup(data_dir, |key| given.get(key))?;
+        settings.oddities.extend(given.without_effect());
         Ok(settings)
     }
 
@@ -236,22 +221,8 @@ impl Settings {
         let default = Self::default();
         let mut settings = Self {
             data_dir,
-            jwt_secret: match get("JWT_SECRET")? {
-                Some(secret) if secret.is_empty() => {
-                    return Err(unreadable(
-                        "JWT_SECRET",
-                        "it is set but empty; remove it, or give it a long random text",
-                    ));
-                }
-                secret => secret,
-            },
-            prefix: match get("RELAY_PREFIX")? {
-                Some(prefix) if prefix.is_empty() => None,
-                Some(prefix) if prefix.len() > 64 || prefix.chars().any(char::is_control) => {
-                    return Err(unreadable("RELAY_PREFIX", "it must be at most 64 bytes without control characters"));
-                }
-                prefix => prefix,
-            },
+            jwt_secret: secret(get("JWT_SECRET")?)?,
+            prefix: prefix(get("RELAY_PREFIX")?)?,
             allowed_origins: origins(get("RELAY_ALLOWED_ORIGINS")?)?,
             max_body: whole(&get, "RELAY_MAX_BODY", default.max_body)?,
             max_queue: whole(&get, "RELAY_MAX_QUEUE", default.max_queue)?,
@@ -264,10 +235,7 @@ impl Settings {
             session_lifetime: positive_time(&get, "RELAY_SESSION_LIFETIME", 1.0, default.session_lifetime)?,
             bus_lifetime: positive_time(&get, "RELAY_BUS_LIFETIME", 1.0, default.bus_lifetime)?,
             keep_alive: positive_time(&get, "RELAY_KEEP_ALIVE", 1.0, default.keep_alive)?,
-            poll_tick: match get("RELAY_POLL_TICK")? {
-                None => None,
-                Some(_) => Some(positive_time(&get, "RELAY_POLL_TICK", 0.001, Duration::ZERO)?),
-            },
+            poll_tick: optional_time(&get, "RELAY_POLL_TICK", 0.001)?,
             grace: time(&get, "RELAY_GRACE", 1.0, default.grace)?,
             max_pipes: whole(&get, "RELAY_MAX_PIPES", default.max_pipes)?,
             pipe_timeout: positive_time(&get, "RELAY_PIPE_TIMEOUT", 1.0, default.pipe_timeout)?,
@@ -275,27 +243,43 @@ impl Settings {
             ws_handler: get("RELAY_WS_HANDLER")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
             ws_protocols: protocols(get("RELAY_WS_PROTOCOLS")?)?,
             max_handlers: whole(&get, "RELAY_MAX_HANDLERS", default.max_handlers)?,
-            ws_loop: match (get("RELAY_WS_LOOP")?, get("WEBSOCKET_SELECT_TIMEOUT")?) {
-                (Some(_), _) => Some(positive_time(&get, "RELAY_WS_LOOP", 1.0, Duration::ZERO)?),
-                (None, Some(_)) => Some(positive_time(&get, "WEBSOCKET_SELECT_TIMEOUT", 1e-6, Duration::ZERO)?),
-                (None, None) => None,
+            ws_loop: match optional_time(&get, "RELAY_WS_LOOP", 1.0)? {
+                None => optional_time(&get, "WEBSOCKET_SELECT_TIMEOUT", 1e-6)?,
+                time => time,
             },
             ws_pipe: get("WEBSOCKET_XHR_PIPE_FILE")?.filter(|path| !path.is_empty()).map(PathBuf::from),
             listen: listen(get("WEBSOCKET_LISTENING_ADDRESS")?, get("WEBSOCKET_LISTENING_PORT")?),
             trusted_proxies: proxies(get("RELAY_TRUSTED_PROXIES")?)?,
             oddities: Vec::new(),
         };
-        if settings.grace > settings.session_lifetime {
+        settings.judge()?;
+        Ok(settings)
+    }
+
+    /// Looks at settings that can be read, but fit neither each other nor their purpose.
+    fn judge(&mut self) -> Result<(), SettingError> {
+        if self.grace > self.session_lifetime {
             return Err(unreadable("RELAY_GRACE", "it must not be longer than RELAY_SESSION_LIFETIME"));
         }
-        if settings.jwt_secret.as_ref().is_some_and(|secret| secret.len() < SHORTEST_SECRET) {
+        if self.jwt_secret.as_ref().is_some_and(|secret| secret.len() < SHORTEST_SECRET) {
             let sentence = "JWT_SECRET is shorter than 32 bytes: it can be guessed, and tokens forged with it.";
             let cure =
                 "Take a longer one, such as `openssl rand -hex 32` prints; or none, and the relay makes its own.";
-            settings.oddities.push(Oddity::new(sentence, cure));
+            self.oddities.push(Oddity::new(sentence, cure));
         }
-        Ok(settings)
+        Ok(())
     }
+}
+
+/// The data folder that the environment names.
+fn in_environment() -> Option<PathBuf> {
+    std::env::var_os(DATA_DIR).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+/// The data folder that the settings file beside the program names, or else the default.
+fn beside_program(default: impl FnOnce(&Path) -> PathBuf) -> Result<PathBuf, SettingError> {
+    let folder = program_folder();
+    Ok(named_beside(&folder)?.unwrap_or_else(|| default(&folder)))
 }
 
 /// The folder that the program is in. In a chroot without `/proc` the program does not know; then web servers have made it
@@ -381,24 +365,6 @@ fn lines(text: &str) -> Result<Vec<Line<'_>>, SettingError> {
     Ok(lines)
 }
 
-/// The names that are meant for a relay and no setting's. A settings file may have others, which are for other programs;
-/// what does not look like a name is not shown: it may be a secret.
-fn unknown(lines: &[Line<'_>], known: &BTreeSet<String>) -> Vec<Oddity> {
-    const CURE: &str = "Correct its name, or remove it; the README lists all settings.";
-    let is_ours = |key: &str| key.starts_with("RELAY_") || key.starts_with("JWT_");
-    let is_name = |key: &str| key.len() <= 64 && key.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
-    let in_file = lines.iter().filter(|line| is_ours(line.key) && !known.contains(line.key)).map(|line| {
-        let name = if is_name(line.key) { format!(": there is no {}", line.key) } else { String::new() };
-        Oddity::new(format!("Line {} of `settings.conf` has no effect{name}.", line.number), CURE)
-    });
-    let in_environment = std::env::vars_os().filter_map(|(key, _)| {
-        let key = key.into_string().ok()?;
-        let is_unknown = key.starts_with("RELAY_") && is_name(&key) && !known.contains(&key);
-        is_unknown.then(|| Oddity::new(format!("The variable {key} has no effect: there is no such setting."), CURE))
-    });
-    in_file.chain(in_environment).collect()
-}
-
 /// Files that were meant to be the settings file of that folder.
 fn mistaken_files(folder: &Path, place: &str) -> Vec<Oddity> {
     // Where there is no folder, or none that may be looked into, the store has something to say.
@@ -411,6 +377,73 @@ fn mistaken_files(folder: &Path, place: &str) -> Vec<Oddity> {
         Oddity::new(format!("The file `{name}` {place} has no effect."), "Rename it: it must be `settings.conf`.")
     };
     names.into_iter().map(oddity).collect()
+}
+
+/// How the names of all settings begin, so that the environment is looked through once.
+const PREFIXES: [&str; 3] = ["JWT_", "RELAY_", "WEBSOCKET_"];
+
+/// What the owner has set, in the environment and in the settings file.
+struct Given<'a> {
+    variables: Vec<(String, OsString)>,
+    lines: Vec<Line<'a>>,
+    /// The names for which no setting has asked yet, so that no second list of names could be forgotten.
+    unasked: RefCell<Vec<String>>,
+}
+
+impl<'a> Given<'a> {
+    fn new(environment: impl Iterator<Item = (OsString, OsString)>, lines: Vec<Line<'a>>) -> Self {
+        let as_text = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value));
+        let is_setting = |(key, _): &(String, OsString)| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+        let variables: Vec<_> = environment.filter_map(as_text).filter(is_setting).collect();
+        let names = variables.iter().map(|(key, _)| key.as_str()).chain(lines.iter().map(|line| line.key));
+        let unasked = names.filter(|key| *key != DATA_DIR).map(str::to_owned).collect();
+        Self { variables, lines, unasked: RefCell::new(unasked) }
+    }
+
+    /// The data folder's own file cannot say where the data folder is.
+    fn refuse_data_dir(&self) -> Result<(), SettingError> {
+        let Some(line) = self.lines.iter().find(|line| line.key == DATA_DIR) else { return Ok(()) };
+        let wanted = format!(
+            "line {} of the settings.conf in the data folder comes too late for it; write it into the server's \
+             configuration, or into a settings.conf beside the program",
+            line.number
+        );
+        Err(unreadable(DATA_DIR, &wanted))
+    }
+
+    /// What a setting was given. The environment wins.
+    fn get(&self, key: &str) -> Result<Option<String>, SettingError> {
+        self.unasked.borrow_mut().retain(|name| name != key);
+        match self.variables.iter().find(|(name, _)| name == key) {
+            Some((_, value)) => {
+                value.to_str().map(|value| Some(value.to_owned())).ok_or_else(|| unreadable(key, "it must be UTF-8"))
+            }
+            None => Ok(self.lines.iter().find(|line| line.key == key).map(|line| line.value.to_owned())),
+        }
+    }
+
+    /// The names that are meant for a relay and no setting's. A settings file may have others, which are for other programs;
+    /// what does not look like a name is not shown: it may be a secret.
+    fn without_effect(self) -> Vec<Oddity> {
+        const CURE: &str = "Correct its name, or remove it; the README lists all settings.";
+        let unasked = self.unasked.into_inner();
+        let is_name = |key: &str| key.len() <= 64 && key.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        let is_stray = |key: &str, prefixes: &[&str]| {
+            unasked.iter().any(|name| name == key) && prefixes.iter().any(|prefix| key.starts_with(prefix))
+        };
+        let in_file = self.lines.iter().filter(|line| is_stray(line.key, &["RELAY_", "JWT_"])).map(|line| {
+            let name = if is_name(line.key) { format!(": there is no {}", line.key) } else { String::new() };
+            Oddity::new(format!("Line {} of `settings.conf` has no effect{name}.", line.number), CURE)
+        });
+        let is_stray_variable = |key: &&String| is_stray(key, &["RELAY_"]) && is_name(key);
+        let in_environment = self
+            .variables
+            .iter()
+            .map(|(key, _)| key)
+            .filter(is_stray_variable)
+            .map(|key| Oddity::new(format!("The variable {key} has no effect: there is no such setting."), CURE));
+        in_file.chain(in_environment).collect()
+    }
 }
 
 type Lookup<'a> = &'a dyn Fn(&str) -> Result<Option<String>, SettingError>;
@@ -438,6 +471,28 @@ fn positive_time(get: Lookup, key: &str, unit: f64, default: Duration) -> Result
     match time(get, key, unit, default)? {
         short if short < Duration::from_millis(1) => Err(unreadable(key, "it must be at least a millisecond")),
         duration => Ok(duration),
+    }
+}
+
+fn optional_time(get: Lookup, key: &str, unit: f64) -> Result<Option<Duration>, SettingError> {
+    get(key)?.map(|_| positive_time(get, key, unit, Duration::ZERO)).transpose()
+}
+
+fn secret(text: Option<String>) -> Result<Option<String>, SettingError> {
+    match text {
+        Some(secret) if secret.is_empty() => {
+            Err(unreadable("JWT_SECRET", "it is set but empty; remove it, or give it a long random text"))
+        }
+        secret => Ok(secret),
+    }
+}
+
+fn prefix(text: Option<String>) -> Result<Option<String>, SettingError> {
+    match text.filter(|prefix| !prefix.is_empty()) {
+        Some(prefix) if prefix.len() > 64 || prefix.chars().any(char::is_control) => {
+            Err(unreadable("RELAY_PREFIX", "it must be at most 64 bytes without control characters"))
+        }
+        prefix => Ok(prefix),
     }
 }
 
@@ -570,13 +625,25 @@ mod tests {
 
     #[test]
     fn a_name_that_no_setting_has_is_told_and_a_secret_in_its_place_is_not() {
-        let known = BTreeSet::from(["RELAY_PREFIX".to_owned()]);
-        let file = "RELAY_PREFIX=1\nRELAY_PREFX=2\nOTHER=3\nJWT_SECRET: hidden=\nRELAY_HIDDEN-=";
-        let told: Vec<_> = unknown(&lines(file).unwrap(), &known).into_iter().map(|oddity| oddity.sentence).collect();
-        assert_eq!(told.len(), 3, "{told:?}");
+        let file = "RELAY_PREFIX=1\nRELAY_PREFX=2\nOTHER=3\nJWT_SECRET: hidden=\nRELAY_HIDDEN-=\nRELAY_MAX_HOSTS=4";
+        let variables = [("RELAY_MAX_HOSTS", "1"), ("RELAY_MAX_HOST", "2"), ("OTHER", "3"), ("RELAY_DATA_DIR", "4")];
+        let variables = variables.map(|(key, value)| (OsString::from(key), OsString::from(value)));
+        let given = Given::new(variables.into_iter(), lines(file).unwrap());
+        let settings = Settings::from_lookup(PathBuf::new(), |key| given.get(key)).unwrap();
+        assert_eq!((settings.prefix.as_deref(), settings.max_hosts), (Some("1"), 1), "the environment wins");
+        let told: Vec<_> = given.without_effect().into_iter().map(|oddity| oddity.sentence).collect();
+        assert_eq!(told.len(), 4, "{told:?}");
         assert!(told[0].contains("Line 2") && told[0].contains("RELAY_PREFX"), "{told:?}");
         assert!(told[1].contains("Line 4") && !told[1].contains("hidden"), "{told:?}");
         assert!(told[2].contains("Line 5") && !told[2].contains("HIDDEN"), "{told:?}");
+        assert!(told[3].contains("variable RELAY_MAX_HOST "), "{told:?}");
+    }
+
+    #[test]
+    fn every_setting_is_found_in_the_environment() {
+        let is_found = |key: &str| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+        let get = |key: &str| if is_found(key) { Ok(None) } else { Err(unreadable(key, "no prefix is its beginning")) };
+        assert_eq!(Settings::from_lookup(PathBuf::from("data"), get), Ok(Settings::default()));
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! length or is chunked, never both; lines end with CR LF; nothing is folded.
 
 use super::forwarded::Asker;
-use super::{BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status};
+use super::{
+    Application, BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status,
+};
 use crate::config::Settings;
-use crate::protocol;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
@@ -141,6 +142,7 @@ fn file_at(path: &Path) -> Option<(u64, u64)> {
 
 /// What all connections share.
 struct Server {
+    application: &'static dyn Application,
     settings: Settings,
     quiet: bool,
     connections: AtomicUsize,
@@ -172,12 +174,13 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Serves until SIGTERM, SIGINT or SIGHUP. `started` is called once connections are accepted, with the address; if it
+/// Serves an application until SIGTERM, SIGINT or SIGHUP. `started` is called once connections are accepted, with the address; if it
 /// fails, nothing is served.
 ///
 /// # Errors
 /// When it cannot listen there, or cannot catch signals; or that of `started`.
 pub fn serve(
+    application: &'static dyn Application,
     address: &Address,
     settings: Settings,
     quiet: bool,
@@ -193,18 +196,19 @@ pub fn serve(
     })?;
     let most = settings.max_connections.min(memory_maps() / MAPS_OF_THREAD);
     let server = Arc::new(Server {
+        application,
         settings,
         quiet,
         connections: AtomicUsize::new(0),
         refused: AtomicUsize::new(0),
         answering: AtomicUsize::new(0),
     });
-    let sweeper = Arc::clone(&server);
+    let worker = Arc::clone(&server);
     std::thread::Builder::new().stack_size(STACK_SIZE).spawn(move || {
         loop {
             std::thread::sleep(Duration::from_millis(500));
-            if protocol::sweep_is_due(&sweeper.settings) {
-                protocol::sweep_some(&sweeper.settings);
+            if application.has_work(&worker.settings) {
+                application.work(&worker.settings);
             }
         }
     })?;
@@ -729,7 +733,7 @@ impl Connection {
         };
         let reply = match target {
             Err(malformed) => malformed.reply(),
-            Ok((path, raw_path, query)) => protocol::answer(
+            Ok((path, raw_path, query)) => server.application.answer(
                 &server.settings,
                 &mut Request {
                     method: head.method.clone(),

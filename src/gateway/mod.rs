@@ -3,11 +3,13 @@
 //! A handler gets a [`Request`] with a readable body and returns a [`Reply`]: either a whole one, or a head with a
 //! function that writes to the [`Outgoing`] stream for as long as it likes.
 
+mod application;
 pub mod cgi;
 mod forwarded;
 #[cfg(feature = "serve")]
 pub mod http;
 
+pub use application::Application;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::writev;
