@@ -8,24 +8,17 @@
 //! A line that cannot have an effect is an error. What has none although it could be meant well (a name that no setting
 //! has, a file that Windows has renamed) is an [`Oddity`], of which the owner is told.
 
-use std::cell::RefCell;
-use std::ffi::OsString;
-use std::fmt;
+mod given;
+
+use crate::syntax::is_token;
+use given::{Given, beside_program, in_environment, mistaken_files, program_folder, read_file, unreadable};
+pub use given::{Oddity, SettingError};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The file of settings inside the data folder, and the name of the one beside the program.
-pub const SETTINGS_FILE: &str = "settings.conf";
-
-/// The one setting that the file beside the program may have.
-const DATA_DIR: &str = "RELAY_DATA_DIR";
-
 /// HS256 wants a key as long as its hash (RFC 7518, 3.2).
 const SHORTEST_SECRET: usize = 32;
-
-/// What [`SETTINGS_FILE`] is called by mistake, in lower case: Windows hides the last part of a name, and adds one.
-const MISTAKEN_NAMES: [&str; 4] = [SETTINGS_FILE, "settings.conf.txt", "settings.conf.conf", "settings.txt"];
 
 /// The settings of one relay. [`Settings::default`] is a relay that nobody has configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,26 +85,6 @@ pub struct Settings {
     pub oddities: Vec<Oddity>,
 }
 
-/// Something about the settings that its owner wants to know, although the relay can work with it. It never shows a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Oddity {
-    /// What it is, in a sentence.
-    pub sentence: String,
-    /// What to do.
-    pub cure: String,
-}
-
-impl Oddity {
-    fn new(sentence: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), cure: cure.into() }
-    }
-
-    /// Tells the operator, on stderr.
-    pub fn log(&self) {
-        say!("uhst-relay: {} {}", self.sentence, self.cure);
-    }
-}
-
 /// The reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies {
@@ -164,25 +137,6 @@ impl Default for Settings {
     }
 }
 
-/// A setting that cannot be read. It names the setting, never its value: that may be the secret.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SettingError {
-    setting: String,
-    wanted: String,
-}
-
-impl fmt::Display for SettingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "The setting {} cannot be read: {}.", self.setting, self.wanted)
-    }
-}
-
-impl std::error::Error for SettingError {}
-
-fn unreadable(setting: &str, wanted: &str) -> SettingError {
-    SettingError { setting: setting.to_owned(), wanted: wanted.to_owned() }
-}
-
 impl Settings {
     /// Reads the environment and the settings file of the data folder: `data_dir` if it is given, else the one that the
     /// environment names, else the one that the file beside the program names, else `default_data_dir`, which is told the
@@ -199,7 +153,7 @@ impl Settings {
             None => beside_program(default_data_dir)?,
         };
         let text = read_file(&data_dir)?;
-        let given = Given::new(std::env::vars_os(), lines(&text)?);
+        let given = Given::read(std::env::vars_os(), &text)?;
         given.refuse_data_dir()?;
         let mut settings = Self::from_lookup(data_dir, |key| given.get(key))?;
         settings.oddities.extend(given.without_effect());
@@ -268,181 +222,6 @@ impl Settings {
             self.oddities.push(Oddity::new(sentence, cure));
         }
         Ok(())
-    }
-}
-
-/// The data folder that the environment names.
-fn in_environment() -> Option<PathBuf> {
-    std::env::var_os(DATA_DIR).filter(|dir| !dir.is_empty()).map(PathBuf::from)
-}
-
-/// The data folder that the settings file beside the program names, or else the default.
-fn beside_program(default: impl FnOnce(&Path) -> PathBuf) -> Result<PathBuf, SettingError> {
-    let folder = program_folder();
-    Ok(named_beside(&folder)?.unwrap_or_else(|| default(&folder)))
-}
-
-/// The folder that the program is in. In a chroot without `/proc` the program does not know; then web servers have made it
-/// the current one, or named the program with its whole path (RFC 3875, 7.2).
-#[must_use]
-pub fn program_folder() -> PathBuf {
-    let program = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
-    program.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).to_owned()
-}
-
-/// The data folder that the settings file beside the program names, if there is such a file.
-fn named_beside(program_folder: &Path) -> Result<Option<PathBuf>, SettingError> {
-    let Some(text) = read_if_there(&program_folder.join(SETTINGS_FILE), "beside the program")? else { return Ok(None) };
-    let lines = lines(&text)?;
-    if let Some(line) = lines.iter().find(|line| line.key != DATA_DIR) {
-        let wanted = format!(
-            "line {} of the one beside the program is not RELAY_DATA_DIR, and everything else belongs into the one in the \
-             data folder, which the web cannot see",
-            line.number
-        );
-        return Err(unreadable(SETTINGS_FILE, &wanted));
-    }
-    // They would be part of a name, which begins a folder in the midst of what the web can see.
-    if lines.iter().any(|line| line.value.starts_with(['"', '\''])) {
-        return Err(unreadable(DATA_DIR, "it must be without quotation marks"));
-    }
-    Ok(lines.first().filter(|line| !line.value.is_empty()).map(|line| program_folder.join(line.value)))
-}
-
-/// The settings file of the data folder, empty where there is none.
-fn read_file(data_dir: &Path) -> Result<String, SettingError> {
-    use rustix::fs::{Access, access};
-    // Whoever may not even enter the folder is told so by the store: this file is not what is wrong.
-    if access(data_dir, Access::EXEC_OK) == Err(rustix::io::Errno::ACCESS) {
-        return Ok(String::new());
-    }
-    Ok(read_if_there(&data_dir.join(SETTINGS_FILE), "in the data folder")?.unwrap_or_default())
-}
-
-/// A settings file. It may hold the secret, so nothing of it is ever shown.
-fn read_if_there(path: &Path, place: &str) -> Result<Option<String>, SettingError> {
-    use std::io::ErrorKind::{InvalidData, NotADirectory, NotFound, PermissionDenied};
-    let wanted = match std::fs::read_to_string(path) {
-        Ok(text) => return Ok(Some(text)),
-        // No file, or no data folder yet, or (ENOTDIR) no folder at all: the store says what is wrong with that.
-        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(None),
-        Err(error) if error.kind() == PermissionDenied => {
-            format!("the relay's user may not read the one {place}; its owner allows that with permissions 644")
-        }
-        Err(error) if error.kind() == InvalidData => format!("the one {place} must be a text in UTF-8"),
-        Err(error) => format!("the one {place} gives '{}'", error.kind()),
-    };
-    Err(unreadable(SETTINGS_FILE, &wanted))
-}
-
-/// A line of a settings file.
-#[derive(Debug, PartialEq, Eq)]
-struct Line<'a> {
-    number: usize,
-    key: &'a str,
-    value: &'a str,
-}
-
-/// The lines of a settings file that set something. One that cannot is an error.
-fn lines(text: &str) -> Result<Vec<Line<'_>>, SettingError> {
-    let mut lines: Vec<Line<'_>> = Vec::new();
-    // Windows puts a byte order mark in front.
-    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let (line, number) = (line.trim(), index + 1);
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=') else {
-            return Err(unreadable(SETTINGS_FILE, &format!("line {number} has no = in it")));
-        };
-        let line = Line { number, key: key.trim(), value: value.trim() };
-        if let Some(earlier) = lines.iter().find(|earlier| earlier.key == line.key) {
-            let wanted = format!("line {number} sets again what line {} has set", earlier.number);
-            return Err(unreadable(SETTINGS_FILE, &wanted));
-        }
-        lines.push(line);
-    }
-    Ok(lines)
-}
-
-/// Files that were meant to be the settings file of that folder.
-fn mistaken_files(folder: &Path, place: &str) -> Vec<Oddity> {
-    // Where there is no folder, or none that may be looked into, the store has something to say.
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let is_mistaken =
-        |name: &String| name != SETTINGS_FILE && MISTAKEN_NAMES.contains(&name.to_ascii_lowercase().as_str());
-    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).filter(is_mistaken).collect();
-    names.sort();
-    let oddity = |name: String| {
-        Oddity::new(format!("The file `{name}` {place} has no effect."), "Rename it: it must be `settings.conf`.")
-    };
-    names.into_iter().map(oddity).collect()
-}
-
-/// How the names of all settings begin, so that the environment is looked through once.
-const PREFIXES: [&str; 3] = ["JWT_", "RELAY_", "WEBSOCKET_"];
-
-/// What the owner has set, in the environment and in the settings file.
-struct Given<'a> {
-    variables: Vec<(String, OsString)>,
-    lines: Vec<Line<'a>>,
-    /// The names for which no setting has asked yet, so that no second list of names could be forgotten.
-    unasked: RefCell<Vec<String>>,
-}
-
-impl<'a> Given<'a> {
-    fn new(environment: impl Iterator<Item = (OsString, OsString)>, lines: Vec<Line<'a>>) -> Self {
-        let as_text = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value));
-        let is_setting = |(key, _): &(String, OsString)| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
-        let variables: Vec<_> = environment.filter_map(as_text).filter(is_setting).collect();
-        let names = variables.iter().map(|(key, _)| key.as_str()).chain(lines.iter().map(|line| line.key));
-        let unasked = names.filter(|key| *key != DATA_DIR).map(str::to_owned).collect();
-        Self { variables, lines, unasked: RefCell::new(unasked) }
-    }
-
-    /// The data folder's own file cannot say where the data folder is.
-    fn refuse_data_dir(&self) -> Result<(), SettingError> {
-        let Some(line) = self.lines.iter().find(|line| line.key == DATA_DIR) else { return Ok(()) };
-        let wanted = format!(
-            "line {} of the settings.conf in the data folder comes too late for it; write it into the server's \
-             configuration, or into a settings.conf beside the program",
-            line.number
-        );
-        Err(unreadable(DATA_DIR, &wanted))
-    }
-
-    /// What a setting was given. The environment wins.
-    fn get(&self, key: &str) -> Result<Option<String>, SettingError> {
-        self.unasked.borrow_mut().retain(|name| name != key);
-        match self.variables.iter().find(|(name, _)| name == key) {
-            Some((_, value)) => {
-                value.to_str().map(|value| Some(value.to_owned())).ok_or_else(|| unreadable(key, "it must be UTF-8"))
-            }
-            None => Ok(self.lines.iter().find(|line| line.key == key).map(|line| line.value.to_owned())),
-        }
-    }
-
-    /// The names that are meant for a relay and no setting's. A settings file may have others, which are for other programs;
-    /// what does not look like a name is not shown: it may be a secret.
-    fn without_effect(self) -> Vec<Oddity> {
-        const CURE: &str = "Correct its name, or remove it; the README lists all settings.";
-        let unasked = self.unasked.into_inner();
-        let is_name = |key: &str| key.len() <= 64 && key.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
-        let is_stray = |key: &str, prefixes: &[&str]| {
-            unasked.iter().any(|name| name == key) && prefixes.iter().any(|prefix| key.starts_with(prefix))
-        };
-        let in_file = self.lines.iter().filter(|line| is_stray(line.key, &["RELAY_", "JWT_"])).map(|line| {
-            let name = if is_name(line.key) { format!(": there is no {}", line.key) } else { String::new() };
-            Oddity::new(format!("Line {} of `settings.conf` has no effect{name}.", line.number), CURE)
-        });
-        let is_stray_variable = |key: &&String| is_stray(key, &["RELAY_"]) && is_name(key);
-        let in_environment = self
-            .variables
-            .iter()
-            .map(|(key, _)| key)
-            .filter(is_stray_variable)
-            .map(|key| Oddity::new(format!("The variable {key} has no effect: there is no such setting."), CURE));
-        in_file.chain(in_environment).collect()
     }
 }
 
@@ -520,7 +299,7 @@ fn origins(list: Option<String>) -> Result<Vec<String>, SettingError> {
 fn protocols(list: Option<String>) -> Result<Vec<String>, SettingError> {
     let list = list.unwrap_or_default();
     let protocols = list.split(',').map(str::trim).filter(|protocol| !protocol.is_empty());
-    let checked = protocols.map(|protocol| crate::ws::is_token(protocol).then(|| protocol.to_owned()));
+    let checked = protocols.map(|protocol| is_token(protocol).then(|| protocol.to_owned()));
     let wanted = "it must be a list of names without spaces, such as chat.v2,chat.v1";
     checked.collect::<Option<_>>().ok_or_else(|| unreadable("RELAY_WS_PROTOCOLS", wanted))
 }
@@ -553,6 +332,7 @@ fn proxies(list: Option<String>) -> Result<TrustedProxies, SettingError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsString;
 
     fn from(pairs: &[(&str, &str)]) -> Result<Settings, SettingError> {
         Settings::from_lookup(PathBuf::from("data"), |key| {
@@ -608,27 +388,11 @@ mod tests {
     }
 
     #[test]
-    fn a_settings_file_has_comments_and_white_space() {
-        let file = "\u{feff}# RELAY_PREFIX=no\r\n RELAY_PREFIX = yes \r\n\n  # more\nJWT_SECRET=a=b\n";
-        let line = |number, key, value| Line { number, key, value };
-        assert_eq!(lines(file), Ok(vec![line(2, "RELAY_PREFIX", "yes"), line(5, "JWT_SECRET", "a=b")]));
-    }
-
-    #[test]
-    fn a_line_that_cannot_have_an_effect_is_an_error_that_does_not_show_it() {
-        for (file, number) in [("RELAY_PREFIX: hidden", 1), ("\nhidden\n", 2), ("A=1\nhidden=2\nhidden = 3", 3)] {
-            let error = lines(file).unwrap_err().to_string();
-            assert!(error.contains(&format!("line {number}")) && error.contains(SETTINGS_FILE), "{error}");
-            assert!(!error.contains("hidden"), "{error}");
-        }
-    }
-
-    #[test]
     fn a_name_that_no_setting_has_is_told_and_a_secret_in_its_place_is_not() {
         let file = "RELAY_PREFIX=1\nRELAY_PREFX=2\nOTHER=3\nJWT_SECRET: hidden=\nRELAY_HIDDEN-=\nRELAY_MAX_HOSTS=4";
         let variables = [("RELAY_MAX_HOSTS", "1"), ("RELAY_MAX_HOST", "2"), ("OTHER", "3"), ("RELAY_DATA_DIR", "4")];
         let variables = variables.map(|(key, value)| (OsString::from(key), OsString::from(value)));
-        let given = Given::new(variables.into_iter(), lines(file).unwrap());
+        let given = Given::read(variables.into_iter(), file).unwrap();
         let settings = Settings::from_lookup(PathBuf::new(), |key| given.get(key)).unwrap();
         assert_eq!((settings.prefix.as_deref(), settings.max_hosts), (Some("1"), 1), "the environment wins");
         let told: Vec<_> = given.without_effect().into_iter().map(|oddity| oddity.sentence).collect();
@@ -641,7 +405,7 @@ mod tests {
 
     #[test]
     fn every_setting_is_found_in_the_environment() {
-        let is_found = |key: &str| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+        let is_found = |key: &str| given::PREFIXES.iter().any(|prefix| key.starts_with(prefix));
         let get = |key: &str| if is_found(key) { Ok(None) } else { Err(unreadable(key, "no prefix is its beginning")) };
         assert_eq!(Settings::from_lookup(PathBuf::from("data"), get), Ok(Settings::default()));
     }
@@ -650,37 +414,5 @@ mod tests {
     fn a_secret_that_can_be_guessed_is_told() {
         assert_eq!(from(&[("JWT_SECRET", &"x".repeat(31))]).unwrap().oddities.len(), 1);
         assert_eq!(from(&[("JWT_SECRET", &"x".repeat(32))]).unwrap().oddities.len(), 0);
-    }
-
-    #[test]
-    fn the_file_beside_the_program_names_the_data_folder_and_nothing_else() {
-        let dir = crate::store::files::test_dir::TestDir::new();
-        let folder = dir.join("");
-        let named = |text: &str| {
-            std::fs::write(dir.join(SETTINGS_FILE), text).unwrap();
-            named_beside(&folder)
-        };
-        assert_eq!(named_beside(&folder), Ok(None));
-        assert_eq!(named("RELAY_DATA_DIR=/elsewhere"), Ok(Some(PathBuf::from("/elsewhere"))));
-        assert_eq!(named("RELAY_DATA_DIR=near"), Ok(Some(dir.join("near"))));
-        assert_eq!(named("RELAY_DATA_DIR="), Ok(None));
-        for quoted in ["RELAY_DATA_DIR=\"../near\"", "RELAY_DATA_DIR='/elsewhere'"] {
-            assert!(named(quoted).unwrap_err().to_string().contains("quotation marks"));
-        }
-        for text in ["JWT_SECRET=hidden", "RELAY_DATA_DIR=a\nRELAY_PREFIX=hidden", "hidden"] {
-            let error = named(text).unwrap_err().to_string();
-            assert!(error.contains(SETTINGS_FILE) && !error.contains("hidden"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_settings_file_under_another_name_is_told() {
-        let dir = crate::store::files::test_dir::TestDir::new();
-        for name in ["settings.conf", "settings.conf.bak", "Settings.conf", "settings.conf.txt", "other.txt"] {
-            std::fs::write(dir.join(name), "").unwrap();
-        }
-        let told: Vec<_> = mistaken_files(&dir.join(""), "here").into_iter().map(|oddity| oddity.sentence).collect();
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("`Settings.conf`") && told[1].contains("`settings.conf.txt`"), "{told:?}");
     }
 }

@@ -18,6 +18,7 @@
 //! - `far` (only with `serve`): the far end of PTTH, a small HTTP server that needs no open port.
 //! - [`ws`]: what an application does about a WebSocket: its event handlers, in Rust or in any language.
 //! - [`health`]: whether everything the relay needs works, and what to do where it does not.
+//! - [`syntax`], [`json`], [`hex`], [`clock`]: small pieces that belong to nobody.
 //! - `log`: lines on stderr, for which nobody waits.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
@@ -58,6 +59,7 @@ pub mod ptth;
 pub mod refusal;
 pub mod sse;
 pub mod store;
+pub mod syntax;
 pub mod token;
 pub mod transfer;
 pub mod ws;

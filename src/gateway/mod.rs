@@ -9,6 +9,7 @@ mod forwarded;
 #[cfg(feature = "serve")]
 pub mod http;
 
+pub(crate) use crate::syntax::digits;
 pub use application::Application;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -343,12 +344,6 @@ pub fn wait_for(fds: &mut Vec<PollFd<'_>>, limit: Duration) -> Woken {
         false if fds.iter().any(is_ready) => Woken::Knock,
         false => Woken::Tick,
     }
-}
-
-/// Digits and nothing else: `parse` would take a sign.
-pub(crate) fn digits(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-    text.parse().ok()
 }
 
 /// Writes to the outgoing stream until it is done.
@@ -842,20 +837,6 @@ impl Read for TimedReader<'_> {
                 Ok(_) => return Ok(rustix::io::read(self.fd, &mut *buffer)?),
                 Err(error) => return Err(error.into()),
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_length_is_digits_and_nothing_else() {
-        assert_eq!(digits(b"0"), Some(0));
-        assert_eq!(digits(b"1048576"), Some(1 << 20));
-        for wrong in ["", "+1", "-1", " 1", "1 ", "0x10", "1,2", "\u{a0}5", "99999999999999999999999"] {
-            assert_eq!(digits(wrong.as_bytes()), None, "{wrong}");
         }
     }
 }

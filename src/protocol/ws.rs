@@ -15,6 +15,7 @@ use crate::refusal::Refusal;
 use crate::sse;
 use crate::store::files::bus::{BusName, User};
 use crate::store::{self, Store};
+use crate::syntax::is_token;
 use crate::ws::link::{Heard, Link, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
 use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
@@ -241,7 +242,7 @@ fn visitor(request: &Request<'_>) -> Visitor {
     // No program could be started with one.
     environment.retain(|(_, value)| !value.contains('\0'));
     let offered = header("sec-websocket-protocol");
-    let offered = offered.split(',').map(str::trim).filter(|protocol| ws::is_token(protocol));
+    let offered = offered.split(',').map(str::trim).filter(|protocol| is_token(protocol));
     let cookie = header("cookie");
     let cookies = cookie.split(';').filter_map(|pair| pair.trim().split_once('='));
     Visitor {
