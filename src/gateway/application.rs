@@ -1,6 +1,7 @@
 //! What the doors lead to.
 
-use super::{Reply, Request};
+use super::reply::Reply;
+use super::request::Request;
 use crate::config::{SettingError, Settings};
 
 /// What a door asks of the application behind it, of which it knows nothing else.

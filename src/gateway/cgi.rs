@@ -1,11 +1,15 @@
 //! The door of a web server: RFC 3875, a process a request.
 
+use super::application::Application;
+use super::body::{BODY_TIME, Body, BodySource, TimedReader};
+use super::client::Client;
 use super::forwarded::Asker;
-use super::{
-    Application, BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status,
-    TimedReader, digits,
-};
+use super::outgoing::{Framing, Outgoing};
+use super::reply::{Content, Incoming, Reply, Status};
+use super::request::Request;
+use super::stop::{catch_signals, stop_signal};
 use crate::config::{SettingError, Settings, TrustedProxies};
+use crate::syntax::digits;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -49,12 +53,12 @@ pub fn run(application: &dyn Application) -> ExitCode {
     };
     // RFC 3875, 4.1.2: without CONTENT_LENGTH there is no body, except that servers which take the chunks out of a
     // chunked body leave its name behind; its end is then the end of the input.
-    let mut counted;
+    let mut sized;
     let mut no_length = NoLength;
     let malformed = match length.map(|text| digits(text.as_bytes())) {
         Some(Some(length)) => {
-            counted = Counted { reader, left: length };
-            request.body = Body { length: Some(length), is_awaited: true, reader: &mut counted };
+            sized = SizedBody { reader, left: length };
+            request.body = Body { length: Some(length), is_awaited: true, reader: &mut sized };
             false
         }
         Some(None) => true,
@@ -108,7 +112,7 @@ pub fn run(application: &dyn Application) -> ExitCode {
     if works {
         // lighttpd and Apache send SIGTERM as soon as they have the whole answer, which its length may tell: what comes after
         // it would never be finished.
-        let _ = super::catch_signals();
+        let _ = catch_signals();
     }
     let nph = is_nph(&text("SCRIPT_NAME"));
     if let Err(error) = send(&stdout, reply, nph, head_only) {
@@ -118,7 +122,7 @@ pub fn run(application: &dyn Application) -> ExitCode {
 
     // Before stderr is closed for that work, or the process ends.
     crate::log::flush();
-    let can_finish = super::stop_signal().is_some();
+    let can_finish = stop_signal().is_some();
     if let Ok(settings) = &settings
         && can_finish
         && (works || (is_stream && has_work()))
@@ -211,7 +215,7 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
         }
         Content::Upgrade(talk) => {
             out.extend_from_slice(b"Connection: Upgrade\r\n");
-            let _ = super::catch_signals();
+            let _ = catch_signals();
             let stdin = io::stdin();
             let input = Incoming { fd: stdin.as_fd(), begun: Vec::new(), head: out };
             talk(input, &mut Outgoing::new(stdout.as_fd(), Framing::WebServer, false));
@@ -222,7 +226,7 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
             let written = write_all(stdout, &out);
             if !head_only {
                 // Without it a signal kills the stream, which its peers notice within seconds.
-                let _ = super::catch_signals();
+                let _ = catch_signals();
                 produce(&mut Outgoing::new(stdout.as_fd(), Framing::WebServer, written.is_err()));
             }
             written
@@ -256,12 +260,12 @@ fn hush_shared_stderr() {
 }
 
 /// The first bytes of the input, as many as the body has.
-struct Counted<'a> {
+struct SizedBody<'a> {
     reader: TimedReader<'a>,
     left: u64,
 }
 
-impl Read for Counted<'_> {
+impl Read for SizedBody<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = Read::by_ref(&mut self.reader).take(self.left).read(buffer)?;
         self.left -= got as u64;
@@ -269,7 +273,7 @@ impl Read for Counted<'_> {
     }
 }
 
-impl Source for Counted<'_> {
+impl BodySource for SizedBody<'_> {
     fn awaited(&self) -> Option<BorrowedFd<'_>> {
         self.reader.awaited().filter(|_| self.left > 0)
     }
@@ -301,7 +305,7 @@ impl Source for Counted<'_> {
     }
 }
 
-impl Counted<'_> {
+impl SizedBody<'_> {
     /// So many have come; none where the body ends before its length.
     fn count(&mut self, bytes: u64) -> io::Result<()> {
         self.left -= bytes;
@@ -312,7 +316,7 @@ impl Counted<'_> {
 /// A body that cannot be read, because its end cannot be seen.
 struct NoLength;
 
-impl Source for NoLength {
+impl BodySource for NoLength {
     fn awaited(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -434,7 +438,7 @@ mod tests {
         assert_eq!(path(answer, "").as_deref(), Some("/7ZSFUKGV/http_response/0ab"));
         // In chunks.
         assert_eq!(path(answer, "/7ZSFUKGV/http_response/0ab"), None);
-        for uri in ["", "/x", "/cgi-bin/relay.cgi", "/cgi-bin/relay.cgi/7ZSFUKGV/http_response/../../bus/x"] {
+        for uri in ["", "/x", "/cgi-bin/relay.cgi/7ZSFUKGV/http_response/../../bus/x"] {
             assert_eq!(path(uri, ""), None, "{uri}");
         }
     }
