@@ -8,24 +8,17 @@
 //! A line that cannot have an effect is an error. What has none although it could be meant well (a name that no setting
 //! has, a file that Windows has renamed) is an [`Oddity`], of which the owner is told.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::fmt;
+mod given;
+
+use crate::syntax::is_token;
+use given::{Given, beside_program, in_environment, mistaken_files, program_folder, read_file, unreadable};
+pub use given::{Oddity, SettingError};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The file of settings inside the data folder, and the name of the one beside the program.
-pub const SETTINGS_FILE: &str = "settings.conf";
-
-/// The one setting that the file beside the program may have.
-const DATA_DIR: &str = "RELAY_DATA_DIR";
-
 /// HS256 wants a key as long as its hash (RFC 7518, 3.2).
 const SHORTEST_SECRET: usize = 32;
-
-/// What [`SETTINGS_FILE`] is called by mistake, in lower case: Windows hides the last part of a name, and adds one.
-const MISTAKEN_NAMES: [&str; 4] = [SETTINGS_FILE, "settings.conf.txt", "settings.conf.conf", "settings.txt"];
 
 /// The settings of one relay. [`Settings::default`] is a relay that nobody has configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,26 +85,6 @@ pub struct Settings {
     pub oddities: Vec<Oddity>,
 }
 
-/// Something about the settings that its owner wants to know, although the relay can work with it. It never shows a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Oddity {
-    /// What it is, in a sentence.
-    pub sentence: String,
-    /// What to do.
-    pub cure: String,
-}
-
-impl Oddity {
-    fn new(sentence: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), cure: cure.into() }
-    }
-
-    /// Tells the operator, on stderr.
-    pub fn log(&self) {
-        say!("uhst-relay: {} {}", self.sentence, self.cure);
-    }
-}
-
 /// The reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies {
@@ -164,60 +137,26 @@ impl Default for Settings {
     }
 }
 
-/// A setting that cannot be read. It names the setting, never its value: that may be the secret.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SettingError {
-    setting: String,
-    wanted: String,
-}
-
-impl fmt::Display for SettingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "The setting {} cannot be read: {}.", self.setting, self.wanted)
-    }
-}
-
-impl std::error::Error for SettingError {}
-
-fn unreadable(setting: &str, wanted: &str) -> SettingError {
-    SettingError { setting: setting.to_owned(), wanted: wanted.to_owned() }
-}
-
 impl Settings {
     /// Reads the environment and the settings file of the data folder: `data_dir` if it is given, else the one that the
-    /// environment names, else the one that the file beside the program names, else `default_data_dir`.
+    /// environment names, else the one that the file beside the program names, else `default_data_dir`, which is told the
+    /// program's folder.
     ///
     /// # Errors
     /// The first setting that cannot be read.
-    pub fn read(data_dir: Option<PathBuf>, default_data_dir: impl FnOnce() -> PathBuf) -> Result<Self, SettingError> {
-        let in_environment = || std::env::var_os(DATA_DIR).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    pub fn read(
+        data_dir: Option<PathBuf>,
+        default_data_dir: impl FnOnce(&Path) -> PathBuf,
+    ) -> Result<Self, SettingError> {
         let data_dir = match data_dir.or_else(in_environment) {
             Some(data_dir) => data_dir,
-            None => named_beside(&program_folder())?.unwrap_or_else(default_data_dir),
+            None => beside_program(default_data_dir)?,
         };
         let text = read_file(&data_dir)?;
-        let lines = lines(&text)?;
-        if let Some(line) = lines.iter().find(|line| line.key == DATA_DIR) {
-            let wanted = format!(
-                "line {} of the settings.conf in the data folder comes too late for it; write it into the server's \
-                 configuration, or into a settings.conf beside the program",
-                line.number
-            );
-            return Err(unreadable(DATA_DIR, &wanted));
-        }
-        let environment = |key: &str| match std::env::var(key) {
-            Ok(value) => Ok(Some(value)),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => Err(unreadable(key, "it must be UTF-8")),
-        };
-        // What is asked for below is what there is: no second list of names that could be forgotten.
-        let known = RefCell::new(BTreeSet::from([DATA_DIR.to_owned()]));
-        let mut settings = Self::from_lookup(data_dir, |key| {
-            known.borrow_mut().insert(key.to_owned());
-            let in_file = || lines.iter().find(|line| line.key == key).map(|line| line.value.to_owned());
-            Ok(environment(key)?.or_else(in_file))
-        })?;
-        settings.oddities.extend(unknown(&lines, &known.borrow()));
+        let given = Given::read(std::env::vars_os(), &text)?;
+        given.refuse_data_dir()?;
+        let mut settings = Self::from_lookup(data_dir, |key| given.get(key))?;
+        settings.oddities.extend(given.without_effect());
         Ok(settings)
     }
 
@@ -236,22 +175,8 @@ impl Settings {
         let default = Self::default();
         let mut settings = Self {
             data_dir,
-            jwt_secret: match get("JWT_SECRET")? {
-                Some(secret) if secret.is_empty() => {
-                    return Err(unreadable(
-                        "JWT_SECRET",
-                        "it is set but empty; remove it, or give it a long random text",
-                    ));
-                }
-                secret => secret,
-            },
-            prefix: match get("RELAY_PREFIX")? {
-                Some(prefix) if prefix.is_empty() => None,
-                Some(prefix) if prefix.len() > 64 || prefix.chars().any(char::is_control) => {
-                    return Err(unreadable("RELAY_PREFIX", "it must be at most 64 bytes without control characters"));
-                }
-                prefix => prefix,
-            },
+            jwt_secret: secret(get("JWT_SECRET")?)?,
+            prefix: prefix(get("RELAY_PREFIX")?)?,
             allowed_origins: origins(get("RELAY_ALLOWED_ORIGINS")?)?,
             max_body: whole(&get, "RELAY_MAX_BODY", default.max_body)?,
             max_queue: whole(&get, "RELAY_MAX_QUEUE", default.max_queue)?,
@@ -264,10 +189,7 @@ impl Settings {
             session_lifetime: positive_time(&get, "RELAY_SESSION_LIFETIME", 1.0, default.session_lifetime)?,
             bus_lifetime: positive_time(&get, "RELAY_BUS_LIFETIME", 1.0, default.bus_lifetime)?,
             keep_alive: positive_time(&get, "RELAY_KEEP_ALIVE", 1.0, default.keep_alive)?,
-            poll_tick: match get("RELAY_POLL_TICK")? {
-                None => None,
-                Some(_) => Some(positive_time(&get, "RELAY_POLL_TICK", 0.001, Duration::ZERO)?),
-            },
+            poll_tick: optional_time(&get, "RELAY_POLL_TICK", 0.001)?,
             grace: time(&get, "RELAY_GRACE", 1.0, default.grace)?,
             max_pipes: whole(&get, "RELAY_MAX_PIPES", default.max_pipes)?,
             pipe_timeout: positive_time(&get, "RELAY_PIPE_TIMEOUT", 1.0, default.pipe_timeout)?,
@@ -275,142 +197,32 @@ impl Settings {
             ws_handler: get("RELAY_WS_HANDLER")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
             ws_protocols: protocols(get("RELAY_WS_PROTOCOLS")?)?,
             max_handlers: whole(&get, "RELAY_MAX_HANDLERS", default.max_handlers)?,
-            ws_loop: match (get("RELAY_WS_LOOP")?, get("WEBSOCKET_SELECT_TIMEOUT")?) {
-                (Some(_), _) => Some(positive_time(&get, "RELAY_WS_LOOP", 1.0, Duration::ZERO)?),
-                (None, Some(_)) => Some(positive_time(&get, "WEBSOCKET_SELECT_TIMEOUT", 1e-6, Duration::ZERO)?),
-                (None, None) => None,
+            ws_loop: match optional_time(&get, "RELAY_WS_LOOP", 1.0)? {
+                None => optional_time(&get, "WEBSOCKET_SELECT_TIMEOUT", 1e-6)?,
+                time => time,
             },
             ws_pipe: get("WEBSOCKET_XHR_PIPE_FILE")?.filter(|path| !path.is_empty()).map(PathBuf::from),
             listen: listen(get("WEBSOCKET_LISTENING_ADDRESS")?, get("WEBSOCKET_LISTENING_PORT")?),
             trusted_proxies: proxies(get("RELAY_TRUSTED_PROXIES")?)?,
             oddities: Vec::new(),
         };
-        if settings.grace > settings.session_lifetime {
+        settings.judge()?;
+        Ok(settings)
+    }
+
+    /// Looks at settings that can be read, but fit neither each other nor their purpose.
+    fn judge(&mut self) -> Result<(), SettingError> {
+        if self.grace > self.session_lifetime {
             return Err(unreadable("RELAY_GRACE", "it must not be longer than RELAY_SESSION_LIFETIME"));
         }
-        if settings.jwt_secret.as_ref().is_some_and(|secret| secret.len() < SHORTEST_SECRET) {
+        if self.jwt_secret.as_ref().is_some_and(|secret| secret.len() < SHORTEST_SECRET) {
             let sentence = "JWT_SECRET is shorter than 32 bytes: it can be guessed, and tokens forged with it.";
             let cure =
                 "Take a longer one, such as `openssl rand -hex 32` prints; or none, and the relay makes its own.";
-            settings.oddities.push(Oddity::new(sentence, cure));
+            self.oddities.push(Oddity::new(sentence, cure));
         }
-        Ok(settings)
+        Ok(())
     }
-}
-
-/// The folder that the program is in. In a chroot without `/proc` the program does not know; then web servers have made it
-/// the current one, or named the program with its whole path (RFC 3875, 7.2).
-#[must_use]
-pub fn program_folder() -> PathBuf {
-    let program = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
-    program.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).to_owned()
-}
-
-/// The data folder that the settings file beside the program names, if there is such a file.
-fn named_beside(program_folder: &Path) -> Result<Option<PathBuf>, SettingError> {
-    let Some(text) = read_if_there(&program_folder.join(SETTINGS_FILE), "beside the program")? else { return Ok(None) };
-    let lines = lines(&text)?;
-    if let Some(line) = lines.iter().find(|line| line.key != DATA_DIR) {
-        let wanted = format!(
-            "line {} of the one beside the program is not RELAY_DATA_DIR, and everything else belongs into the one in the \
-             data folder, which the web cannot see",
-            line.number
-        );
-        return Err(unreadable(SETTINGS_FILE, &wanted));
-    }
-    // They would be part of a name, which begins a folder in the midst of what the web can see.
-    if lines.iter().any(|line| line.value.starts_with(['"', '\''])) {
-        return Err(unreadable(DATA_DIR, "it must be without quotation marks"));
-    }
-    Ok(lines.first().filter(|line| !line.value.is_empty()).map(|line| program_folder.join(line.value)))
-}
-
-/// The settings file of the data folder, empty where there is none.
-fn read_file(data_dir: &Path) -> Result<String, SettingError> {
-    use rustix::fs::{Access, access};
-    // Whoever may not even enter the folder is told so by the store: this file is not what is wrong.
-    if access(data_dir, Access::EXEC_OK) == Err(rustix::io::Errno::ACCESS) {
-        return Ok(String::new());
-    }
-    Ok(read_if_there(&data_dir.join(SETTINGS_FILE), "in the data folder")?.unwrap_or_default())
-}
-
-/// A settings file. It may hold the secret, so nothing of it is ever shown.
-fn read_if_there(path: &Path, place: &str) -> Result<Option<String>, SettingError> {
-    use std::io::ErrorKind::{InvalidData, NotADirectory, NotFound, PermissionDenied};
-    let wanted = match std::fs::read_to_string(path) {
-        Ok(text) => return Ok(Some(text)),
-        // No file, or no data folder yet, or (ENOTDIR) no folder at all: the store says what is wrong with that.
-        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(None),
-        Err(error) if error.kind() == PermissionDenied => {
-            format!("the relay's user may not read the one {place}; its owner allows that with permissions 644")
-        }
-        Err(error) if error.kind() == InvalidData => format!("the one {place} must be a text in UTF-8"),
-        Err(error) => format!("the one {place} gives '{}'", error.kind()),
-    };
-    Err(unreadable(SETTINGS_FILE, &wanted))
-}
-
-/// A line of a settings file.
-#[derive(Debug, PartialEq, Eq)]
-struct Line<'a> {
-    number: usize,
-    key: &'a str,
-    value: &'a str,
-}
-
-/// The lines of a settings file that set something. One that cannot is an error.
-fn lines(text: &str) -> Result<Vec<Line<'_>>, SettingError> {
-    let mut lines: Vec<Line<'_>> = Vec::new();
-    // Windows puts a byte order mark in front.
-    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let (line, number) = (line.trim(), index + 1);
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=') else {
-            return Err(unreadable(SETTINGS_FILE, &format!("line {number} has no = in it")));
-        };
-        let line = Line { number, key: key.trim(), value: value.trim() };
-        if let Some(earlier) = lines.iter().find(|earlier| earlier.key == line.key) {
-            let wanted = format!("line {number} sets again what line {} has set", earlier.number);
-            return Err(unreadable(SETTINGS_FILE, &wanted));
-        }
-        lines.push(line);
-    }
-    Ok(lines)
-}
-
-/// The names that are meant for a relay and no setting's. A settings file may have others, which are for other programs;
-/// what does not look like a name is not shown: it may be a secret.
-fn unknown(lines: &[Line<'_>], known: &BTreeSet<String>) -> Vec<Oddity> {
-    const CURE: &str = "Correct its name, or remove it; the README lists all settings.";
-    let is_ours = |key: &str| key.starts_with("RELAY_") || key.starts_with("JWT_");
-    let is_name = |key: &str| key.len() <= 64 && key.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
-    let in_file = lines.iter().filter(|line| is_ours(line.key) && !known.contains(line.key)).map(|line| {
-        let name = if is_name(line.key) { format!(": there is no {}", line.key) } else { String::new() };
-        Oddity::new(format!("Line {} of `settings.conf` has no effect{name}.", line.number), CURE)
-    });
-    let in_environment = std::env::vars_os().filter_map(|(key, _)| {
-        let key = key.into_string().ok()?;
-        let is_unknown = key.starts_with("RELAY_") && is_name(&key) && !known.contains(&key);
-        is_unknown.then(|| Oddity::new(format!("The variable {key} has no effect: there is no such setting."), CURE))
-    });
-    in_file.chain(in_environment).collect()
-}
-
-/// Files that were meant to be the settings file of that folder.
-fn mistaken_files(folder: &Path, place: &str) -> Vec<Oddity> {
-    // Where there is no folder, or none that may be looked into, the store has something to say.
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let is_mistaken =
-        |name: &String| name != SETTINGS_FILE && MISTAKEN_NAMES.contains(&name.to_ascii_lowercase().as_str());
-    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).filter(is_mistaken).collect();
-    names.sort();
-    let oddity = |name: String| {
-        Oddity::new(format!("The file `{name}` {place} has no effect."), "Rename it: it must be `settings.conf`.")
-    };
-    names.into_iter().map(oddity).collect()
 }
 
 type Lookup<'a> = &'a dyn Fn(&str) -> Result<Option<String>, SettingError>;
@@ -441,6 +253,28 @@ fn positive_time(get: Lookup, key: &str, unit: f64, default: Duration) -> Result
     }
 }
 
+fn optional_time(get: Lookup, key: &str, unit: f64) -> Result<Option<Duration>, SettingError> {
+    get(key)?.map(|_| positive_time(get, key, unit, Duration::ZERO)).transpose()
+}
+
+fn secret(text: Option<String>) -> Result<Option<String>, SettingError> {
+    match text {
+        Some(secret) if secret.is_empty() => {
+            Err(unreadable("JWT_SECRET", "it is set but empty; remove it, or give it a long random text"))
+        }
+        secret => Ok(secret),
+    }
+}
+
+fn prefix(text: Option<String>) -> Result<Option<String>, SettingError> {
+    match text.filter(|prefix| !prefix.is_empty()) {
+        Some(prefix) if prefix.len() > 64 || prefix.chars().any(char::is_control) => {
+            Err(unreadable("RELAY_PREFIX", "it must be at most 64 bytes without control characters"))
+        }
+        prefix => Ok(prefix),
+    }
+}
+
 fn origins(list: Option<String>) -> Result<Vec<String>, SettingError> {
     let list = list.unwrap_or_default();
     let origins: Vec<_> = list.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
@@ -465,7 +299,7 @@ fn origins(list: Option<String>) -> Result<Vec<String>, SettingError> {
 fn protocols(list: Option<String>) -> Result<Vec<String>, SettingError> {
     let list = list.unwrap_or_default();
     let protocols = list.split(',').map(str::trim).filter(|protocol| !protocol.is_empty());
-    let checked = protocols.map(|protocol| crate::ws::is_token(protocol).then(|| protocol.to_owned()));
+    let checked = protocols.map(|protocol| is_token(protocol).then(|| protocol.to_owned()));
     let wanted = "it must be a list of names without spaces, such as chat.v2,chat.v1";
     checked.collect::<Option<_>>().ok_or_else(|| unreadable("RELAY_WS_PROTOCOLS", wanted))
 }
@@ -498,6 +332,7 @@ fn proxies(list: Option<String>) -> Result<TrustedProxies, SettingError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsString;
 
     fn from(pairs: &[(&str, &str)]) -> Result<Settings, SettingError> {
         Settings::from_lookup(PathBuf::from("data"), |key| {
@@ -553,67 +388,31 @@ mod tests {
     }
 
     #[test]
-    fn a_settings_file_has_comments_and_white_space() {
-        let file = "\u{feff}# RELAY_PREFIX=no\r\n RELAY_PREFIX = yes \r\n\n  # more\nJWT_SECRET=a=b\n";
-        let line = |number, key, value| Line { number, key, value };
-        assert_eq!(lines(file), Ok(vec![line(2, "RELAY_PREFIX", "yes"), line(5, "JWT_SECRET", "a=b")]));
-    }
-
-    #[test]
-    fn a_line_that_cannot_have_an_effect_is_an_error_that_does_not_show_it() {
-        for (file, number) in [("RELAY_PREFIX: hidden", 1), ("\nhidden\n", 2), ("A=1\nhidden=2\nhidden = 3", 3)] {
-            let error = lines(file).unwrap_err().to_string();
-            assert!(error.contains(&format!("line {number}")) && error.contains(SETTINGS_FILE), "{error}");
-            assert!(!error.contains("hidden"), "{error}");
-        }
-    }
-
-    #[test]
     fn a_name_that_no_setting_has_is_told_and_a_secret_in_its_place_is_not() {
-        let known = BTreeSet::from(["RELAY_PREFIX".to_owned()]);
-        let file = "RELAY_PREFIX=1\nRELAY_PREFX=2\nOTHER=3\nJWT_SECRET: hidden=\nRELAY_HIDDEN-=";
-        let told: Vec<_> = unknown(&lines(file).unwrap(), &known).into_iter().map(|oddity| oddity.sentence).collect();
-        assert_eq!(told.len(), 3, "{told:?}");
+        let file = "RELAY_PREFIX=1\nRELAY_PREFX=2\nOTHER=3\nJWT_SECRET: hidden=\nRELAY_HIDDEN-=\nRELAY_MAX_HOSTS=4";
+        let variables = [("RELAY_MAX_HOSTS", "1"), ("RELAY_MAX_HOST", "2"), ("OTHER", "3"), ("RELAY_DATA_DIR", "4")];
+        let variables = variables.map(|(key, value)| (OsString::from(key), OsString::from(value)));
+        let given = Given::read(variables.into_iter(), file).unwrap();
+        let settings = Settings::from_lookup(PathBuf::new(), |key| given.get(key)).unwrap();
+        assert_eq!((settings.prefix.as_deref(), settings.max_hosts), (Some("1"), 1), "the environment wins");
+        let told: Vec<_> = given.without_effect().into_iter().map(|oddity| oddity.sentence).collect();
+        assert_eq!(told.len(), 4, "{told:?}");
         assert!(told[0].contains("Line 2") && told[0].contains("RELAY_PREFX"), "{told:?}");
         assert!(told[1].contains("Line 4") && !told[1].contains("hidden"), "{told:?}");
         assert!(told[2].contains("Line 5") && !told[2].contains("HIDDEN"), "{told:?}");
+        assert!(told[3].contains("variable RELAY_MAX_HOST "), "{told:?}");
+    }
+
+    #[test]
+    fn every_setting_is_found_in_the_environment() {
+        let is_found = |key: &str| given::PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+        let get = |key: &str| if is_found(key) { Ok(None) } else { Err(unreadable(key, "no prefix is its beginning")) };
+        assert_eq!(Settings::from_lookup(PathBuf::from("data"), get), Ok(Settings::default()));
     }
 
     #[test]
     fn a_secret_that_can_be_guessed_is_told() {
         assert_eq!(from(&[("JWT_SECRET", &"x".repeat(31))]).unwrap().oddities.len(), 1);
         assert_eq!(from(&[("JWT_SECRET", &"x".repeat(32))]).unwrap().oddities.len(), 0);
-    }
-
-    #[test]
-    fn the_file_beside_the_program_names_the_data_folder_and_nothing_else() {
-        let dir = crate::store::files::test_dir::TestDir::new();
-        let folder = dir.join("");
-        let named = |text: &str| {
-            std::fs::write(dir.join(SETTINGS_FILE), text).unwrap();
-            named_beside(&folder)
-        };
-        assert_eq!(named_beside(&folder), Ok(None));
-        assert_eq!(named("RELAY_DATA_DIR=/elsewhere"), Ok(Some(PathBuf::from("/elsewhere"))));
-        assert_eq!(named("RELAY_DATA_DIR=near"), Ok(Some(dir.join("near"))));
-        assert_eq!(named("RELAY_DATA_DIR="), Ok(None));
-        for quoted in ["RELAY_DATA_DIR=\"../near\"", "RELAY_DATA_DIR='/elsewhere'"] {
-            assert!(named(quoted).unwrap_err().to_string().contains("quotation marks"));
-        }
-        for text in ["JWT_SECRET=hidden", "RELAY_DATA_DIR=a\nRELAY_PREFIX=hidden", "hidden"] {
-            let error = named(text).unwrap_err().to_string();
-            assert!(error.contains(SETTINGS_FILE) && !error.contains("hidden"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_settings_file_under_another_name_is_told() {
-        let dir = crate::store::files::test_dir::TestDir::new();
-        for name in ["settings.conf", "settings.conf.bak", "Settings.conf", "settings.conf.txt", "other.txt"] {
-            std::fs::write(dir.join(name), "").unwrap();
-        }
-        let told: Vec<_> = mistaken_files(&dir.join(""), "here").into_iter().map(|oddity| oddity.sentence).collect();
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("`Settings.conf`") && told[1].contains("`settings.conf.txt`"), "{told:?}");
     }
 }

@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_setting_that_cannot_be_read_is_the_whole_list() {
-        let error = Settings::read(Some("\0".into()), || unreachable!()).unwrap_err();
+        let error = Settings::read(Some("\0".into()), |_| unreachable!()).unwrap_err();
         let list = look(Err(&error), Visitor::Terminal);
         assert_eq!(list.len(), 1, "{list:?}");
         assert!(problem(&list[0]).contains("settings.conf"), "{list:?}");

@@ -8,6 +8,7 @@
 //!   ([`gateway::Reply`]) is the same for every door.
 //! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`],
 //!   [`protocol::cama`], [`protocol::ptth`], [`protocol::ws`].
+//! - [`refusal`]: what a request that is refused is told, whatever the protocol.
 //! - [`store`]: what is kept. The only code that names a path under the data folder: sessions and buses, their locks, queues,
 //!   presence, wake-ups, pipes, requests that wait for servers, and the sweep.
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
@@ -17,6 +18,7 @@
 //! - `far` (only with `serve`): the far end of PTTH, a small HTTP server that needs no open port.
 //! - [`ws`]: what an application does about a WebSocket: its event handlers, in Rust or in any language.
 //! - [`health`]: whether everything the relay needs works, and what to do where it does not.
+//! - [`syntax`], [`json`], [`hex`], [`clock`]: small pieces that belong to nobody.
 //! - `log`: lines on stderr, for which nobody waits.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
@@ -54,8 +56,10 @@ pub mod json;
 mod log;
 pub mod protocol;
 pub mod ptth;
+pub mod refusal;
 pub mod sse;
 pub mod store;
+pub mod syntax;
 pub mod token;
 pub mod transfer;
 pub mod ws;

@@ -7,7 +7,7 @@ fn main() -> ExitCode {
     // because the server may have made it from the query string (RFC 3875, 4.4), and a stranger must not reach the
     // command line with `?serve`.
     if ["GATEWAY_INTERFACE", "REQUEST_METHOD"].iter().any(|name| std::env::var_os(name).is_some()) {
-        uhst_relay::gateway::cgi::run()
+        uhst_relay::cli::answer()
     } else {
         uhst_relay::cli::run(std::env::args_os().skip(1))
     }

@@ -7,6 +7,7 @@
 //! Names of header fields are lower case. A map has a name once, so several fields of a name become one list (RFC 9110,
 //! 5.3), except for `set-cookie`, which cannot be a list: its name comes several times.
 
+use crate::syntax::is_token;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -124,9 +125,8 @@ impl Fields {
     /// # Errors
     /// [`WireError::BadField`] for a name that is no token (RFC 9110, 5.6.2) or a value with a control character.
     pub fn add(&mut self, name: &str, value: &[u8]) -> Result<(), WireError> {
-        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let is_content = |byte: &u8| *byte == b'\t' || !byte.is_ascii_control();
-        if name.is_empty() || !name.bytes().all(is_token) || !value.iter().all(is_content) {
+        if !is_token(name) || !value.iter().all(is_content) {
             return Err(WireError::BadField);
         }
         let name = name.to_ascii_lowercase();
@@ -530,7 +530,7 @@ mod tests {
 
     fn bytes(hex: &str) -> Vec<u8> {
         let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
-        digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap()).collect()
+        crate::hex::decode(std::str::from_utf8(&digits).unwrap()).unwrap()
     }
 
     fn response(status: u16, fields: Fields) -> ResponseHead {

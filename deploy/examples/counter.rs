@@ -43,7 +43,7 @@ impl Handler for Counter {
 fn main() -> ExitCode {
     handle_with(|| Box::new(Counter::default()));
     if std::env::var_os("GATEWAY_INTERFACE").is_some() {
-        uhst_relay::gateway::cgi::run()
+        uhst_relay::cli::answer()
     } else {
         uhst_relay::cli::run(std::env::args_os().skip(1))
     }

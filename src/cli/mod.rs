@@ -1,4 +1,5 @@
-//! The command line: a thin shell over the rest. A web request never gets here.
+//! How the program is started: by a web server, or by a person, with a command. A thin shell over the rest. A web request
+//! never gets to the command line.
 
 mod arguments;
 #[cfg(feature = "serve")]
@@ -36,6 +37,12 @@ const NOTES: &str = "\
 Settings are environment variables, or KEY=VALUE lines in settings.conf in the data folder; README.md lists them.
 A web server runs this same file as a CGI program: see deploy/README.md.
 Exit codes: 0 done, 1 it did not work, 2 the arguments are not understood.";
+
+/// Answers the one request that a web server has started this process for (RFC 3875).
+#[must_use]
+pub fn answer() -> ExitCode {
+    crate::gateway::cgi::run(&protocol::Relay)
+}
 
 /// Does what the arguments (without the program's name) say.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -134,7 +141,7 @@ fn print(text: &str) -> Done {
 }
 
 fn settings(data: Option<&Path>) -> Result<Settings, Box<dyn Error>> {
-    let settings = Settings::read(data.map(Path::to_owned), || PathBuf::from(DEFAULT_DATA_DIR))?;
+    let settings = Settings::read(data.map(Path::to_owned), |_| PathBuf::from(DEFAULT_DATA_DIR))?;
     let folder = &settings.data_dir;
     if let Some(file) = folder.ancestors().find(|path| path.is_file()) {
         let option = if data.is_some() { "--data" } else { "RELAY_DATA_DIR" };
@@ -206,7 +213,7 @@ fn serve(listen: Option<Address>, data: Option<&Path>, quiet: bool) -> Done {
     crate::ws::program::look_for(&settings)?;
     let started = settings.clone();
     let mut pipe = None;
-    crate::gateway::http::serve(&listen, settings, quiet, |address| {
+    crate::gateway::http::serve(&protocol::Relay, &listen, settings, quiet, |address| {
         // Only now: whoever cannot listen leaves nothing behind.
         let data = started.data_dir.display();
         Store::of(&started).prepare().map_err(|error| format!("{error} [{data}]"))?;

@@ -6,8 +6,8 @@
 //! inside, by whatever name. A list of a folder has what would be given, and nothing else.
 
 use super::Answer;
-use crate::gateway::digits;
 use crate::ptth::{Method, OPTIONS, RequestHead};
+use crate::syntax::digits;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use std::fmt::Write as _;

@@ -1,30 +1,33 @@
 //! The door of a web server: RFC 3875, a process a request.
 
+use super::application::Application;
+use super::body::{BODY_TIME, Body, BodySource, TimedReader};
+use super::client::Client;
 use super::forwarded::Asker;
-use super::{
-    BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status, TimedReader, digits,
-};
-use crate::config::{SettingError, Settings, TrustedProxies, program_folder};
-use crate::protocol::{self, page};
+use super::outgoing::{Framing, Outgoing};
+use super::reply::{Content, Incoming, Reply, Status};
+use super::request::Request;
+use super::stop::{catch_signals, stop_signal};
+use crate::config::{SettingError, Settings, TrustedProxies};
+use crate::syntax::digits;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Answers the one request this process was started for.
+/// Has the application answer the one request that this process was started for.
 #[must_use]
-pub fn run() -> ExitCode {
+pub fn run(application: &dyn Application) -> ExitCode {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     hush_shared_stderr();
     crate::log::hear_panics();
     let mut reader = TimedReader::new(stdin.as_fd(), BODY_TIME);
     let header = |name: &str| header_field(name);
-    let settings = Settings::read(None, default_data_dir);
+    let settings = Settings::read(None, |program_folder| program_folder.join("data"));
 
     let asker = asker(&settings, &header);
     let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
@@ -50,12 +53,12 @@ pub fn run() -> ExitCode {
     };
     // RFC 3875, 4.1.2: without CONTENT_LENGTH there is no body, except that servers which take the chunks out of a
     // chunked body leave its name behind; its end is then the end of the input.
-    let mut counted;
+    let mut sized;
     let mut no_length = NoLength;
     let malformed = match length.map(|text| digits(text.as_bytes())) {
         Some(Some(length)) => {
-            counted = Counted { reader, left: length };
-            request.body = Body { length: Some(length), is_awaited: true, reader: &mut counted };
+            sized = SizedBody { reader, left: length };
+            request.body = Body { length: Some(length), is_awaited: true, reader: &mut sized };
             false
         }
         Some(None) => true,
@@ -74,6 +77,7 @@ pub fn run() -> ExitCode {
     let mut refused = refused_by_lighttpd(&text("SERVER_SOFTWARE"), &text("REDIRECT_STATUS"));
     if refused == Some(411)
         && let Some(path) = answer_without_length(&text("REQUEST_URI"), &request.mount, &request.path)
+            .filter(|path| application.takes_post_without_length(path))
     {
         refused = None;
         "POST".clone_into(&mut request.method);
@@ -88,14 +92,27 @@ pub fn run() -> ExitCode {
         None => None,
     };
     let head_only = request.method == "HEAD";
-    let (reply, sweep) = answer(settings, &mut request, wrong);
+    let reply = match (&settings, wrong) {
+        (Err(error), _) => {
+            say!("uhst-relay: {error}");
+            application.answer_without_settings(error, &request)
+        }
+        (Ok(settings), Some((status, sentence))) => {
+            application.refuse(settings, &request, Reply::error(status, sentence))
+        }
+        (Ok(settings), None) => application.answer(settings, &mut request),
+    };
     if !matches!(reply.content, Content::Upgrade(_)) {
         leave_nothing_unread(&mut request.body);
     }
-    // lighttpd and Apache send SIGTERM as soon as they have the whole answer, which its length may tell: what comes after it
-    // would never be finished.
-    if sweep.as_ref().is_some_and(protocol::sweep_is_due) {
-        let _ = super::catch_signals();
+    let has_work = || wrong.is_none() && settings.as_ref().is_ok_and(|settings| application.has_work(settings));
+    // Only a stream may last for so long that there is work by its end which there was not at its beginning.
+    let is_stream = !head_only && !matches!(reply.content, Content::Whole(_) | Content::Absent);
+    let works = !is_stream && has_work();
+    if works {
+        // lighttpd and Apache send SIGTERM as soon as they have the whole answer, which its length may tell: what comes after
+        // it would never be finished.
+        let _ = catch_signals();
     }
     let nph = is_nph(&text("SCRIPT_NAME"));
     if let Err(error) = send(&stdout, reply, nph, head_only) {
@@ -103,11 +120,14 @@ pub fn run() -> ExitCode {
         say!("uhst-relay: the answer could not be written: {error}");
     }
 
-    // Before stderr is closed for the sweep, or the process ends.
+    // Before stderr is closed for that work, or the process ends.
     crate::log::flush();
-    let can_finish = super::stop_signal().is_some();
-    if let Some(settings) = sweep.filter(|settings| can_finish && protocol::sweep_is_due(settings)) {
-        sweep_unheard(&settings);
+    let can_finish = stop_signal().is_some();
+    if let Ok(settings) = &settings
+        && can_finish
+        && (works || (is_stream && has_work()))
+    {
+        work_unheard(application, settings);
     }
     ExitCode::SUCCESS
 }
@@ -130,38 +150,14 @@ fn asker(settings: &Result<Settings, SettingError>, header: &dyn Fn(&str) -> Opt
     }
 }
 
-/// The answer, and the settings with which to sweep after it. `wrong` is what makes a request none.
-fn answer(
-    settings: Result<Settings, SettingError>,
-    request: &mut Request<'_>,
-    wrong: Option<(Status, &str)>,
-) -> (Reply, Option<Settings>) {
-    match (settings, wrong) {
-        (Err(error), _) => {
-            say!("uhst-relay: {error}");
-            let reply = if page::is_asked_for(request) {
-                page::answer(Err(&error), request)
-            } else {
-                page::for_people(request, unreadable(&error))
-            };
-            (reply, None)
-        }
-        (Ok(settings), Some((status, sentence))) => {
-            let reply = page::for_people(request, Reply::error(status, sentence));
-            (protocol::with_cors(&settings, request, reply), None)
-        }
-        (Ok(settings), None) => (protocol::answer(&settings, request), Some(settings)),
-    }
-}
-
-/// Sweeps when the answer is out. It ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache
+/// Has the application work when the answer is out. It ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache
 /// listen to stderr as well, and with `mod_cgid` stdin is the same socket.
-fn sweep_unheard(settings: &Settings) {
+fn work_unheard(application: &dyn Application, settings: &Settings) {
     if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
-        protocol::sweep_some(settings);
+        application.work(settings);
     }
 }
 
@@ -219,7 +215,7 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
         }
         Content::Upgrade(talk) => {
             out.extend_from_slice(b"Connection: Upgrade\r\n");
-            let _ = super::catch_signals();
+            let _ = catch_signals();
             let stdin = io::stdin();
             let input = Incoming { fd: stdin.as_fd(), begun: Vec::new(), head: out };
             talk(input, &mut Outgoing::new(stdout.as_fd(), Framing::WebServer, false));
@@ -230,7 +226,7 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
             let written = write_all(stdout, &out);
             if !head_only {
                 // Without it a signal kills the stream, which its peers notice within seconds.
-                let _ = super::catch_signals();
+                let _ = catch_signals();
                 produce(&mut Outgoing::new(stdout.as_fd(), Framing::WebServer, written.is_err()));
             }
             written
@@ -250,10 +246,6 @@ fn write_all(stdout: &io::Stdout, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn unreadable(error: &SettingError) -> Reply {
-    Reply::error(Status::InternalServerError, &error.to_string()).header("Access-Control-Allow-Origin", "*")
-}
-
 /// Some small web servers make the client's connection a program's stderr too: a line for the log would then stand in the
 /// middle of the answer.
 fn hush_shared_stderr() {
@@ -268,12 +260,12 @@ fn hush_shared_stderr() {
 }
 
 /// The first bytes of the input, as many as the body has.
-struct Counted<'a> {
+struct SizedBody<'a> {
     reader: TimedReader<'a>,
     left: u64,
 }
 
-impl Read for Counted<'_> {
+impl Read for SizedBody<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = Read::by_ref(&mut self.reader).take(self.left).read(buffer)?;
         self.left -= got as u64;
@@ -281,7 +273,7 @@ impl Read for Counted<'_> {
     }
 }
 
-impl Source for Counted<'_> {
+impl BodySource for SizedBody<'_> {
     fn awaited(&self) -> Option<BorrowedFd<'_>> {
         self.reader.awaited().filter(|_| self.left > 0)
     }
@@ -313,7 +305,7 @@ impl Source for Counted<'_> {
     }
 }
 
-impl Counted<'_> {
+impl SizedBody<'_> {
     /// So many have come; none where the body ends before its length.
     fn count(&mut self, bytes: u64) -> io::Result<()> {
         self.left -= bytes;
@@ -324,7 +316,7 @@ impl Counted<'_> {
 /// A body that cannot be read, because its end cannot be seen.
 struct NoLength;
 
-impl Source for NoLength {
+impl BodySource for NoLength {
     fn awaited(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -340,11 +332,6 @@ impl Read for NoLength {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         Err(io::ErrorKind::Unsupported.into())
     }
-}
-
-/// `data/` beside the program.
-fn default_data_dir() -> PathBuf {
-    program_folder().join("data")
 }
 
 fn variable(name: &str) -> Option<OsString> {
@@ -404,7 +391,7 @@ fn refused_by_lighttpd(server: &str, redirect_status: &str) -> Option<u16> {
 fn answer_without_length(request_uri: &str, mount: &str, path_info: &str) -> Option<String> {
     let path = request_uri.split('?').next()?.strip_prefix(mount)?;
     let is_plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/_".contains(&byte));
-    (path_info.is_empty() && is_plain && protocol::ptth::takes_answers(path)).then(|| path.to_owned())
+    (path_info.is_empty() && is_plain).then(|| path.to_owned())
 }
 
 /// RFC 3986, 3.3: what may stand in a path, and the slashes between its segments, stays as it is.
@@ -451,7 +438,7 @@ mod tests {
         assert_eq!(path(answer, "").as_deref(), Some("/7ZSFUKGV/http_response/0ab"));
         // In chunks.
         assert_eq!(path(answer, "/7ZSFUKGV/http_response/0ab"), None);
-        for uri in ["", "/x", "/cgi-bin/relay.cgi", "/cgi-bin/relay.cgi/7ZSFUKGV/http_response/../../bus/x"] {
+        for uri in ["", "/x", "/cgi-bin/relay.cgi/7ZSFUKGV/http_response/../../bus/x"] {
             assert_eq!(path(uri, ""), None, "{uri}");
         }
     }

@@ -3,10 +3,18 @@
 //! It is strict where leniency lets two servers on one connection disagree about where a request ends: a body has one
 //! length or is chunked, never both; lines end with CR LF; nothing is folded.
 
+use super::application::Application;
+use super::body::{BODY_TIME, Body, BodySource};
+use super::client::{Client, poll_for};
 use super::forwarded::Asker;
-use super::{BODY_TIME, Body, Client, Content, Framing, Incoming, Outgoing, Reply, Request, Source, Status};
+use super::outgoing::{Framing, Outgoing};
+use super::reply::{Content, Incoming, Reply, Status};
+use super::request::Request;
+use super::socket::{LONGEST_SILENCE, set_patience, set_silence, silence_of_stream};
+use super::splice::splice;
+use super::stop::{catch_signals, stop_signal};
 use crate::config::Settings;
-use crate::protocol;
+use crate::syntax::digits;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
@@ -115,7 +123,7 @@ impl Listening {
                 let (stream, peer) = listener.accept()?;
                 stream.set_nodelay(true)?;
                 // A client whose power was cut says nothing; its machine stops acknowledging.
-                super::set_patience(stream.as_fd(), false);
+                set_patience(stream.as_fd(), false);
                 (stream.into(), Some(peer.ip().to_canonical()))
             }
             Self::Unix(listener, ..) => (listener.accept()?.0.into(), None),
@@ -141,6 +149,7 @@ fn file_at(path: &Path) -> Option<(u64, u64)> {
 
 /// What all connections share.
 struct Server {
+    application: &'static dyn Application,
     settings: Settings,
     quiet: bool,
     connections: AtomicUsize,
@@ -172,18 +181,19 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Serves until SIGTERM, SIGINT or SIGHUP. `started` is called once connections are accepted, with the address; if it
+/// Serves an application until SIGTERM, SIGINT or SIGHUP. `started` is called once connections are accepted, with the address; if it
 /// fails, nothing is served.
 ///
 /// # Errors
 /// When it cannot listen there, or cannot catch signals; or that of `started`.
 pub fn serve(
+    application: &'static dyn Application,
     address: &Address,
     settings: Settings,
     quiet: bool,
     started: impl FnOnce(&Address) -> Result<(), Box<dyn std::error::Error>>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    super::catch_signals()?;
+    catch_signals()?;
     raise_descriptor_limit();
     let listening = Listening::bind(address).map_err(|error| format!("cannot listen at {address}: {error}"))?;
     started(&match &listening {
@@ -193,18 +203,19 @@ pub fn serve(
     })?;
     let most = settings.max_connections.min(memory_maps() / MAPS_OF_THREAD);
     let server = Arc::new(Server {
+        application,
         settings,
         quiet,
         connections: AtomicUsize::new(0),
         refused: AtomicUsize::new(0),
         answering: AtomicUsize::new(0),
     });
-    let sweeper = Arc::clone(&server);
+    let worker = Arc::clone(&server);
     std::thread::Builder::new().stack_size(STACK_SIZE).spawn(move || {
         loop {
             std::thread::sleep(Duration::from_millis(500));
-            if protocol::sweep_is_due(&sweeper.settings) {
-                protocol::sweep_some(&sweeper.settings);
+            if application.has_work(&worker.settings) {
+                application.work(&worker.settings);
             }
         }
     })?;
@@ -264,7 +275,7 @@ pub fn serve(
 
 /// False when the server is asked to stop.
 fn wait_for_connection(listening: &Listening) -> bool {
-    let stop = super::stop_signal();
+    let stop = stop_signal();
     let fd = listening.fd();
     let mut fds =
         [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::from_borrowed_fd(stop.unwrap_or(fd), PollFlags::IN)];
@@ -493,7 +504,7 @@ fn body_length(fields: &[(String, String)], is_http_1_1: bool) -> Result<Length,
         ([], []) => Ok(Length::Known(0)),
         ([length], []) => {
             // A list of equal lengths is a list.
-            let length = super::digits(length.as_bytes()).map(Length::Known);
+            let length = digits(length.as_bytes()).map(Length::Known);
             length.ok_or(Malformed::Head("Content-Length is not a number."))
         }
         ([], [coding]) => {
@@ -729,7 +740,7 @@ impl Connection {
         };
         let reply = match target {
             Err(malformed) => malformed.reply(),
-            Ok((path, raw_path, query)) => protocol::answer(
+            Ok((path, raw_path, query)) => server.application.answer(
                 &server.settings,
                 &mut Request {
                     method: head.method.clone(),
@@ -795,7 +806,7 @@ impl Connection {
                 let begun = std::mem::take(&mut self.buffer).split_off(std::mem::take(&mut self.taken));
                 let fd = self.socket.as_fd();
                 let input = Incoming { fd, begun, head: out };
-                super::set_silence(fd, super::silence_of_stream(server.settings.keep_alive));
+                set_silence(fd, silence_of_stream(server.settings.keep_alive));
                 talk(input, &mut Outgoing::new(fd, Framing::UntilClose, false));
                 false
             }
@@ -823,11 +834,11 @@ impl Connection {
                 self.taken = 0;
                 self.buffer.shrink_to_fit();
                 let fd = self.socket.as_fd();
-                super::set_silence(fd, super::silence_of_stream(server.settings.keep_alive));
+                set_silence(fd, silence_of_stream(server.settings.keep_alive));
                 let mut outgoing = Outgoing::new(fd, framing, written.is_err());
                 produce(&mut outgoing);
                 let is_whole = outgoing.finish(WRITE_TIME);
-                super::set_silence(fd, super::LONGEST_SILENCE);
+                set_silence(fd, LONGEST_SILENCE);
                 is_whole && keep_alive
             }
         }
@@ -853,7 +864,7 @@ impl Connection {
 }
 
 fn is_stopping() -> bool {
-    super::stop_signal().is_some_and(|stop| !crate::look(stop, PollFlags::IN).is_empty())
+    stop_signal().is_some_and(|stop| !crate::look(stop, PollFlags::IN).is_empty())
 }
 
 fn write_head(out: &mut Vec<u8>, reply: &Reply, keep_alive: bool, is_http_1_1: bool, framing: Option<Framing>) {
@@ -957,7 +968,7 @@ impl BodyReader<'_> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left < HEAD_TIME {
             let mut socket = [PollFd::new(&*self.connection.socket, PollFlags::IN)];
-            super::poll_for(&mut socket, left);
+            poll_for(&mut socket, left);
             if socket[0].revents().is_empty() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -1062,7 +1073,7 @@ impl BodyReader<'_> {
     }
 }
 
-impl Source for BodyReader<'_> {
+impl BodySource for BodyReader<'_> {
     fn awaited(&self) -> Option<BorrowedFd<'_>> {
         (self.part != BodyPart::Length(0) && self.failed.is_none()).then(|| self.connection.socket.as_fd())
     }
@@ -1091,7 +1102,7 @@ impl Source for BodyReader<'_> {
             return Ok(None);
         }
         let most = most.min(usize::try_from(left).unwrap_or(usize::MAX));
-        let moved = match super::splice(self.connection.socket.as_fd(), pipe, most) {
+        let moved = match splice(self.connection.socket.as_fd(), pipe, most) {
             Ok(Some(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
             other => other,
         };

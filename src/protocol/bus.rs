@@ -8,7 +8,7 @@
 //! the application says on it.
 
 use super::query::{NotUtf8, Query};
-use super::{options, refuse, resume_id, store_status, stream_head};
+use super::{options, resume_id, store_status, stream_head};
 use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
@@ -44,7 +44,7 @@ pub(super) fn name(path: &str) -> Option<&str> {
 /// Answers a request to a bus.
 pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Reply {
     let desk = Desk { settings, store: Store::of(settings) };
-    match desk.route(request, name).unwrap_or_else(|refusal| refusal.reply()) {
+    match desk.route(request, name).unwrap_or_else(Refusal::reply) {
         // A poll is a GET, and the next one is another matter.
         reply @ Reply { content: Content::Whole(_), .. } => reply.header("Cache-Control", "no-store"),
         stream => stream,
@@ -114,11 +114,18 @@ impl Refusal {
         }
     }
 
-    pub(super) fn reply(&self) -> Reply {
-        if let Self::Store(error) = self {
-            error.log();
+    fn reply(self) -> Reply {
+        crate::refusal::Refusal::from(self).reply()
+    }
+}
+
+impl From<Refusal> for crate::refusal::Refusal {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Store(store::Error::QueueFull(_)) => Self::new(refusal.status(), refusal.to_string()),
+            Refusal::Store(error) => error.into(),
+            _ => Self::new(refusal.status(), refusal.to_string()),
         }
-        refuse(self.status(), &self.to_string())
     }
 }
 

@@ -8,16 +8,50 @@ pub mod query;
 pub mod uhst;
 pub mod ws;
 
-use crate::config::Settings;
-use crate::gateway::{Reply, Request, Status};
+use crate::config::{SettingError, Settings};
+use crate::gateway::{Application, Reply, Request, Status};
+use crate::refusal::{Refusal, status_of as store_status};
 use crate::store::files::sweep::Found;
 use crate::store::{self, Store};
 use query::Query;
 
+/// The relay, as the doors see it.
+pub struct Relay;
+
+impl Application for Relay {
+    fn answer(&self, settings: &Settings, request: &mut Request<'_>) -> Reply {
+        answer(settings, request)
+    }
+
+    fn answer_without_settings(&self, error: &SettingError, request: &Request<'_>) -> Reply {
+        if page::is_asked_for(request) {
+            return page::answer(Err(error), request);
+        }
+        let refusal = Refusal::new(Status::InternalServerError, error.to_string());
+        page::for_people(request, refusal.field("Access-Control-Allow-Origin", "*").reply())
+    }
+
+    fn refuse(&self, settings: &Settings, request: &Request<'_>, refusal: Reply) -> Reply {
+        with_cors(settings, request, page::for_people(request, refusal))
+    }
+
+    fn takes_post_without_length(&self, path: &str) -> bool {
+        ptth::takes_answers(path)
+    }
+
+    fn has_work(&self, settings: &Settings) -> bool {
+        Store::of(settings).sweep_is_due()
+    }
+
+    fn work(&self, settings: &Settings) {
+        sweep_some(settings);
+    }
+}
+
 /// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
-pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
+fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
     let reply = if !origin_is_allowed(settings, request) {
-        Reply::error(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.")
+        Refusal::new(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.").reply()
     } else if let "" | "/" = request.path.as_str() {
         match page::application(request) {
             Some(application) => application,
@@ -39,22 +73,17 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
         let reply = ptth::answer(settings, request);
         return page::for_people(request, reply);
     } else {
-        Reply::error(
+        Refusal::new(
             Status::NotFound,
             "There is nothing at this path. After the relay's own URL there may be /bus/NAME (a bus), /cama/session (pipes), /frontend/servers/NAME/ (a server of PTTH) or /ws/CHANNEL (WebSockets).",
         )
+        .reply()
     };
     with_cors(settings, request, page::for_people(request, reply))
 }
 
-/// Whether it is time to sweep.
-#[must_use]
-pub fn sweep_is_due(settings: &Settings) -> bool {
-    Store::of(settings).sweep_is_due()
-}
-
 /// Does a little of the sweep, after an answer has gone out.
-pub fn sweep_some(settings: &Settings) {
+fn sweep_some(settings: &Settings) {
     // Half a lifetime a round: as long as there are requests or streams, nothing dead stays for much longer than one and
     // a half.
     let round = settings.session_lifetime / 2;
@@ -89,8 +118,7 @@ fn origin_is_allowed(settings: &Settings, request: &Request<'_>) -> bool {
 }
 
 /// Adds what browsers want to see before they show an answer to a page of another origin (WHATWG Fetch, 3.2).
-#[must_use]
-pub fn with_cors(settings: &Settings, request: &Request<'_>, mut reply: Reply) -> Reply {
+fn with_cors(settings: &Settings, request: &Request<'_>, mut reply: Reply) -> Reply {
     const EXPOSE: &str = "Access-Control-Expose-Headers";
     // What else a protocol wants its pages to see.
     match reply.headers.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(EXPOSE)) {
@@ -120,26 +148,9 @@ fn options(request: &Request<'_>, allow: &str) -> Reply {
         .header("Access-Control-Max-Age", "86400")
 }
 
-/// The status of a failure of the store, as every protocol gives it.
-fn store_status(error: &store::Error) -> Status {
-    match error {
-        store::Error::DiskFull(_) => Status::InsufficientStorage,
-        store::Error::QueueFull(_) => Status::TooManyRequests,
-        store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
-        store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret | store::Error::BadRegistry(_) => {
-            Status::InternalServerError
-        }
-    }
-}
-
-/// A refusal, and when it is worth another try: soon where somebody only has to read, later where somebody has to leave.
+/// A refusal of a protocol that has its own type for one.
 fn refuse(status: Status, sentence: &str) -> Reply {
-    let reply = Reply::error(status, sentence);
-    match status {
-        Status::TooManyRequests => reply.header("Retry-After", "1"),
-        Status::ServiceUnavailable => reply.header("Retry-After", "30"),
-        _ => reply,
-    }
+    Refusal::new(status, sentence.to_owned()).reply()
 }
 
 fn stream_head() -> Reply {

@@ -7,13 +7,15 @@
 //! A channel is the bus of the same name; `/ws` is the one without a name.
 
 use super::bus::{self, Member, Unposted};
-use super::query::{NotUtf8, Query};
-use super::{options, refuse, store_status};
+use super::options;
+use super::query::Query;
 use crate::config::Settings;
-use crate::gateway::{BodyError, Content, Incoming, Outgoing, Reply, Request, Status, stop_signal};
+use crate::gateway::{Content, Incoming, Outgoing, Reply, Request, Status, stop_signal};
+use crate::refusal::Refusal;
 use crate::sse;
 use crate::store::files::bus::{BusName, User};
 use crate::store::{self, Store};
+use crate::syntax::is_token;
 use crate::ws::link::{Heard, Link, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
 use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
@@ -24,7 +26,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::value::RawValue;
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -75,92 +76,48 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Rep
         "GET" => open(settings, request, name),
         "POST" => post(settings, request, name),
         "OPTIONS" => Ok(options(request, METHODS)),
-        _ => Err(Refusal::MethodNotAllowed),
+        _ => Err(method_not_allowed()),
     };
-    reply.unwrap_or_else(|refusal| refusal.reply())
+    reply.unwrap_or_else(Refusal::reply)
 }
 
-/// Why a request is refused.
-#[derive(Debug)]
-enum Refusal {
-    MethodNotAllowed,
-    BadQuery(NotUtf8),
-    NoUpgrade,
-    NoConnectionUpgrade,
-    Version,
-    Key,
-    CannotUpgrade,
-    TooManyHandlers(u64),
-    WrongKey,
-    NotText,
-    Body(BodyError),
-    Bus(bus::Refusal),
-    Store(store::Error),
+fn method_not_allowed() -> Refusal {
+    Refusal::new(Status::MethodNotAllowed, "A channel knows GET, for a WebSocket, and POST, for its application.")
+        .field("Allow", METHODS)
 }
 
-impl Refusal {
-    fn status(&self) -> Status {
-        match self {
-            Self::MethodNotAllowed => Status::MethodNotAllowed,
-            Self::BadQuery(_) | Self::NoConnectionUpgrade | Self::Key | Self::NotText => Status::BadRequest,
-            Self::NoUpgrade | Self::Version => Status::UpgradeRequired,
-            Self::CannotUpgrade => Status::NotImplemented,
-            Self::TooManyHandlers(_) => Status::ServiceUnavailable,
-            Self::WrongKey => Status::Forbidden,
-            Self::Body(error) => error.status(),
-            Self::Store(error) => store_status(error),
-            Self::Bus(_) => Status::InternalServerError,
-        }
-    }
-
-    fn reply(&self) -> Reply {
-        match self {
-            Self::Bus(refusal) => return refusal.reply(),
-            Self::Store(error) => error.log(),
-            _ => {}
-        }
-        let reply = refuse(self.status(), &self.to_string());
-        match self {
-            Self::MethodNotAllowed => reply.header("Allow", METHODS),
-            // RFC 9110, 15.5.22, and RFC 6455, 4.4.
-            Self::NoUpgrade | Self::Version => {
-                // Upgrade is for this connection, which Connection has to say (RFC 9110, 7.8).
-                let reply = reply.header("Upgrade", "websocket").header("Connection", "Upgrade");
-                reply.header("Sec-WebSocket-Version", "13")
-            }
-            _ => reply,
-        }
-    }
+/// The handshake has to be another one (RFC 9110, 15.5.22, and RFC 6455, 4.4).
+fn upgrade_required(sentence: &'static str) -> Refusal {
+    Refusal::new(Status::UpgradeRequired, sentence)
+        // Upgrade is for this connection, which Connection has to say (RFC 9110, 7.8).
+        .field("Upgrade", "websocket")
+        .field("Connection", "Upgrade")
+        .field("Sec-WebSocket-Version", "13")
 }
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MethodNotAllowed => f.write_str("A channel knows GET, for a WebSocket, and POST, for its application."),
-            Self::BadQuery(error) => error.fmt(f),
-            Self::NoUpgrade => f.write_str(
-                "This is the address of a WebSocket: open it with one, and let every proxy on the way pass Upgrade on.",
-            ),
-            Self::NoConnectionUpgrade => {
-                f.write_str("The handshake has no 'Connection: Upgrade': a proxy on the way must pass it on.")
-            }
-            Self::Version => f.write_str("Only version 13 of the WebSocket protocol is spoken here (RFC 6455)."),
-            Self::Key => f.write_str("Sec-WebSocket-Key must be 16 bytes in base64 (RFC 6455, 4.1)."),
-            Self::CannotUpgrade => f.write_str(
-                "This web server gives no connection to a CGI program: let it pass this path on to uhst-relay serve on the same data folder, see deploy/README.md.",
-            ),
-            Self::TooManyHandlers(most) => {
-                write!(f, "There are {most} handlers of WebSockets already (RELAY_MAX_HANDLERS); try again later.")
-            }
-            Self::WrongKey => {
-                f.write_str("The key is not this channel's: uhst-relay notify --key CHANNEL prints it, for ?key=….")
-            }
-            Self::NotText => f.write_str("The body is not UTF-8: send text, or JSON."),
-            Self::Body(error) => error.fmt(f),
-            Self::Bus(refusal) => refusal.fmt(f),
-            Self::Store(error) => error.fmt(f),
-        }
-    }
+fn cannot_upgrade() -> Refusal {
+    Refusal::new(
+        Status::NotImplemented,
+        "This web server gives no connection to a CGI program: let it pass this path on to uhst-relay serve on the same data folder, see deploy/README.md.",
+    )
+}
+
+fn too_many_handlers(most: u64) -> Refusal {
+    Refusal::new(
+        Status::ServiceUnavailable,
+        format!("There are {most} handlers of WebSockets already (RELAY_MAX_HANDLERS); try again later."),
+    )
+}
+
+fn wrong_key() -> Refusal {
+    Refusal::new(
+        Status::Forbidden,
+        "The key is not this channel's: uhst-relay notify --key CHANNEL prints it, for ?key=….",
+    )
+}
+
+fn bad_request(sentence: &'static str) -> Refusal {
+    Refusal::new(Status::BadRequest, sentence)
 }
 
 /// Whether a header field that is a list has this in it, in whatever case.
@@ -171,14 +128,14 @@ fn has_token(request: &Request<'_>, field: &str, token: &str) -> bool {
 // ---- POST ?key=
 
 fn post(settings: &Settings, request: &mut Request<'_>, name: &str) -> Result<Reply, Refusal> {
-    let query = Query::parse(&request.query).map_err(Refusal::BadQuery)?;
-    let name = BusName::new(name).ok_or(Refusal::Bus(bus::Refusal::BadName))?;
+    let query = Query::parse(&request.query)?;
+    let name = BusName::new(name).ok_or(bus::Refusal::BadName)?;
     let given = query.get("key").and_then(crate::hex::decode).unwrap_or_default();
     // Compared in constant time.
-    keyed(settings, &name).map_err(Refusal::Store)?.verify_slice(&given).map_err(|_| Refusal::WrongKey)?;
-    let body = request.body.read(settings.bus_message).map_err(Refusal::Body)?;
-    let text = std::str::from_utf8(&body).map_err(|_| Refusal::NotText)?;
-    let id = bus::notify(settings, &name, &frames::to_bus(Frame::Text(text))).map_err(Refusal::Bus)?;
+    keyed(settings, &name)?.verify_slice(&given).map_err(|_| wrong_key())?;
+    let body = request.body.read(settings.bus_message)?;
+    let text = std::str::from_utf8(&body).map_err(|_| bad_request("The body is not UTF-8: send text, or JSON."))?;
+    let id = bus::notify(settings, &name, &frames::to_bus(Frame::Text(text)))?;
     Ok(Reply::json(Status::Ok, format!(r#"{{"id":{id}}}"#)).header("Cache-Control", "no-store"))
 }
 
@@ -222,26 +179,28 @@ pub fn key(settings: &Settings, name: &str) -> Result<String, String> {
 
 fn open(settings: &Settings, request: &Request<'_>, name: &str) -> Result<Reply, Refusal> {
     if !is_asked_for(request) {
-        return Err(Refusal::NoUpgrade);
+        return Err(upgrade_required(
+            "This is the address of a WebSocket: open it with one, and let every proxy on the way pass Upgrade on.",
+        ));
     }
     if (request.header)("sec-websocket-version").as_deref() != Some("13") {
-        return Err(Refusal::Version);
+        return Err(upgrade_required("Only version 13 of the WebSocket protocol is spoken here (RFC 6455)."));
     }
     let key = (request.header)("sec-websocket-key").unwrap_or_default();
     if !BASE64.decode(&key).is_ok_and(|bytes| bytes.len() == 16) {
-        return Err(Refusal::Key);
+        return Err(bad_request("Sec-WebSocket-Key must be 16 bytes in base64 (RFC 6455, 4.1)."));
     }
     if !request.can_upgrade {
-        return Err(Refusal::CannotUpgrade);
+        return Err(cannot_upgrade());
     }
     if !has_token(request, "connection", "upgrade") {
-        return Err(Refusal::NoConnectionUpgrade);
+        return Err(bad_request("The handshake has no 'Connection: Upgrade': a proxy on the way must pass it on."));
     }
-    let name = BusName::new(name).ok_or(Refusal::Bus(bus::Refusal::BadName))?;
+    let name = BusName::new(name).ok_or(bus::Refusal::BadName)?;
     let most = settings.max_handlers;
     // Before the 101, behind which nobody can be sent elsewhere, and before anything is made for him.
-    let place = Place::take(is_program(settings), most).ok_or(Refusal::TooManyHandlers(most))?;
-    let member = Member::enter(settings, &name).map_err(Refusal::Bus)?;
+    let place = Place::take(is_program(settings), most).ok_or_else(|| too_many_handlers(most))?;
+    let member = Member::enter(settings, &name)?;
     let visitor = visitor(request);
     let accept = BASE64.encode(Sha1::new().chain_update(&key).chain_update(GUID).finalize());
     let talk = move |input: Incoming<'_>, out: &mut Outgoing| {
@@ -283,7 +242,7 @@ fn visitor(request: &Request<'_>) -> Visitor {
     // No program could be started with one.
     environment.retain(|(_, value)| !value.contains('\0'));
     let offered = header("sec-websocket-protocol");
-    let offered = offered.split(',').map(str::trim).filter(|protocol| ws::is_token(protocol));
+    let offered = offered.split(',').map(str::trim).filter(|protocol| is_token(protocol));
     let cookie = header("cookie");
     let cookies = cookie.split(';').filter_map(|pair| pair.trim().split_once('='));
     Visitor {

@@ -50,12 +50,6 @@ pub struct Visitor {
     pub environment: Vec<(&'static str, String)>,
 }
 
-/// Whether a text is a token (RFC 9110, 5.6.2), as the names of subprotocols are.
-pub(crate) fn is_token(text: &str) -> bool {
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(is_part)
-}
-
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
