@@ -75,7 +75,7 @@ fn retry_after(status: Status) -> Option<&'static str> {
 pub(crate) fn status_of(error: &store::Error) -> Status {
     match error {
         store::Error::DiskFull(_) => Status::InsufficientStorage,
-        store::Error::QueueFull(_) => Status::TooManyRequests,
+        store::Error::QueueFull(_) | store::Error::TopicFull(_) => Status::TooManyRequests,
         store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
         store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret | store::Error::BadRegistry(_) => {
             Status::InternalServerError

@@ -3,8 +3,7 @@
 use crate::config::Settings;
 use crate::gateway::{Outgoing, Woken};
 use crate::store::Error;
-use crate::store::files::mailbox::{Listener, Standing};
-use crate::store::files::queue::Record;
+use crate::store::sessions::Standing;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -50,13 +49,13 @@ pub enum End {
 }
 
 /// Writes an event. Its type is left out where it is `message`, which is what an event without one is.
-pub fn write_event(out: &mut Vec<u8>, record: &Record<'_>) {
-    out.extend_from_slice(format!("id: {}\n", record.id).as_bytes());
-    if record.event != "message" {
-        out.extend_from_slice(format!("event: {}\n", record.event).as_bytes());
+pub fn write_event(out: &mut Vec<u8>, id: u64, event: &str, data: &str) {
+    out.extend_from_slice(format!("id: {id}\n").as_bytes());
+    if event != "message" {
+        out.extend_from_slice(format!("event: {event}\n").as_bytes());
     }
     out.extend_from_slice(b"data: ");
-    out.extend_from_slice(record.data.as_bytes());
+    out.extend_from_slice(data.as_bytes());
     out.extend_from_slice(b"\n\n");
 }
 
@@ -93,49 +92,17 @@ pub trait Events {
     /// When that cannot be written.
     fn delivered(&mut self) -> Result<(), Error>;
 
-    /// Whether so much of what was given is still kept that it is worth a [round](Care::round).
-    fn has_grown_beyond(&self, bytes: u64) -> bool;
-
-    /// What has become of the stream's place.
+    /// What has become of the stream's place: a look.
     ///
     /// # Errors
     /// When that cannot be seen.
     fn standing(&mut self) -> Result<Standing, Error>;
-}
 
-impl Events for Listener {
-    fn wake(&self) -> Option<BorrowedFd<'_>> {
-        self.wake()
-    }
-
-    fn is_surely_woken(&self) -> bool {
-        self.is_surely_woken()
-    }
-
-    fn hear(&mut self) -> bool {
-        self.hear()
-    }
-
-    fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, Error> {
-        let mut count = 0;
-        let has_more = self.next(|record| {
-            count += 1;
-            write_event(out, &record);
-        })?;
-        Ok(Given { count, has_more })
-    }
-
-    fn delivered(&mut self) -> Result<(), Error> {
-        self.delivered()
-    }
-
-    fn has_grown_beyond(&self, bytes: u64) -> bool {
-        self.has_grown_beyond(bytes)
-    }
-
-    fn standing(&mut self) -> Result<Standing, Error> {
-        self.standing()
-    }
+    /// Does what has to be done for the stream every [few seconds](ROUND), and tells what has become of its place.
+    ///
+    /// # Errors
+    /// Is logged; the stream goes on.
+    fn tend(&mut self) -> Result<Standing, Error>;
 }
 
 /// How often a stream looks after things that nobody wakes it for, on [our own socket](Outgoing::is_own) or a web server's.
@@ -212,15 +179,6 @@ impl Unsent {
     }
 }
 
-/// What a protocol has to do for a stream of its own.
-pub trait Care<E> {
-    /// Called every [few seconds](ROUND). `Ok(false)` ends the stream.
-    ///
-    /// # Errors
-    /// Is logged; the stream goes on.
-    fn round(&mut self, events: &mut E, standing: Standing) -> Result<bool, Error>;
-}
-
 /// Gives events to the client until one of them has gone.
 ///
 /// One loop, one sleep: whatever can happen to a stream (a message, a hang-up, a signal, a slow client that can take
@@ -229,7 +187,6 @@ pub fn feed<E: Events>(
     out: &mut Outgoing,
     listener: &mut E,
     unsent: &mut Unsent,
-    care: &mut dyn Care<E>,
     settings: &Settings,
 ) -> End {
     // Whether there are events in `unsent`, so that having written it means having delivered them.
@@ -246,13 +203,10 @@ pub fn feed<E: Events>(
         let now = Instant::now();
         if now >= next_round || (now >= next_keep_alive && now + SOON >= next_round) {
             next_round = now + round;
-            let standing = listener.standing();
-            match standing.and_then(|standing| match standing {
-                Standing::Superseded => Ok(Some(End::Superseded)),
-                other => Ok((!care.round(listener, other)?).then_some(End::Over)),
-            }) {
-                Ok(None) => trouble.over(),
-                Ok(Some(end)) => return end,
+            match listener.tend() {
+                Ok(Standing::Listening) => trouble.over(),
+                Ok(Standing::Superseded) => return End::Superseded,
+                Ok(Standing::Over) => return End::Over,
                 Err(error) => trouble.log(&error),
             }
         }
@@ -271,7 +225,7 @@ pub fn feed<E: Events>(
             if (std::mem::take(&mut is_heard) && !events) || std::mem::take(&mut is_challenged) {
                 match listener.standing() {
                     Ok(Standing::Superseded) => return End::Superseded,
-                    Ok(Standing::Lost) => next_round = now,
+                    Ok(Standing::Over) => next_round = now,
                     _ => {}
                 }
             }
@@ -326,9 +280,6 @@ pub fn feed<E: Events>(
                 {
                     trouble.log(&error);
                 }
-                if listener.has_grown_beyond(2 * settings.max_queue) {
-                    next_round = Instant::now();
-                }
             }
         }
     }
@@ -336,11 +287,11 @@ pub fn feed<E: Events>(
 
 /// Gives the client what is still waiting, and what comes within `time`: a stream that ends because its session or its
 /// process does should not keep the reason to itself.
-pub fn last_words(out: &mut Outgoing, listener: &mut Listener, unsent: &mut Unsent, time: Duration) {
+pub fn last_words(out: &mut Outgoing, events: &mut impl Events, unsent: &mut Unsent, time: Duration) {
     let until = Instant::now() + time;
     unsent.finish_keep_alive();
     loop {
-        while matches!(listener.next(|record| write_event(&mut unsent.bytes, &record)), Ok(true)) {}
+        while matches!(events.write_next(&mut unsent.bytes), Ok(Given { has_more: true, .. })) {}
         while !unsent.is_empty() && out.is_writable() {
             unsent.write(out);
         }
@@ -348,7 +299,7 @@ pub fn last_words(out: &mut Outgoing, listener: &mut Listener, unsent: &mut Unse
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
-        listener.hear();
+        events.hear();
     }
 }
 
@@ -376,7 +327,7 @@ mod tests {
 
     fn event(event: &str) -> String {
         let mut out = Vec::new();
-        write_event(&mut out, &Record { id: 7, time: 0, event, data: "{}" });
+        write_event(&mut out, 7, event, "{}");
         String::from_utf8(out).unwrap()
     }
 

@@ -7,23 +7,20 @@
 //! A bus is made by a GET without a query, by a listener that names no user, by `?register` and `?create=signed`, and by whatever
 //! the application says on it.
 
-use super::query::{NotUtf8, Query};
-use super::{options, resume_id, store_status, stream_head};
-use crate::clock::{is_recent, now_ms};
+use super::query::Query;
+use super::{options, resume_id, stream_head};
+use crate::clock::now_ms;
 use crate::config::Settings;
-use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
+use crate::gateway::{Client, Content, Outgoing, Reply, Request, Status, Woken};
 use crate::hex;
-use crate::json::{BadJson, compact};
-use crate::sse::{self, Care, Events, Given, Unsent};
-use crate::store::files::UNUSED_TIME;
-use crate::store::files::bus::{Bell, Bus, BusName, BusReader, Message, Registered, User};
-use crate::store::files::mailbox::Standing;
+use crate::json::compact;
+use crate::refusal::Refusal;
+use crate::sse::{self, Events, Given, Unsent};
+use crate::store::buses::{BusName, BusReader, Heard, Message, Proof, Refused, User};
+use crate::store::sessions::Standing;
 use crate::store::{self, Store};
-use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
-use sha2::Sha256;
-use std::fmt;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -31,9 +28,6 @@ const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
 /// A poll waits no longer than this: web servers and proxies give up on a silent program after a minute.
 const LONGEST_WAIT: Duration = Duration::from_secs(50);
-
-/// A bus without a record may be one that is being made.
-const MAKING_TIME: Duration = Duration::from_secs(10);
 
 /// The name of the bus at `path`; `None` where no bus can be.
 pub(super) fn name(path: &str) -> Option<&str> {
@@ -51,148 +45,91 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Rep
     }
 }
 
-/// Removes what is dead on a bus, and the bus itself when nobody has used it for its lifetime.
-///
-/// # Errors
-/// When the data folder cannot be used; a later sweep tries again.
-pub fn sweep(settings: &Settings, mut bus: Bus) -> Result<(), store::Error> {
-    let is_unused = bus.is_unused()?;
-    let lifetime = match (bus.is_made(), is_unused && !bus.is_special()) {
-        (false, _) => MAKING_TIME,
-        (true, true) => settings.bus_lifetime.min(UNUSED_TIME),
-        (true, false) => settings.bus_lifetime,
-    };
-    let message_is_kept = !is_unused && bus.last_message()?.is_some_and(|at| is_recent(at, settings.message_lifetime));
-    if is_recent(bus.touched()?, lifetime) || (bus.is_made() && message_is_kept) {
-        // Whoever is away may come for the messages as long as there are any.
-        bus.tidy(settings.message_lifetime, settings.bus_lifetime.max(settings.message_lifetime))
-    } else {
-        bus.remove()
-    }
-}
+// ---- what is refused
 
-/// Why a request is refused.
-#[derive(Debug)]
-pub(super) enum Refusal {
-    BadQuery(NotUtf8),
-    BadName,
-    UnknownCall,
-    UnknownBus,
-    UnknownUser,
-    NotRegistered,
-    NotSigned,
-    WrongSignature,
-    StaleNumber(u64),
-    IsOpen,
-    TooManyBuses(u64),
-    TooManyUsers(u64),
-    TooManyReaders(u64),
-    SaysTooMuch(u64),
-    BadJson(BadJson),
-    NoBody,
-    Body(BodyError),
-    Store(store::Error),
-}
-
-impl From<store::Error> for Refusal {
-    fn from(error: store::Error) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl Refusal {
-    fn status(&self) -> Status {
-        match self {
-            Self::BadQuery(_) | Self::BadJson(_) | Self::NoBody => Status::BadRequest,
-            Self::BadName | Self::UnknownCall | Self::UnknownBus | Self::UnknownUser => Status::NotFound,
-            Self::NotRegistered | Self::NotSigned | Self::WrongSignature | Self::StaleNumber(_) => Status::Forbidden,
-            Self::IsOpen => Status::Conflict,
-            Self::TooManyBuses(_) | Self::TooManyUsers(_) | Self::TooManyReaders(_) => Status::ServiceUnavailable,
-            Self::SaysTooMuch(_) => Status::TooManyRequests,
-            Self::Body(error) => error.status(),
-            Self::Store(error) => store_status(error),
-        }
-    }
-
-    fn reply(self) -> Reply {
-        crate::refusal::Refusal::from(self).reply()
-    }
-}
-
-impl From<Refusal> for crate::refusal::Refusal {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Store(store::Error::QueueFull(_)) => Self::new(refusal.status(), refusal.to_string()),
-            Refusal::Store(error) => error.into(),
-            _ => Self::new(refusal.status(), refusal.to_string()),
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadQuery(error) => error.fmt(f),
-            Self::BadName => write!(
-                f,
-                "A bus cannot have this name: take up to {} bytes without control characters.",
-                BusName::LONGEST
-            ),
-            Self::UnknownCall => f.write_str(
-                "There is no such call: GET without a query, GET ?id=…&user=… or POST ?user=…, with whole numbers.",
-            ),
-            Self::UnknownBus => f.write_str("There is no such bus, or not any more: GET without a query makes it."),
-            Self::UnknownUser => {
-                f.write_str("This bus does not know the user: GET without a query gives out a new one.")
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::UnknownBus => {
+                Self::new(Status::NotFound, "There is no such bus, or not any more: GET without a query makes it.")
             }
-            Self::NotRegistered => f.write_str("On this bus only registered users may post: POST to ?register first."),
-            Self::NotSigned => {
-                f.write_str("A registered user's post must be signed: add &n=… and &signature=…, see the manual of the bus, src/protocol/bus.md.")
+            Refused::UnknownUser => unknown_user(),
+            Refused::NotRegistered => {
+                Self::new(Status::Forbidden, "On this bus only registered users may post: POST to ?register first.")
             }
-            Self::WrongSignature => f.write_str(
+            Refused::NotSigned => Self::new(
+                Status::Forbidden,
+                "A registered user's post must be signed: add &n=… and &signature=…, see the manual of the bus, src/protocol/bus.md.",
+            ),
+            Refused::WrongSignature => Self::new(
+                Status::Forbidden,
                 "The signature is not this user's: it is the HMAC-SHA256, in hexadecimal digits, of NAME, user and n, each with a line end, and the body.",
             ),
-            Self::StaleNumber(last) => {
-                write!(f, "The n is used up: it must be larger than at this user's last post, {last}. Sign again.")
-            }
-            Self::IsOpen => f.write_str("The bus exists already, and is open to unsigned posts: choose another name."),
-            Self::TooManyBuses(limit) => {
-                write!(f, "The relay has its {limit} buses (RELAY_MAX_BUSES): try again later.")
-            }
-            Self::TooManyUsers(limit) => {
-                write!(f, "The bus has its {limit} registered users (RELAY_MAX_CLIENTS): try again later.")
-            }
-            Self::TooManyReaders(limit) => write!(
-                f,
-                "{limit} readers wait at this bus already (RELAY_MAX_CLIENTS): try again later, or poll without waiting."
+            Refused::StaleNumber(last) => Self::new(
+                Status::Forbidden,
+                format!("The n is used up: it must be larger than at this user's last post, {last}. Sign again."),
             ),
-            Self::SaysTooMuch(limit) => write!(
-                f,
-                "The last quarter of the {limit} bytes of a bus (RELAY_MAX_QUEUE) is for those who have said little: wait until older messages are gone."
+            Refused::IsOpen => Self::new(
+                Status::Conflict,
+                "The bus exists already, and is open to unsigned posts: choose another name.",
             ),
-            Self::BadJson(error) => error.fmt(f),
-            Self::NoBody => f.write_str("There is no body: send one JSON value in UTF-8."),
-            Self::Body(error) => error.fmt(f),
-            Self::Store(store::Error::QueueFull(full)) => {
-                write!(f, "The bus holds its {} bytes (RELAY_MAX_QUEUE): wait until older messages are gone.", full.limit)
+            Refused::TooManyBuses(limit) => Self::new(
+                Status::ServiceUnavailable,
+                format!("The relay has its {limit} buses (RELAY_MAX_BUSES): try again later."),
+            ),
+            Refused::TooManyUsers(limit) => Self::new(
+                Status::ServiceUnavailable,
+                format!("The bus has its {limit} registered users (RELAY_MAX_CLIENTS): try again later."),
+            ),
+            Refused::TooManyReaders(limit) => Self::new(
+                Status::ServiceUnavailable,
+                format!("{limit} readers wait at this bus already (RELAY_MAX_CLIENTS): try again later, or poll without waiting."),
+            ),
+            Refused::SaysTooMuch(limit) => Self::new(
+                Status::TooManyRequests,
+                format!("The last quarter of the {limit} bytes of a bus (RELAY_MAX_QUEUE) is for those who have said little: wait until older messages are gone."),
+            ),
+            Refused::Store(store::Error::TopicFull(full)) => {
+                let sentence = format!(
+                    "The bus holds its {} bytes (RELAY_MAX_QUEUE): wait until older messages are gone.",
+                    full.limit
+                );
+                Self::from(store::Error::TopicFull(full)).worded(sentence)
             }
-            Self::Store(error) => error.fmt(f),
+            Refused::Store(error) => error.into(),
         }
     }
 }
 
-/// The id behind which somebody wants to read. What is no whole number makes no call that we know; one of any size does.
+fn unknown_user() -> Refusal {
+    Refusal::new(Status::NotFound, "This bus does not know the user: GET without a query gives out a new one.")
+}
+
+pub(super) fn bad_name() -> Refusal {
+    let sentence =
+        format!("A bus cannot have this name: take up to {} bytes without control characters.", BusName::LONGEST);
+    Refusal::new(Status::NotFound, sentence)
+}
+
+fn unknown_call() -> Refusal {
+    Refusal::new(
+        Status::NotFound,
+        "There is no such call: GET without a query, GET ?id=…&user=… or POST ?user=…, with whole numbers.",
+    )
+}
+
+/// The id after which somebody wants to read. What is no whole number makes no call that we know; one of any size does.
 fn id(query: &Query) -> Result<Option<u64>, Refusal> {
     let Some(text) = query.get("id") else { return Ok(None) };
     text.parse().map(Some).or_else(|error: std::num::ParseIntError| match error.kind() {
         std::num::IntErrorKind::PosOverflow => Ok(Some(u64::MAX)),
-        _ => Err(Refusal::UnknownCall),
+        _ => Err(unknown_call()),
     })
 }
 
 /// A user's number. What is none is no user.
 fn user(query: &Query) -> Result<Option<User>, Refusal> {
-    query.get("user").map(|text| text.parse().map(User).map_err(|_| Refusal::UnknownUser)).transpose()
+    query.get("user").map(|text| text.parse().map(User).map_err(|_| unknown_user())).transpose()
 }
 
 /// How long a poll waits: any number of seconds.
@@ -200,7 +137,7 @@ fn wait(query: &Query) -> Result<Duration, Refusal> {
     let Some(text) = query.get("wait") else { return Ok(Duration::ZERO) };
     match text.parse::<f64>() {
         Ok(seconds) if seconds >= 0.0 => Ok(Duration::from_secs_f64(seconds.min(LONGEST_WAIT.as_secs_f64()))),
-        _ => Err(Refusal::UnknownCall),
+        _ => Err(unknown_call()),
     }
 }
 
@@ -225,8 +162,8 @@ impl Desk<'_> {
         if method == "OPTIONS" {
             return Ok(options(request, METHODS));
         }
-        let name = &BusName::new(name).ok_or(Refusal::BadName)?;
-        let query = &Query::parse(&request.query).map_err(Refusal::BadQuery)?;
+        let name = &BusName::new(name).ok_or_else(bad_name)?;
+        let query = &Query::parse(&request.query)?;
         let is_head = method == "HEAD";
         match method {
             "GET" | "HEAD" if query.has("events") || accepts_events(request) => {
@@ -242,15 +179,15 @@ impl Desk<'_> {
                     self.poll(name, after, user, wait, request.client)
                 }
                 (None, None) if request.query.is_empty() => self.greet(name, is_head),
-                _ => Err(Refusal::UnknownCall),
+                _ => Err(unknown_call()),
             },
             "POST" if query.has("register") => self.register(name),
             "POST" if query.get("create") == Some("signed") => self.create_signed(name),
             "POST" => match user(query)? {
                 Some(user) => self.post(name, user, query, request),
-                None => Err(Refusal::UnknownCall),
+                None => Err(unknown_call()),
             },
-            _ => Err(Refusal::UnknownCall),
+            _ => Err(unknown_call()),
         }
     }
 
@@ -258,12 +195,11 @@ impl Desk<'_> {
 
     fn greet(&self, name: &BusName, is_head: bool) -> Result<Reply, Refusal> {
         if is_head {
-            // Nobody is made who would not hear his number.
+            // Nobody is made who would not hear its number.
             return Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..Reply::json(Status::Ok, "") });
         }
-        let mut bus = self.bus_or_new(name)?;
-        let user = bus.new_user()?;
-        Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{}}}"#, user.0, bus.end()?)))
+        let (user, end) = self.store.greet(name, self.settings)?;
+        Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{end}}}"#, user.0)))
     }
 
     // ---- GET ?id=&user=
@@ -276,14 +212,11 @@ impl Desk<'_> {
         wait: Duration,
         client: Client<'_>,
     ) -> Result<Reply, Refusal> {
-        let mut reader = {
-            let bus = self.bus_of(name, user)?;
-            bus.reader(after, Some(user), self.settings.message_lifetime)?
-        };
+        let mut reader = self.store.read(name, after, user, self.settings)?;
         let mut array = Vec::new();
         take_all(&mut reader, &mut array)?;
         if array.is_empty() && !wait.is_zero() {
-            self.wake(&self.bus_of(name, user)?, &mut reader)?;
+            reader.wait_for_more(self.settings)?;
             self.await_message(&mut reader, &mut array, wait, client)?;
         }
         array.insert(0, b'[');
@@ -322,121 +255,62 @@ impl Desk<'_> {
         &self,
         name: &BusName,
         after: Option<u64>,
-        except: Option<User>,
+        user: Option<User>,
         is_head: bool,
     ) -> Result<Reply, Refusal> {
-        let bus = match except {
-            Some(user) => self.bus_of(name, user)?,
-            None if is_head => return Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() }),
-            None => self.bus_or_new(name)?,
-        };
         if is_head {
+            if let Some(user) = user {
+                self.store.check_user(name, user, self.settings)?;
+            }
             return Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() });
         }
-        let after = match after {
-            Some(id) => id,
-            None => bus.end()?,
-        };
-        let mut reader = bus.reader(after, except, self.settings.message_lifetime)?;
-        self.wake(&bus, &mut reader)?;
-        drop(bus);
-        let (settings, name) = (self.settings.clone(), name.clone());
+        let reader = self.store.subscribe(name, after, user, self.settings)?;
+        let settings = self.settings.clone();
         let stream = move |out: &mut Outgoing| {
-            let desk = Desk { store: Store::of(&settings), settings: &settings };
-            let mut listening = Listening { desk: &desk, name: &name, user: except, sweeps: !out.is_own() };
             // Where it really begins: a client that comes back with an id that no message has reached yet would begin later.
             let mut unsent = Unsent::after(reader.after());
-            sse::feed(out, &mut Feed(reader), &mut unsent, &mut listening, &settings);
+            let mut feed = Feed { reader, settings: &settings, sweeps: !out.is_own() };
+            sse::feed(out, &mut feed, &mut unsent, &settings);
         };
         Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
-    }
-
-    fn wake(&self, bus: &Bus, reader: &mut BusReader) -> Result<(), Refusal> {
-        let limit = self.settings.max_clients;
-        if bus.wake(reader, limit)? { Ok(()) } else { Err(Refusal::TooManyReaders(limit)) }
     }
 
     // ---- POST ?user=
 
     fn post(&self, name: &BusName, user: User, query: &Query, request: &mut Request<'_>) -> Result<Reply, Refusal> {
-        let body = request.body.read(self.settings.bus_message).map_err(Refusal::Body)?;
-        let data = compact(&body).map_err(Refusal::BadJson)?.ok_or(Refusal::NoBody)?;
-        let mut bus = self.bus_of(name, user)?;
-        if user.is_registered() {
-            let mut registered = bus.registered(user)?.ok_or(Refusal::UnknownUser)?;
-            check_signature(name, user, query, &body, &mut registered)?;
-        } else if bus.is_signed_only() {
-            return Err(Refusal::NotRegistered);
-        }
-        let (limit, lifetime) = (self.settings.max_queue, self.settings.message_lifetime);
-        if bus.is_crowded_by(user, limit, lifetime)? {
-            return Err(Refusal::SaysTooMuch(limit));
-        }
-        let (id, bell): (u64, Bell) = bus.post(user, &data, limit, lifetime)?;
-        drop(bus);
-        drop(bell);
+        let body = request.body.read(self.settings.bus_message)?;
+        let no_body = || Refusal::new(Status::BadRequest, "There is no body: send one JSON value in UTF-8.");
+        let data = compact(&body)?.ok_or_else(no_body)?;
+        let n: Option<u64> = query.get("n").and_then(|n| n.parse().ok());
+        // What is no signature is nobody's.
+        let signature = query.get("signature").map(|signature| hex::decode(signature).unwrap_or_default());
+        let signed = n.map(|n| [format!("{}\n{}\n{n}\n", name.as_str(), user.0).as_bytes(), &body].concat());
+        let proof = match (n, &signed, &signature) {
+            (Some(n), Some(signed), Some(signature)) => Some(Proof { n, signed, signature }),
+            _ => None,
+        };
+        let id = self.store.post(name, user, proof, &data, self.settings)?;
         Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{id}}}"#, user.0)))
     }
 
     // ---- POST ?register, ?create=signed
 
     fn register(&self, name: &BusName) -> Result<Reply, Refusal> {
-        let limit = self.settings.max_clients;
-        let mut bus = self.bus_or_new(name)?;
-        // What may fail first: the key is told only once.
-        let end = bus.end()?;
-        let (user, key) = bus.register(limit)?.ok_or(Refusal::TooManyUsers(limit))?;
+        let (user, end, key) = self.store.register_user(name, self.settings)?;
         Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{end},"key":"{key}"}}"#, user.0)))
     }
 
     fn create_signed(&self, name: &BusName) -> Result<Reply, Refusal> {
-        let limit = self.settings.max_buses;
-        let (bus, is_new) = self.store.bus_or_new(name, true, limit)?.ok_or(Refusal::TooManyBuses(limit))?;
-        if !bus.is_signed_only() {
-            return Err(Refusal::IsOpen);
-        }
-        self.keep(&bus)?;
+        let is_new = self.store.make_signed_bus(name, self.settings)?;
         Ok(Reply::json(if is_new { Status::Created } else { Status::Ok }, "{}"))
-    }
-
-    // ---- who is who
-
-    fn bus_or_new(&self, name: &BusName) -> Result<Bus, Refusal> {
-        let limit = self.settings.max_buses;
-        let (bus, _) = self.store.bus_or_new(name, false, limit)?.ok_or(Refusal::TooManyBuses(limit))?;
-        self.keep(&bus)?;
-        Ok(bus)
-    }
-
-    /// The bus, if it knows the user; both count as used.
-    fn bus_of(&self, name: &BusName, user: User) -> Result<Bus, Refusal> {
-        let bus = self.store.bus(name)?.ok_or(Refusal::UnknownBus)?;
-        if !bus.knows(user)? {
-            return Err(Refusal::UnknownUser);
-        }
-        self.keep(&bus)?;
-        if let Some(registered) = bus.registered(user)?
-            && !self.is_fresh(registered.touched()?)
-        {
-            registered.touch()?;
-        }
-        Ok(bus)
-    }
-
-    /// Makes a bus count as used, unless it was a while ago.
-    fn keep(&self, bus: &Bus) -> Result<(), store::Error> {
-        if self.is_fresh(bus.touched()?) { Ok(()) } else { bus.touch() }
-    }
-
-    fn is_fresh(&self, touched: std::time::SystemTime) -> bool {
-        // Often enough for a bus that is forgotten soon where nobody reads it.
-        is_recent(touched, self.settings.bus_lifetime.min(UNUSED_TIME) / 4)
     }
 }
 
 /// Gives what there is to `array`, without its brackets.
 fn take_all(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<(), store::Error> {
-    while reader.next(|message| {
+    while reader.next(|heard| {
+        // A poll that comes too late sees it by the numbers.
+        let Heard::Message(message) = heard else { return };
         if !array.is_empty() {
             array.push(b',');
         }
@@ -445,82 +319,31 @@ fn take_all(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<(), store::Er
     Ok(())
 }
 
-/// Whether a post is the user's own: signed with his key, and no repetition. The number it is signed with is then used up,
-/// whatever becomes of the post: a request that somebody has caught on its way is worth nothing.
-fn check_signature(
-    name: &BusName,
-    user: User,
-    query: &Query,
-    body: &[u8],
-    registered: &mut Registered,
-) -> Result<(), Refusal> {
-    let (Some(n), Some(signature)) = (query.get("n"), query.get("signature")) else { return Err(Refusal::NotSigned) };
-    let n: u64 = n.parse().map_err(|_| Refusal::NotSigned)?;
-    let signature = hex::decode(signature).ok_or(Refusal::WrongSignature)?;
-    if !signs(registered.key(), name, user, n, body, &signature) {
-        return Err(Refusal::WrongSignature);
-    }
-    if n <= registered.last() {
-        return Err(Refusal::StaleNumber(registered.last()));
-    }
-    Ok(registered.set_last(n)?)
-}
-
-/// Compared in constant time.
-fn signs(key: &str, name: &BusName, user: User, n: u64, body: &[u8], signature: &[u8]) -> bool {
-    // HMAC takes a key of any length.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return false };
-    mac.update(format!("{}\n{}\n{n}\n", name.as_str(), user.0).as_bytes());
-    mac.update(body);
-    mac.verify_slice(signature).is_ok()
-}
-
 /// Posts to a bus as the application that the relay belongs to, and makes the bus if it is missing. The message's id.
 ///
 /// # Errors
 /// When it cannot be posted.
-pub(super) fn notify(settings: &Settings, name: &BusName, data: &str) -> Result<u64, Refusal> {
-    let desk = Desk { settings, store: Store::of(settings) };
-    let mut bus = desk.bus_or_new(name)?;
-    let (id, bell) = bus.post(User::APPLICATION, data, settings.max_queue, settings.message_lifetime)?;
-    drop(bus);
-    drop(bell);
-    Ok(id)
+pub(super) fn notify(settings: &Settings, name: &BusName, data: &str) -> Result<u64, Refused> {
+    Store::of(settings).notify(name, data, settings)
 }
 
-/// Somebody who stays on a bus: he posts as one user and hears all others, on whatever connection.
+/// Somebody who stays on a bus: it posts as one user and hears all others, on whatever connection.
 pub(super) struct Member {
     settings: Settings,
     name: BusName,
     user: User,
-    /// In ms since 1970: he hears what is said from then on.
+    /// In ms since 1970: it hears what is said from then on.
     since: u64,
-    feed: Feed,
-}
-
-/// Why a member's message was not posted.
-#[derive(Debug)]
-pub(super) enum Unposted {
-    /// Only registered users may post.
-    Signed,
-    /// The bus, or its memory of the member, is gone.
-    Gone,
-    /// The store's reason.
-    Store(store::Error),
+    reader: BusReader,
 }
 
 impl Member {
     /// A fresh user of the bus, who hears what comes from now on. The bus is made if it is missing.
-    pub(super) fn enter(settings: &Settings, name: &BusName) -> Result<Self, Refusal> {
-        let desk = Desk { settings, store: Store::of(settings) };
-        let mut bus = desk.bus_or_new(name)?;
-        let user = bus.new_user()?;
-        let mut reader = bus.reader(bus.end()?, Some(user), settings.message_lifetime)?;
-        desk.wake(&bus, &mut reader)?;
-        drop(bus);
-        // Not before he was there.
+    pub(super) fn enter(settings: &Settings, name: &BusName) -> Result<Self, Refused> {
+        let (user, reader) = Store::of(settings).enter(name, settings)?;
+        // Not before it was there.
         let since = now_ms() + 1;
-        Ok(Self { settings: settings.clone(), name: name.clone(), user, since, feed: Feed(reader) })
+        Ok(Self { settings: settings.clone(), name: name.clone(), user, since, reader })
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -535,127 +358,96 @@ impl Member {
         self.user
     }
 
-    /// In ms since 1970: he hears what is said from then on, and none of what was said long before.
+    /// In ms since 1970: it hears what is said from then on, and none of what was said long before.
     pub(super) fn since(&self) -> u64 {
         self.since
     }
 
     /// What others have posted.
     pub(super) fn reader(&mut self) -> &mut BusReader {
-        &mut self.feed.0
+        &mut self.reader
+    }
+
+    /// Gives what others have posted next to `take`; false when there is no more for now.
+    pub(super) fn next(&mut self, mut take: impl FnMut(Message<'_>)) -> Result<bool, store::Error> {
+        self.reader.next(|heard| {
+            if let Heard::Message(message) = heard {
+                take(message);
+            }
+        })
     }
 
     /// Posts a JSON value in one line.
-    pub(super) fn post(&self, data: &str) -> Result<(), Unposted> {
-        let desk = Desk { settings: &self.settings, store: Store::of(&self.settings) };
-        let mut bus = match desk.bus_of(&self.name, self.user) {
-            Ok(bus) if bus.is_signed_only() => return Err(Unposted::Signed),
-            Ok(bus) => bus,
-            Err(Refusal::Store(error)) => return Err(Unposted::Store(error)),
-            Err(_) => return Err(Unposted::Gone),
-        };
-        let (_, bell) = bus
-            .post(self.user, data, self.settings.max_queue, self.settings.message_lifetime)
-            .map_err(Unposted::Store)?;
-        drop(bus);
-        drop(bell);
-        Ok(())
+    pub(super) fn post(&self, data: &str) -> Result<u64, Refused> {
+        Store::of(&self.settings).say(&self.name, self.user, data, &self.settings)
     }
 
     /// To be called every [few seconds](sse::ROUND), with whether to sweep a little. `Ok(false)` where the bus is gone.
-    pub(super) fn round(&mut self, sweeps: bool) -> Result<bool, store::Error> {
-        let desk = Desk { settings: &self.settings, store: Store::of(&self.settings) };
-        let standing = self.feed.standing()?;
-        Listening { desk: &desk, name: &self.name, user: Some(self.user), sweeps }.round(&mut self.feed, standing)
+    pub(super) fn tend(&mut self, sweeps: bool) -> Result<bool, store::Error> {
+        let is_there = self.reader.tend(&self.settings)?;
+        if sweeps {
+            super::sweep_if_due(&self.settings);
+        }
+        Ok(is_there)
     }
 }
 
 /// A bus as an event stream.
-struct Feed(BusReader);
+struct Feed<'a> {
+    reader: BusReader,
+    settings: &'a Settings,
+    /// Whether it sweeps now and then: not where the process has a thread for that.
+    sweeps: bool,
+}
 
-impl Events for Feed {
+impl Events for Feed<'_> {
     fn wake(&self) -> Option<BorrowedFd<'_>> {
-        self.0.fd()
+        self.reader.fd()
     }
 
     fn is_surely_woken(&self) -> bool {
-        self.0.is_surely_woken()
+        self.reader.is_surely_woken()
     }
 
     fn hear(&mut self) -> bool {
-        self.0.hear();
+        self.reader.hear();
         // There is a place for every reader.
         false
     }
 
     fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, store::Error> {
         let mut count = 0;
-        let has_more = self.0.next(|message| {
+        let has_more = self.reader.next(|heard| {
             count += 1;
             // Writing to memory does not fail.
-            let _ = write!(out, "id: {}\ndata: ", message.id);
-            write_message(out, message);
+            let _ = match heard {
+                Heard::Lost(id) => write!(out, "id: {id}\nevent: lost\ndata: {{}}"),
+                Heard::Message(message) => {
+                    let _ = write!(out, "id: {}\ndata: ", message.id);
+                    write_message(out, message);
+                    Ok(())
+                }
+            };
             out.extend_from_slice(b"\n\n");
         })?;
         Ok(Given { count, has_more })
     }
 
-    /// What a reader has been given is not his to remember.
+    /// What a reader has been given is not its to remember.
     fn delivered(&mut self) -> Result<(), store::Error> {
         Ok(())
     }
 
-    fn has_grown_beyond(&self, _: u64) -> bool {
-        false
-    }
-
     fn standing(&mut self) -> Result<Standing, store::Error> {
-        Ok(if self.0.has_lost_wake()? { Standing::Lost } else { Standing::Listening })
+        Ok(Standing::Listening)
     }
-}
 
-/// What a stream does besides delivering.
-struct Listening<'a> {
-    desk: &'a Desk<'a>,
-    name: &'a BusName,
-    user: Option<User>,
-    /// Whether it sweeps now and then: not where the process has a thread for that.
-    sweeps: bool,
-}
-
-impl Care<Feed> for Listening<'_> {
-    fn round(&mut self, feed: &mut Feed, standing: Standing) -> Result<bool, store::Error> {
-        let Desk { settings, store } = self.desk;
-        let lacks_wake = feed.0.lacks_wake();
-        // A look without the lock, at what is nearly always the case. A registered user has a lifetime of his own.
-        let is_kept = standing == Standing::Listening
-            && !lacks_wake
-            && !self.user.is_some_and(User::is_registered)
-            && store.bus_touched(self.name)?.is_some_and(|touched| self.desk.is_fresh(touched));
-        if !is_kept {
-            let bus = match self.user {
-                Some(user) => self.desk.bus_of(self.name, user),
-                None => store.bus(self.name).map_err(Refusal::from).and_then(|bus| bus.ok_or(Refusal::UnknownBus)),
-            };
-            match bus {
-                Ok(bus) => {
-                    self.desk.keep(&bus)?;
-                    if standing == Standing::Lost {
-                        say!("uhst-relay: the FIFO of a running stream was removed; it is made anew");
-                    }
-                    if standing == Standing::Lost || lacks_wake {
-                        bus.wake(&mut feed.0, u64::MAX)?;
-                    }
-                }
-                Err(Refusal::Store(error)) => return Err(error),
-                // The bus, or the user, is gone.
-                Err(_) => return Ok(false),
-            }
+    fn tend(&mut self) -> Result<Standing, store::Error> {
+        let is_there = self.reader.tend(self.settings)?;
+        if self.sweeps {
+            super::sweep_if_due(self.settings);
         }
-        if self.sweeps && store.sweep_is_due() {
-            super::sweep_some(settings);
-        }
-        Ok(true)
+        Ok(if is_there { Standing::Listening } else { Standing::Over })
     }
 }
 
@@ -695,20 +487,5 @@ mod tests {
         for text in ["wait=-1", "wait=x", "wait=NaN"] {
             assert!(wait(&query(text)).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_signature_is_of_all_that_makes_a_post() {
-        // By `printf 'news\n7\n1\n"hi"' | openssl dgst -sha256 -hmac key`.
-        let signature = hex::decode("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
-        let name = |text| BusName::new(text).unwrap();
-        assert!(signs("key", &name("news"), User(7), 1, b"\"hi\"", &signature));
-        assert!(!signs("yek", &name("news"), User(7), 1, b"\"hi\"", &signature));
-        assert!(!signs("key", &name("new"), User(7), 1, b"\"hi\"", &signature));
-        assert!(!signs("key", &name("news"), User(9), 1, b"\"hi\"", &signature));
-        assert!(!signs("key", &name("news"), User(7), 2, b"\"hi\"", &signature));
-        assert!(!signs("key", &name("news"), User(7), 1, b"\"ho\"", &signature));
-        assert!(!signs("key", &name("news"), User(7), 1, b"\"hi\"", &signature[..31]));
-        assert!(!signs("key", &name("news"), User(7), 1, b"\"hi\"", b""));
     }
 }

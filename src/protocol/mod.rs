@@ -11,7 +11,6 @@ pub mod ws;
 use crate::config::{SettingError, Settings};
 use crate::gateway::{Application, Reply, Request, Status};
 use crate::refusal::{Refusal, status_of as store_status};
-use crate::store::files::sweep::Found;
 use crate::store::{self, Store};
 use query::Query;
 
@@ -84,12 +83,15 @@ fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
 
 /// Does a little of the sweep, after an answer has gone out.
 fn sweep_some(settings: &Settings) {
-    // Half a lifetime a round: as long as there are requests or streams, nothing dead stays for much longer than one and
-    // a half.
-    let round = settings.session_lifetime / 2;
-    let swept = Store::of(settings).sweep_some(round, |found| sweep(settings, found));
-    if let Err(error) = swept {
+    if let Err(error) = Store::of(settings).sweep_some(&uhst::policy(settings)) {
         error.log();
+    }
+}
+
+/// The same, where it is time for it.
+fn sweep_if_due(settings: &Settings) {
+    if Store::of(settings).sweep_is_due() {
+        sweep_some(settings);
     }
 }
 
@@ -98,17 +100,7 @@ fn sweep_some(settings: &Settings) {
 /// # Errors
 /// The first failure.
 pub fn sweep_all(settings: &Settings) -> Result<(), store::Error> {
-    Store::of(settings).sweep_all(|found| sweep(settings, found))
-}
-
-/// Removes it if it is dead.
-fn sweep(settings: &Settings, found: Found) -> Result<(), store::Error> {
-    match found {
-        Found::Session(session) => uhst::sweep(settings, session),
-        Found::Bus(bus) => bus::sweep(settings, bus),
-        Found::Duplex(duplex) => cama::sweep(settings, duplex),
-        Found::Backlog(backlog) => ptth::sweep(settings, backlog),
-    }
+    Store::of(settings).sweep_all(&uhst::policy(settings))
 }
 
 fn origin_is_allowed(settings: &Settings, request: &Request<'_>) -> bool {

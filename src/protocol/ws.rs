@@ -6,14 +6,14 @@
 //!
 //! A channel is the bus of the same name; `/ws` is the one without a name.
 
-use super::bus::{self, Member, Unposted};
+use super::bus::{self, Member};
 use super::options;
 use super::query::Query;
 use crate::config::Settings;
 use crate::gateway::{Content, Incoming, Outgoing, Reply, Request, Status, stop_signal};
 use crate::refusal::Refusal;
 use crate::sse;
-use crate::store::files::bus::{BusName, User};
+use crate::store::buses::{BusName, Refused, User};
 use crate::store::{self, Store};
 use crate::syntax::is_token;
 use crate::ws::link::{Heard, Link, is_close_code};
@@ -129,7 +129,7 @@ fn has_token(request: &Request<'_>, field: &str, token: &str) -> bool {
 
 fn post(settings: &Settings, request: &mut Request<'_>, name: &str) -> Result<Reply, Refusal> {
     let query = Query::parse(&request.query)?;
-    let name = BusName::new(name).ok_or(bus::Refusal::BadName)?;
+    let name = BusName::new(name).ok_or_else(bus::bad_name)?;
     let given = query.get("key").and_then(crate::hex::decode).unwrap_or_default();
     // Compared in constant time.
     keyed(settings, &name)?.verify_slice(&given).map_err(|_| wrong_key())?;
@@ -153,7 +153,7 @@ fn channel(settings: &Settings, name: &str, length: usize) -> Result<BusName, St
     if length as u64 > settings.bus_message {
         return Err(format!("The message is longer than {} bytes (RELAY_BUS_MESSAGE).", settings.bus_message));
     }
-    BusName::new(name).ok_or_else(|| bus::Refusal::BadName.to_string())
+    BusName::new(name).ok_or_else(|| bus::bad_name().to_string())
 }
 
 /// Gives a message of the application to everybody on a channel: to handlers as a `fifo` event.
@@ -162,7 +162,7 @@ fn channel(settings: &Settings, name: &str, length: usize) -> Result<BusName, St
 /// A sentence that says why it could not be.
 pub fn notify(settings: &Settings, name: &str, text: &str) -> Result<u64, String> {
     let name = channel(settings, name, text.len())?;
-    bus::notify(settings, &name, &frames::to_bus(Frame::Text(text))).map_err(|refusal| refusal.to_string())
+    bus::notify(settings, &name, &frames::to_bus(Frame::Text(text))).map_err(|refused| Refusal::from(refused).to_string())
 }
 
 /// The key with which an application may post to a channel: 64 hexadecimal digits.
@@ -196,7 +196,7 @@ fn open(settings: &Settings, request: &Request<'_>, name: &str) -> Result<Reply,
     if !has_token(request, "connection", "upgrade") {
         return Err(bad_request("The handshake has no 'Connection: Upgrade': a proxy on the way must pass it on."));
     }
-    let name = BusName::new(name).ok_or(bus::Refusal::BadName)?;
+    let name = BusName::new(name).ok_or_else(bus::bad_name)?;
     let most = settings.max_handlers;
     // Before the 101, behind which nobody can be sent elsewhere, and before anything is made for him.
     let place = Place::take(is_program(settings), most).ok_or_else(|| too_many_handlers(most))?;
@@ -517,7 +517,7 @@ impl<'a> Conversation<'a> {
         }
         if now >= self.next_round {
             self.next_round = now + self.round;
-            match self.member.round(!out.is_own()) {
+            match self.member.tend(!out.is_own()) {
                 Ok(true) => {}
                 Ok(false) => self.close(1001, "The channel was removed."),
                 Err(error) => error.log(),
@@ -680,7 +680,7 @@ impl<'a> Conversation<'a> {
             && self.mind.program().is_none_or(|program| program.unread() < ENOUGH)
         {
             let (link, mut told) = (&mut self.link, Vec::new());
-            let has_more = self.member.reader().next(|message| {
+            let has_more = self.member.next(|message| {
                 if User(message.user) == User::APPLICATION {
                     told.push(message.data.to_owned());
                 } else {
@@ -800,16 +800,16 @@ impl<'a> Conversation<'a> {
             };
         }
         match self.member.post(data) {
-            Ok(()) => {}
-            Err(Unposted::Signed) => self.close(1008, "On this channel only registered users may post."),
-            Err(Unposted::Gone) => self.close(1001, "The channel was removed."),
-            Err(Unposted::Store(store::Error::QueueFull(_))) => {
+            Ok(_) => {}
+            Err(Refused::NotRegistered) => self.close(1008, "On this channel only registered users may post."),
+            Err(Refused::Store(store::Error::TopicFull(_))) => {
                 self.close(1013, "The channel is full: try again later.");
             }
-            Err(Unposted::Store(error)) => {
+            Err(Refused::Store(error)) => {
                 error.log();
                 self.close(1011, "The message could not be stored.");
             }
+            Err(_) => self.close(1001, "The channel was removed."),
         }
     }
 

@@ -164,6 +164,15 @@ impl Store {
         home.post(name, user, proof, data, settings)
     }
 
+    /// The same for a plain user whose share of the bus the caller keeps an eye on: it is never said to say too much.
+    ///
+    /// # Errors
+    /// Those of the user; [`Refused::NotRegistered`]; [`Error::TopicFull`] while the bus holds its most.
+    pub fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, Refused> {
+        let Self::Files(home) = self;
+        home.say(name, user, data, settings)
+    }
+
     /// Posts a message of the application that the relay belongs to. The bus is made if it is missing.
     ///
     /// # Errors

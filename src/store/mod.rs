@@ -2,11 +2,17 @@
 //! the limits it is given as data. How that is done, and where, is the business of its homes: [`files`] is the one that
 //! needs nothing but a folder.
 
+pub mod buses;
 pub mod files;
+pub mod sessions;
 
 use crate::config::Settings;
 use std::fmt;
 use std::io;
+use std::time::Duration;
+
+/// What nobody has used yet is kept for so long, whoever else wants its place.
+pub const UNUSED_TIME: Duration = Duration::from_secs(60);
 
 /// Why the store could not do it. The status codes are the protocols' to choose; [`fmt::Display`] is the sentence for
 /// whoever sent the request, which names no path; [`Error::log`] tells the operator the cause.
@@ -16,6 +22,8 @@ pub enum Error {
     DiskFull(io::Error),
     /// One recipient has too much waiting.
     QueueFull(Full),
+    /// A log holds as much as it may.
+    TopicFull(Full),
     /// Somebody has held a lock for much too long.
     Busy,
     /// The process, or the machine, has too many files open.
@@ -46,6 +54,10 @@ impl fmt::Display for Error {
             Self::QueueFull(Full { limit }) => {
                 write!(f, "More than {limit} bytes are waiting for this recipient: wait until it has read some.")
             }
+            Self::TopicFull(Full { limit }) => write!(
+                f,
+                "The log holds its {limit} bytes (RELAY_MAX_TOPIC): wait until older messages are gone."
+            ),
             Self::NoDescriptors(_) => f.write_str("The relay has too many files open: try again later."),
             Self::Busy => f.write_str("Another process of the relay does not let go of a lock: try again later."),
             Self::Unusable(cause) => write!(
@@ -99,7 +111,7 @@ impl Error {
     /// Tells the operator, on stderr, which web servers write to their error log.
     pub fn log(&self) {
         match self {
-            Self::QueueFull(_) => {}
+            Self::QueueFull(_) | Self::TopicFull(_) => {}
             Self::DiskFull(cause) | Self::NoDescriptors(cause) | Self::Unusable(cause) | Self::Io(cause) => {
                 say!("uhst-relay: {self} [{cause}]");
             }

@@ -6,16 +6,14 @@ use super::folder::{Folder, Shape};
 use super::sweep::Found;
 use super::{Error, Files, names};
 use crate::clock::is_recent;
+use crate::store::UNUSED_TIME;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
-
-/// What nobody has used yet is kept for so long, whoever else wants its place.
-pub const UNUSED_TIME: Duration = Duration::from_secs(60);
+use std::time::SystemTime;
 
 /// Whoever makes room looks at no more folders than this: it takes some milliseconds. Where there are no more, what gives way
 /// is the oldest of all; where there are, the oldest of that many, which begin at a shard that a hash has chosen.

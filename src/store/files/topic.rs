@@ -133,6 +133,15 @@ impl Topic {
         self.any(position, wants, |record| record.event == MESSAGE && record.time >= oldest)
     }
 
+    /// Whether anything is there that is not older than the lifetime.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn has_alive(&self) -> Result<bool, Error> {
+        let oldest = oldest(self.keep.lifetime);
+        self.any(0, |_| true, |record| record.time >= oldest)
+    }
+
     /// Whether there is such a record after `position`.
     ///
     /// # Errors

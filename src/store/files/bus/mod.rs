@@ -51,6 +51,8 @@ pub(super) struct BusRecord {
     plain: u64,
     /// How many registered users there have been.
     registered: u64,
+    /// Whether there has ever been a message.
+    was_posted_to: bool,
 }
 
 /// A reader that waits.
@@ -167,6 +169,17 @@ impl Files {
         bus.say(user, data)
     }
 
+    pub(in crate::store) fn say(
+        &self,
+        name: &BusName,
+        user: User,
+        data: &str,
+        settings: &Settings,
+    ) -> Result<u64, Refused> {
+        let bus = self.bus_of(name, user, settings)?;
+        if bus.record.signed_only { Err(Refused::NotRegistered) } else { bus.say(user, data) }
+    }
+
     pub(in crate::store) fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, Refused> {
         self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data)
     }
@@ -205,7 +218,11 @@ impl<'a> Bus<'a> {
     }
 
     /// Appends a message, and wakes those that wait once the lock is let go.
-    fn say(self, user: User, data: &str) -> Result<u64, Refused> {
+    fn say(mut self, user: User, data: &str) -> Result<u64, Refused> {
+        if !self.record.was_posted_to {
+            self.record.was_posted_to = true;
+            self.folder.write(&self.record)?;
+        }
         let id = self.topic().append(&ALL, &user.0.to_string(), data, || Ok(0))?;
         let members = Table::<Waiting>::open(&self.folder.beside(MEMBERS))?;
         let topic = self.folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
