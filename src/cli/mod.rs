@@ -13,7 +13,7 @@ use crate::gateway::http::Address;
 use crate::health;
 use crate::protocol;
 use crate::ptth::Tripcode;
-use crate::store::files::ptth::PtthServer;
+use crate::store::requests::PtthServer;
 use crate::store::{self, Store};
 use crate::token::Token;
 #[cfg(feature = "serve")]
@@ -230,14 +230,7 @@ fn ptth(data: Option<&Path>, command: Ptth) -> Done {
         Ptth::Add { name, display, listed } => {
             let key = crate::hex::random(32)?;
             let server = PtthServer { tripcode: Tripcode::of(&key), display_name: display, listed };
-            let is_new = store()?.change_ptth_servers(|servers| {
-                let is_new = !servers.contains_key(&name);
-                if is_new {
-                    servers.insert(name.clone(), server);
-                }
-                is_new
-            })?;
-            if !is_new {
+            if !store()?.register_ptth_server(&name, &server)? {
                 return Err(
                     format!("there is a server {name} already: `uhst-relay ptth remove {name}` forgets it").into()
                 );
@@ -257,7 +250,7 @@ fn ptth(data: Option<&Path>, command: Ptth) -> Done {
             print(&list)?;
         }
         Ptth::Remove { name } => {
-            if store()?.change_ptth_servers(|servers| servers.remove(&name))?.is_none() {
+            if !store()?.remove_ptth_server(&name)? {
                 return Err(format!("there is no server {name}").into());
             }
         }

@@ -10,8 +10,8 @@ pub mod ws;
 
 use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
-use crate::store::files::sweep::Found;
-use crate::store::{self, Store};
+use crate::store::files::sweep::Unswept;
+use crate::store::{self, Lifetimes, Store};
 use query::Query;
 
 /// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
@@ -58,7 +58,7 @@ pub fn sweep_some(settings: &Settings) {
     // Half a lifetime a round: as long as there are requests or streams, nothing dead stays for much longer than one and
     // a half.
     let round = settings.session_lifetime / 2;
-    let swept = Store::of(settings).sweep_some(round, |found| sweep(settings, found));
+    let swept = Store::of(settings).sweep_some(round, &Lifetimes::of(settings), |found| sweep(settings, found));
     if let Err(error) = swept {
         error.log();
     }
@@ -69,16 +69,14 @@ pub fn sweep_some(settings: &Settings) {
 /// # Errors
 /// The first failure.
 pub fn sweep_all(settings: &Settings) -> Result<(), store::Error> {
-    Store::of(settings).sweep_all(|found| sweep(settings, found))
+    Store::of(settings).sweep_all(&Lifetimes::of(settings), |found| sweep(settings, found))
 }
 
 /// Removes it if it is dead.
-fn sweep(settings: &Settings, found: Found) -> Result<(), store::Error> {
+fn sweep(settings: &Settings, found: Unswept) -> Result<(), store::Error> {
     match found {
-        Found::Session(session) => uhst::sweep(settings, session),
-        Found::Bus(bus) => bus::sweep(settings, bus),
-        Found::Duplex(duplex) => cama::sweep(settings, duplex),
-        Found::Backlog(backlog) => ptth::sweep(settings, backlog),
+        Unswept::Session(session) => uhst::sweep(settings, session),
+        Unswept::Bus(bus) => bus::sweep(settings, bus),
     }
 }
 

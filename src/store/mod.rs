@@ -2,11 +2,16 @@
 //! the limits it is given as data. How that is done, and where, is the business of its homes: [`files`] is the one that
 //! needs nothing but a folder.
 
+#[cfg(test)]
+mod contract;
 pub mod files;
+pub mod pipes;
+pub mod requests;
 
 use crate::config::Settings;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 /// Why the store could not do it. The status codes are the protocols' to choose; [`fmt::Display`] is the sentence for
 /// whoever sent the request, which names no path; [`Error::log`] tells the operator the cause.
@@ -106,6 +111,21 @@ impl Error {
             Self::BadRegistry(cause) => say!("uhst-relay: {self} [{cause}]"),
             Self::Busy | Self::BadSecret => say!("uhst-relay: {self}"),
         }
+    }
+}
+
+/// How long what nobody uses any more is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// A session of pipes.
+    pub pipes: Duration,
+}
+
+impl Lifetimes {
+    /// Those that the settings name.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Self {
+        Self { pipes: settings.pipe_lifetime }
     }
 }
 

@@ -44,15 +44,17 @@
 //! has open); and a file is either appended to in whole
 //! records, overwritten with a single write of constant size, or replaced by a rename.
 
-pub mod backlog;
 pub mod bus;
-pub mod duplex;
+pub mod ends;
+pub mod far_ends;
 pub mod folder;
 pub mod mailbox;
-pub mod pipe;
+mod meeting;
+pub mod pipes;
 pub mod probe;
-pub mod ptth;
 pub mod queue;
+pub mod requests;
+mod servers;
 pub mod session;
 pub mod shelf;
 pub mod sweep;

@@ -4,13 +4,14 @@
 //! Everything is spread over 256 shards. Whoever finds the sweep due takes as many shards as are due by then; nobody
 //! waits for a sweep that somebody else is doing, and what is in use is left for the next round.
 
-use super::backlog::LockedBacklog;
 use super::bus::Bus;
-use super::duplex::Duplex;
 use super::folder::Folder;
+use super::pipes::LockedPipes;
+use super::requests::LockedRequests;
 use super::session::Session;
 use super::shelf::Kind;
 use super::{Error, Files, private_file, read_small};
+use crate::store::Lifetimes;
 use fs2::FileExt as _;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -34,15 +35,19 @@ struct Cursor {
 }
 
 /// What a sweep has come upon, locked.
-pub enum Found {
+pub(super) enum Found {
+    Session(Session),
+    Bus(Bus),
+    Pipes(LockedPipes),
+    Requests(LockedRequests),
+}
+
+/// What a protocol sweeps by itself.
+pub enum Unswept {
     /// A host with its clients.
     Session(Session),
     /// A broadcast bus.
     Bus(Bus),
-    /// Two parties with a pipe each way.
-    Duplex(Duplex),
-    /// The requests of a server of PTTH.
-    Backlog(LockedBacklog),
 }
 
 impl Found {
@@ -53,9 +58,9 @@ impl Found {
             Kind::Buses => Folder::try_open(path)?.map(Bus::read).transpose()?.map(Self::Bus),
             // Its requests do without the lock, so they may be there without it.
             Kind::Ptth => {
-                Folder::try_open_or_make_record(path)?.map(LockedBacklog::read).transpose()?.map(Self::Backlog)
+                Folder::try_open_or_make_record(path)?.map(LockedRequests::read).transpose()?.map(Self::Requests)
             }
-            Kind::Pipes => Folder::try_open(path)?.map(Duplex::read).transpose()?.map(Self::Duplex),
+            Kind::Pipes => Folder::try_open(path)?.map(LockedPipes::read).transpose()?.map(Self::Pipes),
         })
     }
 
@@ -64,9 +69,9 @@ impl Found {
         match self {
             Self::Session(session) => session.is_unused(),
             Self::Bus(bus) => bus.is_unused(),
-            Self::Duplex(duplex) => duplex.is_unused(),
+            Self::Pipes(pipes) => pipes.is_unused(),
             // No stranger makes one.
-            Self::Backlog(_) => Ok(false),
+            Self::Requests(_) => Ok(false),
         }
     }
 
@@ -74,13 +79,28 @@ impl Found {
         match self {
             Self::Session(session) => session.remove(),
             Self::Bus(bus) => bus.remove(),
-            Self::Duplex(duplex) => duplex.remove(),
-            Self::Backlog(backlog) => backlog.remove(),
+            Self::Pipes(pipes) => pipes.remove(),
+            Self::Requests(requests) => requests.remove(),
         }
     }
 }
 
 impl Files {
+    /// Removes what is dead of it; what a protocol sweeps by itself is given to `look`.
+    fn sweep(
+        &self,
+        found: Found,
+        lifetimes: &Lifetimes,
+        look: &mut impl FnMut(Unswept) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match found {
+            Found::Session(session) => look(Unswept::Session(session)),
+            Found::Bus(bus) => look(Unswept::Bus(bus)),
+            Found::Pipes(pipes) => pipes.sweep(lifetimes.pipes),
+            Found::Requests(requests) => requests.sweep(&*self.ptth_servers()?),
+        }
+    }
+
     fn sweep_file(&self) -> PathBuf {
         self.root.join("sweep")
     }
@@ -98,11 +118,21 @@ impl Files {
         }
     }
 
-    /// Gives what stands in the shards that are due to `look`, such that all shards have their turn in `round`.
+    /// Sweeps the shards that are due, such that all have their turn in `round`.
     ///
     /// # Errors
     /// The first failure.
-    pub fn sweep_some(&self, round: Duration, mut look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
+    pub fn sweep_some(
+        &self,
+        round: Duration,
+        lifetimes: &Lifetimes,
+        mut look: impl FnMut(Unswept) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.sweep_due(round, |found| self.sweep(found, lifetimes, &mut look))
+    }
+
+    /// Gives what stands in the shards that are due to `look`.
+    fn sweep_due(&self, round: Duration, mut look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
         let file = match private_file(&self.sweep_file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
@@ -132,14 +162,19 @@ impl Files {
         outcome
     }
 
-    /// Gives what stands in all shards to `look`.
+    /// Sweeps all shards.
     ///
     /// # Errors
     /// The first failure.
-    pub fn sweep_all(&self, mut look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
+    pub fn sweep_all(
+        &self,
+        lifetimes: &Lifetimes,
+        mut look: impl FnMut(Unswept) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut outcome = Ok(());
         for number in 0..=u8::MAX {
-            outcome = outcome.and(self.sweep_shard(number, &mut look));
+            let swept = self.sweep_shard(number, &mut |found| self.sweep(found, lifetimes, &mut look));
+            outcome = outcome.and(swept);
         }
         outcome
     }
@@ -175,13 +210,12 @@ fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::files::duplex::DuplexRecord;
     use crate::store::files::test_dir::TestDir;
 
     /// How many sessions one sweep of a round that is over looks at, if a look takes so long.
     fn looked_at(store: &Files, pause: Duration) -> usize {
         let mut count = 0;
-        let swept = store.sweep_some(Duration::from_millis(1), |found| {
+        let swept = store.sweep_due(Duration::from_millis(1), |found| {
             count += 1;
             std::thread::sleep(pause);
             found.remove()?;
@@ -196,8 +230,7 @@ mod tests {
         let dir = TestDir::new();
         let store = Files::new(&dir.join("data"));
         for number in 0..64 {
-            let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None, has_met: false };
-            assert!(store.new_duplex(&number.to_string(), record, 64).unwrap().is_some());
+            assert!(store.open_or_make::<String>(Kind::Pipes, &number.to_string(), 64).unwrap().is_some());
         }
         let (began, mut looks) = (Instant::now(), 0);
         while looks < 64 {
