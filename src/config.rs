@@ -35,6 +35,8 @@ pub struct Settings {
     pub max_body: u64,
     /// `RELAY_MAX_QUEUE`: how many bytes may wait for one recipient.
     pub max_queue: u64,
+    /// `RELAY_MAX_TOPIC`: how many bytes of what a host has sent to its clients may be alive.
+    pub max_topic: u64,
     /// `RELAY_MAX_CLIENTS`: how many clients one host may have.
     pub max_clients: u64,
     /// `RELAY_MAX_HOSTS`: how many hosts may be registered.
@@ -111,6 +113,7 @@ impl Default for Settings {
             allowed_origins: Vec::new(),
             max_body: 1 << 20,
             max_queue: 8 << 20,
+            max_topic: 64 << 20,
             max_clients: 1_000,
             max_hosts: 10_000,
             bus_message: 10_240,
@@ -180,6 +183,7 @@ impl Settings {
             allowed_origins: origins(get("RELAY_ALLOWED_ORIGINS")?)?,
             max_body: whole(&get, "RELAY_MAX_BODY", default.max_body)?,
             max_queue: whole(&get, "RELAY_MAX_QUEUE", default.max_queue)?,
+            max_topic: whole(&get, "RELAY_MAX_TOPIC", default.max_topic)?,
             max_clients: whole(&get, "RELAY_MAX_CLIENTS", default.max_clients)?,
             max_hosts: whole(&get, "RELAY_MAX_HOSTS", default.max_hosts)?,
             bus_message: whole(&get, "RELAY_BUS_MESSAGE", default.bus_message)?,

@@ -271,7 +271,7 @@ fn unusable(error: &Error, obstacle: Option<&Obstacle>) -> Check {
             "Another process is looking at it at this moment.",
             "Look again. If it stays like this, find a process of the relay that is stopped, and end it.",
         ),
-        Error::Io(_) | Error::QueueFull(_) => {
+        Error::Io(_) | Error::QueueFull(_) | Error::TopicFull(_) => {
             Check::problem(NAME, "It failed while it was tried out.", "The web server's error log has the cause.")
         }
     }

@@ -183,12 +183,7 @@ impl Unsent {
 ///
 /// One loop, one sleep: whatever can happen to a stream (a message, a hang-up, a signal, a slow client that can take
 /// more, the keep-alive, a newer stream) ends the same `poll`, so nothing can block the notice of anything else.
-pub fn feed<E: Events>(
-    out: &mut Outgoing,
-    listener: &mut E,
-    unsent: &mut Unsent,
-    settings: &Settings,
-) -> End {
+pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, unsent: &mut Unsent, settings: &Settings) -> End {
     // Whether there are events in `unsent`, so that having written it means having delivered them.
     let mut events = false;
     // Whether somebody has knocked, and whether it was a newer stream.

@@ -1,4 +1,4 @@
-//! How a body gets from one process to another through a [pipe](crate::store::files::pipe), whatever the protocol.
+//! How a body gets from one process to another through a [pipe](crate::store::pipes), whatever the protocol.
 //!
 //! Neither end keeps more of it than a buffer: the bytes are in the FIFO between the two, and where the kernel can, it
 //! moves them from the sender's connection there, and from there to the receiver's, without a copy in either process. A
@@ -6,7 +6,7 @@
 
 use crate::gateway::{Body, BodyError, Client, Outgoing, Woken, wait_for};
 use crate::look;
-use crate::store::files::pipe::{Place, Receiver, Sender};
+use crate::store::pipes::{Receiver, Sender, WaitingSender};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
@@ -25,8 +25,8 @@ pub enum End {
     ReceiverLeft,
     /// The receiver's client takes no bytes.
     ReceiverStuck,
-    /// The session was removed.
-    Removed,
+    /// The sender was sent away, or its session was removed.
+    SentAway,
     /// The sender's own body broke off, or nothing came any more.
     Body(BodyError),
     /// The sender's client does not wait for an answer.
@@ -38,7 +38,7 @@ pub enum End {
 /// A body on its way into a pipe. It survives a receiver that has not begun to take it.
 pub struct Feed<'a, 'b> {
     body: &'a mut Body<'b>,
-    /// Read from the body and not in the FIFO yet: what is behind `from`.
+    /// Read from the body and not in the FIFO yet: what is after `from`.
     buffer: Vec<u8>,
     from: usize,
     /// How many bytes have gone into the FIFO.
@@ -83,8 +83,8 @@ impl<'a, 'b> Feed<'a, 'b> {
         is_sent
     }
 
-    /// Sends the body to a receiver, and waits until the receiver has gone. Whoever loses its `place` stops.
-    pub fn send(&mut self, sender: &mut Sender, place: Option<&Place>, client: Client<'_>) -> End {
+    /// Sends the body to a receiver, and waits until the receiver has gone. A sender that is sent away stops.
+    pub fn send(&mut self, sender: &mut Sender, waiting: Option<&WaitingSender>, client: Client<'_>) -> End {
         if let Err(error) = self.body.reader.ask() {
             return End::Body((&error).into());
         }
@@ -103,26 +103,26 @@ impl<'a, 'b> Feed<'a, 'b> {
                     };
                     let mut fds = vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())];
                     fds.extend(awaited.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-                    fds.extend(place.map(|place| PollFd::from_borrowed_fd(place.wake(), PollFlags::IN)));
+                    fds.extend(waiting.map(|waiting| PollFd::from_borrowed_fd(waiting.fd(), PollFlags::IN)));
                     let woken = wait_for(&mut fds, until.saturating_duration_since(Instant::now()));
                     let (has_left, is_called) = (is_ready(fds.first()), is_ready(fds.last()));
                     match woken {
                         Woken::Stopped => return End::Stopped,
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
                         Woken::Tick => return End::Body(BodyError::TooSlow),
-                        _ if is_called && has_lost(place) => return End::Removed,
-                        _ if has_left => return receiver_left(place),
+                        _ if is_called && is_sent_away(waiting) => return End::SentAway,
+                        _ if has_left => return receiver_left(waiting),
                         _ => {}
                     }
                 }
                 // EPIPE of the FIFO, which has no reader any more.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    return receiver_left(place);
+                    return receiver_left(waiting);
                 }
                 Err(error) => return End::Body((&error).into()),
             }
         }
-        wait_for_receiver(sender, place, client)
+        wait_for_receiver(sender, waiting, client)
     }
 
     fn step(&mut self, data: BorrowedFd<'_>) -> io::Result<Step> {
@@ -168,12 +168,12 @@ impl<'a, 'b> Feed<'a, 'b> {
 }
 
 /// Everything is in the FIFO; what the receiver's client takes of it is known when the receiver has gone.
-fn wait_for_receiver(sender: &Sender, place: Option<&Place>, client: Client<'_>) -> End {
+fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, client: Client<'_>) -> End {
     let mut taken = sender.taken().unwrap_or_default();
     let mut until = Instant::now() + IDLE;
     loop {
         let mut fds = vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())];
-        fds.extend(place.map(|place| PollFd::from_borrowed_fd(place.wake(), PollFlags::IN)));
+        fds.extend(waiting.map(|waiting| PollFd::from_borrowed_fd(waiting.fd(), PollFlags::IN)));
         match client.wait(&fds, false, until.saturating_duration_since(Instant::now())) {
             Woken::Stopped => return End::Stopped,
             Woken::HungUp => return End::HungUp,
@@ -184,7 +184,7 @@ fn wait_for_receiver(sender: &Sender, place: Option<&Place>, client: Client<'_>)
                 }
                 until = Instant::now() + IDLE;
             }
-            _ if has_lost(place) => return End::Removed,
+            _ if is_sent_away(waiting) => return End::SentAway,
             _ if has_ended(sender.receiver()) => return End::ReceiverLeft,
             _ => {}
         }
@@ -199,12 +199,12 @@ pub fn settle(sender: &mut Sender) {
 }
 
 /// A receiver whose pipe is removed leaves too.
-fn receiver_left(place: Option<&Place>) -> End {
-    if has_lost(place) { End::Removed } else { End::ReceiverLeft }
+fn receiver_left(waiting: Option<&WaitingSender>) -> End {
+    if is_sent_away(waiting) { End::SentAway } else { End::ReceiverLeft }
 }
 
-fn has_lost(place: Option<&Place>) -> bool {
-    place.is_some_and(Place::is_gone)
+fn is_sent_away(waiting: Option<&WaitingSender>) -> bool {
+    waiting.is_some_and(WaitingSender::is_sent_away)
 }
 
 fn is_ready(fd: Option<&PollFd<'_>>) -> bool {
@@ -270,14 +270,15 @@ pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>, 
             // Nothing moves, or this process has to stop: the client sees that this is not the end.
             Woken::Tick | Woken::Stopped => return out.cut(),
             Woken::Knock => {
-                if receiver.is_gone() {
+                // Where that cannot be seen, somebody has knocked all the same.
+                if receiver.is_removed().unwrap_or(true) {
                     return out.cut();
                 }
                 if !to_write
                     && !has_bytes(receiver.data())
                     && look(receiver.data(), PollFlags::IN).contains(PollFlags::HUP)
                 {
-                    // The end. A place that is still there says that it was the sender's.
+                    // The end. It was the sender's: the pipe is still there.
                     if ending == Ending::Told && !receiver.is_complete() {
                         out.cut();
                     }
@@ -294,7 +295,7 @@ fn has_bytes(fifo: BorrowedFd<'_>) -> bool {
 
 struct Delivery {
     left: Option<u64>,
-    /// Read from the FIFO and not taken by the client yet: what is behind `from`. Only where the kernel cannot move it.
+    /// Read from the FIFO and not taken by the client yet: what is after `from`. Only where the kernel cannot move it.
     buffer: Vec<u8>,
     from: usize,
 }

@@ -14,7 +14,7 @@ use crate::gateway::http::Address;
 use crate::health;
 use crate::protocol;
 use crate::ptth::Tripcode;
-use crate::store::files::ptth::PtthServer;
+use crate::store::requests::PtthServer;
 use crate::store::{self, Store};
 use crate::token::Token;
 #[cfg(feature = "serve")]
@@ -212,11 +212,13 @@ fn serve(listen: Option<Address>, data: Option<&Path>, quiet: bool) -> Done {
     };
     crate::ws::program::look_for(&settings)?;
     let started = settings.clone();
-    let mut pipe = None;
+    let (mut pipe, mut node) = (None, None);
     crate::gateway::http::serve(&protocol::Relay, &listen, settings, quiet, |address| {
         // Only now: whoever cannot listen leaves nothing behind.
         let data = started.data_dir.display();
-        Store::of(&started).prepare().map_err(|error| format!("{error} [{data}]"))?;
+        let store = Store::of(&started);
+        store.prepare().map_err(|error| format!("{error} [{data}]"))?;
+        node = Some(store.listen_as_one().map_err(|error| format!("{error} [{data}]"))?);
         if let Some(path) = &started.ws_pipe {
             let listening = crate::ws::pipe::listen(path, started.clone())
                 .map_err(|error| format!("the named pipe {} (WEBSOCKET_XHR_PIPE_FILE): {error}", path.display()))?;
@@ -228,6 +230,7 @@ fn serve(listen: Option<Address>, data: Option<&Path>, quiet: bool) -> Done {
     if let Some(pipe) = pipe {
         pipe.end();
     }
+    drop(node);
     Ok(())
 }
 
@@ -237,14 +240,7 @@ fn ptth(data: Option<&Path>, command: Ptth) -> Done {
         Ptth::Add { name, display, listed } => {
             let key = crate::hex::random(32)?;
             let server = PtthServer { tripcode: Tripcode::of(&key), display_name: display, listed };
-            let is_new = store()?.change_ptth_servers(|servers| {
-                let is_new = !servers.contains_key(&name);
-                if is_new {
-                    servers.insert(name.clone(), server);
-                }
-                is_new
-            })?;
-            if !is_new {
+            if !store()?.register_ptth_server(&name, &server)? {
                 return Err(
                     format!("there is a server {name} already: `uhst-relay ptth remove {name}` forgets it").into()
                 );
@@ -264,7 +260,7 @@ fn ptth(data: Option<&Path>, command: Ptth) -> Done {
             print(&list)?;
         }
         Ptth::Remove { name } => {
-            if store()?.change_ptth_servers(|servers| servers.remove(&name))?.is_none() {
+            if !store()?.remove_ptth_server(&name)? {
                 return Err(format!("there is no server {name}").into());
             }
         }

@@ -83,11 +83,15 @@ impl From<Refused> for Refusal {
             ),
             Refused::TooManyReaders(limit) => Self::new(
                 Status::ServiceUnavailable,
-                format!("{limit} readers wait at this bus already (RELAY_MAX_CLIENTS): try again later, or poll without waiting."),
+                format!(
+                    "{limit} readers wait at this bus already (RELAY_MAX_CLIENTS): try again later, or poll without waiting."
+                ),
             ),
             Refused::SaysTooMuch(limit) => Self::new(
                 Status::TooManyRequests,
-                format!("The last quarter of the {limit} bytes of a bus (RELAY_MAX_QUEUE) is for those who have said little: wait until older messages are gone."),
+                format!(
+                    "The last quarter of the {limit} bytes of a bus (RELAY_MAX_QUEUE) is for those who have said little: wait until older messages are gone."
+                ),
             ),
             Refused::Store(store::Error::TopicFull(full)) => {
                 let sentence = format!(
@@ -251,13 +255,7 @@ impl Desk<'_> {
 
     // ---- GET ?events
 
-    fn listen(
-        &self,
-        name: &BusName,
-        after: Option<u64>,
-        user: Option<User>,
-        is_head: bool,
-    ) -> Result<Reply, Refusal> {
+    fn listen(&self, name: &BusName, after: Option<u64>, user: Option<User>, is_head: bool) -> Result<Reply, Refusal> {
         if is_head {
             if let Some(user) = user {
                 self.store.check_user(name, user, self.settings)?;

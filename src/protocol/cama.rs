@@ -11,18 +11,13 @@
 
 use super::query::{NotUtf8, Query};
 use super::{options, store_status};
-use crate::clock::is_recent;
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
-use crate::store::files::duplex::{Direction, Duplex, DuplexRecord};
-use crate::store::files::pipe::{Came, Place, Receiver, Sender};
+use crate::store::pipes::{Denied, Limits, NewSession, Party, Receiver, Sender, Visitor, WaitingSender};
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant, SystemTime};
@@ -56,7 +51,8 @@ pub fn session_of(path: &str) -> Option<String> {
 
 /// Answers a request to the session `id`, or to all of them where it is empty.
 pub fn answer(settings: &Settings, id: &str, request: &mut Request<'_>) -> Reply {
-    let relay = Relay { settings, store: Store::of(settings) };
+    let limits = Limits { sessions: settings.max_pipes, senders: MOST_SENDERS, lifetime: settings.pipe_lifetime };
+    let relay = Relay { settings, limits, store: Store::of(settings) };
     let answered = relay.route(id, request);
     if answered.is_err() {
         // A body that nobody wants may be endless, and the answer should not wait for its end.
@@ -64,18 +60,6 @@ pub fn answer(settings: &Settings, id: &str, request: &mut Request<'_>) -> Reply
     }
     let reply = answered.unwrap_or_else(|refusal| refusal.reply());
     reply.header("Access-Control-Expose-Headers", EXPOSED)
-}
-
-/// Removes a session whose lifetime is over, and what killed processes have left behind in others.
-///
-/// # Errors
-/// When the data folder cannot be used; a later sweep tries again.
-pub fn sweep(settings: &Settings, duplex: Duplex) -> Result<(), store::Error> {
-    let in_use = duplex.is_in_use()?;
-    if !in_use && (duplex.record().is_none() || !is_recent(duplex.touched()?, settings.pipe_lifetime)) {
-        return duplex.remove();
-    }
-    Ok(())
 }
 
 /// Why a request is refused.
@@ -86,26 +70,25 @@ enum Refusal {
     BadType,
     BadTimeout,
     BadAddress,
-    BasicSession,
-    NotTheHost,
-    NotTheGuest,
-    UnknownSession,
-    ReceiverThere,
-    TooManySenders,
     TooManySessions(u64),
-    Removed,
+    Denied(Denied),
     NobodyCame,
     Stopping,
     /// The client has gone; nobody will read this.
     HungUp,
     /// The body that was being sent broke off. So many bytes of it were delivered.
     Body(BodyError, u64),
-    Store(store::Error),
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
+    }
 }
 
 impl From<store::Error> for Refusal {
     fn from(error: store::Error) -> Self {
-        Self::Store(error)
+        Self::Denied(error.into())
     }
 }
 
@@ -116,29 +99,29 @@ impl Refusal {
             | Self::BadType
             | Self::BadTimeout
             | Self::BadAddress
-            | Self::BasicSession
+            | Self::Denied(Denied::BasicSession)
             | Self::HungUp => Status::BadRequest,
-            Self::NotTheHost | Self::NotTheGuest => Status::Forbidden,
-            Self::UnknownSession => Status::NotFound,
             Self::MethodNotAllowed(_) => Status::MethodNotAllowed,
-            Self::ReceiverThere => Status::Conflict,
-            Self::Removed => Status::Gone,
-            Self::TooManySenders => Status::TooManyRequests,
             Self::TooManySessions(_) | Self::Stopping => Status::ServiceUnavailable,
             Self::NobodyCame => Status::GatewayTimeout,
             Self::Body(error, _) => error.status(),
-            Self::Store(error) => store_status(error),
+            Self::Denied(Denied::NotTheHost | Denied::NotTheGuest) => Status::Forbidden,
+            Self::Denied(Denied::UnknownSession) => Status::NotFound,
+            Self::Denied(Denied::ReceiverThere) => Status::Conflict,
+            Self::Denied(Denied::Removed) => Status::Gone,
+            Self::Denied(Denied::TooManySenders) => Status::TooManyRequests,
+            Self::Denied(Denied::Failed(error)) => store_status(error),
         }
     }
 
     fn reply(&self) -> Reply {
-        if let Self::Store(error) = self {
+        if let Self::Denied(Denied::Failed(error)) = self {
             error.log();
         }
         let reply = Reply::error(self.status(), &self.to_string());
         match self {
             Self::MethodNotAllowed(allow) => reply.header("Allow", *allow),
-            Self::TooManySenders => reply.header("Retry-After", "1"),
+            Self::Denied(Denied::TooManySenders) => reply.header("Retry-After", "1"),
             Self::TooManySessions(_) => reply.header("Retry-After", "30"),
             Self::Stopping => reply.header("Retry-After", "5"),
             Self::Body(_, delivered) => reply.header("X-Bytes-Delivered", delivered.to_string()),
@@ -159,29 +142,35 @@ impl fmt::Display for Refusal {
             Self::BadAddress => {
                 f.write_str("The X-Peer-Address is not an IP address, such as 192.0.2.1 or 2001:db8::1.")
             }
-            Self::BasicSession => {
+            Self::Denied(Denied::BasicSession) => {
                 f.write_str("The session is basic, and open to everybody who knows it: make one with X-Type: secure.")
             }
-            Self::NotTheHost => {
+            Self::Denied(Denied::NotTheHost) => {
                 f.write_str("Only the session's host may do this: send the token that came with the session.")
             }
-            Self::NotTheGuest => {
+            Self::Denied(Denied::NotTheGuest) => {
                 f.write_str("The session is secure, and not for you: its host has to PUT your X-Peer-Address first.")
             }
-            Self::UnknownSession => f.write_str("There is no such session: it was never made, or it is over."),
-            Self::ReceiverThere => f.write_str("Somebody else is receiving already on this side of the session."),
-            Self::TooManySenders => write!(f, "{MOST_SENDERS} others wait to send the same way: try again later."),
+            Self::Denied(Denied::UnknownSession) => {
+                f.write_str("There is no such session: it was never made, or it is over.")
+            }
+            Self::Denied(Denied::ReceiverThere) => {
+                f.write_str("Somebody else is receiving already on this side of the session.")
+            }
+            Self::Denied(Denied::TooManySenders) => {
+                write!(f, "{MOST_SENDERS} others wait to send the same way: try again later.")
+            }
             Self::TooManySessions(limit) => {
                 write!(f, "The relay has its {limit} sessions (RELAY_MAX_PIPES): try again later.")
             }
-            Self::Removed => f.write_str("The session has been deleted."),
+            Self::Denied(Denied::Removed) => f.write_str("The session has been deleted."),
             Self::NobodyCame => {
                 f.write_str("The other side did not come in time: try again, or wait longer (X-Timeout).")
             }
             Self::Stopping => f.write_str("The relay is being stopped: try again in a moment."),
             Self::HungUp => f.write_str("You have gone."),
             Self::Body(error, _) => error.fmt(f),
-            Self::Store(error) => error.fmt(f),
+            Self::Denied(Denied::Failed(error)) => error.fmt(f),
         }
     }
 }
@@ -195,23 +184,6 @@ struct Head {
     fields: Vec<(String, String)>,
     /// `None` for a chunked one.
     length: Option<u64>,
-}
-
-/// Who somebody is in a session.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Party {
-    Host,
-    Guest,
-}
-
-impl Party {
-    fn receives(self) -> Direction {
-        if self == Self::Host { Direction::ToHost } else { Direction::ToGuest }
-    }
-
-    fn sends(self) -> Direction {
-        if self == Self::Host { Direction::ToGuest } else { Direction::ToHost }
-    }
 }
 
 /// What the header fields and parameters of a request say.
@@ -255,8 +227,8 @@ impl Said<'_, '_> {
         }
     }
 
-    fn timeout(&self, settings: &Settings) -> Result<Duration, Refusal> {
-        let Some(text) = self.header_or("x-timeout", "timeout") else { return Ok(settings.pipe_timeout) };
+    fn timeout(&self, default: Duration) -> Result<Duration, Refusal> {
+        let Some(text) = self.header_or("x-timeout", "timeout") else { return Ok(default) };
         // `parse` would take a sign.
         let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse() {
@@ -268,6 +240,10 @@ impl Said<'_, '_> {
     fn peer_address(&self) -> Option<Result<IpAddr, Refusal>> {
         let text = self.header_or("x-peer-address", "peer-address")?;
         Some(bare_address(text.trim()).ok_or(Refusal::BadAddress))
+    }
+
+    fn visitor(&self) -> Visitor {
+        Visitor { tokens: self.tokens(), address: self.request.remote }
     }
 
     /// Every token that was sent. A browser may have cookies of that name from elsewhere on the site as well.
@@ -303,6 +279,7 @@ fn bare_address(text: &str) -> Option<IpAddr> {
 
 struct Relay<'a> {
     settings: &'a Settings,
+    limits: Limits,
     store: Store,
 }
 
@@ -322,55 +299,39 @@ impl Relay<'_> {
         }
         match method.as_str() {
             "GET" => {
-                let (party, timeout) = (self.party(id, &said)?.1, said.timeout(self.settings)?);
-                self.receive(id, party, timeout, request)
+                let (visitor, timeout) = (said.visitor(), self.timeout(id, &said)?);
+                self.receive(id, &visitor, timeout, request)
             }
-            "HEAD" => self.party(id, &said).map(|_| Reply::empty(Status::Ok)),
+            "HEAD" => {
+                self.store.join_session(id, &said.visitor(), &self.limits)?;
+                Ok(Reply::empty(Status::Ok))
+            }
             "PUT" if said.peer_address().is_some() => self.permit(id, &said),
             "PUT" | "POST" => {
-                let (party, timeout) = (self.party(id, &said)?.1, said.timeout(self.settings)?);
+                let (visitor, timeout) = (said.visitor(), self.timeout(id, &said)?);
                 let head = said.head(request.body.length);
-                self.send(id, party, timeout, &head, request)
+                self.send(id, &visitor, timeout, &head, request)
             }
             "DELETE" => self.delete(id, &said),
             _ => Err(Refusal::MethodNotAllowed(METHODS)),
         }
     }
 
-    /// Locks a session that is not over.
-    fn session(&self, id: &str) -> Result<(Duplex, DuplexRecord), Refusal> {
-        let duplex = self.store.duplex(id)?.ok_or(Refusal::UnknownSession)?;
-        let record = duplex.record().cloned().ok_or(Refusal::UnknownSession)?;
-        if is_recent(duplex.touched()?, self.settings.pipe_lifetime) || duplex.is_in_use()? {
-            Ok((duplex, record))
-        } else {
-            Err(Refusal::UnknownSession)
+    /// How long to wait. Whoever may not do that at all is told that first.
+    fn timeout(&self, id: &str, said: &Said<'_, '_>) -> Result<Duration, Refusal> {
+        let timeout = said.timeout(self.settings.pipe_timeout);
+        if timeout.is_err() {
+            self.store.join_session(id, &said.visitor(), &self.limits)?;
         }
-    }
-
-    /// Locks a session, and finds out who asks for it.
-    fn party(&self, id: &str, said: &Said<'_, '_>) -> Result<(Duplex, Party), Refusal> {
-        let (duplex, record) = self.session(id)?;
-        if is_host(&record, said) {
-            return Ok((duplex, Party::Host));
-        }
-        let is_guest = !record.is_secure || said.request.remote.is_some_and(|address| record.guest == Some(address));
-        if is_guest { Ok((duplex, Party::Guest)) } else { Err(Refusal::NotTheGuest) }
-    }
-
-    fn as_host(&self, id: &str, said: &Said<'_, '_>) -> Result<(Duplex, DuplexRecord), Refusal> {
-        let (duplex, record) = self.session(id)?;
-        if is_host(&record, said) { Ok((duplex, record)) } else { Err(Refusal::NotTheHost) }
+        timeout
     }
 
     // ---- PUT /cama/session
 
     fn allocate(&self, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
         let is_secure = said.is_secure()?;
-        let (id, token) = (random()?, random()?);
-        let record = DuplexRecord { token_hash: hash(&token), is_secure, guest: None, has_met: false };
-        let limit = self.settings.max_pipes;
-        self.store.new_duplex(&id, record, limit)?.ok_or(Refusal::TooManySessions(limit))?;
+        let made = self.store.make_session(is_secure, &self.limits)?;
+        let NewSession { id, token } = made.ok_or(Refusal::TooManySessions(self.limits.sessions))?;
         Ok(Reply::empty(Status::Created)
             .header("Location", said.location(&id))
             .header("Set-Cookie", cookie(&id, &token, self.settings.pipe_lifetime, said))
@@ -383,59 +344,37 @@ impl Relay<'_> {
     // ---- PUT /cama/session/ID with X-Peer-Address
 
     fn permit(&self, id: &str, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
-        let (mut duplex, record) = self.as_host(id, said)?;
-        let address = said.peer_address().ok_or(Refusal::BadAddress)??;
-        if !record.is_secure {
-            return Err(Refusal::BasicSession);
+        let address = said.peer_address().ok_or(Refusal::BadAddress)?;
+        let host = said.visitor();
+        match address {
+            Ok(guest) => self.store.permit_guest(id, &host, guest, &self.limits)?,
+            // Whoever may not name one at all is told that first.
+            Err(refusal) => {
+                return Err(match self.store.join_session(id, &host, &self.limits) {
+                    Ok(Party::Host) => refusal,
+                    Ok(Party::Guest) | Err(Denied::NotTheGuest) => Denied::NotTheHost.into(),
+                    Err(denied) => denied.into(),
+                });
+            }
         }
-        let is_another = record.guest.is_some_and(|guest| guest != address);
-        if is_another {
-            // The one before may be waiting, or in the middle of something. Before the new one is named: where this fails, the
-            // host tries again, and it is another one still.
-            duplex.pipe(Party::Guest.receives()).send_receiver_away()?;
-            duplex.pipe(Party::Guest.sends()).send_senders_away()?;
-        }
-        duplex.set_record(DuplexRecord { guest: Some(address), ..record })?;
         Ok(Reply::empty(Status::Ok))
-    }
-
-    /// Why somebody has lost his place.
-    fn sent_away(&self, id: &str) -> Result<Refusal, Refusal> {
-        Ok(if self.store.duplex(id)?.is_some() { Refusal::NotTheGuest } else { Refusal::Removed })
     }
 
     // ---- DELETE /cama/session/ID
 
     fn delete(&self, id: &str, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
-        let (duplex, _) = self.as_host(id, said)?;
-        duplex.remove()?;
+        self.store.remove_session(id, &said.visitor(), &self.limits)?;
         Ok(Reply::empty(Status::Ok).header("Set-Cookie", cookie(id, "", Duration::ZERO, said)))
     }
 
     // ---- GET /cama/session/ID
 
-    fn receive(&self, id: &str, party: Party, timeout: Duration, request: &Request<'_>) -> Result<Reply, Refusal> {
-        let pipe = party.receives();
-        let mut receiver = {
-            let (duplex, _) = self.session(id)?;
-            duplex.touch()?;
-            duplex.pipe(pipe).receive()?.ok_or(Refusal::ReceiverThere)?
-        };
+    fn receive(&self, id: &str, visitor: &Visitor, timeout: Duration, request: &Request<'_>) -> Result<Reply, Refusal> {
+        let mut receiver = self.store.receive(id, visitor, &self.limits)?;
         let (mut until, mut is_extended) = (Instant::now() + timeout, false);
         let head = loop {
-            match receiver.head()? {
-                Came::Head(head) => break head,
-                Came::Left => {
-                    let duplex = self.store.duplex(id)?.ok_or(Refusal::Removed)?;
-                    duplex.pipe(pipe).receive_again(&mut receiver)?;
-                    continue;
-                }
-                Came::Nothing => {}
-            }
             let left = until.saturating_duration_since(Instant::now());
-            let mut fds = vec![PollFd::from_borrowed_fd(receiver.data(), PollFlags::IN)];
-            fds.extend(receiver.wake().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
-            match request.client.wait(&fds, false, left) {
+            match request.client.wait(&receiver.awaited(), false, left) {
                 Woken::HungUp => return Err(Refusal::HungUp),
                 Woken::Stopped => return Err(Refusal::Stopping),
                 Woken::Tick if left.is_zero() && receiver.is_taken() && !is_extended => {
@@ -444,12 +383,14 @@ impl Relay<'_> {
                     is_extended = true;
                 }
                 Woken::Tick if left.is_zero() => return Err(Refusal::NobodyCame),
-                Woken::Knock if receiver.is_gone() => return Err(self.sent_away(id)?),
                 _ => {}
+            }
+            if let Some(head) = receiver.look()? {
+                break head;
             }
         };
         let head: Head = serde_json::from_slice(&head).map_err(|error| store::Error::Io(error.into()))?;
-        Ok(body_reply(head, receiver))
+        Ok(body_reply(head, receiver.begin()))
     }
 
     // ---- POST /cama/session/ID
@@ -457,28 +398,23 @@ impl Relay<'_> {
     fn send(
         &self,
         id: &str,
-        party: Party,
+        visitor: &Visitor,
         timeout: Duration,
         head: &Head,
         request: &mut Request<'_>,
     ) -> Result<Reply, Refusal> {
-        let pipe = party.sends();
-        let place = {
-            let (duplex, _) = self.session(id)?;
-            duplex.touch()?;
-            duplex.pipe(pipe).wait_to_send(MOST_SENDERS)?.ok_or(Refusal::TooManySenders)?
-        };
+        let waiting = self.store.wait_to_send(id, visitor, &self.limits)?;
         let head_bytes = serde_json::to_vec(head).map_err(|error| store::Error::Io(error.into()))?;
         let client = request.client;
         let until = Instant::now() + timeout;
         let mut feed = Feed::new(&mut request.body);
         let delivered = loop {
-            let mut sender = self.meet(id, pipe, &place, client, until)?;
+            let mut sender = meet(&waiting, client, until)?;
             // Without the body, which another receiver has to get if this one has not begun.
             if !sender.send_head(&head_bytes, b"") {
                 continue;
             }
-            let end = feed.send(&mut sender, Some(&place), client);
+            let end = feed.send(&mut sender, Some(&waiting), client);
             if let End::Body(_) = end {
                 transfer::settle(&mut sender);
             }
@@ -488,50 +424,32 @@ impl Relay<'_> {
                 // It had not even begun: another one may come.
                 End::ReceiverLeft if taken.is_none() && feed.given() == 0 => {}
                 End::ReceiverLeft | End::ReceiverStuck => break delivered,
-                End::Removed => return Err(self.sent_away(id)?),
+                End::SentAway => return Err(waiting.why_sent_away().into()),
                 End::HungUp => return Err(Refusal::HungUp),
                 End::Stopped => return Err(Refusal::Stopping),
                 End::Body(error) => return Err(Refusal::Body(error, delivered)),
             }
         };
         feed.drop_rest();
-        drop(place);
-        // The body is delivered, whatever becomes of this note.
-        if let Err(error) = self.store.duplex(id).and_then(|duplex| duplex.map_or(Ok(()), |duplex| duplex.touch())) {
-            error.log();
-        }
+        waiting.finish();
         let delivered = delivered.to_string();
         // The second is for chunked bodies, but a web server may have made a whole one of those.
         Ok(Reply::empty(Status::Ok).header("X-Bytes-Delivered", delivered.clone()).header("X-Bytes-Relayed", delivered))
     }
+}
 
-    /// Waits for a receiver.
-    fn meet(
-        &self,
-        id: &str,
-        pipe: Direction,
-        place: &Place,
-        client: Client<'_>,
-        until: Instant,
-    ) -> Result<Sender, Refusal> {
-        loop {
-            let mut duplex = self.store.duplex(id)?.ok_or(Refusal::Removed)?;
-            if let Some(sender) = duplex.pipe(pipe).take_receiver()? {
-                // The two have each other, whatever becomes of this note.
-                if let Err(error) = duplex.set_met() {
-                    error.log();
-                }
-                return Ok(sender);
-            }
-            drop(duplex);
-            let left = until.saturating_duration_since(Instant::now());
-            match client.wait(&[PollFd::from_borrowed_fd(place.wake(), PollFlags::IN)], false, left) {
-                Woken::HungUp => return Err(Refusal::HungUp),
-                Woken::Stopped => return Err(Refusal::Stopping),
-                Woken::Tick if left.is_zero() => return Err(Refusal::NobodyCame),
-                Woken::Knock if place.is_gone() => return Err(self.sent_away(id)?),
-                _ => {}
-            }
+/// Waits for a receiver.
+fn meet(waiting: &WaitingSender, client: Client<'_>, until: Instant) -> Result<Sender, Refusal> {
+    loop {
+        if let Some(sender) = waiting.take_receiver()? {
+            return Ok(sender);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        match client.wait(&[PollFd::from_borrowed_fd(waiting.fd(), PollFlags::IN)], false, left) {
+            Woken::HungUp => return Err(Refusal::HungUp),
+            Woken::Stopped => return Err(Refusal::Stopping),
+            Woken::Tick if left.is_zero() => return Err(Refusal::NobodyCame),
+            _ => {}
         }
     }
 }
@@ -565,25 +483,4 @@ fn body_reply(head: Head, mut receiver: Receiver) -> Reply {
 
 fn deliver(out: &mut Outgoing<'_>, receiver: Receiver, length: Option<u64>) {
     transfer::deliver(out, receiver, length, Ending::Any);
-}
-
-fn is_host(record: &DuplexRecord, said: &Said<'_, '_>) -> bool {
-    said.tokens().iter().any(|token| is_same(&hash(token), &record.token_hash))
-}
-
-fn hash(token: &str) -> String {
-    BASE64URL.encode(Sha256::digest(token.as_bytes()))
-}
-
-/// Takes as long wherever they differ.
-fn is_same(one: &str, other: &str) -> bool {
-    let differences = one.bytes().zip(other.bytes()).fold(0, |differences, (a, b)| differences | (a ^ b));
-    one.len() == other.len() && std::hint::black_box(differences) == 0
-}
-
-/// 128 random bits, for a URL or a cookie.
-fn random() -> Result<String, store::Error> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| store::Error::Io(std::io::Error::other(error)))?;
-    Ok(BASE64URL.encode(bytes))
 }

@@ -140,11 +140,6 @@ fn options(request: &Request<'_>, allow: &str) -> Reply {
         .header("Access-Control-Max-Age", "86400")
 }
 
-/// A refusal of a protocol that has its own type for one.
-fn refuse(status: Status, sentence: &str) -> Reply {
-    Refusal::new(status, sentence.to_owned()).reply()
-}
-
 fn stream_head() -> Reply {
     Reply::empty(Status::Ok)
         .header("Content-Type", "text/event-stream")

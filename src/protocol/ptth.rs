@@ -14,11 +14,8 @@ use crate::ptth::{
     Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, METHOD_FIELD, Method, OPTIONS, PREFIX, RequestHead, ResponseHead,
     ServerName, Tripcode, Waiting, WireError, join_list,
 };
-use crate::store::files::backlog::{
-    Answering, Backlog, Given, Heard, Listening, LockedBacklog, Question, RequestId, Standing,
-};
-use crate::store::files::pipe::{Came, LONGEST_HEAD, Receiver};
-use crate::store::files::ptth::PtthServer;
+use crate::store::pipes::{LONGEST_HEAD, Receiver};
+use crate::store::requests::{Claimed, FarEnds, Patience, Progress, PtthServer, RequestId, WaitingFarEnd};
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};
 use rustix::event::{PollFd, PollFlags};
@@ -32,19 +29,14 @@ const METHODS: &str = "GET, HEAD, OPTIONS";
 const LISTEN_TIME: Duration = Duration::from_secs(25);
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
-/// How long a far end may have a request before it begins to answer; then it is given away again, within two [looks](LOOK),
-/// but only once: all that passes may be repeated (RFC 9110, 9.2.2), but a far end may be unable to answer it.
-const PATIENCE: Duration = Duration::from_secs(7);
-
-/// How long it may take from there to the head of the answer, which is sent at once. Then the request is asked again:
-/// whoever has taken it was killed.
-const HEAD_TIME: Duration = Duration::from_secs(5);
-
-/// How often a client looks after its request: whether the far end that was woken for it has died of it, say.
-const LOOK: Duration = Duration::from_secs(1);
+/// A client looks after its request every second. A far end that has had it for 7 s loses it to another within two looks,
+/// but only once: all that passes may be repeated (RFC 9110, 9.2.2), but a far end may be unable to answer it. The head of an
+/// answer is sent at once: where none has come for 5 s, whoever has begun the answer was killed.
+const PATIENCE: Patience =
+    Patience { look: Duration::from_secs(1), claim: Duration::from_secs(7), head: Duration::from_secs(5) };
 
 /// The requests that one far end is given at once; others may come for more.
-const MOST_GIVEN: usize = 32;
+const MOST_CLAIMED: usize = 32;
 
 /// The longest head of a request in bytes: path, query and header fields.
 const LONGEST_REQUEST: usize = 16 * 1024;
@@ -94,21 +86,6 @@ pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
         refusal.reply()
     });
     with_cors(settings, request, reply)
-}
-
-/// Removes what killed processes have left behind, and everything of a server that is not registered any more.
-///
-/// # Errors
-/// When the data folder cannot be used; a later sweep tries again.
-pub fn sweep(settings: &Settings, backlog: LockedBacklog) -> Result<(), store::Error> {
-    let servers = Store::of(settings).ptth_servers()?;
-    let is_in_use = backlog.is_in_use()?;
-    match backlog.server() {
-        Some(server) if servers.contains_key(server) => Ok(()),
-        // Nobody can say whose it is. It is made anew once nobody uses it.
-        None if is_in_use => Ok(()),
-        _ => backlog.remove(),
-    }
 }
 
 /// Why a request is refused.
@@ -273,7 +250,7 @@ impl Relay<'_> {
     fn list(&self, request: &Request<'_>) -> Result<Reply, Refusal> {
         let mut listed = Vec::new();
         for (name, server) in self.store.ptth_servers()?.iter().filter(|(_, server)| server.listed) {
-            let (seen, is_listening) = self.store.far_ends(name)?;
+            let FarEnds { seen, is_listening } = self.store.far_ends(name)?;
             let display_name = server.display_name.clone().unwrap_or_else(|| name.to_string());
             let is_connected = is_listening || seen.is_some_and(|seen| is_recent(seen, BETWEEN_QUESTIONS));
             let (url, name) = (base(request, name) + "/", name.clone());
@@ -319,29 +296,6 @@ impl Relay<'_> {
         pass_on(&answer, method, &base(request, &name), &pseudonym, receiver)
     }
 
-    /// Has a request wait for a far end, which has been given `times` already.
-    fn put(&self, name: &ServerName, head: &RequestHead, times: u8) -> Result<(RequestId, Question), Refusal> {
-        let (backlog, limit) = (self.store.backlog(name), self.settings.max_clients);
-        let id = RequestId::fresh()?;
-        let waiting = Waiting { id: id.as_str().to_owned(), head: head.clone() }.encode();
-        let question = backlog.ask(&id, &waiting, times, limit)?.ok_or(Refusal::TooManyWait(limit))?;
-        backlog.ring(&id);
-        Ok((id, question))
-    }
-
-    /// Has a request wait again whose far end has taken it and left without a word: nobody can take what is left of it.
-    fn put_again(
-        &self,
-        name: &ServerName,
-        head: &RequestHead,
-        question: &Question,
-    ) -> Result<(RequestId, Question), Refusal> {
-        if question.is_given_up()? {
-            return Err(Refusal::BadAnswer("its far end broke off more than once"));
-        }
-        self.put(name, head, question.times_given()?)
-    }
-
     /// Waits until the answer begins: its length and its head.
     fn wait_for_answer(
         &self,
@@ -349,27 +303,16 @@ impl Relay<'_> {
         head: &RequestHead,
         client: Client<'_>,
     ) -> Result<(Vec<u8>, Receiver), Refusal> {
-        let (mut id, mut question) = self.put(name, head, 0)?;
+        let limit = self.settings.max_clients;
+        let (id, request) = numbered(head)?;
+        let mut pending = self.store.ask(name, &id, &request, limit)?.ok_or(Refusal::TooManyWait(limit))?;
         let (mut until, mut is_extended) = (Instant::now() + ANSWER_TIME, false);
-        let mut next_look = Instant::now() + LOOK;
-        let mut stands = None;
         loop {
-            let now = Instant::now();
-            if now >= next_look {
-                next_look = now + LOOK;
-                stands = self.look_after(name, &id, &question, stands)?;
-                if stands.is_none() {
-                    (id, question) = self.put_again(name, head, &question)?;
-                }
-            }
-            let receiver = &question.receiver;
-            let mut fds = vec![PollFd::from_borrowed_fd(receiver.data(), PollFlags::IN)];
-            fds.extend(receiver.wake().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
-            let left = until.saturating_duration_since(now);
-            match client.wait(&fds, false, left.min(next_look.saturating_duration_since(now))) {
+            let left = until.saturating_duration_since(Instant::now());
+            match client.wait(&pending.awaited(), false, left.min(PATIENCE.look)) {
                 Woken::HungUp => return Err(Refusal::HungUp),
                 Woken::Stopped => return Err(Refusal::Stopping),
-                Woken::Tick if left.is_zero() && !is_extended && question.standing()? == Standing::Begins => {
+                Woken::Tick if left.is_zero() && !is_extended && pending.is_being_answered()? => {
                     is_extended = true;
                     // At the last moment; the head is on its way.
                     until = Instant::now() + Duration::from_secs(1);
@@ -377,50 +320,17 @@ impl Relay<'_> {
                 Woken::Tick if left.is_zero() => return Err(Refusal::NobodyAnswered),
                 _ => {}
             }
-            // Nobody knocks at its place otherwise. Whoever answers removes it too.
-            let is_removed = question.receiver.hears();
-            match question.receiver.head()? {
-                Came::Head(head) => return Ok((head, question.begin())),
-                Came::Left => {
-                    (id, question) = self.put_again(name, head, &question)?;
-                    stands = None;
+            match pending.look(&PATIENCE)? {
+                Progress::Waits => {}
+                Progress::Begins(head) => return Ok((head, pending.begin())),
+                Progress::BrokenOff => {
+                    let (id, request) = numbered(head)?;
+                    pending = pending.ask_again(&id, &request, limit)?.ok_or(Refusal::TooManyWait(limit))?;
                 }
-                Came::Nothing if is_removed => return Err(Refusal::Removed),
-                Came::Nothing => {}
+                Progress::GivenUp => return Err(Refusal::BadAnswer("its far end broke off more than once")),
+                Progress::ServerRemoved => return Err(Refusal::Removed),
             }
         }
-    }
-
-    /// Sees to it that a request that nobody has is taken, and one that somebody keeps is given to another. Says how it
-    /// stands and since when, which is known by looking often; `None` where it has to be asked again.
-    fn look_after(
-        &self,
-        name: &ServerName,
-        id: &RequestId,
-        question: &Question,
-        stood: Option<(Standing, Instant)>,
-    ) -> Result<Option<(Standing, Instant)>, Refusal> {
-        let standing = question.standing()?;
-        let stands = stood.filter(|(stood, _)| *stood == standing).unwrap_or((standing, Instant::now()));
-        let elapsed = stands.1.elapsed();
-        match standing {
-            Standing::Begins => return Ok(Some(stands).filter(|_| elapsed < HEAD_TIME)),
-            Standing::Given if elapsed < PATIENCE => return Ok(Some(stands)),
-            Standing::Given | Standing::Waiting => {}
-        }
-        if !self.store.ptth_servers()?.contains_key(name) {
-            return Err(Refusal::Removed);
-        }
-        let backlog = self.store.backlog(name);
-        if standing == Standing::Given {
-            if question.is_given_up()? {
-                // Its answer may still come.
-                return Ok(Some(stands));
-            }
-            backlog.give_back(id)?;
-        }
-        backlog.ring(id);
-        Ok(Some(stands))
     }
 
     // ---- GET /7ZSFUKGV/http_listen/NAME
@@ -431,47 +341,36 @@ impl Relay<'_> {
         if client.wait(&[], false, Duration::ZERO) == Woken::HungUp {
             return Err(Refusal::HungUp);
         }
-        let (mut here, mut called_for) = (None, None);
+        let mut far_end: Option<WaitingFarEnd> = None;
         loop {
             // Each time: the key may have been withdrawn while its far end waits, and others have another one.
             let of_key = self.servers_of_key(request)?;
             let Some(name) = of_key.into_iter().find(|server| server.as_str() == name) else {
-                drop(here);
-                if let Ok(name) = self.registered(name) {
-                    ring_if_any_waits(&self.store.backlog(&name));
+                if let Some(far_end) = far_end {
+                    far_end.leave();
                 }
                 return Err(Refusal::WrongKey);
             };
-            let backlog = self.store.backlog(&name);
-            let listening = match here.take() {
-                Some(listening) => listening,
-                None => backlog.listen()?,
+            let here = match &mut far_end {
+                Some(here) => here,
+                none => none.insert(self.store.listen_for_requests(&name)?),
             };
-            let given = match called_for.take() {
-                Some(id) => backlog.take_one(id, listening.asked_at())?.into_iter().collect(),
-                // At first, once it listens so that none comes in between, and at last.
-                None => backlog.take(MOST_GIVEN, listening.asked_at())?,
-            };
-            if given.len() == MOST_GIVEN {
-                ring_if_any_waits(&backlog);
+            // At first, once it listens so that none comes in between, when it is called, and at last.
+            let claimed = here.claim(MOST_CLAIMED)?;
+            if !claimed.is_empty() || Instant::now() >= until {
+                return Ok(self.give(&name, claimed));
             }
-            if !given.is_empty() || Instant::now() >= until {
-                return Ok(self.give(&name, given));
-            }
-            match wait_to_hear(&listening, client, until)? {
-                Heard::Nothing => here = Some(listening),
-                Heard::Request(id) => (here, called_for) = (Some(listening), Some(id)),
-                Heard::Gone => {}
-            }
+            wait_for_call(here, client, until)?;
         }
     }
 
     /// The answer to a far end: its requests. They are given back when it has gone meanwhile.
-    fn give(&self, name: &ServerName, given: Vec<Given>) -> Reply {
-        if given.is_empty() {
+    fn give(&self, name: &ServerName, claimed: Vec<Claimed>) -> Reply {
+        if claimed.is_empty() {
             return Reply::empty(Status::NoContent).header("Cache-Control", "no-store");
         }
-        let (ids, requests): (Vec<_>, Vec<_>) = given.into_iter().map(|given| (given.id, given.request)).unzip();
+        let (ids, requests): (Vec<_>, Vec<_>) =
+            claimed.into_iter().map(|claimed| (claimed.id, claimed.request)).unzip();
         let list = join_list(&requests);
         let length = list.len() as u64;
         let (store, name) = (self.store.clone(), name.clone());
@@ -480,7 +379,7 @@ impl Relay<'_> {
             // What it has not read when it hangs up, it may have lost.
             let is_there = out.wait(&[], false, Duration::ZERO) != Woken::HungUp;
             if !(is_written && is_there)
-                && let Err(error) = give_back(&store, &name, &ids)
+                && let Err(error) = store.give_back(&name, &ids)
             {
                 error.log();
             }
@@ -509,23 +408,19 @@ impl Relay<'_> {
         if let Err(error @ (WireError::NotBase64 | WireError::Malformed)) = decoded {
             return Err(Refusal::BadHead(error));
         }
-        let mut answering = self.begin_answer(&names, &id)?;
+        let answer = self.store.answer_request(&names, &id)?.ok_or(Refusal::UnknownRequest)?;
         let length = request.body.length.unwrap_or(UNKNOWN_LENGTH);
         let client = request.client;
         let mut feed = Feed::new(&mut request.body);
-        let is_sent = feed.send_head(&answering.sender, &[&length.to_be_bytes(), value.as_bytes()].concat());
-        if let Err(error) = answering.forget_request() {
-            // The client has its head all the same, and a sweep will find what is left.
-            error.log();
-        }
+        let is_sent = feed.send_head(answer.sender(), &[&length.to_be_bytes(), value.as_bytes()].concat());
+        let mut sender = answer.begin();
         if !is_sent {
             return Err(Refusal::ClientLeft);
         }
         if let Err(error) = decoded {
             return Err(Refusal::BadHead(error));
         }
-        let sender = &mut answering.sender;
-        let end = feed.send(sender, None, client);
+        let end = feed.send(&mut sender, None, client);
         let taken = sender.taken()?;
         let has_all = taken == Some(feed.given());
         match end {
@@ -538,21 +433,12 @@ impl Relay<'_> {
                 feed.drop_rest();
                 return Err(Refusal::ClientLeft);
             }
-            End::Removed => return Err(Refusal::Removed),
+            End::SentAway => return Err(Refusal::Removed),
             End::HungUp => return Err(Refusal::HungUp),
             End::Stopped => return Err(Refusal::Stopping),
             End::Body(error) => return Err(Refusal::Body(error)),
         }
         Ok(Reply::json(Status::Ok, "{}"))
-    }
-
-    fn begin_answer(&self, names: &[ServerName], id: &RequestId) -> Result<Answering, Refusal> {
-        for name in names {
-            if let Some(answering) = self.store.backlog(name).answer(id)? {
-                return Ok(answering);
-            }
-        }
-        Err(Refusal::UnknownRequest)
     }
 }
 
@@ -589,37 +475,17 @@ fn of_methods(request: &Request<'_>, methods: &'static str) -> Result<(), Refusa
     }
 }
 
-/// Waits until there is something to hear, or the time is over.
-fn wait_to_hear(here: &Listening, client: Client<'_>, until: Instant) -> Result<Heard, Refusal> {
+/// Waits until the far end is called, or the time is over.
+fn wait_for_call(far_end: &mut WaitingFarEnd, client: Client<'_>, until: Instant) -> Result<(), Refusal> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        match client.wait(&[PollFd::from_borrowed_fd(here.fd(), PollFlags::IN)], false, left) {
+        match client.wait(&[PollFd::from_borrowed_fd(far_end.fd(), PollFlags::IN)], false, left) {
             Woken::Stopped => return Err(Refusal::Stopping),
             Woken::HungUp => return Err(Refusal::HungUp),
-            Woken::Knock => match here.hear() {
-                Heard::Nothing => {}
-                heard => return Ok(heard),
-            },
-            Woken::Tick | Woken::Writable => return Ok(Heard::Nothing),
+            Woken::Knock if !far_end.is_called() => {}
+            Woken::Knock | Woken::Tick | Woken::Writable => return Ok(()),
         }
     }
-}
-
-/// Tells another far end of what still waits. Where that cannot be seen, its clients see to it a moment later.
-fn ring_if_any_waits(backlog: &Backlog) {
-    if let Err(error) = backlog.ring_if_any_waits() {
-        error.log();
-    }
-}
-
-/// Has requests wait again.
-fn give_back(store: &Store, name: &ServerName, ids: &[RequestId]) -> Result<(), store::Error> {
-    let backlog = store.backlog(name);
-    for id in ids {
-        backlog.give_back(id)?;
-        backlog.ring(id);
-    }
-    Ok(())
 }
 
 /// False when the client has gone before it had all.
@@ -641,6 +507,13 @@ fn write_all(out: &mut Outgoing<'_>, mut bytes: &[u8]) -> bool {
 }
 
 // ---- what passes from the client to the server
+
+/// A request under a new id, as it stands in a far end's list.
+fn numbered(head: &RequestHead) -> Result<(RequestId, Vec<u8>), Refusal> {
+    let id = RequestId::fresh()?;
+    let request = Waiting { id: id.as_str().to_owned(), head: head.clone() }.encode();
+    Ok((id, request))
+}
 
 /// Path and query as the server sees them.
 fn uri(rest: &str, query: &[u8]) -> Result<String, Refusal> {

@@ -111,10 +111,9 @@ impl From<Refused> for Refusal {
 /// The same for whoever wants to listen, not to send.
 fn unheard(refused: Refused) -> Refusal {
     match refused {
-        Refused::HostGone => Refusal::new(
-            Status::BadRequest,
-            "The host is not listening any more: there is nobody to hear from.",
-        ),
+        Refused::HostGone => {
+            Refusal::new(Status::BadRequest, "The host is not listening any more: there is nobody to hear from.")
+        }
         other => other.into(),
     }
 }
@@ -129,7 +128,9 @@ fn nothing_asked() -> Refusal {
     Refusal::new(
         Status::Unauthorized,
         concat!(
-            "This is uhst-relay ", env!("UHST_RELAY_VERSION"), ", which passes messages between browsers and other programs: \
+            "This is uhst-relay ",
+            env!("UHST_RELAY_VERSION"),
+            ", which passes messages between browsers and other programs: \
              open this URL in a browser to read on. A client adds ?token=…, as ?action=host or ?action=join gave it out."
         ),
     )
@@ -226,10 +227,7 @@ impl<'a> Relay<'a> {
                 Err(other) => return Err(other.into()),
             }
         }
-        Err(Refusal::new(
-            Status::ServiceUnavailable,
-            "No free host id was found: try again later, or choose a hostId.",
-        ))
+        Err(Refusal::new(Status::ServiceUnavailable, "No free host id was found: try again later, or choose a hostId."))
     }
 
     // ---- POST ?action=join

@@ -162,7 +162,8 @@ fn channel(settings: &Settings, name: &str, length: usize) -> Result<BusName, St
 /// A sentence that says why it could not be.
 pub fn notify(settings: &Settings, name: &str, text: &str) -> Result<u64, String> {
     let name = channel(settings, name, text.len())?;
-    bus::notify(settings, &name, &frames::to_bus(Frame::Text(text))).map_err(|refused| Refusal::from(refused).to_string())
+    bus::notify(settings, &name, &frames::to_bus(Frame::Text(text)))
+        .map_err(|refused| Refusal::from(refused).to_string())
 }
 
 /// The key with which an application may post to a channel: 64 hexadecimal digits.

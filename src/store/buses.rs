@@ -214,7 +214,7 @@ impl Store {
     /// [`Refused::TooManyBuses`], [`Refused::TooManyReaders`].
     pub fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), Refused> {
         let Self::Files(home) = self;
-        let (user, reader) = home.enter(name, settings)?;
+        let (user, reader) = home.enter_bus(name, settings)?;
         Ok((user, BusReader::Files(Box::new(reader))))
     }
 

@@ -3,7 +3,11 @@
 //! needs nothing but a folder.
 
 pub mod buses;
+#[cfg(test)]
+mod contract;
 pub mod files;
+pub mod pipes;
+pub mod requests;
 pub mod sessions;
 
 use crate::config::Settings;
@@ -54,10 +58,9 @@ impl fmt::Display for Error {
             Self::QueueFull(Full { limit }) => {
                 write!(f, "More than {limit} bytes are waiting for this recipient: wait until it has read some.")
             }
-            Self::TopicFull(Full { limit }) => write!(
-                f,
-                "The log holds its {limit} bytes (RELAY_MAX_TOPIC): wait until older messages are gone."
-            ),
+            Self::TopicFull(Full { limit }) => {
+                write!(f, "The log holds its {limit} bytes (RELAY_MAX_TOPIC): wait until older messages are gone.")
+            }
             Self::NoDescriptors(_) => f.write_str("The relay has too many files open: try again later."),
             Self::Busy => f.write_str("Another process of the relay does not let go of a lock: try again later."),
             Self::Unusable(cause) => write!(
@@ -133,6 +136,16 @@ impl Store {
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
         Self::Files(files::Files::new(&settings.data_dir))
+    }
+
+    /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
+    /// them.
+    ///
+    /// # Errors
+    /// When what wakes it cannot be made.
+    pub fn listen_as_one(&self) -> Result<files::OneNode, Error> {
+        let Self::Files(home) = self;
+        home.one_node()
     }
 }
 

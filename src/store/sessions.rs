@@ -133,7 +133,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Refused::Taken`], [`Refused::TooManyHosts`].
-    pub fn register(&self, host: &HostId, registration: &str, claim: Claim, policy: &Policy<'_>) -> Result<(), Refused> {
+    pub fn register(
+        &self,
+        host: &HostId,
+        registration: &str,
+        claim: Claim,
+        policy: &Policy<'_>,
+    ) -> Result<(), Refused> {
         let Self::Files(home) = self;
         home.register(host, registration, claim, policy)
     }
@@ -162,7 +168,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Refused::ClientGone`]; [`Error::QueueFull`] while too much waits for it.
-    pub fn send_to_client(&self, host: &HostId, client: &ClientId, data: &str, policy: &Policy<'_>) -> Result<(), Refused> {
+    pub fn send_to_client(
+        &self,
+        host: &HostId,
+        client: &ClientId,
+        data: &str,
+        policy: &Policy<'_>,
+    ) -> Result<(), Refused> {
         let Self::Files(home) = self;
         home.send_to_client(host, client, data, policy)
     }

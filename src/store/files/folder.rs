@@ -119,7 +119,8 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 // A stranger's file where a folder should be, or a folder where a file should be, is neither.
                 Err(error)
-                    if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) && !create =>
+                    if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
+                        && !create =>
                 {
                     return Ok(None);
                 }
@@ -421,7 +422,9 @@ mod tests {
         };
         let making = {
             let path = path.clone();
-            std::thread::spawn(move || Folder::<String>::open_or_make(&path, Shape::Folder).unwrap().0.path.join(RECORD).exists())
+            std::thread::spawn(move || {
+                Folder::<String>::open_or_make(&path, Shape::Folder).unwrap().0.path.join(RECORD).exists()
+            })
         };
         std::thread::sleep(std::time::Duration::from_millis(50));
         folder.remove().unwrap();

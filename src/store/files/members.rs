@@ -15,7 +15,6 @@
 use super::{Error, private_file, remove_file};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
@@ -230,9 +229,9 @@ fn bucket(hash: u64, segment: u32) -> Slot {
 /// FNV-1a, mixed at its end: it only has to spread the keys. Whoever chooses client ids that fall into one bucket makes the
 /// table of one host longer, up to the limit on its clients.
 fn hash(key: &str) -> u64 {
-    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = key
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     hash ^ (hash >> 32)
 }
 
@@ -308,9 +307,8 @@ mod tests {
         let dir = TestDir::new();
         let path = dir.join("t");
         let mut table = Numbers::open_or_make(&path).unwrap();
-        let slots: Vec<Slot> = (0..5)
-            .map(|n| table.insert(&(n.to_string(), n), Progress::default()).unwrap())
-            .collect();
+        let slots: Vec<Slot> =
+            (0..5).map(|n| table.insert(&(n.to_string(), n), Progress::default()).unwrap()).collect();
         table.write(slots[2], 40, b"garbage\0\xFF").unwrap();
         assert_eq!(table.all().unwrap().len(), 4);
         assert!(table.find("2").unwrap().is_none());

@@ -1,8 +1,9 @@
-//! What is kept, and the only code that names a path under the data folder.
+//! The home of the store that needs nothing but a folder, and the only code that names a path below it.
 //!
 //! ```text
 //! data/
 //!   .htaccess index.html        say no to a web server that would publish the folder
+//!   version                     which layout this is: only one that is known is used
 //!   settings.conf               optional, see the config module
 //!   secret                      what tokens are signed with, unless JWT_SECRET is set
 //!   secret.lock                 held by whoever makes the secret
@@ -11,19 +12,19 @@
 //!   sweep                       when the last sweep was, and where it stopped
 //!   probe/                      here while somebody looks at the health of the disk
 //!   probe.json                  what was found there last, and when
+//!   nodes/ID                    a process that listens, which holds the lock of this file
+//!   nodes/ID.wake               what it sleeps on
 //!   hosts/counts                how many sessions each shard has
-//!   hosts/XX/HASH/              a session: HASH is of the host's id, XX its first two digits (the shard)
-//!     session.json              its record, and the lock of everything below
-//!     queue stream wake         the host's mailbox: messages, presence and position, wake-up
-//!     clients/ID/               a client's mailbox
-//!       queue stream wake
-//!     former/HASH/              what waits for those of an earlier registration: queue, stream, clients/ID/ as above
+//!   hosts/XX/HASH               a session, its record and its lock: HASH is of the host's id, XX its first two digits (the
+//!                               shard). Beside it stands what there is once somebody joins or listens:
+//!   hosts/XX/HASH.members       a table of the host's registrations and the clients
+//!   hosts/XX/HASH.host          the log of what is said to the host
+//!   hosts/XX/HASH.clients       the log of what is said to the clients
 //!   buses/counts                how many buses each shard has
-//!   buses/XX/HASH/              a broadcast bus: HASH is of its name
-//!     session.json              its record, and the lock of everything below
-//!     queue                     its messages
-//!     wakes/NAME                a FIFO for each reader that waits
-//!     users/NUMBER              the key of a registered user, and the number of his last post
+//!   buses/XX/HASH               a broadcast bus, its record and its lock: HASH is of its name
+//!   buses/XX/HASH.log           its messages
+//!   buses/XX/HASH.members       a table of the readers that wait
+//!   buses/XX/HASH.users         a table of the registered users
 //!   pipes/counts pipes/XX/HASH/ two parties with a pipe each way: HASH is of their session's id
 //!     session.json              its record, and the lock of everything below
 //!     to-host/ to-guest/        a pipe
@@ -38,36 +39,40 @@
 //! ```
 //!
 //! Three rules keep it whole when processes are killed at any moment:
-//! everything in a session, or a bus, changes under the `flock` on its `session.json`, which only [`folder::Folder`] hands
+//! everything in a session, or a bus, changes under the `flock` on its record, which only [`folder::Folder`] hands
 //! out, or, as the requests of PTTH, by single steps that the kernel does for one process only (`rename`, `unlink`);
-//! presence is a kernel object that ends with its process (an `flock` that a listening stream holds, a FIFO that somebody
+//! presence is a kernel object that ends with its process (the `flock` of a node, a FIFO that somebody
 //! has open); and a file is either appended to in whole
 //! records, overwritten with a single write of constant size, or replaced by a rename.
 
-pub mod backlog;
 pub mod bus;
-pub mod duplex;
+pub mod ends;
+pub mod far_ends;
 pub mod folder;
-pub mod mailbox;
-pub mod pipe;
+mod log;
+mod meeting;
+mod members;
+mod node;
+pub mod pipes;
 pub mod probe;
-pub mod ptth;
-pub mod queue;
+pub mod requests;
+mod servers;
 pub mod session;
 pub mod shelf;
 pub mod sweep;
+mod topic;
 pub mod wake;
 
 pub use super::Error;
-use super::Full;
 use crate::hex;
+pub use node::OneNode;
 use sha2::{Digest, Sha256};
 use shelf::Kind;
-pub use shelf::UNUSED_TIME;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// The data folder.
 #[derive(Clone, Debug)]
@@ -180,6 +185,29 @@ impl Files {
 /// A file name made of a text that may be anything.
 fn hash_name(text: &str) -> String {
     crate::hex::encode(&Sha256::digest(text.as_bytes())[..20])
+}
+
+/// The names in a folder; none where there is no folder.
+fn names(path: &Path) -> Result<Vec<String>, Error> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// When a file was changed last; `None` where there is none.
+fn modified(path: &Path) -> Result<Option<SystemTime>, Error> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.modified()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A folder nobody else can enter, and those above it. An existing one is left as it is.

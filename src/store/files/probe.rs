@@ -1,9 +1,10 @@
-//! Whether the disk under the data folder can do what the store asks of it. A mailbox is used as a stream uses it, in a
-//! folder of its own, which is gone afterwards.
+//! Whether the disk under the data folder can do what the store asks of it. A log, a lock and a node are used as a
+//! stream uses them, in a folder of their own, which is gone afterwards.
 
-use super::folder::Folder;
-use super::mailbox::{Mailbox, Presence};
-use super::{Error, Files, make_dir, replace};
+use super::folder::{Folder, Shape, is_locked, try_lock};
+use super::log::{Address, Reader, Writer};
+use super::node::{Cause, Knock, NODES};
+use super::{Error, Files, hash_name, make_dir, private_file, remove_file, replace};
 use crate::clock::now_ms;
 use crate::hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +19,10 @@ use std::time::{Duration, Instant, SystemTime};
 /// The folder's name. One for all: only one looks at a time, and what a killed process has left is used and removed by the
 /// next.
 const PROBE: &str = "probe";
+
+/// What is made in it: as a stream's log, and as a lock that somebody holds.
+const LOG: &str = "log";
+const LOCK: &str = "lock";
 
 /// What was found last, and when.
 const FOUND: &str = "probe.json";
@@ -39,7 +44,7 @@ const ROOM: u64 = 16 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 pub struct Findings {
-    /// What was put into a mailbox came out of it.
+    /// What was put into a log came out of it.
     pub keeps: bool,
     /// A lock keeps others out, and ends with whoever held it.
     pub locks: bool,
@@ -199,7 +204,7 @@ impl Files {
         self.all_is_ours()?;
         let path = self.root.join(PROBE);
         make_dir(&path)?;
-        let folder = match Folder::<String>::try_open_or_make_record(&path) {
+        let folder = match Folder::<String>::try_open_or_make_record(&path, Shape::Folder) {
             Ok(Some(folder)) => folder,
             // Somebody is at work in it, or has just removed it.
             Ok(None) => return Err(Error::Busy),
@@ -216,9 +221,8 @@ impl Files {
                 return Err(error);
             }
         };
-        let mailbox = Mailbox::new(&folder, path);
-        let findings = self.try_out(&folder, &mailbox);
-        let removed = mailbox.remove();
+        let findings = self.try_out(&folder);
+        let removed = remove_all(&path);
         let findings = findings.and_then(|findings| removed.map(|()| findings));
         if let Ok(findings) = &findings {
             found(findings);
@@ -227,27 +231,34 @@ impl Files {
         findings.and_then(|findings| removed.map(|()| findings))
     }
 
-    fn try_out(&self, folder: &Folder<String>, mailbox: &Mailbox<'_>) -> Result<Findings, Error> {
+    fn try_out(&self, folder: &Folder<String>) -> Result<Findings, Error> {
         const MESSAGE: &str = "{}";
         folder.write(&PROBE.to_owned())?;
         let (written, now) = (folder.touched()?, SystemTime::now());
         let clocks_apart = now.duration_since(written).unwrap_or_else(|error| error.duration());
 
-        let mut listener = mailbox.listen(None, Duration::from_secs(60), u64::MAX)?;
-        drop(mailbox.put(MESSAGE, None)?);
-        let wakes = listener
-            .wake()
-            .is_some_and(|wake| poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&WAKE_TIME)) == Ok(1));
-        listener.hear();
+        let log = folder.beside(LOG);
+        Writer::open(&log)?.append(&Address::One(0), "message", MESSAGE)?;
         let mut got = Vec::new();
-        listener.next(|record| got.push(record.data.to_owned()))?;
-
-        let kept_out =
-            mailbox.presence()? == Presence::Listening && Folder::<String>::try_open(folder.path())?.is_none();
-        drop(listener);
-        let let_go = matches!(mailbox.presence()?, Presence::Ended { .. });
-
+        Reader::open(&log, 0)?.read(|_| true, |record| got.push(record.data.to_owned()))?;
         let keeps = got == [MESSAGE] && folder.read()?.as_deref() == Some(PROBE);
+
+        let nodes = Self::new(folder.path());
+        let topic = hash_name(PROBE);
+        let wakeup = nodes.wakeup(&topic)?;
+        nodes.knock(&Knock { node: wakeup.node().to_owned(), topic, slot: None, cause: Cause::News });
+        let wakes = wakeup
+            .fd()
+            .is_some_and(|fd| poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&WAKE_TIME)) == Ok(1));
+
+        let other = || private_file(&folder.beside(LOCK));
+        let file = other()?;
+        let kept_out = try_lock(&file)?
+            && is_locked(&other()?)?
+            && nodes.alive().is(wakeup.node())?
+            && Folder::<String>::try_open(folder.path(), Shape::Folder)?.is_none();
+        drop(file);
+        let let_go = !is_locked(&other()?)?;
         Ok(Findings { keeps, locks: kept_out && let_go, wakes, is_full: self.is_full()?, clocks_apart })
     }
 
@@ -277,6 +288,17 @@ impl Files {
         let no_bytes = disk.f_blocks > 0 && disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM;
         let no_files = disk.f_files > 0 && disk.f_favail < 100;
         Ok(no_bytes || no_files)
+    }
+}
+
+/// Removes what a look has made beside the record.
+fn remove_all(probe: &Path) -> Result<(), Error> {
+    for name in [LOG, LOCK] {
+        remove_file(&probe.join(name))?;
+    }
+    match std::fs::remove_dir_all(probe.join(NODES)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -337,7 +359,7 @@ mod tests {
         let dir = TestDir::new();
         let root = dir.join("data");
         make_dirs(&root.join(PROBE)).unwrap();
-        for name in ["session.json", "queue", "stream", "wake", "wake.new"] {
+        for name in ["session.json", "log", "lock"] {
             std::fs::write(root.join(PROBE).join(name), "half").unwrap();
         }
         assert!(Files::new(&root).probe().unwrap().keeps);
@@ -366,10 +388,10 @@ mod tests {
         let store = Files::new(&root);
         store.prepare().unwrap();
         make_dir(&root.join(PROBE)).unwrap();
-        let other = Folder::<String>::try_open_or_make_record(&root.join(PROBE)).unwrap().unwrap();
-        std::fs::write(root.join(PROBE).join("queue"), "his").unwrap();
+        let other = Folder::<String>::try_open_or_make_record(&root.join(PROBE), Shape::Folder).unwrap().unwrap();
+        std::fs::write(root.join(PROBE).join("log"), "his").unwrap();
         assert!(matches!(store.probe_for_page(), Err(Error::Busy)));
-        assert_eq!(std::fs::read(root.join(PROBE).join("queue")).unwrap(), b"his");
+        assert_eq!(std::fs::read(root.join(PROBE).join("log")).unwrap(), b"his");
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| store.probe());
             std::thread::sleep(Duration::from_millis(50));

@@ -3,7 +3,6 @@
 //! newcomers, the oldest first.
 
 use super::folder::{Folder, Shape};
-use super::sweep::Found;
 use super::{Error, Files, names};
 use crate::clock::is_recent;
 use crate::store::UNUSED_TIME;
@@ -13,7 +12,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 /// Whoever makes room looks at no more folders than this: it takes some milliseconds. Where there are no more, what gives way
 /// is the oldest of all; where there are, the oldest of that many, which begin at a shard that a hash has chosen.
@@ -98,37 +96,34 @@ impl Files {
         Ok(Some(made?.0))
     }
 
-    /// Removes the oldest folder that nobody has used yet, if it is older than [`UNUSED_TIME`], and counts one in the shard
+    /// Removes the oldest of a kind that nobody has used yet, if it is older than [`UNUSED_TIME`], and counts one in the shard
     /// `number` in its stead. False where there is none.
     fn make_room(&self, kind: Kind, number: usize, most: u64) -> Result<bool, Error> {
-        let mut oldest: Option<(SystemTime, usize, Found)> = None;
-        let mut looks = 0;
+        let mut looked_at = Vec::new();
         'search: for shard in (0..SHARDS).map(|step| (number + step) % SHARDS) {
             for path in self.read_shard(kind, u8::try_from(shard).unwrap_or(0))? {
-                looks += 1;
-                if looks > MOST_LOOKS {
+                if looked_at.len() >= MOST_LOOKS {
                     break 'search;
                 }
-                // A look without the lock first. A stranger's file is no folder.
-                let Ok(Some(touched)) = Folder::<()>::touched_at(&path, kind.shape()) else { continue };
-                if is_recent(touched, UNUSED_TIME) || oldest.as_ref().is_some_and(|(older, ..)| *older <= touched) {
-                    continue;
-                }
-                // What cannot be seen counts as in use; and with the lock it is looked at again, because somebody may have
-                // used it since.
-                if let Ok(Some(found)) = Found::lock(kind, &path)
-                    && found.is_unused().unwrap_or(false)
-                    && matches!(Folder::<()>::touched_at(&path, kind.shape()), Ok(Some(again)) if again == touched)
-                {
-                    oldest = Some((touched, shard, found));
+                // A look without the lock first. A stranger's file is none of them.
+                if let Ok(Some(touched)) = Folder::<()>::touched_at(&path, kind.shape()) {
+                    looked_at.push((touched, shard, path));
                 }
             }
         }
-        let Some((_, shard, found)) = oldest else { return Ok(false) };
-        found.remove()?;
-        let mut counts = Counts::lock(self, kind)?;
-        counts.remove(shard)?;
-        counts.add(number, most)
+        looked_at.retain(|(touched, ..)| !is_recent(*touched, UNUSED_TIME));
+        looked_at.sort_unstable();
+        for (touched, shard, path) in looked_at {
+            // What cannot be seen counts as in use, and so does what somebody has used since.
+            if matches!(Folder::<()>::touched_at(&path, kind.shape()), Ok(Some(again)) if again == touched)
+                && self.remove_unused(kind, &path).unwrap_or(false)
+            {
+                let mut counts = Counts::lock(self, kind)?;
+                counts.remove(shard)?;
+                return counts.add(number, most);
+            }
+        }
+        Ok(false)
     }
 
     fn shard(&self, kind: Kind, number: u8) -> PathBuf {

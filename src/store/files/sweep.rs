@@ -4,13 +4,12 @@
 //! Everything is spread over 256 shards. Whoever finds the sweep due takes as many shards as are due by then; nobody
 //! waits for a sweep that somebody else is doing, and what is in use is left for the next round.
 
-use super::backlog::LockedBacklog;
-use super::bus::Bus;
-use super::duplex::Duplex;
 use super::folder::Folder;
-use super::session::Session;
+use super::pipes::LockedPipes;
+use super::requests::LockedRequests;
 use super::shelf::Kind;
 use super::{Error, Files, private_file, read_small};
+use crate::store::sessions::Policy;
 use fs2::FileExt as _;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -33,54 +32,44 @@ struct Cursor {
     shard: u8,
 }
 
-/// What a sweep has come upon, locked.
-pub enum Found {
-    /// A host with its clients.
-    Session(Session),
-    /// A broadcast bus.
-    Bus(Bus),
-    /// Two parties with a pipe each way.
-    Duplex(Duplex),
-    /// The requests of a server of PTTH.
-    Backlog(LockedBacklog),
-}
-
-impl Found {
-    /// `None` where it is gone or in use.
-    pub(super) fn lock(kind: Kind, path: &Path) -> Result<Option<Self>, Error> {
-        Ok(match kind {
-            Kind::Hosts => Folder::try_open(path)?.map(Session::read).transpose()?.map(Self::Session),
-            Kind::Buses => Folder::try_open(path)?.map(Bus::read).transpose()?.map(Self::Bus),
-            // Its requests do without the lock, so they may be there without it.
-            Kind::Ptth => {
-                Folder::try_open_or_make_record(path)?.map(LockedBacklog::read).transpose()?.map(Self::Backlog)
-            }
-            Kind::Pipes => Folder::try_open(path)?.map(Duplex::read).transpose()?.map(Self::Duplex),
-        })
-    }
-
-    /// Whether nobody has used it yet.
-    pub(super) fn is_unused(&self) -> Result<bool, Error> {
-        match self {
-            Self::Session(session) => session.is_unused(),
-            Self::Bus(bus) => bus.is_unused(),
-            Self::Duplex(duplex) => duplex.is_unused(),
-            // No stranger makes one.
-            Self::Backlog(_) => Ok(false),
-        }
-    }
-
-    pub(super) fn remove(self) -> Result<(), Error> {
-        match self {
-            Self::Session(session) => session.remove(),
-            Self::Bus(bus) => bus.remove(),
-            Self::Duplex(duplex) => duplex.remove(),
-            Self::Backlog(backlog) => backlog.remove(),
-        }
-    }
-}
-
 impl Files {
+    /// Removes what is dead at `path`.
+    fn sweep_one(&self, kind: Kind, path: &Path, policy: &Policy<'_>) -> Result<(), Error> {
+        let shape = kind.shape();
+        match kind {
+            Kind::Hosts => Folder::try_open(path, shape)?.map_or(Ok(()), |folder| self.sweep_session(folder, policy)),
+            Kind::Buses => {
+                Folder::try_open(path, shape)?.map_or(Ok(()), |folder| self.sweep_bus(folder, policy.settings))
+            }
+            Kind::Pipes => match Folder::try_open(path, shape)? {
+                Some(folder) => LockedPipes::read(folder)?.sweep(policy.settings.pipe_lifetime),
+                None => remove_empty(path),
+            },
+            // Its requests do without the lock, so they may be there without it.
+            Kind::Ptth => match Folder::try_open_or_make_record(path, shape)? {
+                Some(folder) => LockedRequests::read(folder)?.sweep(&*self.ptth_servers()?),
+                None => remove_empty(path),
+            },
+        }
+    }
+
+    /// Removes what is at `path` if nobody has used it yet, and nobody is using it now. Whether it did.
+    pub(super) fn remove_unused(&self, kind: Kind, path: &Path) -> Result<bool, Error> {
+        let shape = kind.shape();
+        match kind {
+            Kind::Hosts => {
+                Folder::try_open(path, shape)?.map_or(Ok(false), |folder| self.remove_unused_session(folder))
+            }
+            Kind::Buses => Folder::try_open(path, shape)?.map_or(Ok(false), |folder| self.remove_unused_bus(folder)),
+            Kind::Pipes => match Folder::try_open(path, shape)?.map(LockedPipes::read).transpose()? {
+                Some(pipes) if pipes.is_unused()? => pipes.remove().map(|()| true),
+                _ => Ok(false),
+            },
+            // No stranger makes one.
+            Kind::Ptth => Ok(false),
+        }
+    }
+
     fn sweep_file(&self) -> PathBuf {
         self.root.join("sweep")
     }
@@ -98,11 +87,18 @@ impl Files {
         }
     }
 
-    /// Gives what stands in the shards that are due to `look`, such that all shards have their turn in `round`.
+    /// Sweeps the shards that are due.
     ///
     /// # Errors
     /// The first failure.
-    pub fn sweep_some(&self, round: Duration, mut look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
+    pub fn sweep_some(&self, policy: &Policy<'_>) -> Result<(), Error> {
+        // Half a lifetime a round: as long as there are requests or streams, nothing dead stays for much longer than one and
+        // a half.
+        self.sweep_due(policy.settings.session_lifetime / 2, |shard| self.sweep_shard(shard, policy))
+    }
+
+    /// Gives the shards that are due to `sweep`, such that all have their turn in `round`.
+    fn sweep_due(&self, round: Duration, mut sweep: impl FnMut(u8) -> Result<(), Error>) -> Result<(), Error> {
         let file = match private_file(&self.sweep_file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
@@ -127,42 +123,37 @@ impl Files {
             // Before the shard, so that one in which processes are killed does not keep the others from their turn. A full
             // disk may have no room for it; then all the more must be swept.
             let written = write_cursor(&file, &cursor);
-            outcome = outcome.and(self.sweep_shard(number, &mut look)).and(written.map_err(Error::from));
+            outcome = outcome.and(sweep(number)).and(written.map_err(Error::from));
         }
         outcome
     }
 
-    /// Gives what stands in all shards to `look`.
+    /// Sweeps all shards.
     ///
     /// # Errors
     /// The first failure.
-    pub fn sweep_all(&self, mut look: impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
-        let mut outcome = Ok(());
-        for number in 0..=u8::MAX {
-            outcome = outcome.and(self.sweep_shard(number, &mut look));
-        }
-        outcome
+    pub fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error> {
+        (0..=u8::MAX).fold(Ok(()), |outcome, shard| outcome.and(self.sweep_shard(shard, policy)))
     }
 
-    fn sweep_shard(&self, number: u8, look: &mut impl FnMut(Found) -> Result<(), Error>) -> Result<(), Error> {
-        let mut outcome = Ok(());
+    fn sweep_shard(&self, shard: u8, policy: &Policy<'_>) -> Result<(), Error> {
+        // What cannot be swept does not keep the others from it.
+        let mut outcome = self.sweep_nodes(shard);
         for kind in Kind::ALL {
-            let Some(entries) = self.read_shard(kind, number)? else { continue };
-            for entry in entries {
-                let path = entry?.path();
-                // One that cannot be swept does not keep the others from it.
-                match Found::lock(kind, &path) {
-                    Ok(Some(found)) => outcome = outcome.and(look(found)),
-                    // In use, or made by a process that was killed before it wrote the record: then it is empty, and
-                    // removing it fails unless nobody is about to use it.
-                    Ok(None) => _ = std::fs::remove_dir(&path),
-                    Err(error) => outcome = outcome.and(Err(error)),
-                }
+            for path in self.read_shard(kind, shard)?.into_iter().chain(self.read_leftovers(kind, shard)?) {
+                outcome = outcome.and(self.sweep_one(kind, &path, policy));
             }
-            self.count_shard(kind, number)?;
+            self.count_shard(kind, shard)?;
         }
         outcome
     }
+}
+
+/// It is in use, or was made by a process that was killed before it wrote the record: then it is empty, and removing it
+/// fails unless nobody is about to use it.
+fn remove_empty(path: &Path) -> Result<(), Error> {
+    let _ = std::fs::remove_dir(path);
+    Ok(())
 }
 
 fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {
@@ -175,16 +166,14 @@ fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::files::duplex::DuplexRecord;
     use crate::store::files::test_dir::TestDir;
 
-    /// How many sessions one sweep of a round that is over looks at, if a look takes so long.
+    /// How many shards one sweep of a round that is over looks at, if a look takes so long.
     fn looked_at(store: &Files, pause: Duration) -> usize {
         let mut count = 0;
-        let swept = store.sweep_some(Duration::from_millis(1), |found| {
+        let swept = store.sweep_due(Duration::from_millis(1), |_| {
             count += 1;
             std::thread::sleep(pause);
-            found.remove()?;
             Err(Error::Busy)
         });
         assert!(count == 0 || matches!(swept, Err(Error::Busy)), "{swept:?}");
@@ -195,15 +184,12 @@ mod tests {
     fn a_sweep_is_short_and_the_next_one_goes_on_where_it_stopped() {
         let dir = TestDir::new();
         let store = Files::new(&dir.join("data"));
-        for number in 0..64 {
-            let record = DuplexRecord { token_hash: String::new(), is_secure: false, guest: None, has_met: false };
-            assert!(store.new_duplex(&number.to_string(), record, 64).unwrap().is_some());
-        }
+        assert!(store.open_or_make::<String>(Kind::Pipes, "1", 64).unwrap().is_some());
         let (began, mut looks) = (Instant::now(), 0);
-        while looks < 64 {
-            // Longer than a sweep may take: no further shard is begun, and in none of them there are more than four.
-            let now = looked_at(&store, LONGEST);
-            assert!(now <= 4, "{now} sessions");
+        while looks < 300 {
+            // Longer than a sweep may take: no further shard is begun.
+            let now = looked_at(&store, Duration::ZERO).min(usize::from(looked_at(&store, LONGEST) <= 1) * 32);
+            assert!(now <= 32, "{now} shards");
             looks += now;
             // Now and then nothing can be done: a process that another test starts holds our locks between fork and exec.
             assert!(began.elapsed() < Duration::from_secs(60), "{looks}");

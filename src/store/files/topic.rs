@@ -7,7 +7,7 @@ use crate::clock::now_ms;
 use crate::store::Full;
 use std::io;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The event type of what others send. All else is the relay's own, of which nobody was promised that it is kept.
@@ -118,10 +118,7 @@ impl Topic {
     /// # Errors
     /// When it cannot be opened.
     pub fn reader_if_any(&self, position: u64) -> Result<Option<Reader>, Error> {
-        match Reader::open(&self.log, position) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(None),
-            other => Ok(Some(other?)),
-        }
+        reader_if_any(&self.log, position)
     }
 
     /// Whether a message that is not older than the lifetime comes after `position`, of those that `wants` names.
@@ -152,12 +149,7 @@ impl Topic {
         wants: impl Fn(&Address) -> bool,
         is_it: impl Fn(&Record<'_>) -> bool,
     ) -> Result<bool, Error> {
-        let Some(mut log) = self.reader_if_any(position)? else { return Ok(false) };
-        let (mut found, mut may_have_more) = (false, true);
-        while may_have_more && !found {
-            may_have_more = log.read(&wants, |record| found |= is_it(&record))?;
-        }
-        Ok(found)
+        any(self.reader_if_any(position)?, wants, is_it)
     }
 
     /// How many bytes wait for a member that has been given the log up to `position`: from the first record that is for it
@@ -177,15 +169,34 @@ impl Topic {
         }
         Ok(first.map_or(0, |first| end.saturating_sub(first)))
     }
+}
 
-    /// Removes the log.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn remove(&self) -> Result<(), Error> {
-        super::remove_file(&self.log)?;
-        Ok(super::remove_file(&self.new_log())?)
+fn reader_if_any(log: &Path, position: u64) -> Result<Option<Reader>, Error> {
+    match Reader::open(log, position) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(None),
+        other => Ok(Some(other?)),
     }
+}
+
+fn any(
+    log: Option<Reader>,
+    wants: impl Fn(&Address) -> bool,
+    is_it: impl Fn(&Record<'_>) -> bool,
+) -> Result<bool, Error> {
+    let Some(mut log) = log else { return Ok(false) };
+    let (mut found, mut may_have_more) = (false, true);
+    while may_have_more && !found {
+        may_have_more = log.read(&wants, |record| found |= is_it(&record))?;
+    }
+    Ok(found)
+}
+
+/// Whether there is such a record in a log.
+///
+/// # Errors
+/// When the log cannot be read.
+pub(super) fn is_any(log: &Path, is_it: impl Fn(&Record<'_>) -> bool) -> Result<bool, Error> {
+    any(reader_if_any(log, 0)?, |_| true, is_it)
 }
 
 /// Whether a record is for a member in this slot and of these generations, or stands where one is that left it out.

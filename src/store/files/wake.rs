@@ -29,11 +29,6 @@ impl Knock {
         Ok(Self(open_to_knock(fifo)?, NEWS))
     }
 
-    /// At the FIFO of a stream whose place is being taken.
-    pub(super) fn of_challenger(fifo: &Path) -> Self {
-        Self(open_to_knock(fifo).ok().flatten(), CHALLENGE)
-    }
-
     /// As [`Knock::surely_at`]. A FIFO that nobody has open is what a killed process has left: it is removed.
     ///
     /// # Errors
@@ -55,22 +50,6 @@ impl Knock {
     /// Nobody is woken.
     pub(super) fn cancel(mut self) {
         self.0 = None;
-    }
-}
-
-/// Wakes whoever sleeps by then on a FIFO when it is dropped. It holds no descriptor: a broadcast has one of these for each client.
-#[must_use]
-pub struct LateKnock(PathBuf);
-
-impl LateKnock {
-    pub(super) fn at(fifo: PathBuf) -> Self {
-        Self(fifo)
-    }
-}
-
-impl Drop for LateKnock {
-    fn drop(&mut self) {
-        drop(Knock::at(&self.0));
     }
 }
 

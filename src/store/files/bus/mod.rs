@@ -10,11 +10,11 @@ pub use reader::BusReader;
 
 use super::folder::{Folder, beside};
 use super::log::{Address, Reader, ms_since_2026};
-use super::members::{Line, Progress, Table};
+use super::members::{Line, Table};
 use super::node::{Cause, Knock};
 use super::topic::{Keep, Topic, oldest};
 use super::{Error, Files, Kind, remove_file};
-use crate::clock::{has_passed, is_recent};
+use crate::clock::is_recent;
 use crate::config::Settings;
 use crate::store::UNUSED_TIME;
 use crate::store::buses::{BusName, Proof, Refused, User};
@@ -24,7 +24,6 @@ use sha2::Sha256;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
-use users::Registered;
 
 const LOG: &str = "log";
 /// The readers that wait.
@@ -105,7 +104,7 @@ impl Files {
             return Ok((bus, false));
         }
         // What is there without a record is of a bus that was being removed, or whose record is damaged.
-        bus.clear()?;
+        clear(bus.folder.path())?;
         bus.record = BusRecord {
             name: name.as_str().to_owned(),
             signed_only,
@@ -266,19 +265,20 @@ impl<'a> Bus<'a> {
         Ok(own > (last - start) / 4)
     }
 
-    /// Everything but the record.
-    fn clear(&self) -> Result<(), Error> {
-        self.topic().remove()?;
-        for name in [MEMBERS, USERS] {
-            remove_file(&self.folder.beside(name))?;
-        }
-        Ok(())
-    }
-
     fn remove(self) -> Result<(), Error> {
-        self.clear()?;
+        clear(self.folder.path())?;
         self.folder.remove()
     }
+}
+
+/// Removes everything but the record.
+fn clear(record: &Path) -> Result<(), Error> {
+    for path in
+        [beside(record, LOG), beside(&beside(record, LOG), "new"), beside(record, MEMBERS), beside(record, USERS)]
+    {
+        remove_file(&path)?;
+    }
+    Ok(())
 }
 
 /// How long something counts as used: often enough noted for a bus that is forgotten soon where nobody reads it.
@@ -301,8 +301,7 @@ mod tests {
     #[test]
     fn a_signature_is_of_all_that_was_signed() {
         // By `printf 'news\n7\n1\n"hi"' | openssl dgst -sha256 -hmac key`.
-        let signature =
-            crate::hex::decode("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
+        let signature = crate::hex::decode("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
         let signs = |key, signed: &str, signature: &[u8]| {
             super::signs(key, &Proof { n: 1, signed: signed.as_bytes(), signature })
         };

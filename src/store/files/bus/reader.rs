@@ -1,17 +1,17 @@
 //! Reading a bus.
 
+use super::super::folder::beside;
 use super::super::log::Reader;
 use super::super::members::{Progress, Slot, Table};
 use super::super::node::Wakeup;
-use super::super::topic::Topic;
 use super::super::{Error, Files, Kind, identity, identity_at};
-use super::{Bus, BusRecord, MEMBERS, Waiting, topic, touch_after};
+use super::{Bus, BusRecord, MEMBERS, Waiting, touch_after};
 use crate::clock::{has_passed, is_recent};
 use crate::config::Settings;
 use crate::hex;
 use crate::store::buses::{BusName, Heard, Message, Refused, User};
 use rustix::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Reads a bus, without its lock.
@@ -85,7 +85,11 @@ impl Files {
         Ok(reader)
     }
 
-    pub(in crate::store) fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), Refused> {
+    pub(in crate::store) fn enter_bus(
+        &self,
+        name: &BusName,
+        settings: &Settings,
+    ) -> Result<(User, BusReader), Refused> {
         let (mut bus, _) = self.bus_or_new(name, false, settings)?;
         let user = bus.new_user()?;
         let mut reader = bus.reader(name, None, Some(user))?;
@@ -136,8 +140,15 @@ impl Bus<'_> {
 
     /// How many readers wait. What killed ones have left is removed.
     pub(super) fn waiting(&self) -> Result<u64, Error> {
-        let Some(members) = Table::<Waiting>::open(&self.folder.beside(MEMBERS))? else { return Ok(0) };
-        let (mut alive, mut waiting) = (self.files.alive(), 0);
+        self.files.waiting_at(self.folder.path())
+    }
+}
+
+impl Files {
+    /// The same, of the bus whose record stands at `path`, and is locked.
+    pub(super) fn waiting_at(&self, path: &Path) -> Result<u64, Error> {
+        let Some(members) = Table::<Waiting>::open(&beside(path, MEMBERS))? else { return Ok(0) };
+        let (mut alive, mut waiting) = (self.alive(), 0);
         for member in members.all()? {
             if alive.is(&member.line.node)? {
                 waiting += 1;

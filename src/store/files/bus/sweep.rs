@@ -2,7 +2,7 @@
 
 use super::super::folder::Folder;
 use super::super::{Error, Files};
-use super::{Bus, BusRecord};
+use super::{Bus, BusRecord, clear};
 use crate::clock::is_recent;
 use crate::config::Settings;
 use crate::store::UNUSED_TIME;
@@ -22,13 +22,14 @@ impl Files {
     }
 
     /// Removes a bus if nobody has used it yet. Whether it did.
-    pub(in crate::store::files) fn remove_unused_bus(
-        &self,
-        folder: Folder<BusRecord>,
-        settings: &Settings,
-    ) -> Result<bool, Error> {
-        let bus = Bus::of(self, folder, settings)?;
-        if bus.is_unused()? { bus.remove().map(|()| true) } else { Ok(false) }
+    pub(in crate::store::files) fn remove_unused_bus(&self, folder: Folder<BusRecord>) -> Result<bool, Error> {
+        let was_posted_to = folder.read()?.is_some_and(|record| record.was_posted_to);
+        if was_posted_to || self.waiting_at(folder.path())? > 0 {
+            return Ok(false);
+        }
+        clear(folder.path())?;
+        folder.remove()?;
+        Ok(true)
     }
 }
 
@@ -50,8 +51,7 @@ impl Bus<'_> {
             (true, false) => self.settings.bus_lifetime,
         };
         // Whoever is away may come for the messages as long as there are any.
-        let is_kept = is_recent(self.folder.touched()?, lifetime)
-            || (self.is_made() && self.topic().has_alive()?);
+        let is_kept = is_recent(self.folder.touched()?, lifetime) || (self.is_made() && self.topic().has_alive()?);
         if !is_kept {
             return self.remove();
         }

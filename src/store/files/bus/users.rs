@@ -1,8 +1,8 @@
 //! The registered users of a bus.
 
-use super::{Bus, USERS, signs, touch_after};
-use super::super::members::{Entry, Line, Progress, Table};
 use super::super::Error;
+use super::super::members::{Entry, Line, Progress, Table};
+use super::{Bus, USERS, signs, touch_after};
 use crate::clock::{has_passed, now_ms};
 use crate::hex;
 use crate::store::UNUSED_TIME;
@@ -35,7 +35,7 @@ impl Bus<'_> {
     /// A fresh registered user and its key.
     pub(super) fn register(&mut self) -> Result<(User, String), Refused> {
         let most = self.settings.max_clients;
-        let mut users = Table::open_or_make(&self.folder.beside(USERS))?;
+        let mut users = Table::<Registered>::open_or_make(&self.folder.beside(USERS))?;
         let all = users.all()?;
         if all.len() as u64 >= most {
             // The oldest that has never signed and has not been seen for a while gives way. They were counted up.

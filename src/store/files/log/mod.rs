@@ -80,9 +80,7 @@ impl Address {
             return Some(Self::One(slot.parse().ok()?));
         }
         let (generation, except) = match text.strip_prefix('*')?.split_once('-') {
-            Some((generation, slots)) => {
-                (generation, slots.split(',').map(str::parse).collect::<Result<_, _>>().ok()?)
-            }
+            Some((generation, slots)) => (generation, slots.split(',').map(str::parse).collect::<Result<_, _>>().ok()?),
             None => (text.strip_prefix('*')?, Vec::new()),
         };
         Some(Self::All { generation: generation.parse().ok()?, except })

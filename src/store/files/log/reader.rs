@@ -250,4 +250,3 @@ fn read_some_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usi
         }
     }
 }
-

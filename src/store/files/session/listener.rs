@@ -166,7 +166,7 @@ impl Listener {
             *is_pending = true;
             take(event);
         };
-        let mut tell = |loss: &mut Loss, id, take: &mut dyn FnMut(Event<'_>)| {
+        let tell = |loss: &mut Loss, id, take: &mut dyn FnMut(Event<'_>)| {
             if *loss == Loss::Untold {
                 *loss = Loss::Told;
                 take(Event { id, event: lost_event.0, data: &lost_event.1 });

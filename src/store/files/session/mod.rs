@@ -13,9 +13,9 @@ pub use listener::Listener;
 
 use super::folder::{Folder, beside};
 use super::log::Address;
-use super::members::{Entry, Line, Progress, Slot, Table};
+use super::members::{Entry, Line, Progress, Table};
 use super::node::{Alive, Cause, Knock};
-use super::topic::{Keep, MESSAGE, Topic, is_for};
+use super::topic::{Keep, Topic, is_for};
 use super::{Error, Files, Kind, hash_name};
 use crate::clock::{has_passed, is_recent, now_ms};
 use crate::store::sessions::{Party, Policy, Refused};
@@ -186,10 +186,6 @@ impl Drop for Session<'_> {
 }
 
 impl Files {
-    fn session_place(&self, host: &HostId) -> Place {
-        Place { record: self.folder(Kind::Hosts, host.as_str()) }
-    }
-
     /// Locks the session of a host; `None` where there is none.
     fn session<'a>(&'a self, host: &HostId, policy: &'a Policy<'a>) -> Result<Option<Session<'a>>, Error> {
         let Some(folder) = self.open(Kind::Hosts, host.as_str())? else { return Ok(None) };
@@ -526,10 +522,8 @@ impl<'a> Session<'a> {
 
     /// Tells the clients if the host has gone.
     fn tell_of_host(&mut self) -> Result<(), Error> {
-        match self.host()? {
-            Some(mut host) if self.is_news(&mut host)? => self.tell_clients(),
-            _ => Ok(()),
-        }
+        let Some(mut host) = self.host()? else { return Ok(()) };
+        if self.is_news(&mut host)? { self.tell_clients() } else { Ok(()) }
     }
 
     /// Tells every client, also those that are away and may come back, that the host has gone. Once is enough.
@@ -587,18 +581,5 @@ impl<'a> Session<'a> {
             Some(folder) => folder.remove(),
             None => Ok(()),
         }
-    }
-
-    /// Whether neither the host nor a client has ever listened, and no message was ever sent.
-    fn is_unused(&self) -> Result<bool, Error> {
-        if self.all()?.iter().any(|entry| entry.line.stream > 0) {
-            return Ok(false);
-        }
-        for of_host in [true, false] {
-            if self.topic(of_host).any(0, |_| true, |record| record.event == MESSAGE)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }

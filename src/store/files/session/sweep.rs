@@ -1,9 +1,11 @@
 //! What the sweep does about a session.
 
 use super::super::folder::Folder;
+use super::super::members::Table;
+use super::super::topic::{MESSAGE, is_any};
 use super::super::{Error, Files};
 use super::intentions::OPENING_TIME;
-use super::{Presence, Session, SessionRecord, remove_beside};
+use super::{MEMBERS, Member, Presence, Session, SessionRecord, remove_beside};
 use crate::clock::is_recent;
 use crate::store::sessions::Policy;
 
@@ -25,18 +27,18 @@ impl Files {
         }
     }
 
-    /// Removes a session if nobody has used it yet. Whether it did.
-    pub(in crate::store::files) fn remove_unused_session(
-        &self,
-        folder: Folder<SessionRecord>,
-        policy: &Policy<'_>,
-    ) -> Result<bool, Error> {
-        let Some(record) = folder.read()? else { return folder.remove().map(|()| true) };
-        let session = Session::of(self, policy, folder, record)?;
-        if !session.is_unused()? {
-            return Ok(false);
+    /// Removes a session if neither the host nor a client has ever listened, and no message was ever sent. Whether it did.
+    pub(in crate::store::files) fn remove_unused_session(&self, folder: Folder<SessionRecord>) -> Result<bool, Error> {
+        let members = Table::<Member>::open(&folder.beside(MEMBERS))?;
+        let members = members.map(|members| members.all()).transpose()?.unwrap_or_default();
+        let is_said_to = |name| is_any(&folder.beside(name), |record| record.event == MESSAGE);
+        let is_used =
+            members.iter().any(|entry| entry.line.stream > 0) || is_said_to("host")? || is_said_to("clients")?;
+        if !is_used {
+            remove_beside(folder.path())?;
+            folder.remove()?;
         }
-        session.remove().map(|()| true)
+        Ok(!is_used)
     }
 }
 

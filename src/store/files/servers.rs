@@ -7,32 +7,14 @@
 //! ```
 
 use super::{Error, FileIdentity, Files, folder, identity, private_file, read_small, replace};
-use crate::ptth::{ServerName, Tripcode};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use crate::ptth::ServerName;
+use crate::store::requests::{PtthServer, PtthServers};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
-
-/// A registered server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PtthServer {
-    /// What its key is known by. The key itself is nowhere.
-    pub tripcode: Tripcode,
-    /// What it is called where servers are listed; its name, if nothing else is said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub display_name: Option<String>,
-    /// Whether it is listed for everybody who asks.
-    #[serde(default)]
-    pub listed: bool,
-}
-
-/// The registered servers by name.
-pub type PtthServers = BTreeMap<ServerName, PtthServer>;
 
 const FILE: &str = "ptth.json";
 
@@ -57,10 +39,7 @@ impl Version {
 
 impl Files {
     /// The registered servers; none where there is no file.
-    ///
-    /// # Errors
-    /// [`Error::BadRegistry`] for a file that somebody has edited and that cannot be read now.
-    pub fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error> {
+    pub(in crate::store) fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error> {
         /// The last one that was read: three requests need it for each that passes through.
         static LAST: Mutex<Option<(PathBuf, Version, Arc<PtthServers>)>> = Mutex::new(None);
         let path = self.root.join(FILE);
@@ -90,24 +69,37 @@ impl Files {
         }
     }
 
-    /// Changes the registered servers, with nobody else at it, and says what `change` says.
-    ///
-    /// # Errors
-    /// When they cannot be read or written; they are as they were then.
-    pub fn change_ptth_servers<T>(&self, change: impl FnOnce(&mut PtthServers) -> T) -> Result<T, Error> {
+    pub(in crate::store) fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error> {
+        self.change_ptth_servers(|servers| {
+            let is_new = !servers.contains_key(name);
+            if is_new {
+                servers.insert(name.clone(), server.clone());
+            }
+            is_new
+        })
+    }
+
+    pub(in crate::store) fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error> {
+        self.change_ptth_servers(|servers| servers.remove(name).is_some())
+    }
+
+    /// Changes the registered servers, with nobody else at it, if `change` says that it has.
+    fn change_ptth_servers(&self, change: impl FnOnce(&mut PtthServers) -> bool) -> Result<bool, Error> {
         let path = self.root.join("ptth.lock");
         let lock = self.with_root(Path::new(""), || Ok(private_file(&path)?))?;
         self.give_away(&lock)?;
         folder::lock_in_time(&lock, &path)?;
         let mut servers = self.read_ptth_servers()?;
-        let said = change(&mut servers);
+        if !change(&mut servers) {
+            return Ok(false);
+        }
         let mut text = serde_json::to_vec_pretty(&servers).map_err(io::Error::other)?;
         text.push(b'\n');
         let beside = self.root.join("ptth.json.new");
         // Made first, so that it has the right owner when it takes its place.
         self.give_away(&private_file(&beside)?)?;
         replace(&self.root.join(FILE), &beside, &text)?;
-        Ok(said)
+        Ok(true)
     }
 
     /// Gives a file to the owner of the data folder: what root registers, the web server's user must be able to read.
@@ -128,6 +120,7 @@ impl Files {
 mod tests {
     use super::super::test_dir::TestDir;
     use super::*;
+    use crate::ptth::Tripcode;
     use std::os::unix::fs::PermissionsExt as _;
 
     fn name(text: &str) -> ServerName {
@@ -139,37 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_registered_is_kept_and_what_is_removed_is_gone() {
+    fn nobody_else_may_read_the_file() {
         let dir = TestDir::new();
         let store = Files::new(&dir.join("data"));
-        assert_eq!(*store.ptth_servers().unwrap(), PtthServers::new());
-        let shown = PtthServer { display_name: Some("A \"name\"".into()), listed: true, ..server("k2") };
-        store.change_ptth_servers(|servers| servers.insert(name("a"), server("k1"))).unwrap();
-        store.change_ptth_servers(|servers| servers.insert(name("b"), shown.clone())).unwrap();
-        let kept = store.ptth_servers().unwrap();
-        assert_eq!(*kept, [(name("a"), server("k1")), (name("b"), shown)].into());
+        assert!(store.register_ptth_server(&name("a"), &server("k")).unwrap());
         let mode = std::fs::metadata(dir.join("data/ptth.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(store.change_ptth_servers(|servers| servers.remove(&name("a"))).unwrap().is_some());
-        assert_eq!(store.ptth_servers().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn nobody_loses_what_another_registers_at_the_same_time() {
-        let dir = TestDir::new();
-        let store = Files::new(&dir.join("data"));
-        std::thread::scope(|scope| {
-            for thread in 0..8 {
-                let store = &store;
-                scope.spawn(move || {
-                    for number in 0..5 {
-                        let name = name(&format!("server-{thread}-{number}"));
-                        store.change_ptth_servers(|servers| servers.insert(name, server("k"))).unwrap();
-                    }
-                });
-            }
-        });
-        assert_eq!(store.ptth_servers().unwrap().len(), 40);
     }
 
     #[test]

@@ -1,0 +1,299 @@
+//! Where the receiver and the senders of a pipe meet, while its session is locked.
+//!
+//! ```text
+//! receiver        what the receiver sleeps on: whether there is one
+//! data taken      while no sender has taken it: the bytes, and their receipt
+//! sender-NUMBER   what a sender sleeps on
+//! ```
+//!
+//! All of this is under the lock because the names are used again.
+
+use super::ends::{Names, Receiver, Sender};
+use super::folder::Folder;
+use super::wake::{Fifo, Knock};
+use super::{Error, make_dir, remove_file};
+use crate::hex;
+use rustix::fd::BorrowedFd;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+
+const RECEIVER: &str = "receiver";
+const DATA: &str = "data";
+const TAKEN: &str = "taken";
+/// What begins the names of the senders' FIFOs.
+const SENDER: &str = "sender-";
+
+/// Whether those who are there are woken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Yes,
+    No,
+}
+
+/// A pipe's meeting place, while its session is locked.
+pub(super) struct Meeting<'lock> {
+    path: PathBuf,
+    lock: PhantomData<&'lock ()>,
+}
+
+impl Meeting<'_> {
+    /// The one in the folder `name` of a session.
+    pub fn new<'lock, R: Serialize + DeserializeOwned>(session: &'lock Folder<R>, name: &str) -> Meeting<'lock> {
+        Meeting { path: session.path().join(name), lock: PhantomData }
+    }
+
+    fn names(&self) -> Names {
+        Names { receiver: self.path.join(RECEIVER), data: self.path.join(DATA), receipt: self.path.join(TAKEN) }
+    }
+
+    /// Becomes the receiver; `None` where there is one. Senders that wait are woken.
+    ///
+    /// # Errors
+    /// When its files cannot be made, or it cannot be seen who is there.
+    pub fn receive(&self) -> Result<Option<Receiver>, Error> {
+        let names = self.names();
+        if names.are_received()? {
+            return Ok(None);
+        }
+        make_dir(&self.path)?;
+        let receiver = Receiver::make(names, b"")?;
+        self.senders(Call::Yes)?;
+        Ok(Some(receiver))
+    }
+
+    /// Makes `receiver` ready for another sender, after one has left without a word.
+    ///
+    /// # Errors
+    /// When its files cannot be made.
+    pub fn receive_again(&self, receiver: &mut Receiver) -> Result<(), Error> {
+        receiver.renew()?;
+        self.senders(Call::Yes)?;
+        Ok(())
+    }
+
+    /// Becomes one of the senders; `None` where there are `most`.
+    ///
+    /// # Errors
+    /// When its file cannot be made, or it cannot be seen who is there.
+    pub fn wait_to_send(&self, most: usize) -> Result<Option<NamedFifo>, Error> {
+        make_dir(&self.path)?;
+        if self.senders(Call::No)? >= most {
+            return Ok(None);
+        }
+        NamedFifo::make(self.path.join(format!("{SENDER}{}", hex::random(8)?))).map(Some)
+    }
+
+    /// How many senders there are.
+    fn senders(&self, call: Call) -> Result<usize, Error> {
+        let mut count = 0;
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(SENDER)) {
+                let knock = Knock::at_or_remove(&entry.path())?;
+                count += usize::from(knock.is_heard());
+                if call == Call::No {
+                    knock.cancel();
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Takes the receiver that waits; `None` where none does.
+    ///
+    /// # Errors
+    /// When its files cannot be opened or their names not removed.
+    pub fn take_receiver(&self) -> Result<Option<Sender>, Error> {
+        let names = self.names();
+        let sender = Sender::take(&names)?;
+        if sender.is_some() {
+            remove_file(&names.data)?;
+        }
+        Ok(sender)
+    }
+
+    /// Whether a receiver or a sender is there. Removes what killed ones have left behind.
+    ///
+    /// # Errors
+    /// When it cannot be seen who is there, or a leftover not removed.
+    pub fn is_in_use(&self) -> Result<bool, Error> {
+        let senders = match self.senders(Call::No) {
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other? > 0,
+        };
+        let names = self.names();
+        let receiver = names.are_received()?;
+        if !receiver {
+            names.remove()?;
+        }
+        Ok(senders || receiver)
+    }
+
+    /// Sends the receiver away, which wakes and finds its FIFO removed.
+    ///
+    /// # Errors
+    /// When something cannot be removed, or it cannot be seen whom to wake.
+    pub fn send_receiver_away(&self) -> Result<(), Error> {
+        self.remove_files(|name| !name.starts_with(SENDER))
+    }
+
+    /// The same with the senders.
+    ///
+    /// # Errors
+    /// As for the receiver.
+    pub fn send_senders_away(&self) -> Result<(), Error> {
+        self.remove_files(|name| name.starts_with(SENDER))
+    }
+
+    fn remove_files(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let entries = match std::fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        // Nobody is woken before all are gone: a sender whose receiver leaves has to see why. Nothing is removed before all
+        // can be woken.
+        let mut paths = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_str().is_none_or(&which) {
+                paths.push(entry.path());
+            }
+        }
+        let is_slept_on = |path: &&PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name == RECEIVER || name.starts_with(SENDER))
+        };
+        let mut knocks = Vec::new();
+        for path in paths.iter().filter(is_slept_on) {
+            knocks.push(Knock::surely_at(path)?);
+        }
+        for path in &paths {
+            remove_file(path)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the pipe. Whoever is there wakes and finds its FIFO removed.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove(&self) -> Result<(), Error> {
+        self.remove_files(|_| true)?;
+        match std::fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A FIFO that its owner sleeps on, under a name by which others find it: as long as this lives, the owner is there.
+pub(super) struct NamedFifo {
+    path: PathBuf,
+    fifo: Fifo,
+}
+
+impl NamedFifo {
+    fn make(path: PathBuf) -> Result<Self, Error> {
+        let fifo = Fifo::make(&path)?;
+        Ok(Self { path, fifo })
+    }
+
+    /// What becomes readable when somebody knocks.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fifo.fd()
+    }
+
+    /// Takes the knocks, and says whether its name has been removed, or taken by another.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_removed(&self) -> Result<bool, Error> {
+        self.fifo.hear();
+        self.fifo.is_lost(&self.path)
+    }
+}
+
+impl Drop for NamedFifo {
+    fn drop(&mut self) {
+        // Before it is closed: as long as it is open nobody else takes this name.
+        if matches!(self.fifo.is_lost(&self.path), Ok(false)) {
+            let _ = remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_dir::TestDir;
+    use super::super::wake::make_fifo;
+    use super::*;
+
+    struct Scene {
+        folder: Folder<String>,
+        dir: TestDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = TestDir::new();
+            Self { folder: Folder::open_or_make(&dir.join("session")).unwrap().0, dir }
+        }
+
+        fn meeting(&self) -> Meeting<'_> {
+            Meeting::new(&self.folder, "pipe")
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(self.dir.join("session/pipe")).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        }
+    }
+
+    #[test]
+    fn what_a_killed_sender_leaves_is_no_sender_and_is_removed() {
+        let scene = Scene::new();
+        let one = scene.meeting().wait_to_send(2).unwrap().unwrap();
+        // A name that nobody has open.
+        let fifo = scene.dir.join("session/pipe/sender-dead");
+        make_fifo(&fifo).unwrap();
+        let two = scene.meeting().wait_to_send(2).unwrap();
+        assert!(two.is_some() && !fifo.exists());
+        drop((one, two));
+        assert!(!scene.meeting().is_in_use().unwrap());
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_transfer_once_it_has_begun_and_nothing_of_a_killed_receiver() {
+        let scene = Scene::new();
+        let receiver = scene.meeting().receive().unwrap().unwrap();
+        let sender = scene.meeting().take_receiver().unwrap().unwrap();
+        assert_eq!(scene.names(), [RECEIVER]);
+        drop((receiver, sender));
+        assert!(scene.names().is_empty());
+        for name in [RECEIVER, DATA, TAKEN] {
+            make_fifo(&scene.dir.join("session/pipe").join(name)).unwrap();
+        }
+        assert!(!scene.meeting().is_in_use().unwrap() && scene.names().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_stays_and_is_in_nobodys_favour() {
+        let scene = Scene::new();
+        let receiver = scene.meeting().receive().unwrap().unwrap();
+        let sender = scene.meeting().wait_to_send(2).unwrap().unwrap();
+        let before = scene.names();
+        // Moved behind a link to itself: to look at it is an error now, as without a descriptor.
+        let [fifo, aside] = ["session/pipe/receiver", "aside"].map(|name| scene.dir.join(name));
+        std::fs::rename(&fifo, &aside).unwrap();
+        std::os::unix::fs::symlink(&fifo, &fifo).unwrap();
+        assert!(scene.meeting().receive().is_err() && scene.meeting().take_receiver().is_err());
+        assert!(scene.meeting().is_in_use().is_err() && scene.meeting().remove().is_err());
+        assert_eq!(scene.names().len(), before.len(), "{:?}", scene.names());
+        std::fs::rename(&aside, &fifo).unwrap();
+        assert!(!receiver.is_removed().unwrap() && !sender.is_removed().unwrap());
+        assert!(scene.meeting().take_receiver().unwrap().is_some());
+    }
+}

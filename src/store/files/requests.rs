@@ -1,0 +1,489 @@
+//! The requests that wait for a server of PTTH, as their clients have them, and where everything of them is.
+//!
+//! A request is a file: in `waiting`, until a far end claims it, then in `given`, until its answer begins. Its client
+//! waits as the [receiver](super::ends::Receiver) of a pipe whose receipt that file is: it stands after the numbers. So a
+//! request whose client was killed is known by a FIFO that nobody has open, and whoever comes upon it removes it. The
+//! client itself looks after its request: it is the one that wakes another far end, or has the request given back. How
+//! often it has been claimed stands in the file too, before the request.
+//!
+//! None of this needs the lock. Each step is one `rename` or `unlink`, which the kernel does for one process only: a
+//! request appears in `waiting` by the one, whole; it is claimed by whoever moves it to `given`, and is answered by whoever
+//! removes it, who takes its other names away too once the client has the head: nothing on the disk belongs to an answer
+//! that is under way. The lock is for making the folders and for removing them.
+
+use super::ends::{Incoming, Names, RECEIPT_SIZE, Receiver};
+use super::far_ends::remove_listeners;
+use super::folder::Folder;
+use super::shelf::Kind;
+use super::wake::{Knock, is_heard};
+use super::{Error, Files, identity_at, make_dir, remove_file};
+use crate::ptth::ServerName;
+use crate::store::requests::{MOST_CLAIMS, Patience, Progress, PtthServers, RequestId};
+use rustix::event::PollFd;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The FIFO on which the far ends wait.
+pub(super) const LISTENERS: &str = "listeners";
+pub(super) const WAITING: &str = "waiting";
+pub(super) const GIVEN: &str = "given";
+const CLIENTS: &str = "clients";
+const ANSWERS: &str = "answers";
+const FOLDERS: [&str; 4] = [WAITING, GIVEN, CLIENTS, ANSWERS];
+
+/// What `session.json` says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    server: ServerName,
+}
+
+/// The requests of one server.
+#[derive(Clone)]
+pub(in crate::store) struct Requests {
+    files: Files,
+    server: ServerName,
+    path: PathBuf,
+}
+
+impl Files {
+    /// The requests of a server, which is registered: so there is a limit to them.
+    pub(in crate::store) fn requests(&self, server: &ServerName) -> Requests {
+        let path = self.folder(Kind::Ptth, server.as_str());
+        Requests { files: self.clone(), server: server.clone(), path }
+    }
+}
+
+impl Requests {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The names of a request, which is in the folder `receipt`.
+    pub(super) fn names(&self, id: &str, receipt: &str) -> Names {
+        names_of(&self.path, id, receipt)
+    }
+
+    /// Makes the folders.
+    fn make(&self) -> Result<(), Error> {
+        let folder: Option<Folder<Record>> = self.files.open_or_make(Kind::Ptth, self.server.as_str(), u64::MAX)?;
+        let folder = folder.ok_or(Error::Busy)?;
+        // The record first: where there are folders, there is one.
+        if folder.read()?.is_none() {
+            folder.write(&Record { server: self.server.clone() })?;
+        }
+        for name in FOLDERS {
+            make_dir(&folder.path().join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Runs `make`, and where it finds no folder to make something in, makes the folders and runs it again. Also where a
+    /// sweep has just taken what it made, before it was in use, for a leftover.
+    pub(super) fn with_folders<T>(&self, make: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        for _ in 0..5 {
+            match make() {
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => self.make()?,
+                other => return other,
+            }
+        }
+        make()
+    }
+
+    pub(in crate::store) fn ask(
+        &self,
+        id: &RequestId,
+        request: &[u8],
+        most: u64,
+    ) -> Result<Option<PendingRequest>, Error> {
+        self.ask_after(0, id, request, most)
+    }
+
+    /// Asks, after the request has been claimed so often under other ids.
+    fn ask_after(
+        &self,
+        claims: u8,
+        id: &RequestId,
+        request: &[u8],
+        most: u64,
+    ) -> Result<Option<PendingRequest>, Error> {
+        if self.count()? >= most {
+            // Some of them may be those of killed clients.
+            tidy(&self.path)?;
+            if self.count()? >= most {
+                return Ok(None);
+            }
+        }
+        let pending = self.with_folders(|| {
+            let names = self.names(id.as_str(), GIVEN);
+            let (waiting, given) = (self.path(WAITING).join(id.as_str()), names.receipt.clone());
+            let receiver = Receiver::make(names, &[&[claims], request].concat())?;
+            let file = RequestFile { file: File::open(&given)?, waiting, given, is_taken: false };
+            std::fs::rename(&file.given, &file.waiting)?;
+            let (requests, id) = (self.clone(), id.clone());
+            Ok(PendingRequest { requests, id, receiver, file, last_look: Instant::now(), state: None })
+        })?;
+        self.ring(id);
+        Ok(Some(pending))
+    }
+
+    fn count(&self) -> Result<u64, Error> {
+        Ok(names(&self.path(CLIENTS))?.len() as u64)
+    }
+}
+
+/// A request, as its client has it until the answer begins. When it is dropped, nothing is left of it.
+pub struct PendingRequest {
+    requests: Requests,
+    id: RequestId,
+    /// Where the answer comes.
+    receiver: Receiver,
+    file: RequestFile,
+    last_look: Instant,
+    /// As of the last look: its state, and since when it is known to be so.
+    state: Option<(State, Instant)>,
+}
+
+/// The state of a request that has no answer yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// No far end has it.
+    Waiting,
+    /// A far end has it.
+    Claimed,
+    /// Its answer begins.
+    Answered,
+}
+
+impl PendingRequest {
+    /// What becomes readable when there is something to [look](Self::look) at.
+    #[must_use]
+    pub fn awaited(&self) -> [PollFd<'_>; 2] {
+        self.receiver.awaited()
+    }
+
+    /// To be called when [a descriptor](Self::awaited) was readable, and no less often than [`Patience::look`]: looks for the
+    /// answer. Now and then it looks after the request too: where nobody has it, a far end is woken again, and where one
+    /// has had it for too long, it is given back.
+    ///
+    /// # Errors
+    /// When what has come cannot be read, or the state of the request not be seen.
+    pub fn look(&mut self, patience: &Patience) -> Result<Progress, Error> {
+        // Nobody knocks here unless the server is removed. Whoever answers removes the request too.
+        let is_removed = self.receiver.hears();
+        match self.receiver.head()? {
+            Incoming::Head(head) => Ok(Progress::Begins(head)),
+            Incoming::SenderLeft => self.broken_off(),
+            Incoming::Nothing if is_removed => Ok(Progress::ServerRemoved),
+            Incoming::Nothing if self.last_look.elapsed() < patience.look => Ok(Progress::Waits),
+            Incoming::Nothing => {
+                self.last_look = Instant::now();
+                self.look_after(patience)
+            }
+        }
+    }
+
+    /// Sees to it that a request that nobody has is claimed, and one that somebody keeps is given back.
+    fn look_after(&mut self, patience: &Patience) -> Result<Progress, Error> {
+        let state = self.state()?;
+        let since = match self.state {
+            Some((before, since)) if before == state => since,
+            _ => Instant::now(),
+        };
+        self.state = Some((state, since));
+        match state {
+            State::Answered if since.elapsed() >= patience.head => return self.broken_off(),
+            State::Claimed if since.elapsed() >= patience.claim => {}
+            State::Answered | State::Claimed => return Ok(Progress::Waits),
+            State::Waiting => {}
+        }
+        if !self.requests.files.ptth_servers()?.contains_key(&self.requests.server) {
+            return Ok(Progress::ServerRemoved);
+        }
+        match state {
+            State::Waiting => self.requests.ring(&self.id),
+            // Where it cannot be claimed any more, its answer may still come.
+            _ => self.requests.give_back(&self.id)?,
+        }
+        Ok(Progress::Waits)
+    }
+
+    fn state(&self) -> Result<State, Error> {
+        Ok(if identity_at(&self.file.waiting)?.is_some() {
+            State::Waiting
+        } else if identity_at(&self.file.given)?.is_some() {
+            State::Claimed
+        } else {
+            State::Answered
+        })
+    }
+
+    fn broken_off(&self) -> Result<Progress, Error> {
+        Ok(if claims(&self.file.file)? < MOST_CLAIMS { Progress::BrokenOff } else { Progress::GivenUp })
+    }
+
+    /// Whether somebody has begun to answer, and the head is on its way.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn is_being_answered(&self) -> Result<bool, Error> {
+        Ok(self.state()? == State::Answered)
+    }
+
+    /// Asks once more, after the answer has broken off: nobody can claim what is left of this one. The far ends that have
+    /// claimed it count. `None` where `most` wait already.
+    ///
+    /// # Errors
+    /// As for [asking](crate::store::Store::ask).
+    pub fn ask_again(&self, id: &RequestId, request: &[u8], most: u64) -> Result<Option<Self>, Error> {
+        self.requests.ask_after(claims(&self.file.file)?, id, request, most)
+    }
+
+    /// To be called once the answer has begun: the way to its bytes.
+    #[must_use]
+    pub fn begin(mut self) -> Receiver {
+        self.file.is_taken = true;
+        self.receiver.forget_names();
+        self.receiver
+    }
+}
+
+/// The file of a request, wherever it is. It is removed with this, unless it has been taken.
+struct RequestFile {
+    waiting: PathBuf,
+    given: PathBuf,
+    file: File,
+    /// Whether it has been taken away by whoever answers.
+    is_taken: bool,
+}
+
+impl Drop for RequestFile {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            // In this order, which is that of a far end that claims it.
+            for file in [&self.waiting, &self.given] {
+                let _ = remove_file(file);
+            }
+        }
+    }
+}
+
+/// The requests of one server, and nobody else makes their folder or removes it.
+pub(super) struct LockedRequests {
+    folder: Folder<Record>,
+    record: Option<Record>,
+}
+
+impl LockedRequests {
+    pub(super) fn read(folder: Folder<Record>) -> Result<Self, Error> {
+        let record = folder.read()?;
+        Ok(Self { folder, record })
+    }
+
+    /// Whether a client or a far end waits. Removes what killed ones have left behind.
+    fn is_in_use(&self) -> Result<bool, Error> {
+        let path = self.folder.path();
+        tidy(path)?;
+        Ok(is_heard(&path.join(LISTENERS))? || !names(&path.join(CLIENTS))?.is_empty())
+    }
+
+    /// Removes what killed processes have left behind, and everything of a server that is not registered any more.
+    ///
+    /// # Errors
+    /// When that cannot be seen or done; a later sweep tries again.
+    pub(super) fn sweep(self, servers: &PtthServers) -> Result<(), Error> {
+        let is_in_use = self.is_in_use()?;
+        match &self.record {
+            Some(record) if servers.contains_key(&record.server) => Ok(()),
+            // Nobody can say whose it is. It is made anew once nobody uses it.
+            None if is_in_use => Ok(()),
+            _ => self.remove(),
+        }
+    }
+
+    /// Removes everything of a server that is not registered any more. Whoever waits is woken, and finds it gone; an answer
+    /// that has begun goes on.
+    ///
+    /// # Errors
+    /// The first thing that cannot be removed; a later sweep tries again.
+    pub(super) fn remove(self) -> Result<(), Error> {
+        let path = self.folder.path();
+        let mut knocks = Vec::new();
+        for folder in FOLDERS {
+            for name in names(&path.join(folder))? {
+                let names = names_of(path, &name, folder);
+                knocks.push(Knock::at(&names.receiver));
+                names.remove()?;
+            }
+            match std::fs::remove_dir(path.join(folder)) {
+                // Somebody has just come. It will see that the server is gone, and the next sweep that it has gone too.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        remove_listeners(path)?;
+        self.folder.remove()
+    }
+}
+
+fn names_of(requests: &Path, id: &str, receipt: &str) -> Names {
+    let [receiver, data, receipt] = [CLIENTS, ANSWERS, receipt].map(|name| requests.join(name).join(id));
+    Names { receiver, data, receipt }
+}
+
+/// Where it stands in the file how often a request has been claimed: after the receipt.
+pub(super) fn claims_at() -> u64 {
+    RECEIPT_SIZE as u64
+}
+
+/// How often it has been claimed.
+pub(super) fn claims(file: &File) -> io::Result<u8> {
+    let mut claims = [0];
+    file.read_exact_at(&mut claims, claims_at())?;
+    Ok(claims[0])
+}
+
+/// Removes what killed clients have left behind.
+fn tidy(requests: &Path) -> Result<(), Error> {
+    for folder in FOLDERS {
+        for name in names(&requests.join(folder))? {
+            let names = names_of(requests, &name, folder);
+            if !names.are_received()? {
+                names.remove()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What stands in a folder; nothing where there is none.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    // Names are ours; what is not UTF-8 is not.
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_dir::TestDir;
+    use super::super::wake::make_fifo;
+    use super::*;
+    use crate::ptth::Tripcode;
+    use crate::store::requests::PtthServer;
+    use std::time::Duration;
+
+    struct Scene {
+        requests: Requests,
+        _dir: TestDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = TestDir::new();
+            let requests = Files::new(&dir.join("data")).requests(&ServerName::new("s").unwrap());
+            requests.make().unwrap();
+            Self { requests, _dir: dir }
+        }
+
+        fn ask(&self, most: u64) -> Result<Option<PendingRequest>, Error> {
+            self.requests.ask(&RequestId::fresh().unwrap(), b"request", most)
+        }
+
+        fn is_empty(&self) -> bool {
+            FOLDERS.iter().all(|name| names(&self.requests.path(name)).unwrap().is_empty())
+        }
+
+        /// What a killed client leaves, but for what it sleeps on.
+        fn leave(&self, folder: &str) -> (RequestId, Names) {
+            let id = RequestId::fresh().unwrap();
+            let names = self.requests.names(id.as_str(), folder);
+            make_fifo(&names.data).unwrap();
+            std::fs::write(&names.receipt, b"1234567890request").unwrap();
+            (id, names)
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_request_once_its_answer_begins() {
+        let scene = Scene::new();
+        let mut pending = scene.ask(1).unwrap().unwrap();
+        let answer = scene.requests.answer(&pending.id).unwrap().unwrap();
+        assert!(answer.sender().send_head(b"head", b""));
+        let patience = Patience { look: Duration::MAX, claim: Duration::MAX, head: Duration::MAX };
+        assert_eq!(pending.look(&patience).unwrap(), Progress::Begins(b"head".to_vec()));
+        let sender = answer.begin();
+        assert!(scene.is_empty());
+        let receiver = pending.begin();
+        assert!(receiver.wake().is_none() && scene.ask(1).unwrap().is_some(), "it counts no more");
+        drop(sender);
+    }
+
+    #[test]
+    fn what_killed_clients_leave_is_given_to_nobody_counts_for_nothing_and_is_removed() {
+        let scene = Scene::new();
+        let leave = |folder| {
+            let (id, names) = scene.leave(folder);
+            make_fifo(&names.receiver).unwrap();
+            id
+        };
+        leave(WAITING);
+        assert!(scene.requests.listen().unwrap().claim(10).unwrap().is_empty() && scene.is_empty());
+        let id = leave(GIVEN);
+        assert!(scene.requests.answer(&id).unwrap().is_none());
+        assert!(scene.ask(1).unwrap().is_some());
+        assert!(scene.is_empty());
+        leave(WAITING);
+        let folder = scene.requests.files.open(Kind::Ptth, "s").unwrap().unwrap();
+        let server = PtthServer { tripcode: Tripcode::of("key"), display_name: None, listed: false };
+        let servers = [(ServerName::new("s").unwrap(), server)].into();
+        LockedRequests::read(folder).unwrap().sweep(&servers).unwrap();
+        assert!(scene.is_empty() && scene.requests.path.exists());
+    }
+
+    #[test]
+    fn who_cannot_be_seen_is_not_taken_for_gone() {
+        let scene = Scene::new();
+        let (_, names) = scene.leave(WAITING);
+        // A FIFO that can be opened as little as one for which there is no file descriptor.
+        std::os::unix::fs::symlink(&names.receiver, &names.receiver).unwrap();
+        tidy(&scene.requests.path).unwrap_err();
+        scene.requests.listen().unwrap().claim(10).unwrap_err();
+        assert!(scene.ask(1).is_err());
+        for kept in [&names.receiver, &names.data, &names.receipt] {
+            assert!(kept.symlink_metadata().is_ok(), "{} is gone", kept.display());
+        }
+        let listeners = scene.requests.path(LISTENERS);
+        std::fs::remove_file(&listeners).unwrap();
+        std::os::unix::fs::symlink(&listeners, &listeners).unwrap();
+        scene.requests.far_ends().unwrap_err();
+    }
+
+    #[test]
+    fn what_is_left_of_a_removed_server_goes_with_the_sweep_once_nobody_uses_it() {
+        let scene = Scene::new();
+        let far_end = scene.requests.listen().unwrap();
+        let record = scene.requests.path("session.json");
+        std::fs::write(&record, "damaged").unwrap();
+        let sweep = || {
+            let folder = Folder::try_open_or_make_record(&scene.requests.path, super::super::folder::Shape::Folder)
+                .unwrap()
+                .unwrap();
+            LockedRequests::read(folder).unwrap().sweep(&PtthServers::new()).unwrap();
+            scene.requests.path.exists()
+        };
+        assert!(sweep(), "nobody can say whose it is, and somebody uses it");
+        drop(far_end);
+        assert!(!sweep());
+    }
+}

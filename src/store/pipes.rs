@@ -1,0 +1,145 @@
+//! Pipes: two parties, a host and a guest, and a stream of bytes each way. What either of them may want.
+//!
+//! Whoever has the session's token is its host; anybody else who knows its id is its guest, in a secure session only with
+//! the address that the host has named. Each intention finds out who wants it and does it, as one step: nobody who is sent
+//! away meanwhile comes between.
+//!
+//! In each direction there is one receiver at a time, and several senders may wait for it. Each receiver gets one body, of
+//! one sender. Nobody is kept by a killed process: a receiver or sender is there as long as its process is.
+
+pub use super::files::ends::{Receiver, Sender};
+pub use super::files::pipes::{WaitingReceiver, WaitingSender};
+use super::{Error, Store};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// The longest head in bytes: what a sender says of a body before it.
+pub const LONGEST_HEAD: usize = 32 * 1024;
+
+/// How much of it there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How many sessions there may be. At the limit, one that nobody has met in gives way after a while.
+    pub sessions: u64,
+    /// How many senders may wait in one direction.
+    pub senders: usize,
+    /// How long a session is kept in which nobody is.
+    pub lifetime: Duration,
+}
+
+/// A session that has just been made.
+#[derive(Clone, Debug)]
+pub struct NewSession {
+    /// By which both know it. 128 random bits, as text that a URL may contain.
+    pub id: String,
+    /// What makes somebody its host. It is kept nowhere.
+    pub token: String,
+}
+
+/// Somebody who wants something of a session.
+#[derive(Clone, Debug, Default)]
+pub struct Visitor {
+    /// Every token that was sent: the session's makes it the host.
+    pub tokens: Vec<String>,
+    /// Where it is.
+    pub address: Option<IpAddr>,
+}
+
+/// Who somebody is in a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// Whoever has made it.
+    Host,
+    /// The other.
+    Guest,
+}
+
+/// Why it is not done.
+#[derive(Debug)]
+pub enum Denied {
+    /// There is no such session, or it is over.
+    UnknownSession,
+    /// The session was removed meanwhile.
+    Removed,
+    /// This is for the host alone.
+    NotTheHost,
+    /// The session is secure, and its guest is another, perhaps since a moment ago.
+    NotTheGuest,
+    /// No guest can be named: the session is open to everybody who knows it.
+    BasicSession,
+    /// Somebody receives already.
+    ReceiverThere,
+    /// As many wait to send as may.
+    TooManySenders,
+    /// The store could not do it.
+    Failed(Error),
+}
+
+impl From<Error> for Denied {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Store {
+    /// Makes a session; `None` where there are as many as may be.
+    ///
+    /// # Errors
+    /// When the store cannot be used.
+    pub fn make_session(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error> {
+        match self {
+            Self::Files(files) => files.make_pipes(is_secure, limits),
+        }
+    }
+
+    /// Joins a session, without doing anything there: who the visitor is in it.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`].
+    pub fn join_session(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<Party, Denied> {
+        match self {
+            Self::Files(files) => files.join_pipes(id, visitor, limits),
+        }
+    }
+
+    /// Names the only guest of a secure session. Where it is another than before, the one before is sent away, whatever
+    /// it is doing.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheHost`], [`Denied::BasicSession`].
+    pub fn permit_guest(&self, id: &str, host: &Visitor, guest: IpAddr, limits: &Limits) -> Result<(), Denied> {
+        match self {
+            Self::Files(files) => files.permit_guest(id, host, guest, limits),
+        }
+    }
+
+    /// Removes a session. Whoever receives or sends there is woken, and finds it removed.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheHost`]. Where it fails, it may be tried again.
+    pub fn remove_session(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied> {
+        match self {
+            Self::Files(files) => files.remove_pipes(id, host, limits),
+        }
+    }
+
+    /// Becomes the receiver of what the other party sends. Senders that wait are woken, and the first of them takes it.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::ReceiverThere`].
+    pub fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied> {
+        match self {
+            Self::Files(files) => files.receive(id, visitor, limits),
+        }
+    }
+
+    /// Becomes one of those who wait to send to the other party.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::TooManySenders`].
+    pub fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied> {
+        match self {
+            Self::Files(files) => files.wait_to_send(id, visitor, limits),
+        }
+    }
+}
