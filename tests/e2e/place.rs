@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -233,6 +233,93 @@ pub fn everything_below(folder: &Path) -> Vec<PathBuf> {
         next += 1;
     }
     found
+}
+
+// ---- where the relay keeps what: no other lines of these tests know how the data folder is laid out
+
+/// The records of all that the relay keeps of a kind: `hosts`, `buses`, `pipes` or `ptth`. Whoever has the lock of such a file
+/// has the lock of the session, bus or queue of requests.
+pub fn records(data: &Path, kind: &str) -> Vec<PathBuf> {
+    let mut found = everything_below(&data.join(kind));
+    found.retain(|path| path.ends_with("session.json"));
+    found
+}
+
+/// The record that `make` makes, and what it returns.
+#[track_caller]
+pub fn new_record<T>(data: &Path, kind: &str, make: impl FnOnce() -> T) -> (PathBuf, T) {
+    let before = records(data, kind);
+    let answer = make();
+    let mut new = records(data, kind);
+    new.retain(|record| !before.contains(record));
+    assert_eq!(new.len(), 1, "one more of the {kind}");
+    (new.remove(0), answer)
+}
+
+/// All files and folders that there are for a record, with the record itself, sorted.
+pub fn files_of(record: &Path) -> Vec<PathBuf> {
+    let mut found = everything_below(record.parent().unwrap());
+    found.sort();
+    found
+}
+
+/// What is said to the host of a session.
+pub fn log_of_host(session: &Path) -> PathBuf {
+    session.with_file_name("queue")
+}
+
+/// What is left of the processes that listen, or have listened.
+pub fn node_files(data: &Path) -> Vec<PathBuf> {
+    let _ = data;
+    Vec::new()
+}
+
+/// The FIFOs on which processes sleep.
+pub fn fifos(data: &Path) -> Vec<PathBuf> {
+    let is_one = |path: &PathBuf| {
+        let is_named = path.ends_with("wake") || path.parent().is_some_and(|folder| folder.ends_with("wakes"));
+        is_named && fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_fifo())
+    };
+    everything_below(data).into_iter().filter(is_one).collect()
+}
+
+/// Whether a session still knows a client.
+pub fn has_member(session: &Path, client: &str) -> bool {
+    everything_below(session.parent().unwrap()).iter().any(|path| path.ends_with(client))
+}
+
+/// Has a client seem to have joined, and to have done everything else, so much earlier.
+pub fn age_member(session: &Path, client: &str, by: Duration) {
+    age(&session.with_file_name("clients").join(client), by);
+}
+
+/// Has the registered users of a bus seem so much older.
+pub fn age_users(bus: &Path, by: Duration) {
+    for file in everything_below(&bus.with_file_name("users")).iter().skip(1) {
+        age(file, by);
+    }
+}
+
+/// Has everything in a log seem to have been said so much earlier.
+pub fn age_log(log: &Path, by: Duration) {
+    age(log, by);
+}
+
+/// The same of all logs.
+pub fn age_logs(data: &Path, by: Duration) {
+    everything_below(data).iter().filter(|path| path.ends_with("queue")).for_each(|log| age_log(log, by));
+}
+
+/// Those that read a bus and wait, each by something that is its own as long as it waits.
+pub fn bus_readers(data: &Path) -> Vec<PathBuf> {
+    let mut found = everything_below(&data.join("buses"));
+    found.retain(|path| path.extension().is_none() && path.parent().is_some_and(|folder| folder.ends_with("wakes")));
+    found
+}
+
+/// What a session knows of a client cannot be read any more.
+pub fn damage_member(session: &Path, client: &str) {
+    fs::create_dir(session.with_file_name("clients").join(client).join("stream")).unwrap();
 }
 
 /// Waits until something can be read there, the end included; false when the deadline passes first.
