@@ -23,18 +23,18 @@ const NAME: &str = "news";
 
 /// One bus, as somebody who knows its URL calls it.
 #[derive(Clone, Copy)]
-struct BusAt<'a> {
+pub struct BusAt<'a> {
     relay: &'a dyn Relay,
     path: &'a str,
 }
 
-fn news(relay: &dyn Relay) -> BusAt<'_> {
+pub fn news(relay: &dyn Relay) -> BusAt<'_> {
     BusAt { relay, path: "/bus/news" }
 }
 
 impl BusAt<'_> {
     #[track_caller]
-    fn call(&self, method: &str, query: &str, body: impl AsRef<[u8]>) -> Reply {
+    pub fn call(&self, method: &str, query: &str, body: impl AsRef<[u8]>) -> Reply {
         self.relay.call(&Call { method, path_info: self.path, query, body: body.as_ref(), headers: &[] })
     }
 
@@ -45,7 +45,7 @@ impl BusAt<'_> {
 
     /// A fresh user, and the last id.
     #[track_caller]
-    fn greet(&self) -> (u64, u64) {
+    pub fn greet(&self) -> (u64, u64) {
         let json = self.get("").expect(200).json();
         (whole(&json["user"]), whole(&json["id"]))
     }
@@ -56,7 +56,7 @@ impl BusAt<'_> {
     }
 
     #[track_caller]
-    fn post(&self, user: u64, body: impl AsRef<[u8]>) -> u64 {
+    pub fn post(&self, user: u64, body: impl AsRef<[u8]>) -> u64 {
         let json = self.call("POST", &format!("user={user}"), body).expect(200).json();
         assert_eq!(whole(&json["user"]), user);
         whole(&json["id"])
@@ -72,7 +72,7 @@ impl BusAt<'_> {
     }
 
     #[track_caller]
-    fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Stream {
+    pub fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Stream {
         let stream = self.relay.listen_at(self.path, query, headers);
         let mut stream = stream.unwrap_or_else(|reply| panic!("no stream but {reply:?}"));
         stream.expect_comment("Connected.");
@@ -482,7 +482,7 @@ fn whoever_is_killed_leaves_a_bus_that_works() {
     }
     // A killed process cannot remove what it had; whoever posts does, or a sweep that was faster.
     bus.post(user, "0");
-    assert_eq!(bus_readers(&relay.data()), Vec::<PathBuf>::new());
+    assert_eq!(bus_readers(&relay.data()), Vec::<String>::new());
 
     // Writers, killed at all moments of their work.
     let mut survived = 0;
@@ -504,7 +504,7 @@ fn whoever_is_killed_leaves_a_bus_that_works() {
     let mut stream = bus.listen("events", &[]);
     stream.signal(Signal::KILL);
     relay.sweep();
-    assert_eq!(bus_readers(&relay.data()), Vec::<PathBuf>::new());
+    assert_eq!(bus_readers(&relay.data()), Vec::<String>::new());
     assert_eq!([fifos(&relay.data()), node_files(&relay.data())].concat(), Vec::<PathBuf>::new());
 }
 

@@ -9,9 +9,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::bare::Bare;
-use crate::place::{LONG, damage_member, fifos, kill, log_of_host, until};
-use crate::relay::{Relay as _, Talk as _};
+use crate::bare::{Bare, timed};
+use crate::place::{LONG, damage_member, fifos, files_of, kill, log_of_host, node_files, until};
+use crate::relay::{Call, Relay as _, Talk as _};
 use crate::serve::Serve;
 
 #[test]
@@ -127,6 +127,47 @@ fn a_broadcast_wakes_its_clients_after_it_has_let_go_of_the_lock() {
     }
     // A sweep may have it now and then.
     assert!(held <= 1, "{held} of 5 times whoever was woken first found the lock held");
+}
+
+#[test]
+fn looking_whether_somebody_is_there_writes_nothing() {
+    let relay = Bare::with(&[("RELAY_GRACE", "50")]);
+    let (host, mut stream) = relay.listening_host();
+    let client = relay.join(&host.id);
+    stream.signal(Signal::KILL);
+    let files = || -> Vec<_> {
+        let files = [files_of(&relay.sessions()[0]), node_files(&relay.data())].concat();
+        files
+            .into_iter()
+            .map(|file| fs::metadata(&file).map(|about| (file, about.modified().unwrap())).unwrap())
+            .collect()
+    };
+    let before = files();
+    std::thread::sleep(Duration::from_millis(50));
+    // It looks whether a host is there under this id, and one is: within its grace.
+    relay.post(&format!("action=host&hostId={}", host.id), "").expect_error(400);
+    let query = format!("token={client}");
+    relay.call(&Call { method: "HEAD", query: &query, ..Call::default() }).expect(200);
+    assert_eq!(files(), before);
+}
+
+#[test]
+fn a_join_past_the_limit_costs_no_look_at_each_client() {
+    const CLIENTS: usize = 3000;
+    // Without a grace: each of them is looked at, where somebody looks at each.
+    let relay = Serve::with(&[("RELAY_MAX_CLIENTS", "10000")]);
+    let (few, many) = (relay.listening_host(), relay.listening_host());
+    let join = |host: &str, count: usize| (0..count).for_each(|_| _ = relay.join(host));
+    join(&few.0.id, 10);
+    join(&many.0.id, CLIENTS);
+    let refused_after = |host: &str, most: usize| {
+        let cgi =
+            Bare::with(&[("RELAY_DATA_DIR", relay.data().to_str().unwrap()), ("RELAY_MAX_CLIENTS", &most.to_string())]);
+        let refused = || cgi.try_join(host).expect_error(503);
+        (0..10).map(|_| timed(refused).1).min().unwrap()
+    };
+    let (few, many) = (refused_after(&few.0.id, 10), refused_after(&many.0.id, CLIENTS));
+    assert!(many < 5 * few, "{few:?} with 10 clients, {many:?} with {CLIENTS}");
 }
 
 #[test]
