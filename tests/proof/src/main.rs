@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use actors::{Bus, Manner, Phase, Session, Source, World};
 use check::Verdict;
 use fastrand::Rng;
-use history::Log;
+use history::{Log, Said};
 use relay::{Door, Fate, Relay, Request, Server};
 use serde_json::Value;
 
@@ -145,7 +145,12 @@ fn run(options: &Options) -> io::Result<bool> {
     println!("{} messages: {accepted} accepted, {refused} refused, {unknown} unanswered", history.sends.len());
     println!("{} kills of requests, streams and sweeps, {} of serve", kills.requests, kills.servers);
     let connections: usize = history.readers.iter().map(|log| log.connections.len()).sum();
-    println!("{connections} connections of readers\n{verdict}");
+    println!("{connections} connections of readers");
+    let left_out: usize = history.sends.iter().map(|send| send.without.len()).sum();
+    let missed = history.readers.iter().flat_map(|log| &log.heard).filter(|heard| heard.said == Said::Missed).count();
+    println!(
+        "{left_out} times a reader was left out, and {missed} times one was told that it has missed something\n{verdict}"
+    );
     for broken in history.most_telling(&verdict) {
         println!("\n{}", history.show(broken));
     }
@@ -171,7 +176,7 @@ fn write_settings(relay: &Relay, message: Duration, session: Duration) -> io::Re
     let (message, session) = (message.as_secs(), session.as_secs());
     let settings = format!(
         "RELAY_MESSAGE_LIFETIME={message}\nRELAY_SESSION_LIFETIME={session}\nRELAY_BUS_LIFETIME={session}\n\
-         RELAY_MAX_QUEUE=1000000\n"
+         RELAY_MAX_QUEUE=100000\n"
     );
     // Beside it first: a request may be reading it.
     let path = relay.data.join("settings.conf");
@@ -320,9 +325,10 @@ fn make_session(relay: &Relay, at: usize, readers: &mut Vec<Log>) -> io::Result<
         readers[client].peers.push(reader);
         clients.push((client, token));
     }
-    let longest = if at % CROWDED == 1 { 60_000 } else { 8000 };
+    let is_crowded = at % CROWDED == 1;
+    let longest = if is_crowded { 40_000 } else { 8000 };
     let ends = at.is_multiple_of(ENDING);
-    Ok(Session { host: reader, host_token, clients, ids, replies: Mutex::default(), longest, ends })
+    Ok(Session { host: reader, host_token, clients, ids, replies: Mutex::default(), longest, is_crowded, ends })
 }
 
 fn make_bus(number: usize, readers: &mut Vec<Log>) -> Bus {
@@ -365,9 +371,16 @@ fn begin_session<'scope>(
         let (query, rng) = (format!("token={token}"), seeds.fork());
         scope.spawn(move || {
             let understand = |event: &str, data: &Value| actors::uhst(session, event, data);
-            let (manner, may_end) = (manner(reader, session), session.ends);
-            let source =
-                Source { reader, path: "", query: &query, manner, begin: None, may_end, understand: &understand };
+            let source = Source {
+                reader,
+                path: "",
+                query: &query,
+                manner: manner(reader, session),
+                begin: None,
+                may_end: session.ends,
+                is_crowded: session.is_crowded,
+                understand: &understand,
+            };
             actors::reads(world, &source, rng);
         });
     }
@@ -383,12 +396,18 @@ fn begin_bus<'scope>(
         let (user, newest) = greet(&world.relay, &bus.path)?;
         let rng = seeds.fork();
         scope.spawn(move || {
-            let understand = |_: &str, data: &Value| actors::message(&data["data"]);
             let query = format!("events&user={user}");
             let manner = if number == 0 { Manner::Steady } else { Manner::Restless };
-            let (begin, may_end) = (Some(newest), false);
-            let source =
-                Source { reader, path: &bus.path, query: &query, manner, begin, may_end, understand: &understand };
+            let source = Source {
+                reader,
+                path: &bus.path,
+                query: &query,
+                manner,
+                begin: Some(newest),
+                may_end: false,
+                is_crowded: false,
+                understand: &actors::bus,
+            };
             if number < LISTENERS {
                 actors::reads(world, &source, rng);
             } else {
@@ -482,6 +501,7 @@ fn nothing_is_left(relay: &Relay, server: &Server) -> Result<(), String> {
         let swept = relay.sweep(Fate::Safe).map_err(|error| error.to_string())?;
         let mut left = Vec::new();
         files_below(&relay.data, 0, &mut left).map_err(|error| error.to_string())?;
+        left.extend(nodes_left(&relay.data).map_err(|error| error.to_string())?);
         let open = server.descriptors().map_err(|error| error.to_string())?;
         // Its input, output and log, where it listens, how it is stopped, and a file or two.
         if left.is_empty() && swept && open <= 16 {
@@ -494,7 +514,8 @@ fn nothing_is_left(relay: &Relay, server: &Server) -> Result<(), String> {
     }
 }
 
-/// What is in the data folder, but for what it always has: files at its top, and one file a shard and kind.
+/// What is in the data folder, but for what it always has: files at its top, one file a shard and kind, and what the one node has
+/// that is still there.
 fn files_below(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -510,4 +531,12 @@ fn files_below(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Res
         }
     }
     Ok(())
+}
+
+/// What nodes have left, if that is more than the files of one, which is `serve`.
+fn nodes_left(data: &Path) -> io::Result<Vec<PathBuf>> {
+    let files =
+        std::fs::read_dir(data.join("nodes"))?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let is_of_one = files.windows(2).all(|two| two[0].file_stem() == two[1].file_stem());
+    Ok(if is_of_one { Vec::new() } else { files })
 }
