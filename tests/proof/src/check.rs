@@ -196,7 +196,7 @@ impl History {
             let one = log.connections.iter().rfind(|one| one.opened <= at);
             // A connection that is still there is noted at its end only.
             let after = one.is_none_or(|one| one.closed + NOTED_WITHIN < at);
-            after || one.is_some_and(|one| one.resumed_from + lifetime / 2 <= at)
+            after || one.is_some_and(|one| one.resumed_from + lifetime / 2 <= one.opened)
         };
         for at in told {
             if !left_out.iter().any(|send| send.begun <= at) && !is_old(at) {
@@ -564,7 +564,9 @@ mod tests {
             resumed_from: at(1000),
             ..client.connections[0].clone()
         });
-        assert_eq!(verdict(&[], &[client]), []);
+        assert_eq!(verdict(&[], &[client.clone()]), []);
+        client.connections[1].resumed_from = at(49_000);
+        assert_eq!(verdict(&[], &[client]), [Broken::Unfounded { reader: 0, at: at(50_000) }]);
     }
 
     #[test]
