@@ -751,7 +751,8 @@ fn a_stream_whose_disk_had_no_room_for_its_fifo_makes_it_later() {
         .expect(200);
 
     let files = rustix::fs::statvfs(&disk.0).unwrap();
-    disk.remount(&format!("nr_inodes={}", files.f_files - files.f_ffree));
+    // For one more: the lock by which others know that the stream is there.
+    disk.remount(&format!("nr_inodes={}", files.f_files - files.f_ffree + 1));
     let mut stream = listen();
     stream.expect_comment("Connected.");
     assert_eq!(fifos(&relay), 0);

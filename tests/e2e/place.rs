@@ -317,7 +317,7 @@ fn lines(file: &Path) -> Vec<(usize, String)> {
 
 /// The number of a client's line.
 fn line_of(session: &Path, client: &str) -> Option<usize> {
-    let is_its = |line: &str| line.contains(&format!("\"{client}\""));
+    let is_its = |line: &str| line.contains(client);
     lines(&members_of(session)).into_iter().find_map(|(number, line)| is_its(&line).then_some(number))
 }
 

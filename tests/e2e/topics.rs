@@ -53,6 +53,10 @@ fn text(size: usize) -> String {
     format!("\"{}\"", "x".repeat(size - 2))
 }
 
+fn numeric(id: &str) -> u64 {
+    id.parse().unwrap_or_else(|_| panic!("no id: {id:?}"))
+}
+
 /// What an answer says of a client.
 fn given(answer: &Value, client: &str) -> bool {
     answer[client].as_bool().unwrap_or_else(|| panic!("nothing is said of {client}: {answer}"))
@@ -219,7 +223,7 @@ pub fn whoever_lags_too_far_is_told_so_once_and_goes_on(door: Door) {
         let before = stream.last_id.clone();
         let lost = stream.event();
         is_lost(&lost, &sleeper_id);
-        assert!(lost.id.parse::<u64>().unwrap() > before.parse().unwrap(), "{lost:?} after {before}");
+        assert!(numeric(&lost.id) > numeric(&before), "{lost:?} after {before}");
         stream.expect_silence(Duration::from_millis(300));
         // From here on it is like everybody else.
         let answer = relay.send(&host.token, "\"all\"").expect(200).json();
@@ -287,17 +291,20 @@ pub fn whoever_comes_back_with_its_id_gets_what_it_missed_in_the_order_of_the_lo
 
 // ---- ids that are gone
 
-/// Sends as much as makes the relay drop what is older than a message lives.
-fn make_it_forget(send: impl Fn(&str)) {
-    let message = text(40_000);
-    for _ in 0..10 {
-        send(&message);
-    }
+const LARGE: usize = 60_000;
+
+/// Sends as much as makes the relay drop what is older than a message lives; how many messages that were.
+fn make_it_forget(send: impl Fn(&str)) -> usize {
+    let message = text(LARGE);
+    (0..10).for_each(|_| send(&message));
     std::thread::sleep(Duration::from_millis(1300));
+    (0..5).for_each(|_| send(&message));
+    15
 }
 
-const FORGETFUL: [(&str, &str); 4] = [
-    ("RELAY_MAX_QUEUE", "1000000"),
+const FORGETFUL: [(&str, &str); 5] = [
+    ("RELAY_MAX_QUEUE", "2000000"),
+    ("RELAY_BUS_MESSAGE", "70000"),
     ("RELAY_MESSAGE_LIFETIME", "1"),
     ("RELAY_SESSION_LIFETIME", "600"),
     ("RELAY_GRACE", "60"),
@@ -310,22 +317,34 @@ pub fn whoever_resumes_from_an_id_that_is_gone_is_told_so(door: Door) {
     relay.send(&client.token, "\"first\"").expect(200);
     relay.send(&host.token, "\"first\"").expect(200);
     let (first, clients_first) = (stream.event(), client.stream.event());
-    // The host's own log.
-    make_it_forget(|message| _ = relay.send(&client.token, message).expect(200));
-    (0..10).for_each(|_| _ = stream.event());
-    drop(relay.resume(&host.token, &stream.last_id));
+    assert_eq!([first.body(), clients_first.body()], [json!("first"), json!("first")]);
+    let is_told = |stream: &mut Stream, id: &str, say_new: &dyn Fn()| {
+        let event = stream.event();
+        is_lost(&event, id);
+        say_new();
+        // Cut off right after it, it misses nothing of what is still there.
+        let next = stream.event();
+        assert!(numeric(&event.id) < numeric(&next.id), "{event:?} before {next:?}");
+        // What there still is comes, and nothing says so again.
+        let mut left = 1;
+        while stream.body() != json!("new") {
+            left += 1;
+        }
+        assert!(left < 15, "nothing was dropped");
+    };
+    let client_token = client.token.clone();
+    let to_host = |body: &str| _ = relay.send(&client_token, body).expect(200);
+    let to_clients = |body: &str| _ = relay.send(&host.token, body).expect(200);
+    for _ in 0..make_it_forget(to_host) {
+        stream.event();
+    }
     stream = relay.resume(&host.token, &first.id);
-    is_lost(&stream.event(), &host.id);
-    relay.send(&client.token, "\"new\"").expect(200);
-    assert_eq!(stream.body(), json!("new"));
-    // The clients'.
-    make_it_forget(|message| _ = relay.send(&host.token, message).expect(200));
-    (0..10).for_each(|_| _ = client.stream.event());
-    drop(relay.resume(&client.token, &client.stream.last_id));
+    is_told(&mut stream, &host.id, &|| to_host("\"new\""));
+    for _ in 0..make_it_forget(to_clients) {
+        client.stream.event();
+    }
     client.stream = relay.resume(&client.token, &clients_first.id);
-    is_lost(&client.stream.event(), &client.id);
-    relay.send(&host.token, "\"new\"").expect(200);
-    assert_eq!(client.stream.body(), json!("new"));
+    is_told(&mut client.stream, &client.id, &|| to_clients("\"new\""));
     // Nothing was lost for whoever comes back in time, or for the first time.
     let mut again = relay.resume(&client.token, &client.stream.last_id);
     again.expect_silence(Duration::from_millis(300));
@@ -333,19 +352,20 @@ pub fn whoever_resumes_from_an_id_that_is_gone_is_told_so(door: Door) {
 }
 
 pub fn whoever_resumes_on_a_bus_from_an_id_that_is_gone_is_told_so(door: Door) {
-    let Some(relay) = door.start_with(&[FORGETFUL.as_slice(), &[("RELAY_BUS_MESSAGE", "50000")]].concat()) else {
-        return;
-    };
+    let Some(relay) = door.start_with(&FORGETFUL) else { return };
     let bus = news(&*relay);
     let (user, _) = bus.greet();
     let first = bus.post(user, "\"first\"");
     make_it_forget(|message| _ = bus.post(user, message));
-    // Whoever posts drops what is dead.
     let last = bus.post(user, "\"last\"");
     let mut stream = bus.listen(&format!("events&lastEventId={first}"), &[]);
     let event = stream.event();
     assert_eq!((event.name.as_str(), event.data.as_str()), ("lost", "{}"), "{event:?}");
-    assert_eq!(stream.event().id, last.to_string());
+    let mut next = stream.event();
+    assert!(numeric(&event.id) < numeric(&next.id), "cut off in between, it would miss {next:?}");
+    while next.id != last.to_string() {
+        next = stream.event();
+    }
     for query in ["events&id=0".to_owned(), format!("events&lastEventId={last}"), "events".to_owned()] {
         let mut stream = bus.listen(&query, &[]);
         let next = bus.post(user, "1");
