@@ -93,8 +93,8 @@ impl World {
 
     /// Sends a message, and notes what has become of it. `answered` makes of the answer to a 200 what it promises.
     fn send(&self, rng: &mut Rng, letter: &Letter<'_>, answered: impl FnOnce(&Value) -> Promise) -> Option<Outcome> {
-        let Letter { sender, n, path, query, everybody, longest } = letter;
-        let pad = "x".repeat(if rng.u8(..) < 30 { rng.usize(..*longest) } else { rng.usize(..200) });
+        let Letter { sender, n, path, query, everybody, longest, large } = letter;
+        let pad = "x".repeat(if rng.u8(..) < *large { rng.usize(..*longest) } else { rng.usize(..200) });
         let body = json!({ "s": sender, "n": n, "pad": pad }).to_string();
         let door = if rng.bool() { Door::Cgi } else { Door::Serve };
         let begun = self.now();
@@ -148,7 +148,12 @@ struct Letter<'a> {
     everybody: &'a [Reader],
     /// About how long the longest are.
     longest: usize,
+    /// How many of 256 are long.
+    large: u8,
 }
+
+/// A few.
+const FEW: u8 = 30;
 
 /// A host and its clients.
 pub struct Session {
@@ -162,7 +167,7 @@ pub struct Session {
     pub replies: Mutex<Vec<(Reader, String)>>,
     /// About how long its longest messages are.
     pub longest: usize,
-    /// Whether its host sends so much that a client that sleeps is left out now and then.
+    /// Whether its host sends so much that a client that stays and does not read is left out now and then.
     pub is_crowded: bool,
     /// Whether its host leaves for good, so that its clients' tokens are worth nothing one day.
     pub ends: bool,
@@ -186,7 +191,8 @@ pub fn client_sends(world: &World, session: &Session, sender: Sender, token: &st
         if !world.is(Phase::Storm) {
             return;
         }
-        let letter = Letter { sender, n, path: "", query: &query, everybody: &everybody, longest: session.longest };
+        let letter =
+            Letter { sender, n, path: "", query: &query, everybody: &everybody, longest: session.longest, large: FEW };
         world.send(&mut rng, &letter, |_| Promise::to(&everybody));
         pause(&mut rng, 20..400);
     }
@@ -203,10 +209,26 @@ pub fn host_sends(world: &World, session: &Session, sender: Sender, mut rng: Rng
         let reply = if rng.bool() { lock(&session.replies).pop() } else { None };
         if let Some((client, token)) = reply {
             let query = format!("token={token}");
-            let letter = Letter { sender, n, path: "", query: &query, everybody: &[client], longest: session.longest };
+            let letter = Letter {
+                sender,
+                n,
+                path: "",
+                query: &query,
+                everybody: &[client],
+                longest: session.longest,
+                large: FEW,
+            };
             world.send(&mut rng, &letter, |_| Promise::to(&[client]));
         } else {
-            let letter = Letter { sender, n, path: "", query: &to_all, everybody: &all, longest: session.longest };
+            let letter = Letter {
+                sender,
+                n,
+                path: "",
+                query: &to_all,
+                everybody: &all,
+                longest: session.longest,
+                large: if session.is_crowded { 100 } else { FEW },
+            };
             world.send(&mut rng, &letter, |answer| {
                 let that_are = |given: bool| {
                     let named =
@@ -227,7 +249,8 @@ pub fn user_posts(world: &World, bus: &Bus, sender: Sender, user: u64, mut rng: 
         if !world.is(Phase::Storm) {
             return;
         }
-        let letter = Letter { sender, n, path: &bus.path, query: &query, everybody: &bus.readers, longest: 8000 };
+        let letter =
+            Letter { sender, n, path: &bus.path, query: &query, everybody: &bus.readers, longest: 8000, large: FEW };
         world.send(&mut rng, &letter, |answer| Promise { id: answer["id"].as_u64(), ..Promise::to(&bus.readers) });
         pause(&mut rng, 50..500);
     }
@@ -254,7 +277,7 @@ pub struct Source<'a> {
     pub begin: Option<u64>,
     /// Whether its session may be over before the run is.
     pub may_end: bool,
-    /// Whether there is so much to read that whoever sleeps is left out now and then.
+    /// Whether there is so much to read that whoever stays and does not read is left out now and then.
     pub is_crowded: bool,
     /// Makes of an event's type and data what it said.
     pub understand: &'a dyn Fn(&str, &Value) -> Option<Said>,
@@ -315,10 +338,18 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
             if !note.is_empty() {
                 break;
             }
-            if source.manner == Manner::Steady || !world.is(Phase::Storm) || Instant::now() < until {
+            if (source.manner == Manner::Steady && !source.is_crowded)
+                || !world.is(Phase::Storm)
+                || Instant::now() < until
+            {
                 continue;
             }
             until = Instant::now() + Duration::from_millis(rng.u64(100..6000));
+            if source.manner == Manner::Steady {
+                // It does not read, and so much is sent to it meanwhile that it is left out.
+                pause(&mut rng, 3000..5000);
+                continue;
+            }
             let next = [Next::Leave, Next::TakeOver, Next::Sleep];
             match next[rng.usize(..next.len())] {
                 // Without an id nobody could know what it has not read when it goes.
@@ -327,8 +358,7 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                     note = "it leaves";
                     break;
                 }
-                // Some long enough for too much to wait for them.
-                Next::Sleep => pause(&mut rng, if source.is_crowded { 1000..2800 } else { 300..1500 }),
+                Next::Sleep => pause(&mut rng, 300..1500),
                 Next::TakeOver => {
                     let door = if rng.bool() { Door::Cgi } else { Door::Serve };
                     // Nothing of the older stream is read from here on.

@@ -20,7 +20,6 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use actors::{Bus, Manner, Phase, Session, Source, World};
-use check::Verdict;
 use fastrand::Rng;
 use history::{Log, Said};
 use relay::{Door, Fate, Relay, Request, Server};
@@ -134,13 +133,15 @@ fn run(options: &Options) -> io::Result<bool> {
     let outcome = std::thread::scope(|scope| {
         let storm = begin(scope, &world, &sessions, &buses, &mut seeds)
             .and_then(|()| storm(&world, &server, &disk, Duration::from_secs(options.seconds), &mut seeds))
-            .map(|kills| (kills, drain(&world)));
+            .inspect(|_| drain(&world));
         // Whatever has happened: nobody waits for the readers for ever.
         world.set_phase(Phase::Leave);
         storm
     });
-    let (kills, verdict) = outcome?;
+    let kills = outcome?;
+    // Now that the last connections have ended, too: who was there is known by them.
     let history = world.history();
+    let verdict = history.check(MESSAGE_LIFETIME);
     let [accepted, refused, unknown] = check::outcomes(&history.sends);
     println!("{} messages: {accepted} accepted, {refused} refused, {unknown} unanswered", history.sends.len());
     println!("{} kills of requests, streams and sweeps, {} of serve", kills.requests, kills.servers);
@@ -176,7 +177,7 @@ fn write_settings(relay: &Relay, message: Duration, session: Duration) -> io::Re
     let (message, session) = (message.as_secs(), session.as_secs());
     let settings = format!(
         "RELAY_MESSAGE_LIFETIME={message}\nRELAY_SESSION_LIFETIME={session}\nRELAY_BUS_LIFETIME={session}\n\
-         RELAY_MAX_QUEUE=100000\n"
+         RELAY_MAX_QUEUE=1000000\n"
     );
     // Beside it first: a request may be reading it.
     let path = relay.data.join("settings.conf");
@@ -271,17 +272,15 @@ fn storm(
 }
 
 /// Waits until everything that is under way has arrived: within milliseconds, but a busy machine gets its time.
-fn drain(world: &World) -> Verdict {
+fn drain(world: &World) {
     world.set_phase(Phase::Drain);
-    let mut verdict = Verdict::default();
     for _ in 0..6 {
         std::thread::sleep(Duration::from_secs(5));
-        verdict = world.history().check(MESSAGE_LIFETIME);
+        let verdict = world.history().check(MESSAGE_LIFETIME);
         if verdict.is_final() || !verdict.may_get_better() {
             break;
         }
     }
-    verdict
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -326,7 +325,7 @@ fn make_session(relay: &Relay, at: usize, readers: &mut Vec<Log>) -> io::Result<
         clients.push((client, token));
     }
     let is_crowded = at % CROWDED == 1;
-    let longest = if is_crowded { 40_000 } else { 8000 };
+    let longest = if is_crowded { 60_000 } else { 8000 };
     let ends = at.is_multiple_of(ENDING);
     Ok(Session { host: reader, host_token, clients, ids, replies: Mutex::default(), longest, is_crowded, ends })
 }
