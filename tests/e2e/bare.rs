@@ -58,11 +58,9 @@ impl Bare {
         elsewhere.map_or_else(|| self.folder.join("cgi-bin/data"), |(_, path)| PathBuf::from(path))
     }
 
-    /// The folders of all sessions: those that hold a `session.json`.
+    /// The records of all sessions of hosts.
     pub fn sessions(&self) -> Vec<PathBuf> {
-        let below = crate::place::everything_below(&self.data().join("hosts"));
-        let records = below.into_iter().filter(|path| path.file_name().is_some_and(|name| name == "session.json"));
-        records.map(|record| record.parent().unwrap().to_owned()).collect()
+        crate::place::records(&self.data(), "hosts")
     }
 
     /// What the program has written for the web server's log.

@@ -14,7 +14,7 @@ use sha2::Sha256;
 use crate::bare::{Bare, timed};
 use crate::door::Door;
 use crate::faults::{Disk, overwrite, remove};
-use crate::place::{LONG, everything_below, kill, until};
+use crate::place::{LONG, bus_readers, fifos, files_of, kill, new_record, node_files, records, until};
 use crate::relay::{Call, Relay, Reply};
 use crate::serve::Serve;
 use crate::stream::{Item, Stream};
@@ -23,18 +23,18 @@ const NAME: &str = "news";
 
 /// One bus, as somebody who knows its URL calls it.
 #[derive(Clone, Copy)]
-struct BusAt<'a> {
+pub struct BusAt<'a> {
     relay: &'a dyn Relay,
     path: &'a str,
 }
 
-fn news(relay: &dyn Relay) -> BusAt<'_> {
+pub fn news(relay: &dyn Relay) -> BusAt<'_> {
     BusAt { relay, path: "/bus/news" }
 }
 
 impl BusAt<'_> {
     #[track_caller]
-    fn call(&self, method: &str, query: &str, body: impl AsRef<[u8]>) -> Reply {
+    pub fn call(&self, method: &str, query: &str, body: impl AsRef<[u8]>) -> Reply {
         self.relay.call(&Call { method, path_info: self.path, query, body: body.as_ref(), headers: &[] })
     }
 
@@ -45,7 +45,7 @@ impl BusAt<'_> {
 
     /// A fresh user, and the last id.
     #[track_caller]
-    fn greet(&self) -> (u64, u64) {
+    pub fn greet(&self) -> (u64, u64) {
         let json = self.get("").expect(200).json();
         (whole(&json["user"]), whole(&json["id"]))
     }
@@ -56,7 +56,7 @@ impl BusAt<'_> {
     }
 
     #[track_caller]
-    fn post(&self, user: u64, body: impl AsRef<[u8]>) -> u64 {
+    pub fn post(&self, user: u64, body: impl AsRef<[u8]>) -> u64 {
         let json = self.call("POST", &format!("user={user}"), body).expect(200).json();
         assert_eq!(whole(&json["user"]), user);
         whole(&json["id"])
@@ -72,7 +72,7 @@ impl BusAt<'_> {
     }
 
     #[track_caller]
-    fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Stream {
+    pub fn listen(&self, query: &str, headers: &[(&str, &str)]) -> Stream {
         let stream = self.relay.listen_at(self.path, query, headers);
         let mut stream = stream.unwrap_or_else(|reply| panic!("no stream but {reply:?}"));
         stream.expect_comment("Connected.");
@@ -222,12 +222,7 @@ pub fn an_id_beyond_the_newest_means_from_now_on(door: Door) {
     let (ann, _) = bus.greet();
     let (bob, _) = bus.greet();
     let mut newest = bus.post(ann, "0");
-    let waiting_readers = || {
-        let mut wakes = everything_below(&relay.folder().join("cgi-bin/data/buses"));
-        wakes
-            .retain(|path| path.extension().is_none() && path.parent().is_some_and(|folder| folder.ends_with("wakes")));
-        wakes
-    };
+    let waiting_readers = || bus_readers(&relay.folder().join("cgi-bin/data"));
     for beyond in [(newest + 1).to_string(), "999999999999999999".into(), "99999999999999999999999".into()] {
         let mut streams = [format!("events&id={beyond}"), format!("events&lastEventId={beyond}")]
             .map(|query| bus.listen(&query, &[]));
@@ -454,10 +449,7 @@ fn a_bus_lives_as_long_as_somebody_uses_it_and_no_longer() {
     }
     let (user, last) = polled.greet();
     let _listener = heard.listen("events", &[]);
-    let buses = || {
-        let below = everything_below(&relay.data().join("buses"));
-        below.iter().filter(|path| path.ends_with("session.json")).count()
-    };
+    let buses = || records(&relay.data(), "buses").len();
     assert_eq!(buses(), 3);
     let start = Instant::now();
     until("a bus that nobody uses is gone", LONG, || {
@@ -472,12 +464,6 @@ fn a_bus_lives_as_long_as_somebody_uses_it_and_no_longer() {
     left.call("POST", "create=signed", "").expect(201);
 }
 
-/// The wake-up FIFOs below a data folder.
-fn wakes(data: &Path) -> Vec<PathBuf> {
-    let below = everything_below(&data.join("buses"));
-    below.into_iter().filter(|path| path.parent().is_some_and(|parent| parent.ends_with("wakes"))).collect()
-}
-
 #[test]
 fn whoever_is_killed_leaves_a_bus_that_works() {
     let relay = Bare::new();
@@ -486,19 +472,17 @@ fn whoever_is_killed_leaves_a_bus_that_works() {
     let (reader, _) = bus.greet();
     let wait = format!("id={last}&user={user}&wait=50");
     for _ in 0..3 {
-        let before = wakes(&relay.data());
+        let before = fifos(&relay.data());
         let mut stream = bus.listen("events", &[]);
         let mut waiting = relay.start(&Call { method: "GET", path_info: bus.path, query: &wait, ..Call::default() });
-        until("both wait", LONG, || {
-            wakes(&relay.data()).iter().filter(|wake| !before.contains(wake) && wake.extension().is_none()).count() == 2
-        });
+        until("both wait", LONG, || fifos(&relay.data()).iter().filter(|wake| !before.contains(wake)).count() == 2);
         stream.signal(Signal::KILL);
         waiting.kill().unwrap();
         waiting.wait().unwrap();
     }
-    // A killed process cannot remove its FIFO; whoever posts does, or a sweep that was faster.
+    // A killed process cannot remove what it had; whoever posts does, or a sweep that was faster.
     bus.post(user, "0");
-    assert_eq!(wakes(&relay.data()), Vec::<PathBuf>::new());
+    assert_eq!(bus_readers(&relay.data()), Vec::<String>::new());
 
     // Writers, killed at all moments of their work.
     let mut survived = 0;
@@ -520,7 +504,8 @@ fn whoever_is_killed_leaves_a_bus_that_works() {
     let mut stream = bus.listen("events", &[]);
     stream.signal(Signal::KILL);
     relay.sweep();
-    assert_eq!(wakes(&relay.data()), Vec::<PathBuf>::new());
+    assert_eq!(bus_readers(&relay.data()), Vec::<String>::new());
+    assert_eq!([fifos(&relay.data()), node_files(&relay.data())].concat(), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -529,12 +514,14 @@ fn a_stream_survives_whoever_removes_its_wake_up() {
     let bus = news(&relay);
     let (user, _) = bus.greet();
     let mut stream = bus.listen("events", &[]);
-    for fifo in wakes(&relay.data()) {
+    for fifo in fifos(&relay.data()) {
         fs::remove_file(fifo).unwrap();
     }
-    let id = bus.post(user, "1");
+    // By a process that could wake it in no other way.
+    let cgi = relay.cgi();
+    let id = news(&cgi).post(user, "1");
     assert_eq!(stream.event().id, id.to_string());
-    until("it has a new one", LONG, || wakes(&relay.data()).len() == 1);
+    until("it has a new one", LONG, || fifos(&relay.data()).len() == 1);
 }
 
 #[test]
@@ -577,7 +564,7 @@ type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
 
 #[test]
 fn damage_to_any_file_of_a_bus_does_no_lasting_harm() {
-    const NAMES: usize = 7;
+    const NAMES: usize = 6;
     let half = |path: &Path| {
         let whole = if path.is_file() { fs::read(path).unwrap() } else { Vec::new() };
         overwrite(path, &whole[..whole.len() / 2]);
@@ -599,17 +586,18 @@ fn damage_to_any_file_of_a_bus_does_no_lasting_harm() {
     for (what, damage) in &kinds {
         for number in 0..NAMES {
             let bus = BusAt { relay: &relay, path: &paths[broken.len()] };
-            let before = everything_below(&relay.data().join("buses"));
-            let (user, _) = bus.greet();
+            let before = node_files(&relay.data());
+            let (record, (user, _)) = new_record(&relay.data(), "buses", || bus.greet());
             bus.register();
             bus.post(user, "0");
             let stream = bus.listen("events", &[]);
-            let below = everything_below(&relay.data().join("buses"));
-            let is_new = |path: &&PathBuf| !before.contains(path) && path.components().count() > 2;
-            let record = below.iter().filter(is_new).find(|path| path.ends_with("session.json")).expect("its record");
-            let mut names = everything_below(record.parent().unwrap());
-            names.sort();
-            assert_eq!(names.len(), NAMES, "a folder, session.json, queue, users and one, wakes and one: {names:?}");
+            let mut names = files_of(&record);
+            names.extend(node_files(&relay.data()).into_iter().filter(|node| !before.contains(node)));
+            assert_eq!(
+                names.len(),
+                NAMES,
+                "the record, the log, members, users, and two of the stream's process: {names:?}"
+            );
             damage(&names[number]);
             broken.push((*what, names[number].clone(), bus, stream));
         }
@@ -663,13 +651,13 @@ fn a_poll_that_waits_ends_with_its_client_and_with_its_server() {
     let query = format!("id={last}&user={user}&wait=45");
     let mut wire = relay.wire();
     wire.send(format!("GET {}?{query} HTTP/1.1\r\nHost: relay\r\n\r\n", bus.path));
-    until("it waits", LONG, || wakes(&relay.data()).len() == 1);
+    until("it waits", LONG, || bus_readers(&relay.data()).len() == 1);
     drop(wire);
-    until("it has noticed that its client left", Duration::from_secs(30), || wakes(&relay.data()).is_empty());
+    until("it has noticed that its client left", Duration::from_secs(30), || bus_readers(&relay.data()).is_empty());
 
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| timed(|| messages(bus.get(&query))));
-        until("it waits", LONG, || wakes(&relay.data()).len() == 1);
+        until("it waits", LONG, || bus_readers(&relay.data()).len() == 1);
         kill(relay.pid(), Signal::TERM);
         let (heard, took) = waiting.join().unwrap();
         assert_eq!(heard, Vec::<Value>::new());

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::bare::{Bare, finish};
-use crate::place::{LONG, everything_below, until};
+use crate::place::{LONG, everything_below, fifos, node_files, until};
 use crate::relay::{Call, Talk as _};
 use crate::stream::{Event, Item};
 
@@ -257,7 +257,7 @@ fn sweeping_never_touches_the_living_and_leaves_nothing_of_the_dead() {
     };
     until("nothing of the dead is left", LONG, || {
         relay.sweep();
-        relay.sessions().is_empty() && files().iter().all(|file| !file.ends_with("session.json"))
+        relay.sessions().is_empty() && node_files(&relay.data()).is_empty() && fifos(&relay.data()).is_empty()
     });
     // Files of the relay itself may stay, but not one for each session that there ever was.
     assert!(files().len() <= 256, "{:?}", files());

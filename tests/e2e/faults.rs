@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::bare::{Bare, finish};
-use crate::place::{LONG, everything_below, give_to, is_root, kill, set_mode, skip, until, user, write_settings};
+use crate::place::{
+    LONG, everything_below, files_of, give_to, is_root, kill, new_record, node_files, set_mode, skip, until, user,
+    write_settings,
+};
 use crate::relay::{Call, Relay as _, Reply, Talk as _, encode};
 use crate::stream::{Item, Stream};
 use crate::token;
@@ -387,15 +390,16 @@ struct Room {
     id: String,
     host: Party,
     client: Party,
-    folder: PathBuf,
+    session: PathBuf,
+    /// What the processes of its streams have.
+    nodes: Vec<PathBuf>,
 }
 
 impl Room {
     fn new(relay: &Bare, id: &str) -> Self {
-        let before = relay.sessions();
-        let host = relay.host(id);
+        let before = node_files(&relay.data());
+        let (session, host) = new_record(&relay.data(), "hosts", || relay.host(id));
         let host_stream = relay.open(&host.token);
-        let folder = relay.sessions().into_iter().find(|session| !before.contains(session));
         let client = relay.listening_client(id);
         relay.join(id);
         relay.send(&host.token, "0").expect(200);
@@ -403,19 +407,19 @@ impl Room {
             id: id.to_owned(),
             host: Party::new(host.token, host_stream),
             client: Party::new(client.token, client.stream),
-            folder: folder.expect("a session has a folder"),
+            session,
+            nodes: Vec::new(),
         };
+        room.nodes = node_files(&relay.data());
+        room.nodes.retain(|node| !before.contains(node));
         assert_eq!(room.client.stream.body(), json!(0));
         assert!(room.talk(relay, 1), "{id:?} works while nothing is broken");
         room
     }
 
-    /// Everything in the session's folder, as sorted paths within it.
-    fn names(&self) -> Vec<PathBuf> {
-        let below = everything_below(&self.folder).into_iter();
-        let mut names: Vec<_> = below.map(|path| path.strip_prefix(&self.folder).unwrap().to_owned()).collect();
-        names.sort();
-        names
+    /// All that it consists of.
+    fn files(&self) -> Vec<PathBuf> {
+        [files_of(&self.session), self.nodes.clone()].concat()
     }
 
     /// One message to the host, and its answer. True when both came at the first try. False when one was refused; what
@@ -487,14 +491,13 @@ impl Room {
 fn break_each_file(break_it: impl Fn(&Path)) {
     let kind = |path: &Path| fs::symlink_metadata(path).ok().map(|about| about.file_type());
     let relay = Bare::with(&[("RELAY_SESSION_LIFETIME", "2"), ("RELAY_KEEP_ALIVE", "0.5")]);
-    let count = Room::new(&relay, "model").names().len();
-    assert!(count >= 8, "session.json, queue, stream, wake, and those of the clients");
+    let count = Room::new(&relay, "model").files().len();
+    assert!(count >= 8, "the record, the members, two logs, and two of each process that listens");
     for number in 0..count {
-        // Folders of clients have random names, so a file is known by its place in the sorted list.
+        // Some have random names, so a file is known by its place in the sorted list.
         let mut room = Room::new(&relay, &format!("room {number}"));
-        let name = &room.names()[number];
-        eprintln!("broken: {}", name.display());
-        let path = room.folder.join(name);
+        let path = room.files().remove(number);
+        eprintln!("broken: {}", path.display());
         let was = kind(&path);
         break_it(&path);
         if kind(&path).is_some_and(|kind| Some(kind) != was) {
@@ -570,13 +573,9 @@ fn a_lock_that_nobody_lets_go_of_is_not_waited_for_forever() {
     let relay = Bare::new();
     let host = relay.host("");
     let other = relay.host("");
-    let session = everything_below(&relay.data())
-        .into_iter()
-        .find(|path| {
-            path.ends_with("session.json")
-                && fs::read_to_string(path).is_ok_and(|record| record.contains(&format!("\"{}\"", host.id)))
-        })
-        .expect("the host's session");
+    let is_its =
+        |path: &PathBuf| fs::read_to_string(path).is_ok_and(|record| record.contains(&format!("\"{}\"", host.id)));
+    let session = relay.sessions().into_iter().find(is_its).expect("the host's session");
     let held = fs::File::open(session).unwrap();
     held.lock().unwrap();
     let begin = Instant::now();
@@ -672,10 +671,9 @@ fn sleeps(pid: rustix::process::Pid) -> u64 {
     count.expect("Linux counts that").trim().parse().unwrap()
 }
 
-/// The FIFOs on which streams sleep.
+/// How many FIFOs there are on which streams sleep.
 fn fifos(relay: &Bare) -> usize {
-    let below = everything_below(&relay.data()).into_iter();
-    below.filter(|path| path.ends_with("wake") || path.parent().is_some_and(|up| up.ends_with("wakes"))).count()
+    crate::place::fifos(&relay.data()).len()
 }
 
 /// A look each 20 ms would be a hundred.
@@ -753,7 +751,8 @@ fn a_stream_whose_disk_had_no_room_for_its_fifo_makes_it_later() {
         .expect(200);
 
     let files = rustix::fs::statvfs(&disk.0).unwrap();
-    disk.remount(&format!("nr_inodes={}", files.f_files - files.f_ffree));
+    // For one more: the lock by which others know that the stream is there.
+    disk.remount(&format!("nr_inodes={}", files.f_files - files.f_ffree + 1));
     let mut stream = listen();
     stream.expect_comment("Connected.");
     assert_eq!(fifos(&relay), 0);

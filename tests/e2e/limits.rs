@@ -1,13 +1,13 @@
 //! Limits: each refuses with its status, tells when to try again, and lets go.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::bare::{Bare, finish};
 use crate::bus::Registered;
-use crate::place::{LONG, age, everything_below, until};
+use crate::place::{LONG, age, age_member, age_users, everything_below, has_member, new_record, records, until};
 use crate::relay::{Call, Relay as _, Reply, Talk as _};
 use crate::token::payload;
 
@@ -180,31 +180,10 @@ fn at(relay: &Bare, method: &str, path_info: &str, query: &str) -> Reply {
     relay.call(&Call { method, path_info, query, ..Call::default() })
 }
 
-/// The folders of a kind that the relay has.
-fn folders(relay: &Bare, kind: &str) -> Vec<PathBuf> {
-    let mut found = everything_below(&relay.data().join(kind));
-    found.retain(|path| path.join("session.json").exists());
-    found
-}
-
-/// The folder that `make` makes, and what it returns.
-fn new_folder<T>(relay: &Bare, kind: &str, make: impl FnOnce() -> T) -> (PathBuf, T) {
-    let before = folders(relay, kind);
-    let answer = make();
-    let mut new = folders(relay, kind);
-    new.retain(|folder| !before.contains(folder));
-    assert_eq!(new.len(), 1, "one more of the {kind}");
-    (new.remove(0), answer)
-}
-
-/// A bus, its folder, a user of it and its last id.
+/// A bus, its record, a user of it and its last id.
 fn new_bus(relay: &Bare, path: &str) -> (PathBuf, u64, u64) {
-    let (folder, hello) = new_folder(relay, "buses", || at(relay, "GET", path, "").expect(200).json());
-    (folder, hello["user"].as_u64().unwrap(), hello["id"].as_u64().unwrap())
-}
-
-fn age_folder(folder: &Path, by: Duration) {
-    age(&folder.join("session.json"), by);
+    let (record, hello) = new_record(&relay.data(), "buses", || at(relay, "GET", path, "").expect(200).json());
+    (record, hello["user"].as_u64().unwrap(), hello["id"].as_u64().unwrap())
 }
 
 #[test]
@@ -218,21 +197,21 @@ fn buses_that_nobody_has_used_give_way_the_oldest_first() {
     let _stream = relay.listen_at("/bus/heard", "events", &[]).unwrap();
     let (polled, polling, last) = new_bus(&relay, "/bus/polled");
     let (older, ..) = new_bus(&relay, "/bus/older");
-    let (oldest, _) = new_folder(&relay, "buses", || at(&relay, "POST", "/bus/oldest", "register").expect(200));
+    let (oldest, _) = new_record(&relay.data(), "buses", || at(&relay, "POST", "/bus/oldest", "register").expect(200));
     expect_try_again(at(&relay, "GET", "/bus/new", ""), 503);
 
-    for folder in [&posted, &heard, &polled] {
-        age_folder(folder, OLDEST);
+    for record in [&posted, &heard, &polled] {
+        age(record, OLDEST);
     }
-    age_folder(&oldest, OLDER);
-    age_folder(&older, OLD);
+    age(&oldest, OLDER);
+    age(&older, OLD);
     at(&relay, "GET", "/bus/polled", &format!("id={last}&user={polling}")).expect(200);
     new_bus(&relay, "/bus/new");
     assert!(!oldest.exists() && older.exists());
     at(&relay, "POST", "/bus/newer", "create=signed").expect(201);
     assert!(!older.exists());
     expect_try_again(at(&relay, "GET", "/bus/newest", ""), 503);
-    assert!([&posted, &heard, &polled].iter().all(|folder| folder.exists()), "what is used stays");
+    assert!([&posted, &heard, &polled].iter().all(|record| record.exists()), "what is used stays");
 }
 
 #[test]
@@ -245,16 +224,17 @@ fn a_bus_that_is_empty_and_unread_is_forgotten_after_a_minute() {
     let (heard, ..) = new_bus(&relay, "/bus/heard");
     let _stream = relay.listen_at("/bus/heard", "events", &[]).unwrap();
     let (empty, ..) = new_bus(&relay, "/bus/empty");
-    let (keyed, _) = new_folder(&relay, "buses", || at(&relay, "POST", "/bus/keyed", "register").expect(200));
-    let (signed, _) = new_folder(&relay, "buses", || at(&relay, "POST", "/bus/signed", "create=signed").expect(201));
+    let (keyed, _) = new_record(&relay.data(), "buses", || at(&relay, "POST", "/bus/keyed", "register").expect(200));
+    let (signed, _) =
+        new_record(&relay.data(), "buses", || at(&relay, "POST", "/bus/signed", "create=signed").expect(201));
     relay.sweep();
     assert!(empty.exists(), "not before the minute is over");
-    for folder in [&posted, &heard, &empty, &keyed, &signed] {
-        age_folder(folder, OLD);
+    for record in [&posted, &heard, &empty, &keyed, &signed] {
+        age(record, OLD);
     }
     relay.sweep();
     assert!(!empty.exists());
-    assert!([posted, heard, keyed, signed].iter().all(|folder| folder.exists()));
+    assert!([posted, heard, keyed, signed].iter().all(|record| record.exists()));
 }
 
 #[test]
@@ -272,11 +252,7 @@ fn registered_users_who_never_signed_give_way_the_oldest_first() {
     post(&users[0], 1).expect(200);
     expect_try_again(register(), 503);
 
-    for path in everything_below(&relay.data().join("buses")) {
-        if path.parent().is_some_and(|folder| folder.ends_with("users")) {
-            age(&path, OLD);
-        }
-    }
+    age_users(&records(&relay.data(), "buses")[0], OLD);
     register().expect(200);
     post(&users[1], 1).expect_error(404);
     post(&users[0], 2).expect(200);
@@ -289,10 +265,10 @@ fn sessions_in_which_nobody_has_met_give_way_the_oldest_first() {
     let relay = Bare::with(&[("RELAY_MAX_PIPES", "4")]);
     let allocate = || at(&relay, "PUT", "/cama/session", "");
     let new = || {
-        let (folder, answer) = new_folder(&relay, "pipes", || allocate().expect(201));
+        let (record, answer) = new_record(&relay.data(), "pipes", || allocate().expect(201));
         let location = answer.header("location").unwrap();
         let path = location[location.find("/cama/").unwrap()..].to_owned();
-        (folder, path, answer.header("token").unwrap().to_owned())
+        (record, path, answer.header("token").unwrap().to_owned())
     };
     let receive = |path: &str, token: &str| {
         let receiver =
@@ -313,8 +289,8 @@ fn sessions_in_which_nobody_has_met_give_way_the_oldest_first() {
     let ((older, ..), (oldest, ..)) = (new(), new());
     expect_try_again(allocate(), 503);
 
-    for (folder, by) in [(&met, OLDEST), (&waiting, OLDEST), (&oldest, OLDER), (&older, OLD)] {
-        age_folder(folder, by);
+    for (record, by) in [(&met, OLDEST), (&waiting, OLDEST), (&oldest, OLDER), (&older, OLD)] {
+        age(record, by);
     }
     relay.sweep();
     assert!(older.exists() && oldest.exists(), "as long as there is room they keep their hour");
@@ -331,16 +307,16 @@ fn sessions_in_which_nobody_has_met_give_way_the_oldest_first() {
 fn hosts_that_never_came_give_way_the_oldest_first() {
     let relay = Bare::with(&[("RELAY_MAX_HOSTS", "4"), ("RELAY_SESSION_LIFETIME", "3600")]);
     let register = || relay.post("action=host", "");
-    let (listening, (host, _stream)) = new_folder(&relay, "hosts", || relay.listening_host());
-    let (written, to) = new_folder(&relay, "hosts", || relay.host(""));
+    let (listening, (host, _stream)) = new_record(&relay.data(), "hosts", || relay.listening_host());
+    let (written, to) = new_record(&relay.data(), "hosts", || relay.host(""));
     relay.send(&relay.join(&to.id), "1").expect(200);
-    let (older, _) = new_folder(&relay, "hosts", || relay.host(""));
-    let (oldest, never) = new_folder(&relay, "hosts", || relay.host(""));
+    let (older, _) = new_record(&relay.data(), "hosts", || relay.host(""));
+    let (oldest, never) = new_record(&relay.data(), "hosts", || relay.host(""));
     relay.join(&never.id);
     expect_try_again(register(), 503);
 
-    for (folder, by) in [(&listening, OLDEST), (&written, OLDEST), (&oldest, OLDER), (&older, OLD)] {
-        age_folder(folder, by);
+    for (record, by) in [(&listening, OLDEST), (&written, OLDEST), (&oldest, OLDER), (&older, OLD)] {
+        age(record, by);
     }
     register().expect(200);
     assert!(!oldest.exists() && older.exists());
@@ -356,10 +332,9 @@ fn hosts_that_never_came_give_way_the_oldest_first() {
 fn clients_that_never_came_give_way_the_oldest_first() {
     let relay = Bare::with(&[("RELAY_MAX_CLIENTS", "4"), ("RELAY_SESSION_LIFETIME", "3600")]);
     let (host, _stream) = relay.listening_host();
-    let mailbox = |token: &str| {
-        let id = payload(token)["clientId"].as_str().unwrap().to_owned();
-        relay.sessions()[0].join("clients").join(id)
-    };
+    let session = relay.sessions().remove(0);
+    let id = |token: &str| payload(token)["clientId"].as_str().unwrap().to_owned();
+    let is_known = |token: &str| has_member(&session, &id(token));
     let written = relay.join(&host.id);
     relay.send(&host.token, "1").expect(200);
     let listening = relay.listening_client(&host.id);
@@ -367,12 +342,12 @@ fn clients_that_never_came_give_way_the_oldest_first() {
     expect_try_again(relay.try_join(&host.id), 503);
     let ages = [(&written, OLDEST), (&listening.token, OLDEST), (&oldest, OLDER), (&older, OLD)];
     for (token, by) in ages {
-        age(&mailbox(token), by);
+        age_member(&session, &id(token), by);
     }
     relay.join(&host.id);
-    assert!(!mailbox(&oldest).exists() && mailbox(&older).exists());
+    assert!(!is_known(&oldest) && is_known(&older));
     relay.join(&host.id);
-    assert!(!mailbox(&older).exists());
+    assert!(!is_known(&older));
     expect_try_again(relay.try_join(&host.id), 503);
     relay.send(&listening.token, "2").expect(200);
     assert_eq!(relay.open(&written).body(), json!(1));

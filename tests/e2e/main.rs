@@ -182,6 +182,7 @@ mod server;
 mod store;
 mod stream;
 mod token;
+mod topics;
 mod web;
 mod ws;
 

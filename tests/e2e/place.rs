@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -233,6 +234,160 @@ pub fn everything_below(folder: &Path) -> Vec<PathBuf> {
         next += 1;
     }
     found
+}
+
+// ---- where the relay keeps what: no other lines of these tests know how the data folder is laid out
+
+/// The records of all that the relay keeps of a kind: `hosts`, `buses`, `pipes` or `ptth`. Whoever has the lock of such a file
+/// has the lock of the session, bus or queue of requests.
+pub fn records(data: &Path, kind: &str) -> Vec<PathBuf> {
+    let is_folder = ["pipes", "ptth"].contains(&kind);
+    let is_record = |path: &PathBuf| {
+        if is_folder {
+            path.ends_with("session.json")
+        } else {
+            path.extension().is_none() && path.is_file() && !path.ends_with("counts")
+        }
+    };
+    everything_below(&data.join(kind)).into_iter().filter(is_record).collect()
+}
+
+/// The record that `make` makes, and what it returns.
+#[track_caller]
+pub fn new_record<T>(data: &Path, kind: &str, make: impl FnOnce() -> T) -> (PathBuf, T) {
+    let before = records(data, kind);
+    let answer = make();
+    let mut new = records(data, kind);
+    new.retain(|record| !before.contains(record));
+    assert_eq!(new.len(), 1, "one more of the {kind}");
+    (new.remove(0), answer)
+}
+
+/// All files that there are for a session or a bus, its record first.
+pub fn files_of(record: &Path) -> Vec<PathBuf> {
+    let mut found = everything_below(record.parent().unwrap());
+    found.retain(|path| path.file_stem() == record.file_stem());
+    found.sort();
+    found
+}
+
+/// What is said to the host of a session.
+pub fn log_of_host(session: &Path) -> PathBuf {
+    session.with_extension("host")
+}
+
+/// What is said to its clients.
+pub fn log_of_clients(session: &Path) -> PathBuf {
+    session.with_extension("clients")
+}
+
+/// Those that belong to a session, or read a bus.
+pub fn members_of(record: &Path) -> PathBuf {
+    record.with_extension("members")
+}
+
+/// What says of which version the data folder is.
+pub fn version_of(data: &Path) -> PathBuf {
+    data.join("version")
+}
+
+/// What is left of the processes that listen, or have listened.
+pub fn node_files(data: &Path) -> Vec<PathBuf> {
+    let mut found = everything_below(&data.join("nodes")).split_off(1);
+    found.sort();
+    found
+}
+
+/// The FIFOs on which processes sleep.
+pub fn fifos(data: &Path) -> Vec<PathBuf> {
+    let mut found = node_files(data);
+    found.retain(|path| fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_fifo()));
+    found
+}
+
+/// Bytes of a line in a file of members or of users.
+const LINE: usize = 384;
+
+/// Each line of such a file that somebody has, by its number.
+fn lines(file: &Path) -> Vec<(usize, String)> {
+    let bytes = fs::read(file).unwrap_or_default();
+    let lines = bytes.chunks(LINE).map(|line| String::from_utf8_lossy(line).into_owned()).enumerate();
+    lines.filter(|(_, line)| line.starts_with('[')).collect()
+}
+
+/// The number of a client's line.
+fn line_of(session: &Path, client: &str) -> Option<usize> {
+    let is_its = |line: &str| line.contains(client);
+    lines(&members_of(session)).into_iter().find_map(|(number, line)| is_its(&line).then_some(number))
+}
+
+/// Whether a session still knows a client.
+pub fn has_member(session: &Path, client: &str) -> bool {
+    line_of(session, client).is_some()
+}
+
+/// What a session knows of a client cannot be read any more.
+pub fn damage_member(session: &Path, client: &str) {
+    let file = fs::File::options().write(true).open(members_of(session)).unwrap();
+    file.write_all_at(b"garbage\0\xFF", (line_of(session, client).unwrap() * LINE + 40) as u64).unwrap();
+}
+
+/// Those that read a bus and wait, each by what stays the same as long as it waits.
+pub fn bus_readers(data: &Path) -> Vec<String> {
+    let of = |bus: PathBuf| {
+        lines(&members_of(&bus))
+            .into_iter()
+            .map(move |(number, line)| format!("{} {number}: {}", bus.display(), &line[32..]))
+    };
+    records(data, "buses").into_iter().flat_map(of).collect()
+}
+
+/// Has a client seem to have joined, and to have done everything else, so much earlier.
+pub fn age_member(session: &Path, client: &str, by: Duration) {
+    let start = line_of(session, client).unwrap() * LINE;
+    age_times(&members_of(session), start..start + LINE, by);
+}
+
+/// Has the registered users of a bus seem so much older.
+pub fn age_users(bus: &Path, by: Duration) {
+    age_times(&bus.with_extension("users"), 0..usize::MAX, by);
+}
+
+/// Has everything in a log seem to have been said so much earlier.
+pub fn age_log(log: &Path, by: Duration) {
+    age_times(log, 0..usize::MAX, by);
+    age(log, by);
+}
+
+/// The same of all logs.
+pub fn age_logs(data: &Path, by: Duration) {
+    for log in everything_below(data) {
+        if ["host", "clients", "log"].iter().any(|kind| log.extension().is_some_and(|found| found == *kind)) {
+            age_log(&log, by);
+        }
+    }
+}
+
+/// Sets the times of the last day back that a file names in this range: numbers of thirteen digits, in milliseconds.
+fn age_times(file: &Path, range: Range<usize>, by: Duration) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    let mut bytes = fs::read(file).unwrap();
+    let range = range.start..range.end.min(bytes.len());
+    for number in bytes[range].split_mut(|byte| !byte.is_ascii_digit()).filter(|number| number.len() == 13) {
+        let time: u128 = std::str::from_utf8(number).unwrap().parse().unwrap();
+        if time.abs_diff(now) < Duration::from_secs(86_400).as_millis() {
+            number.copy_from_slice((time - by.as_millis()).to_string().as_bytes());
+        }
+    }
+    // In its place: others may have it open.
+    fs::File::options().write(true).open(file).unwrap().write_all_at(&bytes, 0).unwrap();
+}
+
+/// The bytes of all files below a folder, as long as they say they are.
+pub fn bytes_below(folder: &Path) -> u64 {
+    let length =
+        |path: PathBuf| fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file).map_or(0, |file| file.len());
+    everything_below(folder).into_iter().map(length).sum()
 }
 
 /// Waits until something can be read there, the end included; false when the deadline passes first.

@@ -2,25 +2,17 @@
 //!
 //! Nothing here waits for a lifetime: the tests set files' times back, and change the settings between two requests.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::bare::Bare;
-use crate::place::{LONG, age, everything_below, until};
+use crate::place::{LONG, age, age_log, age_logs, has_member, log_of_host, until};
 use crate::relay::{Call, Host, Relay as _, Talk as _};
 use crate::token;
 
 /// Longer ago than every lifetime here.
 const LONG_AGO: Duration = Duration::from_secs(90);
-
-/// The files of this name below the hosts' folder.
-fn files(relay: &Bare, name: &str) -> Vec<PathBuf> {
-    let mut files = everything_below(&relay.data().join("hosts"));
-    files.retain(|path| path.file_name().is_some_and(|found| found == name));
-    files
-}
 
 /// Sweeps as if every session's lifetime were over.
 fn sweep_after_the_session_lifetime(relay: &mut Bare) {
@@ -47,9 +39,9 @@ fn a_reply_waits_for_its_lifetime_after_the_hosts_own_is_over() {
     relay.send(&response, "\"reply\"").expect(200);
 
     // The host, and what was sent to it, is long gone; the reply is young.
-    let folder = relay.sessions().remove(0);
-    age(&folder.join("queue"), LONG_AGO);
-    age(&folder.join("session.json"), LONG_AGO);
+    let session = relay.sessions().remove(0);
+    age_log(&log_of_host(&session), LONG_AGO);
+    age(&session, LONG_AGO);
     sweep_after_the_session_lifetime(&mut relay);
     let mut stream = relay.open(&client);
     stream.expect_closed("host_closed", &host.id);
@@ -57,9 +49,7 @@ fn a_reply_waits_for_its_lifetime_after_the_hosts_own_is_over() {
     stream.hang_up();
 
     // And then it all goes.
-    for queue in files(&relay, "queue") {
-        age(&queue, LONG_AGO);
-    }
+    age_logs(&relay.data(), LONG_AGO);
     until("the session goes once nothing waits in it", LONG, || {
         sweep_after_the_session_lifetime(&mut relay);
         relay.sessions().is_empty()
@@ -76,7 +66,7 @@ fn a_message_outlives_a_session_lifetime_that_is_shorter() {
     host_stream.hang_up();
     until_absent(&relay, &host);
     // The host has been there for longer than a message lives.
-    age(&relay.sessions()[0].join("queue"), Duration::from_secs(700));
+    age_log(&log_of_host(&relay.sessions()[0]), Duration::from_secs(700));
     let unopened = relay.host("");
     relay.send(&relay.join(&unopened.id), "2").expect(200);
     for _ in 0..3 {
@@ -119,7 +109,7 @@ fn what_waits_outlives_that_the_host_is_registered_anew() {
     relay.send(&other, "\"for the second one\"").expect(200);
     relay.send(&client, "0").expect_error(401);
     // Its time to open the stream is over, and somebody else takes the id.
-    age(&relay.sessions()[0].join("session.json"), Duration::from_secs(11));
+    age(&relay.sessions()[0], Duration::from_secs(11));
     let mut third = relay.open(&relay.host("room").token);
     third.expect_silence(Duration::from_millis(500));
 
@@ -132,12 +122,11 @@ fn what_waits_outlives_that_the_host_is_registered_anew() {
     relay.get(&format!("token={}", host.token)).expect_error(401);
     relay.get(&format!("token={other}")).expect_error(401);
 
-    for queue in files(&relay, "queue") {
-        age(&queue, LONG_AGO);
-    }
+    age_logs(&relay.data(), LONG_AGO);
     relay.sweep();
     relay.get(&format!("token={client}&lastEventId=0")).expect_error(401);
-    assert!(files(&relay, "former").iter().all(|former| former.read_dir().unwrap().next().is_none()));
+    let former = token::payload(&client)["clientId"].as_str().unwrap().to_owned();
+    assert!(!has_member(&relay.sessions()[0], &former), "nothing is left of those of an earlier registration");
     relay.send(&relay.join("room"), "1").expect(200);
     assert_eq!(third.body(), json!(1));
 }
@@ -177,7 +166,7 @@ fn a_host_that_is_registered_anew_again_and_again_does_not_fill_the_disk() {
         client = relay.join("room");
         let token = reply.json()["hostToken"].as_str().unwrap().to_owned();
         assert!(relay.send(&token, "1").expect(200).body.contains(":true"));
-        age(&relay.sessions()[0].join("session.json"), Duration::from_secs(11));
+        age(&relay.sessions()[0], Duration::from_secs(11));
     };
     assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
     refusal.expect_error(503);
@@ -190,9 +179,7 @@ fn a_host_that_is_registered_anew_again_and_again_does_not_fill_the_disk() {
     stream.expect_closed("host_closed", "room");
     stream.expect_silence(Duration::from_millis(500));
     stream.hang_up();
-    for queue in files(&relay, "queue") {
-        age(&queue, LONG_AGO);
-    }
+    age_logs(&relay.data(), LONG_AGO);
     register().expect(200);
 }
 

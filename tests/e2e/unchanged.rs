@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::bare::{Bare, timed};
 use crate::endurance::{PATIENT, Random};
-use crate::place::{Folder, LONG, everything_below, have, repository, set_mode, skip, until};
+use crate::place::{Folder, LONG, fifos, have, log_of_host, records, repository, set_mode, skip, until};
 use crate::relay::{Call, Relay, Talk as _};
 use crate::serve::Serve;
 use crate::stream::{Item, Stream};
@@ -132,7 +131,7 @@ fn what_is_resumed_within_the_lifetime_comes_exactly_once_while_the_queue_is_com
     ]);
     let (host, mut stream) = relay.listening_host();
     let client = relay.join(&host.id);
-    let queue = relay.sessions()[0].join("queue");
+    let queue = log_of_host(&relay.sessions()[0]);
     let began = base(&queue);
     let mut last = stream.first_id();
     let (mut next, mut in_time) = (0, 0);
@@ -205,10 +204,6 @@ fn the_ids_and_users_of_a_bus_never_come_again_when_it_was_removed_and_made_anew
         relay.set("RELAY_BUS_LIFETIME", "0.05");
         relay.set("RELAY_MESSAGE_LIFETIME", "0.05");
         std::thread::sleep(Duration::from_millis(100));
-        let is_there = |relay: &Bare| {
-            let below = everything_below(&relay.data().join("buses"));
-            below.iter().any(|path| path.file_name().is_some_and(|name| name == "session.json"))
-        };
         // A sweep that is killed half way leaves a bus of which something is missing.
         let mut sweep = relay.command_line(&["sweep"]).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(2 * round));
@@ -216,7 +211,7 @@ fn the_ids_and_users_of_a_bus_never_come_again_when_it_was_removed_and_made_anew
         sweep.wait().unwrap();
         until("the bus is gone", LONG, || {
             relay.sweep();
-            !is_there(&relay)
+            records(&relay.data(), "buses").is_empty()
         });
     }
 }
@@ -317,10 +312,7 @@ fn everything_arrives_without_fifos(relay: &dyn Relay, data: &Path, break_off: i
     });
     assert_eq!(stream.event().json()["data"], json!("said"));
 
-    let fifos = everything_below(data)
-        .into_iter()
-        .filter(|path| fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_fifo()));
-    assert_eq!(fifos.collect::<Vec<_>>(), Vec::<PathBuf>::new(), "there were FIFOs after all");
+    assert_eq!(fifos(data), Vec::<PathBuf>::new(), "there were FIFOs after all");
 
     // Who left is told of: a client to its host, and the host to its clients.
     break_off(other.stream);

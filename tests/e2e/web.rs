@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::cama::{Scene, hear, pour};
 use crate::door::Door;
-use crate::place::{LONG, everything_below, have, processes_below, relays_running, repository, skip, until};
+use crate::place::{LONG, everything_below, have, processes_below, records, relays_running, repository, skip, until};
 use crate::relay::{Relay as _, Talk as _};
 use crate::serve::Serve;
 use crate::stream::Item;
@@ -105,10 +105,7 @@ fn dead_hosts_are_gone_in_time_under_every_web_server() {
                     }
                 }
                 until("the streams have ended", LONG, || relays_running(relay.folder().path()) == 0);
-                let left = || {
-                    let all = everything_below(&relay.folder().join("cgi-bin/data/hosts"));
-                    all.iter().filter(|path| path.ends_with("session.json")).count()
-                };
+                let left = || records(&relay.folder().join("cgi-bin/data"), "hosts").len();
                 let mut pings = 0;
                 while left() > 0 {
                     pings += 1;

@@ -91,29 +91,24 @@ impl World {
         senders.len() - 1
     }
 
-    /// Sends a message, and notes what has become of it. `answered` makes of the answer to a 200 who must see it now, and its id.
-    fn send(
-        &self,
-        rng: &mut Rng,
-        letter: &Letter<'_>,
-        answered: impl FnOnce(&Value) -> (Vec<Reader>, Option<u64>),
-    ) -> Option<Outcome> {
-        let Letter { sender, n, path, query, everybody, longest } = letter;
-        let pad = "x".repeat(if rng.u8(..) < 30 { rng.usize(..*longest) } else { rng.usize(..200) });
+    /// Sends a message, and notes what has become of it. `answered` makes of the answer to a 200 what it promises.
+    fn send(&self, rng: &mut Rng, letter: &Letter<'_>, answered: impl FnOnce(&Value) -> Promise) -> Option<Outcome> {
+        let Letter { sender, n, path, query, everybody, longest, large } = letter;
+        let pad = "x".repeat(if rng.u8(..) < *large { rng.usize(..*longest) } else { rng.usize(..200) });
         let body = json!({ "s": sender, "n": n, "pad": pad }).to_string();
         let door = if rng.bool() { Door::Cgi } else { Door::Serve };
         let begun = self.now();
         // What was never asked was never sent.
         let answer = self.relay.ask(door, &Request::post(path, query, body.as_bytes()), Fate::MayBeKilled).ok()?;
         let ended = self.now();
-        let (mut must, mut may, mut id) = (Vec::new(), Vec::new(), None);
+        let (mut promise, mut may) = (Promise::default(), Vec::new());
         let outcome = match answer {
             None => {
                 may = everybody.to_vec();
                 Outcome::Unknown
             }
             Some(answer) if answer.status == 200 => {
-                (must, id) = answered(&serde_json::from_slice(&answer.body).unwrap_or_default());
+                promise = answered(&serde_json::from_slice(&answer.body).unwrap_or_default());
                 Outcome::Accepted
             }
             Some(answer) => {
@@ -124,8 +119,23 @@ impl World {
                 Outcome::Refused(answer.status)
             }
         };
-        lock(&self.sends).push(Send { sender: *sender, n: *n, begun, ended, outcome, must, may, id });
+        let Promise { must, without, id } = promise;
+        lock(&self.sends).push(Send { sender: *sender, n: *n, begun, ended, outcome, must, may, without, id });
         Some(outcome)
+    }
+}
+
+/// What an answer to a message says.
+#[derive(Default)]
+struct Promise {
+    must: Vec<Reader>,
+    without: Vec<Reader>,
+    id: Option<u64>,
+}
+
+impl Promise {
+    fn to(readers: &[Reader]) -> Self {
+        Self { must: readers.to_vec(), ..Self::default() }
     }
 }
 
@@ -138,7 +148,12 @@ struct Letter<'a> {
     everybody: &'a [Reader],
     /// About how long the longest are.
     longest: usize,
+    /// How many of 256 are long.
+    large: u8,
 }
+
+/// A few.
+const FEW: u8 = 30;
 
 /// A host and its clients.
 pub struct Session {
@@ -152,6 +167,8 @@ pub struct Session {
     pub replies: Mutex<Vec<(Reader, String)>>,
     /// About how long its longest messages are.
     pub longest: usize,
+    /// Whether its host sends so much that a client that stays and does not read is left out now and then.
+    pub is_crowded: bool,
     /// Whether its host leaves for good, so that its clients' tokens are worth nothing one day.
     pub ends: bool,
 }
@@ -174,8 +191,9 @@ pub fn client_sends(world: &World, session: &Session, sender: Sender, token: &st
         if !world.is(Phase::Storm) {
             return;
         }
-        let letter = Letter { sender, n, path: "", query: &query, everybody: &everybody, longest: session.longest };
-        world.send(&mut rng, &letter, |_| (everybody.to_vec(), None));
+        let letter =
+            Letter { sender, n, path: "", query: &query, everybody: &everybody, longest: session.longest, large: FEW };
+        world.send(&mut rng, &letter, |_| Promise::to(&everybody));
         pause(&mut rng, 20..400);
     }
 }
@@ -191,16 +209,36 @@ pub fn host_sends(world: &World, session: &Session, sender: Sender, mut rng: Rng
         let reply = if rng.bool() { lock(&session.replies).pop() } else { None };
         if let Some((client, token)) = reply {
             let query = format!("token={token}");
-            let letter = Letter { sender, n, path: "", query: &query, everybody: &[client], longest: session.longest };
-            world.send(&mut rng, &letter, |_| (vec![client], None));
+            let letter = Letter {
+                sender,
+                n,
+                path: "",
+                query: &query,
+                everybody: &[client],
+                longest: session.longest,
+                large: FEW,
+            };
+            world.send(&mut rng, &letter, |_| Promise::to(&[client]));
         } else {
-            let letter = Letter { sender, n, path: "", query: &to_all, everybody: &all, longest: session.longest };
+            let letter = Letter {
+                sender,
+                n,
+                path: "",
+                query: &to_all,
+                everybody: &all,
+                longest: session.longest,
+                large: if session.is_crowded { 100 } else { FEW },
+            };
             world.send(&mut rng, &letter, |answer| {
-                let given = answer.as_object().into_iter().flatten().filter(|(_, given)| **given == json!(true));
-                (given.filter_map(|(id, _)| session.ids.get(id).copied()).collect(), None)
+                let that_are = |given: bool| {
+                    let named =
+                        answer.as_object().into_iter().flatten().filter(move |(_, value)| **value == json!(given));
+                    named.filter_map(|(id, _)| session.ids.get(id).copied()).collect()
+                };
+                Promise { must: that_are(true), without: that_are(false), id: None }
             });
         }
-        pause(&mut rng, 20..300);
+        pause(&mut rng, if session.is_crowded { 5..40 } else { 20..300 });
     }
 }
 
@@ -211,8 +249,9 @@ pub fn user_posts(world: &World, bus: &Bus, sender: Sender, user: u64, mut rng: 
         if !world.is(Phase::Storm) {
             return;
         }
-        let letter = Letter { sender, n, path: &bus.path, query: &query, everybody: &bus.readers, longest: 8000 };
-        world.send(&mut rng, &letter, |answer| (bus.readers.clone(), answer["id"].as_u64()));
+        let letter =
+            Letter { sender, n, path: &bus.path, query: &query, everybody: &bus.readers, longest: 8000, large: FEW };
+        world.send(&mut rng, &letter, |answer| Promise { id: answer["id"].as_u64(), ..Promise::to(&bus.readers) });
         pause(&mut rng, 50..500);
     }
 }
@@ -238,6 +277,8 @@ pub struct Source<'a> {
     pub begin: Option<u64>,
     /// Whether its session may be over before the run is.
     pub may_end: bool,
+    /// Whether there is so much to read that whoever stays and does not read is left out now and then.
+    pub is_crowded: bool,
     /// Makes of an event's type and data what it said.
     pub understand: &'a dyn Fn(&str, &Value) -> Option<Said>,
 }
@@ -252,7 +293,7 @@ enum Next {
 /// Reads a stream until it is time to leave, and comes back with the last id whenever it has ended.
 pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
     let log = &world.logs[source.reader];
-    let mut last = source.begin;
+    let (mut last, mut last_at) = (source.begin, world.now());
     let mut is_first = true;
     let mut last_there = Instant::now();
     let leaves_at = Instant::now() + Duration::from_millis(rng.u64(2000..6000));
@@ -263,7 +304,7 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
             _ if rng.bool() => (Fate::MayBeKilled, Door::Cgi),
             _ => (Fate::MayBeKilled, Door::Serve),
         };
-        let mut resumed = last;
+        let (mut resumed, mut resumed_from) = (last, last_at);
         let Some(mut stream) = open(world, source, door, last, fate, last_there) else {
             pause(&mut rng, 5..60);
             continue;
@@ -283,7 +324,9 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                 Got::End => "it ended",
                 Got::Bytes => {
                     while let Some(block) = stream.take_block() {
-                        last = hear(world, source, &block).or(last);
+                        if let Some(id) = hear(world, source, &block) {
+                            (last, last_at) = (Some(id), world.now());
+                        }
                     }
                     ""
                 }
@@ -295,10 +338,18 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
             if !note.is_empty() {
                 break;
             }
-            if source.manner == Manner::Steady || !world.is(Phase::Storm) || Instant::now() < until {
+            if (source.manner == Manner::Steady && !source.is_crowded)
+                || !world.is(Phase::Storm)
+                || Instant::now() < until
+            {
                 continue;
             }
             until = Instant::now() + Duration::from_millis(rng.u64(100..6000));
+            if source.manner == Manner::Steady {
+                // It does not read, and so much is sent to it meanwhile that it is left out.
+                pause(&mut rng, 3000..5000);
+                continue;
+            }
             let next = [Next::Leave, Next::TakeOver, Next::Sleep];
             match next[rng.usize(..next.len())] {
                 // Without an id nobody could know what it has not read when it goes.
@@ -314,11 +365,11 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                     if let Some(newer) = open(world, source, door, last, Fate::MayBeKilled, Instant::now()) {
                         let closed = world.now();
                         let note = "it is taken over";
-                        lock(log).connections.push(Connection { opened, closed, resumed, note });
+                        lock(log).connections.push(Connection { opened, closed, resumed, resumed_from, note });
                         let replaced = std::mem::replace(&mut stream, newer);
                         // On a bus each is a reader of its own.
                         older = lock(log).bus.is_none().then(|| Older { stream: replaced, since: Instant::now() });
-                        (opened, resumed) = (closed, last);
+                        (opened, resumed, resumed_from) = (closed, last, last_at);
                     }
                 }
             }
@@ -332,7 +383,7 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
         }
         last_there = Instant::now();
         let mut log = lock(log);
-        log.connections.push(Connection { opened, closed: begun, resumed, note });
+        log.connections.push(Connection { opened, closed: begun, resumed, resumed_from, note });
         if leaves() {
             log.left = Some(begun);
             return;
@@ -381,7 +432,13 @@ fn open<'a>(
     let Some(status) = stream.take_head(Duration::from_secs(60)) else {
         // The relay may have seen it come, and go.
         let (now, note) = (world.now(), "it broke off before it began");
-        lock(&world.logs[source.reader]).connections.push(Connection { opened: now, closed: now, resumed: last, note });
+        lock(&world.logs[source.reader]).connections.push(Connection {
+            opened: now,
+            closed: now,
+            resumed: last,
+            resumed_from: now,
+            note,
+        });
         return None;
     };
     if (status == 401 || status == 404) && !source.may_end {
@@ -440,8 +497,14 @@ pub fn polls(world: &World, source: &Source<'_>, user: u64, begin: u64, mut rng:
             last = id.unwrap_or(last);
             note(world, source, id, "message", message);
         }
-        lock(log).connections.push(Connection { opened, closed: world.now(), resumed, note: "a poll" });
+        let (closed, resumed_from, note) = (world.now(), opened, "a poll");
+        lock(log).connections.push(Connection { opened, closed, resumed, resumed_from, note });
     }
+}
+
+/// What an event of a bus says.
+pub fn bus(event: &str, data: &Value) -> Option<Said> {
+    if event == "lost" { Some(Said::Missed) } else { message(&data["data"]) }
 }
 
 /// What a message says that one of us has sent.
@@ -452,6 +515,9 @@ pub fn message(body: &Value) -> Option<Said> {
 
 /// What an event of UHST says; a host keeps the means to answer.
 pub fn uhst(session: &Session, event: &str, data: &Value) -> Option<Said> {
+    if event == "relay_event" && data["eventType"] == "messages_lost" {
+        return Some(Said::Missed);
+    }
     if event == "relay_event" {
         return data["body"].as_str().and_then(|id| session.ids.get(id)).map(|&who| Said::Closed(who));
     }

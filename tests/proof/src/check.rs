@@ -30,6 +30,10 @@ pub enum Broken {
     Believed { reader: Reader, sender: Sender, n: u32 },
     /// Its stream was still there long after a newer one had taken its place.
     Outlived { reader: Reader, at: Time },
+    /// Was told that it has missed something, although it has not.
+    Unfounded { reader: Reader, at: Time },
+    /// Was left out, as the answer says, and was not told so.
+    Unsaid { reader: Reader, sender: Sender, n: u32 },
     /// Came back in time and was refused.
     TurnedAway { reader: Reader, at: Time, status: u16 },
 }
@@ -37,7 +41,15 @@ pub enum Broken {
 impl Broken {
     /// Whether what is under way, or about to be written down, may still make it good.
     fn may_get_better(&self) -> bool {
-        matches!(self, Self::Lost { .. } | Self::Untold { .. } | Self::Uncalled { .. } | Self::Closed { .. })
+        matches!(
+            self,
+            Self::Lost { .. }
+                | Self::Untold { .. }
+                | Self::Uncalled { .. }
+                | Self::Closed { .. }
+                | Self::Unfounded { .. }
+                | Self::Unsaid { .. }
+        )
     }
 }
 
@@ -92,6 +104,7 @@ impl History {
             verdict.broken.extend(log.outlived.iter().map(|&at| Broken::Outlived { reader, at }));
             self.check_order(reader, log, &mut verdict);
             self.check_leaving(reader, log, &mut verdict);
+            self.check_missing(reader, log, lifetime, &mut verdict);
             for heard in &log.heard {
                 let Said::Message { sender, n } = heard.said else { continue };
                 *seen.entry((reader, sender, n)).or_default() += 1;
@@ -152,6 +165,7 @@ impl History {
                     }
                     last_of.insert(sender, n);
                 }
+                Said::Missed => {}
                 // The last word of a stream whose session is over, which no queue has: it may say it once more.
                 Said::Closed(_) if heard.id.is_none() => {}
                 Said::Closed(about) => {
@@ -162,6 +176,31 @@ impl History {
                         verdict.broken.push(Broken::Closed { told: reader, about, at: heard.at });
                     }
                 }
+            }
+        }
+    }
+
+    /// Whoever is left out is told so; and whoever is told so was left out, or has come back after the id of something that is
+    /// not kept any more.
+    fn check_missing(&self, reader: Reader, log: &Log, lifetime: Duration, verdict: &mut Verdict) {
+        let told: Vec<Time> =
+            log.heard.iter().filter(|heard| heard.said == Said::Missed).map(|heard| heard.at).collect();
+        let left_out: Vec<&Send> = self.sends.iter().filter(|send| send.without.contains(&reader)).collect();
+        for send in &left_out {
+            // One event may tell of several.
+            if log.was_there(send, lifetime) && !told.iter().any(|at| *at + KNOWN_WITHIN >= send.begun) {
+                verdict.broken.push(Broken::Unsaid { reader, sender: send.sender, n: send.n });
+            }
+        }
+        let is_old = |at: Time| {
+            let one = log.connections.iter().rfind(|one| one.opened <= at);
+            // A connection that is still there is noted at its end only.
+            let after = one.is_none_or(|one| one.closed + NOTED_WITHIN < at);
+            after || one.is_some_and(|one| one.resumed_from + lifetime / 2 <= one.opened)
+        };
+        for at in told {
+            if !left_out.iter().any(|send| send.begun <= at) && !is_old(at) {
+                verdict.broken.push(Broken::Unfounded { reader, at });
             }
         }
     }
@@ -252,6 +291,16 @@ impl History {
                     seconds(at)
                 )
             }
+            Broken::Unfounded { reader, at } => format!(
+                "UNFOUNDED: {} was told at {} that it has missed something, and it has not.",
+                self.reader(reader),
+                seconds(at)
+            ),
+            Broken::Unsaid { reader, sender, n } => format!(
+                "UNSAID: {} was left out of {}, and not told that it has missed something.",
+                self.reader(reader),
+                self.message(sender, n)
+            ),
             Broken::TurnedAway { reader, at, status } => {
                 format!("TURNED AWAY: {} came back in time, at {}, and got {status}.", self.reader(reader), seconds(at))
             }
@@ -265,13 +314,15 @@ impl History {
             Broken::Lost { reader, sender, n }
             | Broken::Twice { reader, sender, n }
             | Broken::Uncalled { reader, sender, n }
+            | Broken::Unsaid { reader, sender, n }
             | Broken::Believed { reader, sender, n } => (vec![reader], vec![(sender, n)]),
             Broken::Disorder { reader, sender, n, after } => (vec![reader], vec![(sender, n), (sender, after)]),
             Broken::OneId { one, other, .. } => (vec![], vec![one, other]),
             Broken::TwoIds { sender, n, .. } => (vec![], vec![(sender, n)]),
-            Broken::Ids { reader, .. } | Broken::TurnedAway { reader, .. } | Broken::Outlived { reader, .. } => {
-                (vec![reader], vec![])
-            }
+            Broken::Ids { reader, .. }
+            | Broken::TurnedAway { reader, .. }
+            | Broken::Unfounded { reader, .. }
+            | Broken::Outlived { reader, .. } => (vec![reader], vec![]),
             Broken::Closed { told, about, .. } | Broken::Untold { told, about } => (vec![about, told], vec![]),
         };
         let mut lines: Vec<(Time, String)> = Vec::new();
@@ -292,6 +343,7 @@ impl History {
                 reader == told && *said == Said::Closed(about) && heard.at.abs_diff(at) < KNOWN_WITHIN
             }
             (Broken::Untold { told, about }, said) => reader == told && *said == Said::Closed(about),
+            (Broken::Unfounded { reader: told, at }, Said::Missed) => reader == told && heard.at == at,
             (_, Said::Message { sender, n }) => messages.contains(&(*sender, *n)),
             _ => false,
         };
@@ -302,12 +354,16 @@ impl History {
                 let what = match heard.said {
                     Said::Message { sender, n } => self.message(sender, n),
                     Said::Closed(about) => format!("that {} has left", self.reader(about)),
+                    Said::Missed => "that it has missed something".to_owned(),
                 };
                 lines.push((heard.at, format!("{} hears {what}, {id}", log.name)));
             }
         }
         let at = match *broken {
-            Broken::Closed { at, .. } | Broken::Outlived { at, .. } | Broken::TurnedAway { at, .. } => Some(at),
+            Broken::Closed { at, .. }
+            | Broken::Outlived { at, .. }
+            | Broken::Unfounded { at, .. }
+            | Broken::TurnedAway { at, .. } => Some(at),
             Broken::Untold { about, .. } => self.readers[about].left,
             _ => None,
         };
@@ -341,7 +397,7 @@ impl Log {
         };
         let is_other = |heard: &&Heard| match heard.said {
             Said::Message { sender, n } => !messages.contains(&(sender, n)),
-            Said::Closed(_) => true,
+            Said::Closed(_) | Said::Missed => true,
         };
         let before = self.heard.iter().filter(is_other).rfind(|heard| heard.at < send.begun);
         let after = self.heard.iter().filter(is_other).find(|heard| heard.at > send.ended);
@@ -395,13 +451,19 @@ mod tests {
             Outcome::Unknown => (vec![], readers),
         };
         let begun = at(1000 * u64::from(n) + 1000);
-        Send { sender: 7, n, begun, ended: begun + at(2), outcome, must, may, id: None }
+        Send { sender: 7, n, begun, ended: begun + at(2), outcome, must, may, without: vec![], id: None }
     }
 
     fn reader(heard: &[(u64, u32)]) -> Log {
         let said = |n| Said::Message { sender: 7, n };
         Log {
-            connections: vec![Connection { opened: at(0), closed: at(60_000), resumed: None, note: "" }],
+            connections: vec![Connection {
+                opened: at(0),
+                closed: at(60_000),
+                resumed: None,
+                resumed_from: at(0),
+                note: "",
+            }],
             heard: heard.iter().map(|&(id, n)| Heard { at: at(id), id: Some(id), said: said(n) }).collect(),
             bus: Some(0),
             ..Log::default()
@@ -480,6 +542,31 @@ mod tests {
         assert_eq!(verdict(&[], &[told.clone(), other.clone()]), [], "whoever told it may have been killed");
         told.heard.push(Heard { at: at(50_000), id: Some(3), said: Said::Closed(1) });
         assert_eq!(verdict(&[], &[told, other]), wrong(at(50_000)));
+    }
+
+    #[test]
+    fn whoever_is_left_out_is_told_so_and_nobody_else() {
+        let mut left_out = send(0, Outcome::Accepted);
+        (left_out.must, left_out.without) = (vec![], vec![0]);
+        let sends = [left_out];
+        let mut client = reader(&[]);
+        assert_eq!(verdict(&sends, &[client.clone()]), [Broken::Unsaid { reader: 0, sender: 7, n: 0 }]);
+        let missed = |ms| Heard { at: at(ms), id: Some(9), said: Said::Missed };
+        client.heard = vec![missed(1005)];
+        assert_eq!(verdict(&sends, &[client.clone()]), []);
+        assert_eq!(verdict(&[], &[client.clone()]), [Broken::Unfounded { reader: 0, at: at(1005) }]);
+        client.heard.push(Heard { at: at(2000), id: Some(11), said: Said::Message { sender: 7, n: 0 } });
+        assert_eq!(verdict(&sends, &[client.clone()]), [Broken::Uncalled { reader: 0, sender: 7, n: 0 }]);
+        // It comes back after what is not kept any more.
+        client.heard = vec![missed(50_000)];
+        client.connections.push(Connection {
+            opened: at(49_990),
+            resumed_from: at(1000),
+            ..client.connections[0].clone()
+        });
+        assert_eq!(verdict(&[], &[client.clone()]), []);
+        client.connections[1].resumed_from = at(49_000);
+        assert_eq!(verdict(&[], &[client]), [Broken::Unfounded { reader: 0, at: at(50_000) }]);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Send {
     pub must: Vec<Reader>,
     /// Those that may see it once.
     pub may: Vec<Reader>,
+    /// Those that were left out, as the answer says, because too much waits for them. They must be told that they missed something.
+    pub without: Vec<Reader>,
     /// The id that the answer gives it, where it does (on a bus).
     pub id: Option<u64>,
 }
@@ -47,6 +49,8 @@ pub enum Said {
     },
     /// A peer has left.
     Closed(Reader),
+    /// The reader has missed something.
+    Missed,
 }
 
 /// An event that a reader has got whole.
@@ -65,6 +69,8 @@ pub struct Connection {
     pub closed: Time,
     /// The event after which it went on.
     pub resumed: Option<u64>,
+    /// When it was given that.
+    pub resumed_from: Time,
     /// How it ended, for people.
     pub note: &'static str,
 }

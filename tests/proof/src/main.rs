@@ -20,9 +20,8 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use actors::{Bus, Manner, Phase, Session, Source, World};
-use check::Verdict;
 use fastrand::Rng;
-use history::Log;
+use history::{Log, Said};
 use relay::{Door, Fate, Relay, Request, Server};
 use serde_json::Value;
 
@@ -134,18 +133,25 @@ fn run(options: &Options) -> io::Result<bool> {
     let outcome = std::thread::scope(|scope| {
         let storm = begin(scope, &world, &sessions, &buses, &mut seeds)
             .and_then(|()| storm(&world, &server, &disk, Duration::from_secs(options.seconds), &mut seeds))
-            .map(|kills| (kills, drain(&world)));
+            .inspect(|_| drain(&world));
         // Whatever has happened: nobody waits for the readers for ever.
         world.set_phase(Phase::Leave);
         storm
     });
-    let (kills, verdict) = outcome?;
+    let kills = outcome?;
+    // Now that the last connections have ended, too: who was there is known by them.
     let history = world.history();
+    let verdict = history.check(MESSAGE_LIFETIME);
     let [accepted, refused, unknown] = check::outcomes(&history.sends);
     println!("{} messages: {accepted} accepted, {refused} refused, {unknown} unanswered", history.sends.len());
     println!("{} kills of requests, streams and sweeps, {} of serve", kills.requests, kills.servers);
     let connections: usize = history.readers.iter().map(|log| log.connections.len()).sum();
-    println!("{connections} connections of readers\n{verdict}");
+    println!("{connections} connections of readers");
+    let left_out: usize = history.sends.iter().map(|send| send.without.len()).sum();
+    let missed = history.readers.iter().flat_map(|log| &log.heard).filter(|heard| heard.said == Said::Missed).count();
+    println!(
+        "{left_out} times a reader was left out, and {missed} times one was told that it has missed something\n{verdict}"
+    );
     for broken in history.most_telling(&verdict) {
         println!("\n{}", history.show(broken));
     }
@@ -266,17 +272,15 @@ fn storm(
 }
 
 /// Waits until everything that is under way has arrived: within milliseconds, but a busy machine gets its time.
-fn drain(world: &World) -> Verdict {
+fn drain(world: &World) {
     world.set_phase(Phase::Drain);
-    let mut verdict = Verdict::default();
     for _ in 0..6 {
         std::thread::sleep(Duration::from_secs(5));
-        verdict = world.history().check(MESSAGE_LIFETIME);
+        let verdict = world.history().check(MESSAGE_LIFETIME);
         if verdict.is_final() || !verdict.may_get_better() {
             break;
         }
     }
-    verdict
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -320,9 +324,10 @@ fn make_session(relay: &Relay, at: usize, readers: &mut Vec<Log>) -> io::Result<
         readers[client].peers.push(reader);
         clients.push((client, token));
     }
-    let longest = if at % CROWDED == 1 { 60_000 } else { 8000 };
+    let is_crowded = at % CROWDED == 1;
+    let longest = if is_crowded { 60_000 } else { 8000 };
     let ends = at.is_multiple_of(ENDING);
-    Ok(Session { host: reader, host_token, clients, ids, replies: Mutex::default(), longest, ends })
+    Ok(Session { host: reader, host_token, clients, ids, replies: Mutex::default(), longest, is_crowded, ends })
 }
 
 fn make_bus(number: usize, readers: &mut Vec<Log>) -> Bus {
@@ -365,9 +370,16 @@ fn begin_session<'scope>(
         let (query, rng) = (format!("token={token}"), seeds.fork());
         scope.spawn(move || {
             let understand = |event: &str, data: &Value| actors::uhst(session, event, data);
-            let (manner, may_end) = (manner(reader, session), session.ends);
-            let source =
-                Source { reader, path: "", query: &query, manner, begin: None, may_end, understand: &understand };
+            let source = Source {
+                reader,
+                path: "",
+                query: &query,
+                manner: manner(reader, session),
+                begin: None,
+                may_end: session.ends,
+                is_crowded: session.is_crowded,
+                understand: &understand,
+            };
             actors::reads(world, &source, rng);
         });
     }
@@ -383,12 +395,18 @@ fn begin_bus<'scope>(
         let (user, newest) = greet(&world.relay, &bus.path)?;
         let rng = seeds.fork();
         scope.spawn(move || {
-            let understand = |_: &str, data: &Value| actors::message(&data["data"]);
             let query = format!("events&user={user}");
             let manner = if number == 0 { Manner::Steady } else { Manner::Restless };
-            let (begin, may_end) = (Some(newest), false);
-            let source =
-                Source { reader, path: &bus.path, query: &query, manner, begin, may_end, understand: &understand };
+            let source = Source {
+                reader,
+                path: &bus.path,
+                query: &query,
+                manner,
+                begin: Some(newest),
+                may_end: false,
+                is_crowded: false,
+                understand: &actors::bus,
+            };
             if number < LISTENERS {
                 actors::reads(world, &source, rng);
             } else {
@@ -482,6 +500,7 @@ fn nothing_is_left(relay: &Relay, server: &Server) -> Result<(), String> {
         let swept = relay.sweep(Fate::Safe).map_err(|error| error.to_string())?;
         let mut left = Vec::new();
         files_below(&relay.data, 0, &mut left).map_err(|error| error.to_string())?;
+        left.extend(nodes_left(&relay.data).map_err(|error| error.to_string())?);
         let open = server.descriptors().map_err(|error| error.to_string())?;
         // Its input, output and log, where it listens, how it is stopped, and a file or two.
         if left.is_empty() && swept && open <= 16 {
@@ -494,7 +513,8 @@ fn nothing_is_left(relay: &Relay, server: &Server) -> Result<(), String> {
     }
 }
 
-/// What is in the data folder, but for what it always has: files at its top, and one file a shard and kind.
+/// What is in the data folder, but for what it always has: files at its top, one file a shard and kind, and what the one node has
+/// that is still there.
 fn files_below(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -510,4 +530,12 @@ fn files_below(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Res
         }
     }
     Ok(())
+}
+
+/// What nodes have left, if that is more than the files of one, which is `serve`.
+fn nodes_left(data: &Path) -> io::Result<Vec<PathBuf>> {
+    let files =
+        std::fs::read_dir(data.join("nodes"))?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let is_of_one = files.windows(2).all(|two| two[0].file_stem() == two[1].file_stem());
+    Ok(if is_of_one { Vec::new() } else { files })
 }
