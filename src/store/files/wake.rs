@@ -4,7 +4,7 @@ use super::{Error, FileIdentity, identity_at, remove_file};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What is written into a FIFO: that there is something new, or that the sleeper's place is taken.
 const NEWS: u8 = b'!';
