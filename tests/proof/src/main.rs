@@ -494,7 +494,8 @@ fn nothing_is_left(relay: &Relay, server: &Server) -> Result<(), String> {
     // The promises are checked; what there is now may die sooner.
     let lifetime = Duration::from_secs(1);
     write_settings(relay, lifetime, lifetime).map_err(|error| error.to_string())?;
-    let until = Instant::now() + Duration::from_secs(40);
+    // Who was killed while it made something may have left that for a minute.
+    let until = Instant::now() + Duration::from_secs(90);
     loop {
         std::thread::sleep(Duration::from_secs(2));
         let swept = relay.sweep(Fate::Safe).map_err(|error| error.to_string())?;
