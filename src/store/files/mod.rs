@@ -242,6 +242,20 @@ fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
+/// What stands in a folder; nothing where there is none.
+fn names_in(folder: &Path) -> Result<Vec<String>, Error> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    // Names are ours; what is not UTF-8 is not.
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
 /// Reads a file that is usually small from its beginning, whatever its cursor. One read is nearly always enough.
 fn read_small(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4096];
