@@ -8,7 +8,7 @@ use super::ends::{Names, Sender, after_receipt};
 use super::mailbox::modified;
 use super::requests::{GIVEN, LISTENERS, REMOVED, Requests, WAITING, claims_at};
 use super::wake::{Fifo, is_heard};
-use super::{Error, names_in, read_small, remove_file};
+use super::{Error, names, read_small, remove_file};
 use crate::clock::now_ms;
 use crate::store::requests::{Claimed, FarEnds, RequestId};
 use rustix::fd::BorrowedFd;
@@ -148,7 +148,7 @@ impl Requests {
 
     /// Tells a far end of a request that waits, if one does. Where that cannot be seen, its client sees to it a moment later.
     fn ring_if_any_waits(&self) {
-        match names_in(&self.path(WAITING)) {
+        match names(&self.path(WAITING)) {
             Ok(names) => {
                 if let Some(id) = names.iter().find_map(|name| RequestId::parse(name)) {
                     self.ring(&id);
@@ -160,7 +160,7 @@ impl Requests {
 
     /// Claims the requests that have waited longest, up to `most`, for a far end that began to listen at that time.
     fn claim(&self, most: usize, asked_at: u64) -> Result<Vec<Claimed>, Error> {
-        let mut waiting = names_in(&self.path(WAITING))?;
+        let mut waiting = names(&self.path(WAITING))?;
         let mut claimed = Vec::new();
         // There may be many, of which few are claimed.
         while claimed.len() < most

@@ -11,7 +11,7 @@
 use super::ends::{Names, Receiver, Sender};
 use super::folder::Folder;
 use super::wake::{Fifo, Knock};
-use super::{Error, make_dir, names_in, remove_file};
+use super::{Error, make_dir, names, remove_file};
 use crate::hex;
 use rustix::fd::BorrowedFd;
 use serde::Serialize;
@@ -89,7 +89,7 @@ impl Meeting<'_> {
     /// How many senders there are.
     fn senders(&self, call: Call) -> Result<usize, Error> {
         let mut count = 0;
-        for name in names_in(&self.path)?.iter().filter(|name| name.starts_with(SENDER)) {
+        for name in names(&self.path)?.iter().filter(|name| name.starts_with(SENDER)) {
             let knock = Knock::at_or_remove(&self.path.join(name))?;
             count += usize::from(knock.is_heard());
             if call == Call::No {
@@ -145,7 +145,7 @@ impl Meeting<'_> {
     fn remove_files(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
         // Nobody is woken before all are gone: a sender whose receiver leaves has to see why. Nothing is removed before all
         // can be woken.
-        let mut names = names_in(&self.path)?;
+        let mut names = names(&self.path)?;
         names.retain(|name| which(name));
         let mut knocks = Vec::new();
         for name in names.iter().filter(|name| *name == RECEIVER || name.starts_with(SENDER)) {

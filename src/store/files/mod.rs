@@ -243,7 +243,7 @@ fn remove_file(path: &Path) -> io::Result<()> {
 }
 
 /// What stands in a folder; nothing where there is none.
-fn names_in(folder: &Path) -> Result<Vec<String>, Error> {
+fn names(folder: &Path) -> Result<Vec<String>, Error> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,

@@ -15,7 +15,7 @@ use super::ends::{Incoming, Names, RECEIPT_SIZE, Receiver};
 use super::folder::Folder;
 use super::shelf::Kind;
 use super::wake::{Knock, call, call_and_remove, is_heard};
-use super::{Error, Files, identity_at, make_dir, names_in, remove_file};
+use super::{Error, Files, identity_at, make_dir, names, remove_file};
 use crate::ptth::ServerName;
 use crate::store::requests::{MOST_CLAIMS, Patience, Progress, PtthServers, RequestId};
 use rustix::event::PollFd;
@@ -144,7 +144,7 @@ impl Requests {
     }
 
     fn count(&self) -> Result<u64, Error> {
-        Ok(names_in(&self.path(CLIENTS))?.len() as u64)
+        Ok(names(&self.path(CLIENTS))?.len() as u64)
     }
 }
 
@@ -300,7 +300,7 @@ impl LockedRequests {
     fn is_in_use(&self) -> Result<bool, Error> {
         let path = self.folder.path();
         tidy(path)?;
-        Ok(is_heard(&path.join(LISTENERS))? || !names_in(&path.join(CLIENTS))?.is_empty())
+        Ok(is_heard(&path.join(LISTENERS))? || !names(&path.join(CLIENTS))?.is_empty())
     }
 
     /// Removes what killed processes have left behind, and everything of a server that is not registered any more.
@@ -326,7 +326,7 @@ impl LockedRequests {
         let path = self.folder.path();
         let mut knocks = Vec::new();
         for folder in FOLDERS {
-            for name in names_in(&path.join(folder))? {
+            for name in names(&path.join(folder))? {
                 let names = names_of(path, &name, folder);
                 knocks.push(Knock::at(&names.receiver));
                 names.remove()?;
@@ -363,7 +363,7 @@ fn claims(file: &File) -> io::Result<u8> {
 /// Removes what killed clients have left behind.
 fn tidy(requests: &Path) -> Result<(), Error> {
     for folder in FOLDERS {
-        for name in names_in(&requests.join(folder))? {
+        for name in names(&requests.join(folder))? {
             let names = names_of(requests, &name, folder);
             if !names.are_received()? {
                 names.remove()?;
@@ -400,7 +400,7 @@ mod tests {
         }
 
         fn is_empty(&self) -> bool {
-            FOLDERS.iter().all(|name| names_in(&self.requests.path(name)).unwrap().is_empty())
+            FOLDERS.iter().all(|name| names(&self.requests.path(name)).unwrap().is_empty())
         }
 
         /// What a killed client leaves, but for what it sleeps on.
