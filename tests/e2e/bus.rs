@@ -480,9 +480,11 @@ fn whoever_is_killed_leaves_a_bus_that_works() {
         waiting.kill().unwrap();
         waiting.wait().unwrap();
     }
-    // A killed process cannot remove what it had; whoever posts does, or a sweep that was faster.
+    // A killed process cannot remove what it had. That is in nobody's way, and the sweep does.
     bus.post(user, "0");
+    relay.sweep();
     assert_eq!(bus_readers(&relay.data()), Vec::<String>::new());
+    assert_eq!(node_files(&relay.data()), Vec::<PathBuf>::new());
 
     // Writers, killed at all moments of their work.
     let mut survived = 0;

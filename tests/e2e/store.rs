@@ -153,16 +153,18 @@ fn looking_whether_somebody_is_there_writes_nothing() {
 
 #[test]
 fn a_join_past_the_limit_costs_no_look_at_each_client() {
-    const CLIENTS: usize = 3000;
-    // Without a grace: each of them is looked at, where somebody looks at each.
-    let relay = Serve::with(&[("RELAY_MAX_CLIENTS", "10000")]);
+    const CLIENTS: usize = 1000;
+    let relay = Serve::with(&[("RELAY_MAX_CLIENTS", "10000"), ("RELAY_SESSION_LIFETIME", "600")]);
     let (few, many) = (relay.listening_host(), relay.listening_host());
     let join = |host: &str, count: usize| (0..count).for_each(|_| _ = relay.join(host));
     join(&few.0.id, 10);
     join(&many.0.id, CLIENTS);
     let refused_after = |host: &str, most: usize| {
-        let cgi =
-            Bare::with(&[("RELAY_DATA_DIR", relay.data().to_str().unwrap()), ("RELAY_MAX_CLIENTS", &most.to_string())]);
+        let cgi = Bare::with(&[
+            ("RELAY_DATA_DIR", relay.data().to_str().unwrap()),
+            ("RELAY_MAX_CLIENTS", &most.to_string()),
+            ("RELAY_SESSION_LIFETIME", "600"),
+        ]);
         let refused = || cgi.try_join(host).expect_error(503);
         (0..10).map(|_| timed(refused).1).min().unwrap()
     };

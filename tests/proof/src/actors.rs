@@ -101,10 +101,10 @@ impl World {
         // What was never asked was never sent.
         let answer = self.relay.ask(door, &Request::post(path, query, body.as_bytes()), Fate::MayBeKilled).ok()?;
         let ended = self.now();
-        let (mut promise, mut may) = (Promise::default(), Vec::new());
+        let mut promise = Promise::default();
         let outcome = match answer {
             None => {
-                may = everybody.to_vec();
+                promise.may = everybody.to_vec();
                 Outcome::Unknown
             }
             Some(answer) if answer.status == 200 => {
@@ -114,12 +114,12 @@ impl World {
             Some(answer) => {
                 if String::from_utf8_lossy(&answer.body).contains(" clients got the message") {
                     // A broadcast that some have and others have not, and the answer says so.
-                    may = everybody.to_vec();
+                    promise.may = everybody.to_vec();
                 }
                 Outcome::Refused(answer.status)
             }
         };
-        let Promise { must, without, id } = promise;
+        let Promise { must, may, without, id } = promise;
         lock(&self.sends).push(Send { sender: *sender, n: *n, begun, ended, outcome, must, may, without, id });
         Some(outcome)
     }
@@ -129,6 +129,7 @@ impl World {
 #[derive(Default)]
 struct Promise {
     must: Vec<Reader>,
+    may: Vec<Reader>,
     without: Vec<Reader>,
     id: Option<u64>,
 }
@@ -235,7 +236,11 @@ pub fn host_sends(world: &World, session: &Session, sender: Sender, mut rng: Rng
                         answer.as_object().into_iter().flatten().filter(move |(_, value)| **value == json!(given));
                     named.filter_map(|(id, _)| session.ids.get(id).copied()).collect()
                 };
-                Promise { must: that_are(true), without: that_are(false), id: None }
+                let (must, without): (Vec<_>, Vec<_>) = (that_are(true), that_are(false));
+                // Whoever is away gets it if it comes back in time; nobody has promised that.
+                let is_other = |reader: &Reader| !must.contains(reader) && !without.contains(reader);
+                let may = all.iter().copied().filter(is_other).collect();
+                Promise { must, may, without, id: None }
             });
         }
         pause(&mut rng, if session.is_crowded { 5..40 } else { 20..300 });
@@ -346,8 +351,10 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
             }
             until = Instant::now() + Duration::from_millis(rng.u64(100..6000));
             if source.manner == Manner::Steady {
-                // It does not read, and so much is sent to it meanwhile that it is left out.
+                // It does not read, and so much is sent to it meanwhile that it is left out; but what it was promised does not die,
+                // because then it reads all of it.
                 pause(&mut rng, 3000..5000);
+                until = Instant::now() + Duration::from_millis(rng.u64(3000..6000));
                 continue;
             }
             let next = [Next::Leave, Next::TakeOver, Next::Sleep];
