@@ -19,7 +19,13 @@ pub fn now_s() -> u64 {
 /// it comes from a clock that was set back, which must not stop anything.
 #[must_use]
 pub fn has_passed(at: u64, duration: Duration) -> bool {
-    Duration::from_millis(now_ms().abs_diff(at)) >= duration
+    has_passed_by(now_ms(), at, duration)
+}
+
+/// The same at the time `now`.
+#[must_use]
+pub fn has_passed_by(now: u64, at: u64, duration: Duration) -> bool {
+    Duration::from_millis(now.abs_diff(at)) >= duration
 }
 
 /// Whether `time` is less than `duration` ago, or less than that ahead.

@@ -95,6 +95,10 @@ impl From<Refused> for Refusal {
             Refused::NobodyThere => {
                 Self::new(BAD, "Nobody listens as this host, and it has no clients: nothing was sent.")
             }
+            Refused::MessagesWait => Self::new(
+                Status::ServiceUnavailable,
+                "Messages for earlier hosts with this hostId wait: try again later, or take another one.",
+            ),
             Refused::TooManyHosts(limit) => Self::new(
                 Status::ServiceUnavailable,
                 format!("The relay has its {limit} hosts (RELAY_MAX_HOSTS): try again later."),

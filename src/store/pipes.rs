@@ -54,6 +54,14 @@ pub enum Party {
     Guest,
 }
 
+impl Party {
+    /// The one to whom this one sends.
+    #[must_use]
+    pub fn other(self) -> Self {
+        if self == Self::Host { Self::Guest } else { Self::Host }
+    }
+}
+
 /// Why it is not done.
 #[derive(Debug)]
 pub enum Denied {

@@ -163,7 +163,7 @@ impl Store {
         most: u64,
     ) -> Result<Option<PendingRequest>, Error> {
         match self {
-            Self::Files(files) => files.requests(server).ask(id, request, most),
+            Self::Files(files) => files.requests(server).ask(0, id, request, most),
         }
     }
 

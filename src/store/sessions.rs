@@ -70,6 +70,8 @@ pub enum Refused {
     ClientGone,
     /// Neither the host nor a client is present.
     NobodyThere,
+    /// Messages for earlier registrations of the host wait, and leave no room for one more.
+    MessagesWait,
     /// There are so many hosts.
     TooManyHosts(u64),
     /// The host has so many clients.
@@ -132,7 +134,7 @@ impl Store {
     /// gone, and may still fetch what waits for them.
     ///
     /// # Errors
-    /// [`Refused::Taken`], [`Refused::TooManyHosts`].
+    /// [`Refused::Taken`], [`Refused::TooManyHosts`], [`Refused::MessagesWait`].
     pub fn register(
         &self,
         host: &HostId,

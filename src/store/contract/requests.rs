@@ -305,6 +305,7 @@ fn removing_a_server_ends_what_waits_for_it() {
         // It is registered anew: a far end that has not left yet hears of new requests.
         registered(store);
         assert_eq!(claim(&mut far_ends[0], 10), nothing());
+        assert!(!is_woken(far_ends[0].fd()), "the old call is over");
         let _asked = ask(store, &server, b"new");
         assert!(far_ends[0].is_called());
         assert_eq!(claim(&mut far_ends[0], 10), [b"new"]);

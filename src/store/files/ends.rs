@@ -10,10 +10,10 @@
 //!   for the bytes.
 //! - The end of the bytes is that the sender closes that FIFO. A sender that is killed ends them too.
 //! - The end of the receiver is that nobody has its own FIFO open any more, which the sender, who has it open for
-//!   writing, is told by the kernel. What its client took stands in a [receipt](Receipt): a file, so that the count survives
+//!   writing, is told by the kernel. What its client took stands in a *receipt*: a file, so that the count survives
 //!   a kill. There the sender notes as well that its bytes are complete.
 //!
-//! Where the two meet is the business of others: [`super::meeting`] for pipes, [`super::requests`] for PTTH.
+//! Where the two meet is the business of others: `meeting` for pipes, `requests` for PTTH.
 
 use super::wake::{Fifo, is_heard, make_fifo, watch};
 use super::{Error, folder::overwrite, identity_at, remove_file};

@@ -6,20 +6,16 @@
 
 use super::ends::{Names, Sender, after_receipt};
 use super::modified;
-use super::requests::{GIVEN, LISTENERS, Requests, WAITING, claims, claims_at, names};
-use super::wake::{Fifo, call, call_and_remove, is_heard};
-use super::{Error, read_small, remove_file};
+use super::requests::{GIVEN, LISTENERS, REMOVED, Requests, WAITING, claims_at};
+use super::wake::{Fifo, is_heard};
+use super::{Error, names, read_small, remove_file};
 use crate::clock::now_ms;
-use crate::store::requests::{Claimed, FarEnds, MOST_CLAIMS, RequestId};
+use crate::store::requests::{Claimed, FarEnds, RequestId};
 use rustix::fd::BorrowedFd;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
-
-/// Said to the far ends of a server that is removed. No id looks like that.
-const REMOVED: [u8; RequestId::LENGTH] = [b'!'; RequestId::LENGTH];
 
 /// A far end that waits for requests.
 pub struct WaitingFarEnd {
@@ -136,28 +132,18 @@ impl Answer {
     }
 }
 
-/// Calls all who wait for requests of a server that is removed.
-pub(super) fn remove_listeners(requests: &Path) -> Result<(), Error> {
-    call_and_remove(&requests.join(LISTENERS), &REMOVED)
-}
-
 impl Requests {
-    pub(in crate::store) fn far_ends(&self) -> Result<FarEnds, Error> {
+    pub(crate) fn far_ends(&self) -> Result<FarEnds, Error> {
         let path = self.path(LISTENERS);
         Ok(FarEnds { seen: modified(&path)?, is_listening: is_heard(&path)? })
     }
 
-    pub(in crate::store) fn listen(&self) -> Result<WaitingFarEnd, Error> {
+    pub(crate) fn listen(&self) -> Result<WaitingFarEnd, Error> {
         let fifo = self.with_folders(|| Fifo::open_or_make(&self.path(LISTENERS)))?;
         let (since, asked_at) = (Instant::now(), now_ms());
         let far_end = WaitingFarEnd { requests: self.clone(), fifo, since, asked_at, call: Call::None };
         far_end.note();
         Ok(far_end)
-    }
-
-    /// Tells a far end, if one is there, that a request waits.
-    pub(super) fn ring(&self, id: &RequestId) {
-        call(&self.path(LISTENERS), id.as_str().as_bytes());
     }
 
     /// Tells a far end of a request that waits, if one does. Where that cannot be seen, its client sees to it a moment later.
@@ -228,22 +214,7 @@ impl Requests {
         }
     }
 
-    pub(in crate::store) fn give_back(&self, id: &RequestId) -> Result<(), Error> {
-        let given = self.path(GIVEN).join(id.as_str());
-        let move_back = || -> io::Result<()> {
-            if claims(&File::open(&given)?)? < MOST_CLAIMS {
-                std::fs::rename(&given, self.path(WAITING).join(id.as_str()))?;
-                self.ring(id);
-            }
-            Ok(())
-        };
-        match move_back() {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-
-    pub(in crate::store) fn answer(&self, id: &RequestId) -> Result<Option<Answer>, Error> {
+    pub(crate) fn answer(&self, id: &RequestId) -> Result<Option<Answer>, Error> {
         // It may have been given back meanwhile.
         for receipt in [GIVEN, WAITING] {
             let names = self.names(id.as_str(), receipt);

@@ -11,7 +11,7 @@
 use super::ends::{Names, Receiver, Sender};
 use super::folder::Folder;
 use super::wake::{Fifo, Knock};
-use super::{Error, make_dir, remove_file};
+use super::{Error, make_dir, names, remove_file};
 use crate::hex;
 use rustix::fd::BorrowedFd;
 use serde::Serialize;
@@ -89,14 +89,11 @@ impl Meeting<'_> {
     /// How many senders there are.
     fn senders(&self, call: Call) -> Result<usize, Error> {
         let mut count = 0;
-        for entry in std::fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with(SENDER)) {
-                let knock = Knock::at_or_remove(&entry.path())?;
-                count += usize::from(knock.is_heard());
-                if call == Call::No {
-                    knock.cancel();
-                }
+        for name in names(&self.path)?.iter().filter(|name| name.starts_with(SENDER)) {
+            let knock = Knock::at_or_remove(&self.path.join(name))?;
+            count += usize::from(knock.is_heard());
+            if call == Call::No {
+                knock.cancel();
             }
         }
         Ok(count)
@@ -120,16 +117,13 @@ impl Meeting<'_> {
     /// # Errors
     /// When it cannot be seen who is there, or a leftover not removed.
     pub fn is_in_use(&self) -> Result<bool, Error> {
-        let senders = match self.senders(Call::No) {
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            other => other? > 0,
-        };
+        let has_senders = self.senders(Call::No)? > 0;
         let names = self.names();
-        let receiver = names.are_received()?;
-        if !receiver {
+        let is_received = names.are_received()?;
+        if !is_received {
             names.remove()?;
         }
-        Ok(senders || receiver)
+        Ok(has_senders || is_received)
     }
 
     /// Sends the receiver away, which wakes and finds its FIFO removed.
@@ -149,29 +143,16 @@ impl Meeting<'_> {
     }
 
     fn remove_files(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let entries = match std::fs::read_dir(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
         // Nobody is woken before all are gone: a sender whose receiver leaves has to see why. Nothing is removed before all
         // can be woken.
-        let mut paths = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_name().to_str().is_none_or(&which) {
-                paths.push(entry.path());
-            }
-        }
-        let is_slept_on = |path: &&PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name == RECEIVER || name.starts_with(SENDER))
-        };
+        let mut names = names(&self.path)?;
+        names.retain(|name| which(name));
         let mut knocks = Vec::new();
-        for path in paths.iter().filter(is_slept_on) {
-            knocks.push(Knock::surely_at(path)?);
+        for name in names.iter().filter(|name| *name == RECEIVER || name.starts_with(SENDER)) {
+            knocks.push(Knock::surely_at(&self.path.join(name))?);
         }
-        for path in &paths {
-            remove_file(path)?;
+        for name in &names {
+            remove_file(&self.path.join(name))?;
         }
         Ok(())
     }

@@ -134,8 +134,31 @@ impl<L: Line> Table<L> {
         Ok(self.read(0, lines)?.into_iter().flatten().collect())
     }
 
+    /// All lines, under the lock. What is damaged is freed, and the log is told.
+    pub fn all_mended(&self) -> Result<Vec<Entry<L>>, Error> {
+        let lines = usize::try_from(lines_of(self.segments)).unwrap_or(0);
+        let bytes = self.bytes(0, lines)?;
+        let mut all = Vec::new();
+        for (line, slot) in bytes.chunks(LINE).zip(0..) {
+            match parse(line, slot) {
+                Some(entry) => all.push(entry),
+                None if line.iter().all(|byte| matches!(byte, 0 | b' ' | b'\n')) => {}
+                None => {
+                    say!("uhst-relay: a member's line is damaged and counts as missing");
+                    self.free(slot)?;
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// The lines from a slot on, each as it is: a free one, or one that is damaged (which nobody can use), is `None`.
     fn read(&self, from: Slot, count: usize) -> Result<Vec<Option<Entry<L>>>, Error> {
+        let bytes = self.bytes(from, count)?;
+        Ok(bytes.chunks(LINE).zip(from..).map(|(line, slot)| parse(line, slot)).collect())
+    }
+
+    fn bytes(&self, from: Slot, count: usize) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; count * LINE];
         let mut got = 0;
         while got < bytes.len() {
@@ -146,7 +169,7 @@ impl<L: Line> Table<L> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(bytes.chunks(LINE).zip(from..).map(|(line, slot)| parse(line, slot)).collect())
+        Ok(bytes)
     }
 
     /// Adds a line, whose key no other has, and tells where.

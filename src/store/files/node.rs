@@ -398,10 +398,13 @@ impl Files {
         })
     }
 
-    /// Wakes whom it is for. Whoever cannot be woken looks by itself within seconds.
-    pub(super) fn knock(&self, knock: &Knock) {
+    /// Wakes whom it is for, and tells whether the node hears it. Whoever cannot be woken looks by itself within seconds.
+    pub(super) fn knock(&self, knock: &Knock) -> bool {
         match self.hall() {
-            Some(hall) if hall.id == knock.node => hall.ring(&knock.topic, knock.slot, knock.cause),
+            Some(hall) if hall.id == knock.node => {
+                hall.ring(&knock.topic, knock.slot, knock.cause);
+                true
+            }
             _ => call(&self.nodes().join(format!("{}{WAKE}", knock.node)), knock.message().as_bytes()),
         }
     }

@@ -31,37 +31,7 @@ pub(super) struct Record {
     has_met: bool,
 }
 
-/// Which way a pipe goes: the name of its folder.
-#[derive(Clone, Copy)]
-enum Direction {
-    ToHost,
-    ToGuest,
-}
-
-impl Direction {
-    const ALL: [Self; 2] = [Self::ToHost, Self::ToGuest];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::ToHost => "to-host",
-            Self::ToGuest => "to-guest",
-        }
-    }
-
-    fn to(party: Party) -> Self {
-        match party {
-            Party::Host => Self::ToHost,
-            Party::Guest => Self::ToGuest,
-        }
-    }
-
-    fn from(party: Party) -> Self {
-        match party {
-            Party::Host => Self::ToGuest,
-            Party::Guest => Self::ToHost,
-        }
-    }
-}
+const PARTIES: [Party; 2] = [Party::Host, Party::Guest];
 
 /// A session, locked.
 pub(super) struct LockedPipes {
@@ -76,15 +46,16 @@ impl LockedPipes {
         Ok(Self { folder, record })
     }
 
-    fn meeting(&self, direction: Direction) -> Meeting<'_> {
-        Meeting::new(&self.folder, direction.name())
+    /// Where the pipe to a party is.
+    fn pipe_to(&self, party: Party) -> Meeting<'_> {
+        Meeting::new(&self.folder, if party == Party::Host { "to-host" } else { "to-guest" })
     }
 
     /// Whether somebody receives or sends. Removes what killed processes have left behind.
     fn is_in_use(&self) -> Result<bool, Error> {
         let mut in_use = false;
-        for direction in Direction::ALL {
-            in_use |= self.meeting(direction).is_in_use()?;
+        for party in PARTIES {
+            in_use |= self.pipe_to(party).is_in_use()?;
         }
         Ok(in_use)
     }
@@ -122,8 +93,8 @@ impl LockedPipes {
     /// # Errors
     /// When something cannot be removed; a later sweep tries again.
     pub(super) fn remove(self) -> Result<(), Error> {
-        for direction in Direction::ALL {
-            self.meeting(direction).remove()?;
+        for party in PARTIES {
+            self.pipe_to(party).remove()?;
         }
         self.folder.remove()
     }
@@ -159,24 +130,18 @@ impl Files {
         if party == Some(Party::Host) { Ok(session) } else { Err(Denied::NotTheHost) }
     }
 
-    pub(in crate::store) fn make_pipes(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error> {
+    pub(crate) fn make_pipes(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error> {
         let session = NewSession { id: random()?, token: random()? };
         let Some(folder) = self.open_or_make(Kind::Pipes, &session.id, limits.sessions)? else { return Ok(None) };
         folder.write(&Record { token_hash: hash(&session.token), is_secure, guest: None, has_met: false })?;
         Ok(Some(session))
     }
 
-    pub(in crate::store) fn join_pipes(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<Party, Denied> {
+    pub(crate) fn join_pipes(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<Party, Denied> {
         self.enter(id, visitor, limits).map(|(_, party)| party)
     }
 
-    pub(in crate::store) fn permit_guest(
-        &self,
-        id: &str,
-        host: &Visitor,
-        guest: IpAddr,
-        limits: &Limits,
-    ) -> Result<(), Denied> {
+    pub(crate) fn permit_guest(&self, id: &str, host: &Visitor, guest: IpAddr, limits: &Limits) -> Result<(), Denied> {
         let session = self.enter_as_host(id, host, limits)?;
         let Some(record) = session.record.as_ref().filter(|record| record.is_secure) else {
             return Err(Denied::BasicSession);
@@ -184,48 +149,38 @@ impl Files {
         if record.guest.is_some_and(|before| before != guest) {
             // The one before may be waiting, or in the middle of something. Before the new one is named: where this fails, the
             // host tries again, and it is another one still.
-            session.meeting(Direction::to(Party::Guest)).send_receiver_away()?;
-            session.meeting(Direction::from(Party::Guest)).send_senders_away()?;
+            session.pipe_to(Party::Guest).send_receiver_away()?;
+            session.pipe_to(Party::Host).send_senders_away()?;
         }
         Ok(session.folder.write(&Record { guest: Some(guest), ..record.clone() })?)
     }
 
-    pub(in crate::store) fn remove_pipes(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied> {
+    pub(crate) fn remove_pipes(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied> {
         Ok(self.enter_as_host(id, host, limits)?.remove()?)
     }
 
-    pub(in crate::store) fn receive(
-        &self,
-        id: &str,
-        visitor: &Visitor,
-        limits: &Limits,
-    ) -> Result<WaitingReceiver, Denied> {
+    pub(crate) fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied> {
         let (session, party) = self.enter(id, visitor, limits)?;
         session.folder.touch()?;
-        let way = Way { files: self.clone(), id: id.to_owned(), direction: Direction::to(party) };
-        let receiver = session.meeting(way.direction).receive()?.ok_or(Denied::ReceiverThere)?;
+        let way = Way { files: self.clone(), id: id.to_owned(), to: party };
+        let receiver = session.pipe_to(way.to).receive()?.ok_or(Denied::ReceiverThere)?;
         Ok(WaitingReceiver { receiver, way })
     }
 
-    pub(in crate::store) fn wait_to_send(
-        &self,
-        id: &str,
-        visitor: &Visitor,
-        limits: &Limits,
-    ) -> Result<WaitingSender, Denied> {
+    pub(crate) fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied> {
         let (session, party) = self.enter(id, visitor, limits)?;
         session.folder.touch()?;
-        let way = Way { files: self.clone(), id: id.to_owned(), direction: Direction::from(party) };
-        let fifo = session.meeting(way.direction).wait_to_send(limits.senders)?.ok_or(Denied::TooManySenders)?;
+        let way = Way { files: self.clone(), id: id.to_owned(), to: party.other() };
+        let fifo = session.pipe_to(way.to).wait_to_send(limits.senders)?.ok_or(Denied::TooManySenders)?;
         Ok(WaitingSender { fifo, way })
     }
 }
 
-/// A direction in a session that is not locked.
+/// A pipe of a session that is not locked.
 struct Way {
     files: Files,
     id: String,
-    direction: Direction,
+    to: Party,
 }
 
 impl Way {
@@ -273,7 +228,7 @@ impl WaitingReceiver {
                 if self.receiver.is_removed()? {
                     return Err(Denied::NotTheGuest);
                 }
-                session.meeting(self.way.direction).receive_again(&mut self.receiver)?;
+                session.pipe_to(self.way.to).receive_again(&mut self.receiver)?;
                 Ok(None)
             }
         }
@@ -315,7 +270,7 @@ impl WaitingSender {
         if self.fifo.is_removed()? {
             return Err(Denied::NotTheGuest);
         }
-        let sender = session.meeting(self.way.direction).take_receiver()?;
+        let sender = session.pipe_to(self.way.to).take_receiver()?;
         if sender.is_some()
             && let Some(record) = session.record.take_if(|record| !record.has_met)
             // The two have each other, whatever becomes of this note.

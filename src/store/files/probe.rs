@@ -238,7 +238,7 @@ impl Files {
         let clocks_apart = now.duration_since(written).unwrap_or_else(|error| error.duration());
 
         let log = folder.beside(LOG);
-        Writer::open(&log)?.append(&Address::One(0), "message", MESSAGE)?;
+        Writer::open(&log)?.append(now_ms(), &Address::One(0), "message", MESSAGE)?;
         let mut got = Vec::new();
         Reader::open(&log, 0)?.read(|_| true, |record| got.push(record.data.to_owned()))?;
         let keeps = got == [MESSAGE] && folder.read()?.as_deref() == Some(PROBE);

@@ -12,11 +12,10 @@
 //! that is under way. The lock is for making the folders and for removing them.
 
 use super::ends::{Incoming, Names, RECEIPT_SIZE, Receiver};
-use super::far_ends::remove_listeners;
 use super::folder::Folder;
 use super::shelf::Kind;
-use super::wake::{Knock, is_heard};
-use super::{Error, Files, identity_at, make_dir, remove_file};
+use super::wake::{Knock, call, call_and_remove, is_heard};
+use super::{Error, Files, identity_at, make_dir, names, remove_file};
 use crate::ptth::ServerName;
 use crate::store::requests::{MOST_CLAIMS, Patience, Progress, PtthServers, RequestId};
 use rustix::event::PollFd;
@@ -35,6 +34,9 @@ const CLIENTS: &str = "clients";
 const ANSWERS: &str = "answers";
 const FOLDERS: [&str; 4] = [WAITING, GIVEN, CLIENTS, ANSWERS];
 
+/// Said to the far ends of a server that is removed. No id looks like that.
+pub(super) const REMOVED: [u8; RequestId::LENGTH] = [b'!'; RequestId::LENGTH];
+
 /// What `session.json` says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -43,7 +45,7 @@ pub(super) struct Record {
 
 /// The requests of one server.
 #[derive(Clone)]
-pub(in crate::store) struct Requests {
+pub(crate) struct Requests {
     files: Files,
     server: ServerName,
     path: PathBuf,
@@ -51,7 +53,7 @@ pub(in crate::store) struct Requests {
 
 impl Files {
     /// The requests of a server, which is registered: so there is a limit to them.
-    pub(in crate::store) fn requests(&self, server: &ServerName) -> Requests {
+    pub(crate) fn requests(&self, server: &ServerName) -> Requests {
         let path = self.folder(Kind::Ptth, server.as_str());
         Requests { files: self.clone(), server: server.clone(), path }
     }
@@ -93,17 +95,8 @@ impl Requests {
         make()
     }
 
-    pub(in crate::store) fn ask(
-        &self,
-        id: &RequestId,
-        request: &[u8],
-        most: u64,
-    ) -> Result<Option<PendingRequest>, Error> {
-        self.ask_after(0, id, request, most)
-    }
-
     /// Asks, after the request has been claimed so often under other ids.
-    fn ask_after(
+    pub(crate) fn ask(
         &self,
         claims: u8,
         id: &RequestId,
@@ -128,6 +121,26 @@ impl Requests {
         })?;
         self.ring(id);
         Ok(Some(pending))
+    }
+
+    /// Tells a far end, if one is there, that a request waits.
+    pub(super) fn ring(&self, id: &RequestId) {
+        call(&self.path(LISTENERS), id.as_str().as_bytes());
+    }
+
+    pub(crate) fn give_back(&self, id: &RequestId) -> Result<(), Error> {
+        let given = self.path(GIVEN).join(id.as_str());
+        let move_back = || -> io::Result<()> {
+            if claims(&File::open(&given)?)? < MOST_CLAIMS {
+                std::fs::rename(&given, self.path(WAITING).join(id.as_str()))?;
+                self.ring(id);
+            }
+            Ok(())
+        };
+        match move_back() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     fn count(&self) -> Result<u64, Error> {
@@ -239,7 +252,7 @@ impl PendingRequest {
     /// # Errors
     /// As for [asking](crate::store::Store::ask).
     pub fn ask_again(&self, id: &RequestId, request: &[u8], most: u64) -> Result<Option<Self>, Error> {
-        self.requests.ask_after(claims(&self.file.file)?, id, request, most)
+        self.requests.ask(claims(&self.file.file)?, id, request, most)
     }
 
     /// To be called once the answer has begun: the way to its bytes.
@@ -325,7 +338,7 @@ impl LockedRequests {
                 _ => {}
             }
         }
-        remove_listeners(path)?;
+        call_and_remove(&path.join(LISTENERS), &REMOVED)?;
         self.folder.remove()
     }
 }
@@ -341,7 +354,7 @@ pub(super) fn claims_at() -> u64 {
 }
 
 /// How often it has been claimed.
-pub(super) fn claims(file: &File) -> io::Result<u8> {
+fn claims(file: &File) -> io::Result<u8> {
     let mut claims = [0];
     file.read_exact_at(&mut claims, claims_at())?;
     Ok(claims[0])
@@ -358,20 +371,6 @@ fn tidy(requests: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// What stands in a folder; nothing where there is none.
-pub(super) fn names(folder: &Path) -> Result<Vec<String>, Error> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    // Names are ours; what is not UTF-8 is not.
-    let mut names = Vec::new();
-    for entry in entries {
-        names.extend(entry?.file_name().into_string().ok());
-    }
-    Ok(names)
 }
 
 #[cfg(test)]
@@ -397,7 +396,7 @@ mod tests {
         }
 
         fn ask(&self, most: u64) -> Result<Option<PendingRequest>, Error> {
-            self.requests.ask(&RequestId::fresh().unwrap(), b"request", most)
+            self.requests.ask(0, &RequestId::fresh().unwrap(), b"request", most)
         }
 
         fn is_empty(&self) -> bool {

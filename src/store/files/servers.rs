@@ -39,7 +39,7 @@ impl Version {
 
 impl Files {
     /// The registered servers; none where there is no file.
-    pub(in crate::store) fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error> {
+    pub(crate) fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error> {
         /// The last one that was read: three requests need it for each that passes through.
         static LAST: Mutex<Option<(PathBuf, Version, Arc<PtthServers>)>> = Mutex::new(None);
         let path = self.root.join(FILE);
@@ -69,7 +69,7 @@ impl Files {
         }
     }
 
-    pub(in crate::store) fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error> {
+    pub(crate) fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error> {
         self.change_ptth_servers(|servers| {
             let is_new = !servers.contains_key(name);
             if is_new {
@@ -79,7 +79,7 @@ impl Files {
         })
     }
 
-    pub(in crate::store) fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error> {
+    pub(crate) fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error> {
         self.change_ptth_servers(|servers| servers.remove(name).is_some())
     }
 

@@ -48,13 +48,14 @@ impl Topic {
         Ok(Writer::open(&self.log)?.end())
     }
 
-    /// Appends a record, and tells its id. `floor` is asked, seldom, up to which id all members have been given the log.
+    /// Appends a record of this time (ms since 1970), and tells its id. `floor` is asked, seldom, up to which id all members have been given the log.
     ///
     /// # Errors
     /// [`Error::TopicFull`] where the log holds its most; [`Error::DiskFull`] and others when it could not be stored. The log
     /// is then as it was.
     pub fn append(
         &self,
+        time: u64,
         to: &Address,
         event: &str,
         data: &str,
@@ -71,7 +72,7 @@ impl Topic {
         } else if after / WORTH_TRIMMING > log.size() / WORTH_TRIMMING {
             log = self.trim_log(log, WORTH_TRIMMING, floor()?)?.0;
         }
-        log.append(to, event, data)
+        log.append(time, to, event, data)
     }
 
     /// Drops what may go, if that is not less than what would have to be copied.
@@ -209,5 +210,9 @@ pub(super) fn is_for(to: &Address, slot: Slot, generations: &RangeInclusive<u32>
 
 /// What was written before this time (ms since 1970) is dead.
 pub(super) fn oldest(lifetime: Duration) -> u64 {
-    now_ms().saturating_sub(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX))
+    now_ms().saturating_sub(milliseconds(lifetime))
+}
+
+pub(super) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

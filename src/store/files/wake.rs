@@ -81,9 +81,12 @@ pub(super) fn call_and_remove(fifo: &Path, message: &[u8]) -> Result<(), Error> 
     Ok(())
 }
 
-/// Writes a whole message into a FIFO, if somebody has it open and there is room.
-pub(super) fn call(fifo: &Path, message: &[u8]) {
-    write_to(open_to_knock(fifo).ok().flatten(), message);
+/// Writes a whole message into a FIFO, if somebody has it open and there is room. Whether somebody has.
+pub(super) fn call(fifo: &Path, message: &[u8]) -> bool {
+    let opened = open_to_knock(fifo).ok().flatten();
+    let is_heard = opened.is_some();
+    write_to(opened, message);
+    is_heard
 }
 
 fn write_to(opened: Option<OwnedFd>, message: &[u8]) {

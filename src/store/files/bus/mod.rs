@@ -14,7 +14,7 @@ use super::members::{Line, Table};
 use super::node::{Cause, Knock};
 use super::topic::{Keep, Topic, oldest};
 use super::{Error, Files, Kind, remove_file};
-use crate::clock::is_recent;
+use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::store::UNUSED_TIME;
 use crate::store::buses::{BusName, Proof, Refused, User};
@@ -222,16 +222,19 @@ impl<'a> Bus<'a> {
             self.record.was_posted_to = true;
             self.folder.write(&self.record)?;
         }
-        let id = self.topic().append(&ALL, &user.0.to_string(), data, || Ok(0))?;
+        let id = self.topic().append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
         let members = Table::<Waiting>::open(&self.folder.beside(MEMBERS))?;
         let topic = self.folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        let files = self.files;
+        let (files, path) = (self.files, self.folder.path().to_owned());
         drop(self);
         // Whoever cannot be woken looks by itself within seconds.
         let waiting = members.map(|members| members.all()).transpose()?.unwrap_or_default();
         let nodes: BTreeSet<String> = waiting.into_iter().map(|entry| entry.line.node).collect();
-        for node in nodes {
-            files.knock(&Knock { node, topic: topic.clone(), slot: None, cause: Cause::News });
+        let knock = |node| files.knock(&Knock { node, topic: topic.clone(), slot: None, cause: Cause::News });
+        let are_all_there = nodes.into_iter().map(knock).fold(true, |all, is_heard| all && is_heard);
+        if !are_all_there && let Some(folder) = Folder::<BusRecord>::try_open(&path, Kind::Buses.shape())? {
+            // Of those that were killed nothing is left.
+            files.waiting_at(folder.path())?;
         }
         Ok(id)
     }

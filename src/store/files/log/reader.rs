@@ -121,7 +121,7 @@ impl Reader {
     /// Up to where the log may be [compacted](Writer::compact): what lies before the position and was written before
     /// `oldest` (ms since 1970), or more than `most` bytes before the position. The beginning, if that is nothing.
     ///
-    /// It is found by halving, not by reading all of it, and may be up to [`GRAIN`] too little.
+    /// It is found by halving, and then by reading a little.
     pub fn dead_up_to(&mut self, oldest: u64, most: u64) -> io::Result<u64> {
         let file = self.file()?;
         let end = self.position.max(self.base);
@@ -137,6 +137,18 @@ impl Reader {
                 Some(id) if id < alive && self.time_after(&file, id)? < oldest => dead = id,
                 _ => alive = middle,
             }
+        }
+        // What is left is little enough to be read.
+        let mut rest = Self { path: self.path.clone(), base: self.base, position: dead, has_lost: false };
+        let (bytes, _) = rest.whole_lines(&file, &mut |_| true)?;
+        let mut id = dead;
+        for line in bytes.get(1..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+            id += line.len() as u64;
+            let is_older = line.split(|byte| *byte == b' ').nth(1).and_then(digits).unwrap_or(0) < oldest;
+            if !is_older || id > end {
+                break;
+            }
+            dead = id;
         }
         Ok(dead)
     }

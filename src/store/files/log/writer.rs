@@ -2,7 +2,6 @@
 
 use super::super::{Error, remove_file};
 use super::{Address, HEADER_LEN, HEADER_SIZE, LENGTH_SIZE, header, new_base, parse_header};
-use crate::clock::now_ms;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -116,10 +115,10 @@ impl Writer {
         self.size
     }
 
-    /// Appends a record, and gives it its id.
-    pub fn append(&mut self, to: &Address, event: &str, data: &str) -> Result<u64, Error> {
+    /// Appends a record of this time (ms since 1970), and gives it its id.
+    pub fn append(&mut self, time: u64, to: &Address, event: &str, data: &str) -> Result<u64, Error> {
         debug_assert!(!event.contains([' ', '\n', '\r']) && !data.contains(['\n', '\r', '\0']));
-        let head = format!(" {} {to} {event} ", now_ms());
+        let head = format!(" {time} {to} {event} ");
         let length = LENGTH_SIZE + head.len() + data.len() + 1;
         let length = format!("{length:0LENGTH_SIZE$}");
         self.write_whole(&[length.as_bytes(), head.as_bytes(), data.as_bytes(), b"\n"])?;

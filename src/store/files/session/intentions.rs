@@ -3,14 +3,18 @@
 use super::super::log::Address;
 use super::super::topic::MESSAGE;
 use super::super::{Error, Files};
-use super::{Presence, Session, SessionRecord, client_key, host_key};
-use crate::clock::{has_passed, is_recent};
+use super::{Entry, Member, Presence, Session, SessionRecord, client_key, host_key};
+use crate::clock::is_recent;
 use crate::store::sessions::{Claim, Party, Policy, Refused};
 use crate::token::{ClientId, HostId};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A host that was registered less than this ago and has not opened its stream yet still may; nobody else gets its id.
 pub(super) const OPENING_TIME: Duration = Duration::from_secs(10);
+
+/// That many earlier registrations of a host may have something left at a time.
+const MOST_FORMER: usize = 16;
 
 impl Files {
     pub(in crate::store) fn register(
@@ -26,10 +30,12 @@ impl Files {
         if is_new {
             return Ok(());
         }
+        session.is_look = true;
         if claim == Claim::Drawn || session.is_taken()? {
             return Err(Refused::Taken);
         }
-        Ok(session.begin_anew(registration)?)
+        session.is_look = false;
+        session.begin_anew(registration)
     }
 
     pub(in crate::store) fn join(
@@ -93,6 +99,7 @@ impl Files {
         policy: &Policy<'_>,
     ) -> Result<(), Refused> {
         let Some(mut session) = self.session(&who.host, policy)? else { return missing(who) };
+        session.is_look = true;
         session.listening_member(who, resume).map(drop)
     }
 }
@@ -113,7 +120,7 @@ impl Session<'_> {
         let is_taken = match self.host_presence()? {
             Presence::Listening => true,
             Presence::Waiting => is_recent(self.folder()?.touched()?, OPENING_TIME),
-            Presence::Ended { at, told } => !told && !has_passed(at, self.policy.settings.grace),
+            Presence::Ended { at, told } => !told && !self.has_passed(at, self.policy.settings.grace),
         };
         if is_taken || self.record.registration.is_some() {
             return Ok(is_taken);
@@ -125,16 +132,49 @@ impl Session<'_> {
     }
 
     /// Registers the host anew. Clients of the earlier registration may be listening still; theirs is over.
-    fn begin_anew(&mut self, registration: &str) -> Result<(), Error> {
+    fn begin_anew(&mut self, registration: &str) -> Result<(), Refused> {
         if !matches!(self.host_presence()?, Presence::Ended { told: true, .. }) {
             self.tell_clients()?;
+        }
+        if !self.tidy_former()? {
+            return Err(Refused::MessagesWait);
         }
         self.record = SessionRecord {
             registration: Some(registration.to_owned()),
             generation: self.record.generation + 1,
             ..self.record.clone()
         };
-        self.folder()?.write(&self.record)
+        Ok(self.folder()?.write(&self.record)?)
+    }
+
+    /// Forgets those of earlier registrations to which nothing is promised; where many registrations have something left, also
+    /// those that were given all of it. Whether there is room for one more.
+    fn tidy_former(&mut self) -> Result<bool, Error> {
+        let count = |all: &[Entry<Member>]| {
+            all.iter().map(|entry| entry.line.generations.0).collect::<BTreeSet<_>>().len()
+        };
+        let mut former = self.all()?;
+        for is_given_enough in [false, true] {
+            if count(&former) < MOST_FORMER {
+                break;
+            }
+            let mut kept = Vec::new();
+            for entry in former {
+                let topic = self.topic(entry.line.is_host());
+                let is_kept = if is_given_enough {
+                    topic.has_message(entry.position(), entry.wants())?
+                } else {
+                    self.is_promised(&entry)?
+                };
+                if is_kept {
+                    kept.push(entry);
+                } else {
+                    self.table()?.free(entry.slot)?;
+                }
+            }
+            former = kept;
+        }
+        Ok(count(&former) < MOST_FORMER)
     }
 
     fn say_to_all(&mut self, data: &str) -> Result<Vec<(ClientId, bool)>, Refused> {
@@ -166,7 +206,7 @@ impl Session<'_> {
         // What nobody gets needs no room.
         let data = if except.len() == answer.len() { "" } else { data };
         let to = Address::All { generation: self.record.generation, except };
-        topic.append(&to, MESSAGE, data, || self.floor(false))?;
+        topic.append(self.now, &to, MESSAGE, data, || self.floor(false))?;
         self.knock_all(recipients.iter());
         Ok(answer)
     }
@@ -197,7 +237,7 @@ impl Session<'_> {
     }
 
     /// Whether a member that listens now finds something waiting.
-    fn has_waiting(&self, member: &super::Entry<super::Member>, resume: Option<u64>) -> Result<bool, Error> {
+    fn has_waiting(&self, member: &Entry<Member>, resume: Option<u64>) -> Result<bool, Error> {
         let topic = self.topic(member.line.is_host());
         let from = match resume {
             Some(id) => id.max(member.line.from),

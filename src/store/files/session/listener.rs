@@ -3,11 +3,11 @@
 use super::super::log::{Address, Reader};
 use super::super::members::{Entry, Progress, Slot, Table};
 use super::super::node::{Cause, Wakeup};
-use super::super::topic::{is_for, oldest};
+use super::super::topic::{MESSAGE, is_for, milliseconds, oldest};
 use super::super::{Error, Files, identity, identity_at};
 use super::intentions::missing;
 use super::{Member, Place, Presence, Session, SessionRecord, host_key, presence};
-use crate::clock::has_passed;
+use crate::clock::{has_passed_by, now_ms};
 use crate::store::sessions::{Event, Party, Policy, Refused, Standing};
 use rustix::fd::BorrowedFd;
 use std::fs::File;
@@ -31,6 +31,9 @@ pub struct Listener {
     is_pending: bool,
     /// Up to which id there were records when it began, and how old (in ms since 1970) those may be.
     backlog: (u64, u64),
+    /// Broadcasts of that time or later, of those that were there when it began, were not for it: it had gone, and has not
+    /// asked for what it has missed.
+    gone_since: u64,
     /// Whether the recipient came with an id: then it is told what it has missed.
     has_resumed: bool,
     loss: Loss,
@@ -104,6 +107,11 @@ impl Session<'_> {
             }
         }
         log.skip_to(member.line.from.min(end));
+        // Whoever comes back without an id has not been there for broadcasts since then.
+        let gone_since = match (resume, member.line.ended) {
+            (None, Some(at)) => at.saturating_add(milliseconds(self.policy.settings.grace)),
+            _ => u64::MAX,
+        };
         let wakeup = files.wakeup(&self.place.name())?;
         self.knock(&member, Cause::Takeover);
         member.line.stream += 1;
@@ -130,6 +138,7 @@ impl Session<'_> {
             is_pending: false,
             log,
             backlog: (end, oldest(self.policy.settings.message_lifetime)),
+            gone_since,
             has_resumed: resume.is_some_and(|id| id > 0),
             loss,
             lost_event: (words.event, words.of(words.messages_lost, id)),
@@ -161,7 +170,7 @@ impl Listener {
     }
 
     pub(in crate::store) fn next(&mut self, mut take: impl FnMut(Event<'_>)) -> Result<bool, Error> {
-        let Self { log, loss, slot, generations, backlog, has_resumed, lost_event, is_pending, .. } = self;
+        let Self { log, loss, slot, generations, backlog, has_resumed, lost_event, is_pending, gone_since, .. } = self;
         let mut take = |event: Event<'_>| {
             *is_pending = true;
             take(event);
@@ -180,6 +189,10 @@ impl Listener {
         self.may_have_more = log.read(
             |to| is_for(to, slot, generations),
             |record| {
+                let is_broadcast = matches!(&record.to, Address::All { .. }) && record.event == MESSAGE;
+                if is_broadcast && record.id <= backlog_end && record.time >= *gone_since {
+                    return;
+                }
                 if matches!(&record.to, Address::All { except, .. } if except.contains(&slot)) {
                     loss.notice();
                     tell(loss, record.id, &mut take);
@@ -268,10 +281,10 @@ impl Listener {
     /// Whether a peer's stream has ended more than the grace ago, or without a word, and this one does not know. A look
     /// without the lock, which holds nobody up.
     fn has_news(&self, record: Option<&SessionRecord>, policy: &Policy<'_>) -> Result<bool, Error> {
-        let mut alive = self.files.alive();
+        let (mut alive, now) = (self.files.alive(), now_ms());
         let mut is_news = |line: &Member| {
-            let presence = presence(line, &mut alive)?;
-            Ok(matches!(presence, Presence::Ended { at, told: false } if has_passed(at, policy.settings.grace)))
+            let presence = presence(line, &mut alive, now)?;
+            Ok(matches!(presence, Presence::Ended { at, told: false } if has_passed_by(now, at, policy.settings.grace)))
         };
         let Some(record) = record else { return Ok(false) };
         if self.who.client.is_some() {
@@ -334,7 +347,7 @@ impl Listener {
         if member.line.stream != self.stream || member.slot != self.slot {
             return Ok(());
         }
-        member.line.ended = Some(crate::clock::now_ms());
+        member.line.ended = Some(session.now);
         session.update(&member)?;
         match &self.who.client {
             None => session.tell_of_host(),

@@ -17,7 +17,7 @@ use super::members::{Entry, Line, Progress, Table};
 use super::node::{Alive, Cause, Knock};
 use super::topic::{Keep, Topic, is_for};
 use super::{Error, Files, Kind, hash_name};
-use crate::clock::{has_passed, is_recent, now_ms};
+use crate::clock::{has_passed_by, is_recent, now_ms};
 use crate::store::sessions::{Party, Policy, Refused};
 use crate::store::{Full, UNUSED_TIME};
 use crate::token::{ClientId, HostId};
@@ -124,13 +124,13 @@ enum Presence {
     },
 }
 
-fn presence(line: &Member, alive: &mut Alive<'_>) -> Result<Presence, Error> {
+fn presence(line: &Member, alive: &mut Alive<'_>, now: u64) -> Result<Presence, Error> {
     let told = line.told;
     Ok(match line.ended {
         Some(at) => Presence::Ended { at, told },
         None if line.stream == 0 => Presence::Waiting,
         None if alive.is(&line.node)? => Presence::Listening,
-        None => Presence::Ended { at: now_ms(), told },
+        None => Presence::Ended { at: now, told },
     })
 }
 
@@ -174,6 +174,10 @@ struct Session<'a> {
     table: Option<Table<Member>>,
     alive: Alive<'a>,
     knocks: Vec<Knock>,
+    /// When it was locked (ms since 1970): all that happens under one lock happens at one time.
+    now: u64,
+    /// Whether this is a look, which changes nothing.
+    is_look: bool,
 }
 
 impl Drop for Session<'_> {
@@ -235,7 +239,7 @@ impl<'a> Session<'a> {
         let place = Place { record: folder.path().to_owned() };
         let table = Table::open(&place.table())?;
         let alive = files.alive();
-        Ok(Self { files, policy, folder: Some(folder), place, record, table, alive, knocks: Vec::new() })
+        Ok(Self { files, policy, folder: Some(folder), place, record, table, alive, knocks: Vec::new(), now: now_ms(), is_look: false })
     }
 
     fn folder(&self) -> Result<&Folder<SessionRecord>, Error> {
@@ -263,9 +267,10 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// All members. A line that is damaged is nobody's, and freed: its member, if it listens, takes another.
     fn all(&self) -> Result<Vec<Entry<Member>>, Error> {
         match &self.table {
-            Some(table) => table.all(),
+            Some(table) => table.all_mended(),
             None => Ok(Vec::new()),
         }
     }
@@ -294,7 +299,7 @@ impl<'a> Session<'a> {
             stream: 0,
             begin: from,
             node: String::new(),
-            used: now_ms(),
+            used: self.now,
             ended: None,
             told: false,
         };
@@ -319,9 +324,10 @@ impl<'a> Session<'a> {
 
     /// Whether a member is there; the end of a killed stream is noted.
     fn presence(&mut self, entry: &mut Entry<Member>) -> Result<Presence, Error> {
-        let presence = presence(&entry.line, &mut self.alive)?;
+        let presence = presence(&entry.line, &mut self.alive, self.now)?;
         if let Presence::Ended { at, .. } = presence
             && entry.line.ended.is_none()
+            && !self.is_look
         {
             entry.line.ended = Some(at);
             self.update(entry)?;
@@ -347,15 +353,19 @@ impl<'a> Session<'a> {
     /// Whether messages are taken for a client.
     fn client_is_present(&mut self, client: &mut Entry<Member>) -> Result<bool, Error> {
         Ok(match self.presence(client)? {
-            Presence::Waiting => !has_passed(client.line.used, self.policy.settings.session_lifetime),
+            Presence::Waiting => !self.has_passed(client.line.used, self.policy.settings.session_lifetime),
             other => self.is_there(other),
         })
+    }
+
+    fn has_passed(&self, at: u64, duration: Duration) -> bool {
+        has_passed_by(self.now, at, duration)
     }
 
     fn is_there(&self, presence: Presence) -> bool {
         match presence {
             Presence::Waiting | Presence::Listening => true,
-            Presence::Ended { at, told } => !told && !has_passed(at, self.policy.settings.grace),
+            Presence::Ended { at, told } => !told && !self.has_passed(at, self.policy.settings.grace),
         }
     }
 
@@ -365,14 +375,14 @@ impl<'a> Session<'a> {
         let lifetime = self.policy.settings.session_lifetime;
         match self.presence(entry)? {
             Presence::Listening => return Ok(false),
-            Presence::Ended { at, .. } if !has_passed(at, lifetime) => return Ok(false),
+            Presence::Ended { at, .. } if !self.has_passed(at, lifetime) => return Ok(false),
             Presence::Ended { .. } | Presence::Waiting => {}
         }
         let is_current_host = entry.line.is_host() && self.is_current(entry);
         let is_used = if is_current_host {
             is_recent(self.folder()?.touched()?, lifetime)
         } else {
-            !has_passed(entry.line.used, lifetime)
+            !self.has_passed(entry.line.used, lifetime)
         };
         Ok(!is_used && !self.is_promised(entry)?)
     }
@@ -380,9 +390,9 @@ impl<'a> Session<'a> {
     /// Whether there is a message that was promised to a member, also where a stream was given it and may have lost it.
     fn is_promised(&self, entry: &Entry<Member>) -> Result<bool, Error> {
         let settings = self.policy.settings;
-        // Nothing is promised to one that has been gone for longer than the grace, though broadcasts may pass it.
-        let is_past = |at| has_passed(at, settings.grace.saturating_add(settings.message_lifetime));
-        if entry.line.ended.is_some_and(is_past) {
+        // Nothing is promised to a client that has been gone for longer than the grace, though broadcasts may pass it.
+        let is_past = |at| self.has_passed(at, settings.grace.saturating_add(settings.message_lifetime));
+        if !entry.line.is_host() && entry.line.ended.is_some_and(is_past) {
             return Ok(false);
         }
         self.topic(entry.line.is_host()).has_message(entry.line.from, entry.wants())
@@ -397,12 +407,12 @@ impl<'a> Session<'a> {
 
     fn touch_host(&self) -> Result<(), Error> {
         let folder = self.folder()?;
-        if is_recent(folder.touched()?, self.touch_after()) { Ok(()) } else { folder.touch() }
+        if self.is_look || is_recent(folder.touched()?, self.touch_after()) { Ok(()) } else { folder.touch() }
     }
 
     fn touch_client(&mut self, client: &mut Entry<Member>) -> Result<(), Error> {
-        if has_passed(client.line.used, self.touch_after()) {
-            client.line.used = now_ms();
+        if !self.is_look && self.has_passed(client.line.used, self.touch_after()) {
+            client.line.used = self.now;
             self.update(client)?;
         }
         Ok(())
@@ -457,7 +467,7 @@ impl<'a> Session<'a> {
                     continue;
                 }
                 present += 1;
-                let is_unused = client.line.stream == 0 && has_passed(client.line.used, UNUSED_TIME);
+                let is_unused = client.line.stream == 0 && self.has_passed(client.line.used, UNUSED_TIME);
                 if is_unused
                     && oldest.as_ref().is_none_or(|oldest| client.line.used < oldest.line.used)
                     && !self.is_promised(&client)?
@@ -485,7 +495,7 @@ impl<'a> Session<'a> {
         if waiting > 0 && waiting.saturating_add(data.len() as u64) > limit {
             return Err(Error::QueueFull(Full { limit }));
         }
-        topic.append(&Address::One(entry.slot), event, data, || self.floor(entry.line.is_host()))?;
+        topic.append(self.now, &Address::One(entry.slot), event, data, || self.floor(entry.line.is_host()))?;
         self.knock(entry, Cause::News);
         Ok(())
     }
@@ -517,7 +527,7 @@ impl<'a> Session<'a> {
     /// Whether the end of a stream is to be told: its grace is over.
     fn is_news(&mut self, entry: &mut Entry<Member>) -> Result<bool, Error> {
         let grace = self.policy.settings.grace;
-        Ok(matches!(self.presence(entry)?, Presence::Ended { at, told: false } if has_passed(at, grace)))
+        Ok(matches!(self.presence(entry)?, Presence::Ended { at, told: false } if self.has_passed(at, grace)))
     }
 
     /// Tells the clients if the host has gone.
@@ -532,7 +542,7 @@ impl<'a> Session<'a> {
         if !clients.is_empty() {
             let event = self.policy.words.of(self.policy.words.host_closed, &self.record.host_id);
             let to = Address::All { generation: self.record.generation, except: Vec::new() };
-            self.topic(false).append(&to, self.policy.words.event, &event, || self.floor(false))?;
+            self.topic(false).append(self.now, &to, self.policy.words.event, &event, || self.floor(false))?;
             self.knock_all(clients.iter());
         }
         let mut host = self.host_or_new()?;
