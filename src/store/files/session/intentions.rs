@@ -150,9 +150,8 @@ impl Session<'_> {
     /// Forgets those of earlier registrations to which nothing is promised; where many registrations have something left, also
     /// those that were given all of it. Whether there is room for one more.
     fn tidy_former(&mut self) -> Result<bool, Error> {
-        let count = |all: &[Entry<Member>]| {
-            all.iter().map(|entry| entry.line.generations.0).collect::<BTreeSet<_>>().len()
-        };
+        let count =
+            |all: &[Entry<Member>]| all.iter().map(|entry| entry.line.generations.0).collect::<BTreeSet<_>>().len();
         let mut former = self.all()?;
         for is_given_enough in [false, true] {
             if count(&former) < MOST_FORMER {

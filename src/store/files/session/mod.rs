@@ -239,7 +239,18 @@ impl<'a> Session<'a> {
         let place = Place { record: folder.path().to_owned() };
         let table = Table::open(&place.table())?;
         let alive = files.alive();
-        Ok(Self { files, policy, folder: Some(folder), place, record, table, alive, knocks: Vec::new(), now: now_ms(), is_look: false })
+        Ok(Self {
+            files,
+            policy,
+            folder: Some(folder),
+            place,
+            record,
+            table,
+            alive,
+            knocks: Vec::new(),
+            now: now_ms(),
+            is_look: false,
+        })
     }
 
     fn folder(&self) -> Result<&Folder<SessionRecord>, Error> {
