@@ -125,6 +125,7 @@ fn what_waits_outlives_that_the_host_is_registered_anew() {
     age_logs(&relay.data(), LONG_AGO);
     relay.sweep();
     relay.get(&format!("token={client}&lastEventId=0")).expect_error(401);
+    stream.hang_up();
     sweep_after_the_session_lifetime(&mut relay);
     let former = token::payload(&client)["clientId"].as_str().unwrap().to_owned();
     assert!(!has_member(&relay.sessions()[0], &former), "nothing is left of those of an earlier registration");
