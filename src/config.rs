@@ -37,6 +37,8 @@ pub struct Settings {
     pub max_queue: u64,
     /// `RELAY_MAX_TOPIC`: how many bytes of what a host has sent to its clients may be alive.
     pub max_topic: u64,
+    /// `RELAY_MAX_DATA`: how many bytes all logs together may take, counted in pieces of 64 KiB.
+    pub max_data: u64,
     /// `RELAY_MAX_CLIENTS`: how many clients one host may have.
     pub max_clients: u64,
     /// `RELAY_MAX_HOSTS`: how many hosts may be registered.
@@ -114,6 +116,7 @@ impl Default for Settings {
             max_body: 1 << 20,
             max_queue: 8 << 20,
             max_topic: 64 << 20,
+            max_data: 1 << 30,
             max_clients: 1_000,
             max_hosts: 10_000,
             bus_message: 10_240,
@@ -184,6 +187,7 @@ impl Settings {
             max_body: whole(&get, "RELAY_MAX_BODY", default.max_body)?,
             max_queue: whole(&get, "RELAY_MAX_QUEUE", default.max_queue)?,
             max_topic: whole(&get, "RELAY_MAX_TOPIC", default.max_topic)?,
+            max_data: whole(&get, "RELAY_MAX_DATA", default.max_data)?,
             max_clients: whole(&get, "RELAY_MAX_CLIENTS", default.max_clients)?,
             max_hosts: whole(&get, "RELAY_MAX_HOSTS", default.max_hosts)?,
             bus_message: whole(&get, "RELAY_BUS_MESSAGE", default.bus_message)?,

@@ -266,12 +266,17 @@ fn unusable(error: &Error, obstacle: Option<&Obstacle>) -> Check {
             "The relay, or the machine, has too many files open.",
             "Allow the relay's user more of them: `ulimit -n`, or `LimitNOFILE` where systemd starts it.",
         ),
+        Error::OtherVersion => Check::problem(
+            NAME,
+            "It was made by another version of the relay.",
+            "Remove what is in it, but for `secret`, `settings.conf` and `ptth.json`: nothing else in it lives longer than a day.",
+        ),
         Error::Busy => Check::note(
             NAME,
             "Another process is looking at it at this moment.",
             "Look again. If it stays like this, find a process of the relay that is stopped, and end it.",
         ),
-        Error::Io(_) | Error::QueueFull(_) | Error::TopicFull(_) => {
+        Error::Io(_) | Error::QueueFull(_) | Error::TopicFull(_) | Error::DataFull(_) => {
             Check::problem(NAME, "It failed while it was tried out.", "The web server's error log has the cause.")
         }
     }

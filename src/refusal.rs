@@ -74,10 +74,10 @@ fn retry_after(status: Status) -> Option<&'static str> {
 /// The status of a failure of the store, as every protocol gives it.
 pub(crate) fn status_of(error: &store::Error) -> Status {
     match error {
-        store::Error::DiskFull(_) => Status::InsufficientStorage,
+        store::Error::DiskFull(_) | store::Error::DataFull(_) => Status::InsufficientStorage,
         store::Error::QueueFull(_) | store::Error::TopicFull(_) => Status::TooManyRequests,
         store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
-        store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret | store::Error::BadRegistry(_) => {
+        store::Error::OtherVersion | store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret | store::Error::BadRegistry(_) => {
             Status::InternalServerError
         }
     }

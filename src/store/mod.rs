@@ -28,6 +28,10 @@ pub enum Error {
     QueueFull(Full),
     /// A log holds as much as it may.
     TopicFull(Full),
+    /// All logs together hold as much as they may.
+    DataFull(Full),
+    /// The data folder was made by another version of the relay.
+    OtherVersion,
     /// Somebody has held a lock for much too long.
     Busy,
     /// The process, or the machine, has too many files open.
@@ -61,6 +65,13 @@ impl fmt::Display for Error {
             Self::TopicFull(Full { limit }) => {
                 write!(f, "The log holds its {limit} bytes (RELAY_MAX_TOPIC): wait until older messages are gone.")
             }
+            Self::DataFull(Full { limit }) => write!(
+                f,
+                "The relay's data folder is full: it holds its {limit} bytes (RELAY_MAX_DATA). Try again once older messages are gone."
+            ),
+            Self::OtherVersion => f.write_str(
+                "The relay's data folder was made by another version of the relay: remove what is in it, but for secret, settings.conf and ptth.json. Nothing else in it lives longer than a day.",
+            ),
             Self::NoDescriptors(_) => f.write_str("The relay has too many files open: try again later."),
             Self::Busy => f.write_str("Another process of the relay does not let go of a lock: try again later."),
             Self::Unusable(cause) => write!(
@@ -114,12 +125,12 @@ impl Error {
     /// Tells the operator, on stderr, which web servers write to their error log.
     pub fn log(&self) {
         match self {
-            Self::QueueFull(_) | Self::TopicFull(_) => {}
+            Self::QueueFull(_) | Self::TopicFull(_) | Self::DataFull(_) => {}
             Self::DiskFull(cause) | Self::NoDescriptors(cause) | Self::Unusable(cause) | Self::Io(cause) => {
                 say!("uhst-relay: {self} [{cause}]");
             }
             Self::BadRegistry(cause) => say!("uhst-relay: {self} [{cause}]"),
-            Self::Busy | Self::BadSecret => say!("uhst-relay: {self}"),
+            Self::Busy | Self::BadSecret | Self::OtherVersion => say!("uhst-relay: {self}"),
         }
     }
 }

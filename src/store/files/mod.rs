@@ -48,6 +48,7 @@
 pub mod bus;
 pub mod ends;
 pub mod far_ends;
+mod counts;
 pub mod folder;
 mod log;
 mod meeting;
@@ -73,6 +74,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+/// What the file `version` says: it changes with the layout. A folder of another one is refused, and not brought up to date,
+/// because nothing that the relay keeps lives longer than a day.
+const VERSION: &str = "2\n";
 
 /// The data folder.
 #[derive(Clone, Debug)]
@@ -105,14 +110,31 @@ impl Files {
         })
     }
 
+    /// Fails in a folder that another version of the relay has made.
+    fn check_version(&self) -> Result<(), Error> {
+        match std::fs::read(self.root.join("version")) {
+            Ok(version) if version == VERSION.as_bytes() => Ok(()),
+            Ok(_) => Err(Error::OtherVersion),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // The version is written first.
+                let is_used = Kind::ALL.iter().any(|kind| self.root.join(kind.name()).exists());
+                if is_used { Err(Error::OtherVersion) } else { Ok(()) }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Makes the data folder with its deny files, and `inside` it, if any of them is missing.
     fn make_root(&self, inside: &Path) -> Result<(), Error> {
         self.make_bare_root()?;
+        self.check_version()?;
         for (name, content) in [
             (".htaccess", include_str!("../../../data/.htaccess")),
             ("index.html", include_str!("../../../data/index.html")),
+            ("version", VERSION),
         ] {
-            // For people whose web server would publish the folder; the relay itself does not need them.
+            // The first two are for people whose web server would publish the folder.
             let path = self.root.join(name);
             if identity_at(&path)?.is_none() {
                 // Two processes may be at it at once, so each writes beside it under a name of its own.

@@ -156,7 +156,7 @@ impl Files {
         ] {
             may(&path, wanted)?;
         }
-        Ok(())
+        self.check_version()
     }
 
     /// What keeps this process from using the data folder; `None` where it is nothing that permissions tell.
@@ -265,6 +265,7 @@ impl Files {
     /// Fails where something in the data folder belongs to somebody else, such as the administrator who has run the relay
     /// by hand once.
     pub(super) fn all_is_ours(&self) -> Result<(), Error> {
+        self.check_version()?;
         let hosts = self.root.join("hosts");
         may(&self.root, Access::EXEC_OK)?;
         let inside = match std::fs::read_dir(&hosts) {

@@ -2,6 +2,7 @@
 //! counted, so that there is a limit to how many strangers can make. At the limit what nobody has used yet gives way to
 //! newcomers, the oldest first.
 
+use super::counts::{Counts, SHARDS, shard_of};
 use super::folder::{Folder, Shape};
 use super::{Error, Files, names};
 use crate::clock::is_recent;
@@ -9,16 +10,11 @@ use crate::store::UNUSED_TIME;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 /// Whoever makes room looks at no more folders than this: it takes some milliseconds. Where there are no more, what gives way
 /// is the oldest of all; where there are, the oldest of that many, which begin at a shard that a hash has chosen.
 const MOST_LOOKS: usize = 512;
-
-/// The first two hexadecimal digits of a folder's name are its shard.
-pub(super) const SHARDS: usize = 256;
 
 /// What has a folder for each of its ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +58,12 @@ impl Files {
         kind: Kind,
         id: &str,
     ) -> Result<Option<Folder<R>>, Error> {
-        Folder::open(&self.folder(kind, id), kind.shape())
+        let folder = Folder::open(&self.folder(kind, id), kind.shape())?;
+        if folder.is_none() {
+            // In a folder of another version it may be there, and not be seen.
+            self.check_version()?;
+        }
+        Ok(folder)
     }
 
     /// Locks the folder of `id`, made if it is missing. `None` where there are `most` of its kind already, and none of them
@@ -77,10 +78,10 @@ impl Files {
         if let Some(folder) = Folder::open(&path, kind.shape())? {
             return Ok(Some(folder));
         }
-        let shard = path.parent().and_then(Path::file_name).unwrap_or_default();
-        let number = shard.to_str().and_then(|name| usize::from_str_radix(name, 16).ok()).unwrap_or(0);
+        self.check_version()?;
+        let (shard, number) = (path.parent().and_then(Path::file_name).unwrap_or_default(), shard_of(&path));
         // Counted first, and made without the lock of the counts: it is everybody's, and a disk takes its time.
-        let has_room = Counts::lock(self, kind)?.add(number, most)?;
+        let has_room = self.counts(kind)?.add(number, 1, most)?;
         if !has_room && !self.make_room(kind, number, most)? {
             return Ok(None);
         }
@@ -89,7 +90,7 @@ impl Files {
         if !matches!(made, Ok((_, true))) {
             // Somebody was faster, and has counted it; or nothing was made. What was made counts more than the count, which
             // the next sweep corrects.
-            if let Err(error) = Counts::lock(self, kind).and_then(|mut counts| counts.remove(number)) {
+            if let Err(error) = self.counts(kind).and_then(|mut counts| counts.remove(number, 1)) {
                 error.log();
             }
         }
@@ -118,15 +119,19 @@ impl Files {
             if matches!(Folder::<()>::touched_at(&path, kind.shape()), Ok(Some(again)) if again == touched)
                 && self.remove_unused(kind, &path).unwrap_or(false)
             {
-                let mut counts = Counts::lock(self, kind)?;
-                counts.remove(shard)?;
-                return counts.add(number, most);
+                let mut counts = self.counts(kind)?;
+                counts.remove(shard, 1)?;
+                return counts.add(number, 1, most);
             }
         }
         Ok(false)
     }
 
-    fn shard(&self, kind: Kind, number: u8) -> PathBuf {
+    fn counts(&self, kind: Kind) -> Result<Counts, Error> {
+        Counts::lock(self, Path::new(kind.name()), "counts")
+    }
+
+    pub(super) fn shard(&self, kind: Kind, number: u8) -> PathBuf {
         self.root.join(kind.name()).join(format!("{number:02x}"))
     }
 
@@ -148,65 +153,9 @@ impl Files {
 
     /// Corrects the number of folders in a shard, which killed processes may have left wrong.
     pub(super) fn count_shard(&self, kind: Kind, number: u8) -> Result<(), Error> {
-        let mut counts = Counts::lock(self, kind)?;
-        let folders = self.read_shard(kind, number)?.len() as u64;
-        if counts.get(usize::from(number)) != folders {
-            counts.set(usize::from(number), folders)?;
-        }
-        Ok(())
-    }
-}
-
-/// How many folders each shard of a kind has: a table of 256 lines, so that a limit on them costs one read of 2 KiB and
-/// not a walk through all. Kill a process between two writes and it is off by one until the next sweep.
-struct Counts {
-    file: std::fs::File,
-    table: Vec<u8>,
-}
-
-impl Counts {
-    /// Seven digits and a line end.
-    const ENTRY: usize = 8;
-
-    fn lock(store: &Files, kind: Kind) -> Result<Self, Error> {
-        let path = store.root.join(kind.name()).join("counts");
-        let file = store.with_root(Path::new(kind.name()), || Ok(super::private_file(&path)?))?;
-        super::folder::lock_in_time(&file, &path)?;
-        let mut table = super::read_small(&file)?;
-        if table.len() != SHARDS * Self::ENTRY {
-            table = "      0\n".repeat(SHARDS).into_bytes();
-            super::folder::write_in_place(&file, &table)?;
-        }
-        Ok(Self { file, table })
-    }
-
-    fn get(&self, shard: usize) -> u64 {
-        let entry = &self.table[shard * Self::ENTRY..][..Self::ENTRY];
-        std::str::from_utf8(entry).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-    }
-
-    fn total(&self) -> u64 {
-        (0..SHARDS).map(|shard| self.get(shard)).sum()
-    }
-
-    /// Counts one more; false where there are `most` already.
-    fn add(&mut self, shard: usize, most: u64) -> Result<bool, Error> {
-        if self.total() >= most {
-            return Ok(false);
-        }
-        self.set(shard, self.get(shard) + 1)?;
-        Ok(true)
-    }
-
-    fn remove(&mut self, shard: usize) -> Result<(), Error> {
-        self.set(shard, self.get(shard).saturating_sub(1))
-    }
-
-    fn set(&mut self, shard: usize, count: u64) -> Result<(), Error> {
-        let mut entry = String::with_capacity(Self::ENTRY);
-        let _ = writeln!(entry, "{:7}", count.min(9_999_999));
-        self.table[shard * Self::ENTRY..][..Self::ENTRY].copy_from_slice(entry.as_bytes());
-        Ok(self.file.write_all_at(entry.as_bytes(), (shard * Self::ENTRY) as u64)?)
+        let mut counts = self.counts(kind)?;
+        let there = self.read_shard(kind, number)?.len() as u64;
+        counts.set(usize::from(number), there)
     }
 }
 

@@ -99,6 +99,9 @@ impl Files {
 
     /// Gives the shards that are due to `sweep`, such that all have their turn in `round`.
     fn sweep_due(&self, round: Duration, mut sweep: impl FnMut(u8) -> Result<(), Error>) -> Result<(), Error> {
+        if self.check_version().is_err() {
+            return Ok(());
+        }
         let file = match private_file(&self.sweep_file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
@@ -145,7 +148,7 @@ impl Files {
             }
             self.count_shard(kind, shard)?;
         }
-        outcome
+        outcome.and(self.count_sizes(shard))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A topic: a log that several write to and several read, with what may be dropped from it and how much it may hold.
 
-use super::Error;
+use super::{Error, Files};
 use super::log::{Address, Reader, Record, Writer};
 use super::members::Slot;
 use crate::clock::now_ms;
@@ -17,6 +17,9 @@ pub(super) const MESSAGE: &str = "message";
 /// cheap.
 const WORTH_TRIMMING: u64 = 256 * 1024;
 
+/// A record's head has about so many bytes.
+const HEAD: u64 = 50;
+
 /// What is kept in a log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Keep {
@@ -26,6 +29,8 @@ pub(super) struct Keep {
     pub given: u64,
     /// No more bytes than this in all.
     pub most: u64,
+    /// All logs together hold no more bytes than this.
+    pub most_of_all: u64,
 }
 
 /// The log of a topic.
@@ -33,6 +38,7 @@ pub(super) struct Topic {
     /// Where it stands, and where it is made anew.
     pub log: PathBuf,
     pub keep: Keep,
+    pub files: Files,
 }
 
 impl Topic {
@@ -72,6 +78,8 @@ impl Topic {
         } else if after / WORTH_TRIMMING > log.size() / WORTH_TRIMMING {
             log = self.trim_log(log, WORTH_TRIMMING, floor()?)?.0;
         }
+        let size = log.size();
+        self.files.count_bytes(&self.log, size, size + data.len() as u64 + HEAD, self.keep.most_of_all)?;
         log.append(time, to, event, data)
     }
 
@@ -93,8 +101,11 @@ impl Topic {
         if dead == base || dead - base < worth.max(end - dead) {
             return Ok((log, end - dead));
         }
+        let size = log.size();
         log.compact(&self.log, &self.new_log(), dead)?;
-        Ok((Writer::open(&self.log)?, end - dead))
+        let log = Writer::open(&self.log)?;
+        self.files.count_bytes(&self.log, size, log.size(), self.keep.most_of_all)?;
+        Ok((log, end - dead))
     }
 
     /// To read what comes after `position`; where the log does not have that, from its beginning. A log that is missing is

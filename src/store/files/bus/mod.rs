@@ -76,10 +76,10 @@ struct Bus<'a> {
     settings: &'a Settings,
 }
 
-fn topic(record: &Path, settings: &Settings) -> Topic {
+fn topic(files: &Files, record: &Path, settings: &Settings) -> Topic {
     // What is alive goes when it is too old, and not before: nobody knows who is still to read it.
-    let keep = Keep { lifetime: settings.message_lifetime, given: u64::MAX, most: settings.max_queue };
-    Topic { log: beside(record, LOG), keep }
+    let keep = Keep { lifetime: settings.message_lifetime, given: u64::MAX, most: settings.max_queue, most_of_all: settings.max_data };
+    Topic { log: beside(record, LOG), keep, files: files.clone() }
 }
 
 impl Files {
@@ -200,7 +200,7 @@ impl<'a> Bus<'a> {
     }
 
     fn topic(&self) -> Topic {
-        topic(self.folder.path(), self.settings)
+        topic(self.files, self.folder.path(), self.settings)
     }
 
     /// Makes the bus count as used, unless it was a while ago.

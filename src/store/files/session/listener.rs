@@ -127,7 +127,7 @@ impl Session<'_> {
         Ok(Listener {
             files: files.clone(),
             who: who.clone(),
-            place: Place { record: self.place.record.clone() },
+            place: Place { record: self.place.record.clone(), files: files.clone() },
             table,
             slot: member.slot,
             generations: member.line.generations(),

@@ -137,6 +137,7 @@ fn presence(line: &Member, alive: &mut Alive<'_>, now: u64) -> Result<Presence, 
 /// Where the files of a session stand.
 struct Place {
     record: PathBuf,
+    files: Files,
 }
 
 impl Place {
@@ -152,8 +153,8 @@ impl Place {
     fn topic(&self, of_host: bool, policy: &Policy<'_>) -> Topic {
         let settings = policy.settings;
         let most = if of_host { most_told(policy).saturating_mul(2) } else { settings.max_topic };
-        let keep = Keep { lifetime: settings.message_lifetime, given: settings.max_queue, most };
-        Topic { log: beside(&self.record, if of_host { "host" } else { "clients" }), keep }
+        let keep = Keep { lifetime: settings.message_lifetime, given: settings.max_queue, most, most_of_all: settings.max_data };
+        Topic { log: beside(&self.record, if of_host { "host" } else { "clients" }), keep, files: self.files.clone() }
     }
 }
 
@@ -236,7 +237,7 @@ impl<'a> Session<'a> {
         folder: Folder<SessionRecord>,
         record: SessionRecord,
     ) -> Result<Self, Error> {
-        let place = Place { record: folder.path().to_owned() };
+        let place = Place { record: folder.path().to_owned(), files: files.clone() };
         let table = Table::open(&place.table())?;
         let alive = files.alive();
         Ok(Self {
