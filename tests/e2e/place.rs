@@ -286,6 +286,11 @@ pub fn members_of(record: &Path) -> PathBuf {
     record.with_extension("members")
 }
 
+/// What somebody has who tries out the disk: the file whose lock it holds, and one in which it writes.
+pub fn probe_files(data: &Path) -> [PathBuf; 2] {
+    ["session.json", "log"].map(|name| data.join("probe").join(name))
+}
+
 /// What says of which version the data folder is.
 pub fn version_of(data: &Path) -> PathBuf {
     data.join("version")

@@ -2,7 +2,6 @@
 //! server, and the table of `deploy/README.md` must name it in the log's own words.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
@@ -519,7 +518,7 @@ fn a_ping_and_the_page_make_the_data_folder_and_check_does_not() {
     assert!(check.status.success(), "{check:?}");
     assert!(!relay.data().exists());
     relay.post("action=ping", "").expect(200);
-    for name in [".htaccess", "index.html", "hosts"] {
+    for name in [".htaccess", "index.html", "version", "hosts"] {
         assert!(relay.data().join(name).exists(), "a ping has made no {name}");
     }
     fs::remove_dir_all(relay.data()).unwrap();
@@ -538,13 +537,14 @@ fn one_who_looks_at_the_disk_is_in_nobodys_way() {
     relay.post("action=host", "").expect(200);
     let probe = relay.data().join("probe");
     fs::create_dir(&probe).unwrap();
-    let lock = fs::File::create(probe.join("session.json")).unwrap();
-    fs::File::create(probe.join("queue")).unwrap().write_all(b"his").unwrap();
+    let [lock, written] = crate::place::probe_files(&relay.data());
+    let lock = fs::File::create(lock).unwrap();
+    fs::write(&written, b"theirs").unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     // As the relay's user, or there would be another problem.
     let page = relay.call(&PAGE).body;
     assert!(!page.contains("<span>This relay has a problem.</span>"), "somebody else who looks is no problem: {page}");
-    assert_eq!(fs::read(probe.join("queue")).unwrap(), b"his", "he is left alone");
+    assert_eq!(fs::read(&written).unwrap(), b"theirs", "whoever is at work is left alone");
     drop(lock);
     let page = relay.call(&PAGE).body;
     assert!(page.contains("<span>This relay is healthy.</span>"), "{page}");
