@@ -11,7 +11,7 @@ mod handler;
 mod handshake;
 mod notify;
 
-use super::options;
+use super::cors::options;
 use crate::config::Settings;
 use crate::gateway::{Reply, Request, Status};
 use crate::refusal::Refusal;

@@ -6,7 +6,7 @@ use crate::protocol::bus::{Member, Unposted};
 use crate::sse;
 use crate::store;
 use crate::store::files::bus::User;
-use crate::ws::link::{Heard, Link, is_close_code};
+use crate::ws::link::{Link, Received, is_close_code};
 use crate::ws::program::{Fault, PATIENCE};
 use crate::ws::{self, Action, Event, Frame, Visitor, frames};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,7 +28,7 @@ const MOST_LINES: u64 = 1000;
 
 const LOG_TIME: Duration = Duration::from_secs(10);
 
-/// A message takes about so much of a bus besides itself, and to post it is some work for all who hear it.
+/// A message takes about so much of a bus besides itself, and to post it is some work for all that hear it.
 const POST_SIZE: u64 = 100;
 
 /// A line of a handler in the log has at most so many characters.
@@ -205,10 +205,10 @@ impl<'a> Conversation<'a> {
             self.next_ping = now + keep_alive;
             let is_stuck = self.link.unsent() > 0 && !out.is_writable();
             let stuck_at = std::mem::replace(&mut self.stuck_at, is_stuck.then(|| self.link.gone()));
-            // Who was full and has let more through since has read some. What is written to one who was not full proves
-            // nothing: the system takes it for him.
+            // A client that was full and has let more through since has read some. What is written to one that was not full
+            // proves nothing: the system takes it for the client.
             let has_taken = stuck_at.is_some_and(|gone| gone < self.link.gone());
-            // Who may not speak yet, or only when the handler has read, cannot answer.
+            // A client that may not speak yet, or only when the handler has read, cannot answer.
             let is_kept_waiting = !self.is_listening() && !self.link.has_to_write();
             if self.heard + keep_alive > now || has_taken || is_kept_waiting {
                 self.pings = 0;
@@ -280,7 +280,7 @@ impl<'a> Conversation<'a> {
         let is_ending = matches!(self.stage, Stage::Closing(_) | Stage::Closed(_));
         let mut to_client = if self.link.has_to_write() { PollFlags::OUT } else { PollFlags::empty() };
         if !is_open && out.is_own() && !is_ending && !self.has_last_words {
-            // Who has gone is not waited for; what an open one has sent is read first.
+            // A client that has gone is not waited for; what an open one has sent is read first.
             to_client |= PollFlags::RDHUP;
         }
         let nothing = PollFlags::empty();
@@ -332,7 +332,7 @@ impl<'a> Conversation<'a> {
         } else if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
             self.stage = Stage::Gone;
         } else if client.contains(PollFlags::RDHUP) {
-            // He may have closed his half behind a message, and read on.
+            // It may have closed its half after a message, and read on.
             self.has_last_words = self.link.has_more();
             if !self.has_last_words {
                 self.stage = Stage::Gone;
@@ -360,24 +360,24 @@ impl<'a> Conversation<'a> {
             }
             let is_open = self.stage == Stage::Open;
             match heard {
-                Heard::Text(text) if is_open => {
+                Received::Text(text) if is_open => {
                     self.tell(&Event::Read(Frame::Text(text.as_str())));
                     self.tell(&Event::Text { text: text.as_str() });
                 }
-                Heard::Binary(bytes) if is_open => self.tell(&Event::Read(Frame::Binary(&bytes))),
-                // Behind our close nothing counts but the answer to it.
-                Heard::Text(_) | Heard::Binary(_) | Heard::Control => {}
-                Heard::Close(code, reason) => {
+                Received::Binary(bytes) if is_open => self.tell(&Event::Read(Frame::Binary(&bytes))),
+                // After our close nothing counts but the answer to it.
+                Received::Text(_) | Received::Binary(_) | Received::Control => {}
+                Received::Close(code, reason) => {
                     self.say_goodbye(code, &reason);
                     self.stage = Stage::Closed(Instant::now() + CLOSE_TIME);
                     return;
                 }
-                Heard::Broken(code, reason) => {
+                Received::Broken(code, reason) => {
                     self.is_broken = true;
                     return self.close(code, reason);
                 }
-                Heard::Gone => return self.stage = Stage::Gone,
-                Heard::Nothing => return,
+                Received::Gone => return self.stage = Stage::Gone,
+                Received::Nothing => return,
             }
             if self.stage == Stage::Gone {
                 return;
