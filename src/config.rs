@@ -11,7 +11,7 @@
 mod given;
 
 use crate::syntax::is_token;
-use given::{Given, beside_program, in_environment, mistaken_files, program_folder, read_file, unreadable};
+use given::{Assignments, beside_program, in_environment, mistaken_files, program_folder, read_file, unreadable};
 pub use given::{Oddity, SettingError};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ pub struct Settings {
     pub grace: Duration,
     /// `RELAY_MAX_PIPES`: how many sessions of two parties with a pipe each way there may be.
     pub max_pipes: u64,
-    /// `RELAY_PIPE_TIMEOUT` in seconds: how long each of the two waits for the other, unless he says so himself.
+    /// `RELAY_PIPE_TIMEOUT` in seconds: how long each of the two waits for the other, unless it says so itself.
     pub pipe_timeout: Duration,
     /// `RELAY_PIPE_LIFETIME` in seconds: how long a session of two parties outlives its last use.
     pub pipe_lifetime: Duration,
@@ -83,7 +83,7 @@ pub struct Settings {
     pub ws_pipe: Option<PathBuf>,
     /// `WEBSOCKET_LISTENING_ADDRESS` and `WEBSOCKET_LISTENING_PORT`: where `serve` listens unless `--listen` says it.
     pub listen: Option<String>,
-    /// `RELAY_TRUSTED_PROXIES`: who is believed about whom it speaks for.
+    /// `RELAY_TRUSTED_PROXIES`: the proxies that are believed when they say for whom they speak.
     pub trusted_proxies: TrustedProxies,
     /// What is odd about these settings.
     pub oddities: Vec<Oddity>,
@@ -159,7 +159,7 @@ impl Settings {
             None => beside_program(default_data_dir)?,
         };
         let text = read_file(&data_dir)?;
-        let given = Given::read(std::env::vars_os(), &text)?;
+        let given = Assignments::read(std::env::vars_os(), &text)?;
         given.refuse_data_dir()?;
         let mut settings = Self::from_lookup(data_dir, |key| given.get(key))?;
         settings.oddities.extend(given.without_effect());
@@ -400,7 +400,7 @@ mod tests {
         let file = "RELAY_PREFIX=1\nRELAY_PREFX=2\nOTHER=3\nJWT_SECRET: hidden=\nRELAY_HIDDEN-=\nRELAY_MAX_HOSTS=4";
         let variables = [("RELAY_MAX_HOSTS", "1"), ("RELAY_MAX_HOST", "2"), ("OTHER", "3"), ("RELAY_DATA_DIR", "4")];
         let variables = variables.map(|(key, value)| (OsString::from(key), OsString::from(value)));
-        let given = Given::read(variables.into_iter(), file).unwrap();
+        let given = Assignments::read(variables.into_iter(), file).unwrap();
         let settings = Settings::from_lookup(PathBuf::new(), |key| given.get(key)).unwrap();
         assert_eq!((settings.prefix.as_deref(), settings.max_hosts), (Some("1"), 1), "the environment wins");
         let told: Vec<_> = given.without_effect().into_iter().map(|oddity| oddity.sentence).collect();

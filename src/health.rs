@@ -42,9 +42,9 @@ pub enum Outcome {
     },
 }
 
-/// Who asks.
+/// For whom the list is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Visitor {
+pub enum Audience {
     /// Somebody at a terminal.
     Terminal,
     /// A visitor of the page, for whom the relay itself looks.
@@ -74,16 +74,16 @@ impl Check {
 /// Looks at everything. What cannot be looked at because of something else is not in the list. The log is told of what is
 /// not fine.
 #[must_use]
-pub fn look(settings: Result<&Settings, &SettingError>, visitor: Visitor) -> Vec<Check> {
+pub fn look(settings: Result<&Settings, &SettingError>, audience: Audience) -> Vec<Check> {
     let list = match settings {
-        Ok(settings) => look_at(settings, visitor),
+        Ok(settings) => look_at(settings, audience),
         Err(error) => {
             let cure =
                 "Correct it in `data/settings.conf` or in the server's configuration; the README lists all settings.";
             vec![Check::problem("Settings", error.to_string(), cure)]
         }
     };
-    if visitor == Visitor::Page {
+    if audience == Audience::Page {
         for Check { name, sentence, outcome } in &list {
             if let Outcome::Note { cure } | Outcome::Problem { cure } = outcome {
                 say!("uhst-relay: {name}: {sentence} {cure}");
@@ -93,15 +93,15 @@ pub fn look(settings: Result<&Settings, &SettingError>, visitor: Visitor) -> Vec
     list
 }
 
-fn look_at(settings: &Settings, visitor: Visitor) -> Vec<Check> {
+fn look_at(settings: &Settings, audience: Audience) -> Vec<Check> {
     let mut list: Vec<Check> = settings.all_oddities().into_iter().map(odd).collect();
     if list.is_empty() {
         list.push(Check::ok("Settings", "Every setting can be read."));
     }
     let store = Store::of(settings);
-    let probe = match visitor {
-        Visitor::Terminal => store.probe(),
-        Visitor::Page => store.probe_for_page(),
+    let probe = match audience {
+        Audience::Terminal => store.probe(),
+        Audience::Page => store.probe_for_page(),
     };
     match &probe {
         Ok(findings) => list.extend([data_folder(*findings), locks(*findings), wake_ups(*findings)]),
@@ -154,7 +154,7 @@ pub fn list(settings: Result<&Settings, &SettingError>) -> List {
     if let Ok(settings) = settings {
         tell(format_args!("Data folder: {}\n", settings.data_dir.display()));
     }
-    let list = look(settings, Visitor::Terminal);
+    let list = look(settings, Audience::Terminal);
     for Check { name, sentence, outcome } in &list {
         match outcome {
             Outcome::Ok => tell(format_args!("ok       {name}: {sentence}")),
@@ -282,7 +282,7 @@ fn unusable(error: &Error, obstacle: Option<&Obstacle>) -> Check {
     }
 }
 
-/// Who may not do what, and what can be done about it, by root and by somebody who only has FTP.
+/// Which user may not do what, and what can be done about it, by root and by somebody who only has FTP.
 fn forbidden(Obstacle { place, owner, mode }: &Obstacle, me: u32, user: &dyn Fn(u32) -> String) -> (String, String) {
     let (runs_as, owned) = (user(me), format!("belongs to {}, with permissions {mode:o}", user(*owner)));
     let is_own = *owner == me;
@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn a_setting_that_cannot_be_read_is_the_whole_list() {
         let error = Settings::read(Some("\0".into()), |_| unreachable!()).unwrap_err();
-        let list = look(Err(&error), Visitor::Terminal);
+        let list = look(Err(&error), Audience::Terminal);
         assert_eq!(list.len(), 1, "{list:?}");
         assert!(problem(&list[0]).contains("settings.conf"), "{list:?}");
     }
@@ -412,7 +412,7 @@ mod tests {
     #[test]
     fn a_data_folder_that_cannot_be_made_is_a_problem_that_does_not_name_its_path() {
         let settings = Settings { data_dir: "/proc/no/such/folder".into(), ..Settings::default() };
-        let list = look(Ok(&settings), Visitor::Terminal);
+        let list = look(Ok(&settings), Audience::Terminal);
         assert!(!list.iter().all(Check::is_ok), "{list:?}");
         assert!(!format!("{list:?}").contains("/proc"), "{list:?}");
     }

@@ -237,7 +237,7 @@ pub fn encode_list(requests: &[Waiting]) -> Vec<u8> {
 pub fn join_list(requests: &[Vec<u8>]) -> Vec<u8> {
     let count = u16::try_from(requests.len()).expect("there are far fewer");
     let mut list = match count {
-        // An array says its length in its first byte, or in the two behind it.
+        // An array says its length in its first byte, or in the two after it.
         0..16 => vec![0x90 | count.to_be_bytes()[1]],
         _ => [&[0xdc], &count.to_be_bytes()[..]].concat(),
     };
@@ -303,7 +303,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, WireErro
     if rest.is_empty() { Ok(value) } else { Err(WireError::Malformed) }
 }
 
-/// The first value, and what is behind it.
+/// The first value, and what follows it.
 fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), WireError> {
     let mut rest = bytes;
     let mut reader = rmp_serde::Deserializer::new(&mut rest);
@@ -589,7 +589,7 @@ mod tests {
             &[0x92, 0xcd, 0, 199, 0x80],                      // not a final one
             &[0x92, 0xcd, 2, 88, 0x80],                       // 600
             &[0x92, 0xff, 0x80],                              // -1
-            &[0x92, 0x81, 0, 0xc0, 0x80, 0],                  // something behind it
+            &[0x92, 0x81, 0, 0xc0, 0x80, 0],                  // something after it
             &[0x92, 0x81, 0, 0xc0, 0xdf, 255, 255, 255, 255], // four thousand million fields
             &[0x92, 0x81, 0, 0xc0, 0x81, 0xdb, 255, 255, 255, 255],
         ] {

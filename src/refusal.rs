@@ -77,9 +77,11 @@ pub(crate) fn status_of(error: &store::Error) -> Status {
         store::Error::DiskFull(_) | store::Error::DataFull(_) => Status::InsufficientStorage,
         store::Error::QueueFull(_) | store::Error::TopicFull(_) => Status::TooManyRequests,
         store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
-        store::Error::OtherVersion | store::Error::Unusable(_) | store::Error::Io(_) | store::Error::BadSecret | store::Error::BadRegistry(_) => {
-            Status::InternalServerError
-        }
+        store::Error::OtherVersion
+        | store::Error::Unusable(_)
+        | store::Error::Io(_)
+        | store::Error::BadSecret
+        | store::Error::BadRegistry(_) => Status::InternalServerError,
     }
 }
 

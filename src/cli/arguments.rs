@@ -14,6 +14,13 @@ use crate::far::Target;
 #[cfg(feature = "serve")]
 use crate::gateway::http::Address;
 
+/// Stands at the end of the help.
+#[cfg(feature = "serve")]
+pub(super) const NOTES: &str = "\
+Settings are environment variables, or KEY=VALUE lines in settings.conf in the data folder; README.md lists them.
+A web server runs this same file as a CGI program: see deploy/README.md.
+Exit codes: 0 done, 1 it did not work, 2 the arguments are not understood.";
+
 /// UHST relay: real-time messages for browsers, in one file
 #[derive(Debug)]
 #[cfg_attr(feature = "serve", derive(clap::Parser))]
@@ -21,7 +28,7 @@ use crate::gateway::http::Address;
     name = "uhst-relay",
     version = crate::VERSION,
     arg_required_else_help = true,
-    after_help = super::NOTES,
+    after_help = NOTES,
 ))]
 pub struct Arguments {
     /// The data folder [default: RELAY_DATA_DIR, else ./data]

@@ -1,6 +1,6 @@
 //! The command line of the program with `serve`: clap's, from the table in [`super::arguments`].
 
-use super::arguments::{Arguments, Shell};
+use super::arguments::{Arguments, NOTES, Shell};
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory as _, Parser as _};
 use clap_complete::aot::{self, Generator};
@@ -69,7 +69,7 @@ pub(super) fn man_page() -> io::Result<String> {
             }
         }
     }
-    let _ = writeln!(text, ".SH NOTES\n{}", super::NOTES.replace('\n', "\n.br\n"));
+    let _ = writeln!(text, ".SH NOTES\n{}", NOTES.replace('\n', "\n.br\n"));
     Ok(text)
 }
 

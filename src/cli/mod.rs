@@ -31,13 +31,6 @@ const DEFAULT_DATA_DIR: &str = "data";
 
 type Done = Result<(), Box<dyn Error>>;
 
-/// Stands at the end of the help.
-#[cfg(feature = "serve")]
-const NOTES: &str = "\
-Settings are environment variables, or KEY=VALUE lines in settings.conf in the data folder; README.md lists them.
-A web server runs this same file as a CGI program: see deploy/README.md.
-Exit codes: 0 done, 1 it did not work, 2 the arguments are not understood.";
-
 /// Answers the one request that a web server has started this process for (RFC 3875).
 #[must_use]
 pub fn answer() -> ExitCode {
@@ -220,9 +213,11 @@ fn serve(listen: Option<Address>, data: Option<&Path>, quiet: bool) -> Done {
         store.prepare().map_err(|error| format!("{error} [{data}]"))?;
         node = Some(store.listen_as_one().map_err(|error| format!("{error} [{data}]"))?);
         if let Some(path) = &started.ws_pipe {
-            let listening = crate::ws::pipe::listen(path, started.clone())
+            let (longest, channel) = (started.bus_message, started.clone());
+            let notify = move |text: &str| protocol::ws::notify(&channel, "", text).map(drop);
+            let watch = crate::ws::pipe::listen(path, longest, notify)
                 .map_err(|error| format!("the named pipe {} (WEBSOCKET_XHR_PIPE_FILE): {error}", path.display()))?;
-            pipe = Some(listening);
+            pipe = Some(watch);
         }
         say!("uhst-relay {VERSION} at {address}, data in {data}");
         Ok(())

@@ -33,7 +33,7 @@ const GROUPS: [(&str, &str); 2] = [("token", "host or client"), ("ptth", "add, l
 
 /// Reads the arguments; `None` asks for [`HELP`]. `Err` is a sentence that names the word that is wrong.
 pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Arguments>, String> {
-    let given = Given::read(arguments)?;
+    let given = CommandLine::read(arguments)?;
     if given.has("--help") || given.words.first().is_some_and(|word| word == "help") {
         return Ok(None);
     }
@@ -44,7 +44,7 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<
 
 /// The arguments, with the options apart.
 #[derive(Default)]
-struct Given {
+struct CommandLine {
     words: Vec<String>,
     data: Option<PathBuf>,
     display: Option<String>,
@@ -52,7 +52,7 @@ struct Given {
     flags: Vec<&'static str>,
 }
 
-impl Given {
+impl CommandLine {
     fn read(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, String> {
         let mut given = Self::default();
         let mut only_words = false;

@@ -165,14 +165,14 @@ pub(super) fn mistaken_files(folder: &Path, place: &str) -> Vec<Oddity> {
 pub(super) const PREFIXES: [&str; 3] = ["JWT_", "RELAY_", "WEBSOCKET_"];
 
 /// What the owner has set, in the environment and in the settings file.
-pub(super) struct Given<'a> {
+pub(super) struct Assignments<'a> {
     variables: Vec<(String, OsString)>,
     lines: Vec<Line<'a>>,
     /// The names for which no setting has asked yet, so that no second list of names could be forgotten.
     unasked: RefCell<Vec<String>>,
 }
 
-impl<'a> Given<'a> {
+impl<'a> Assignments<'a> {
     /// Reads the variables and the text of a settings file.
     pub(super) fn read(
         environment: impl Iterator<Item = (OsString, OsString)>,

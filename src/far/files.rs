@@ -5,7 +5,7 @@
 //! `..` nor a symbolic link leads out, however it is written and whoever changes it meanwhile. Nor can anything hidden
 //! inside, by whatever name. A list of a folder has what would be given, and nothing else.
 
-use super::Answer;
+use super::answer::Answer;
 use crate::ptth::{Method, OPTIONS, RequestHead};
 use crate::syntax::digits;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};

@@ -1,6 +1,6 @@
 //! Answers of another HTTP server, which stands where the far end can reach it.
 
-use super::Answer;
+use super::answer::Answer;
 use crate::ptth::{Fields, METHOD_FIELD, Method, RequestHead, ResponseHead, StatusCode};
 use std::io;
 use std::net::IpAddr;
@@ -51,7 +51,7 @@ impl Authority {
         Some(Self { host, port: port.filter(|port| ![80, 443].contains(port)) })
     }
 
-    /// That of a URL of HTTP with or without its scheme, and what stands behind it; `None` for other URLs and for what is
+    /// That of a URL of HTTP with or without its scheme, and what stands after it; `None` for other URLs and for what is
     /// relative to a host.
     fn of_url(url: &str) -> Option<(Self, &str)> {
         let rest = ["http:", "https:", ""].into_iter().find_map(|scheme| {
@@ -246,7 +246,7 @@ fn moved_links(value: &str, moved: impl Fn(&str) -> Option<String>) -> String {
 }
 
 /// Whether a part of the path is `..`, as any server may read it: percent-decoded, with backslashes as slashes, and with
-/// parameters behind a semicolon.
+/// parameters after a semicolon.
 fn leads_up(uri: &str) -> bool {
     let path = urlencoding::decode_binary(uri.split(['?', '#']).next().unwrap_or_default().as_bytes());
     path.split(|byte| b"/\\".contains(byte)).any(|part| part == b".." || part.starts_with(b"..;"))

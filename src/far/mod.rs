@@ -5,6 +5,7 @@
 //! thread ask where nobody else does. There are only so many threads: while all are at work nobody asks, so requests wait
 //! at the relay, where another far end of the same name may take them.
 
+mod answer;
 mod files;
 mod forward;
 
@@ -12,11 +13,11 @@ pub use files::Root;
 pub use forward::Target;
 
 use crate::gateway;
-use crate::ptth::{self, Fields, HEAD_FIELD, KEY_FIELD, PREFIX, RequestHead, ResponseHead, ServerName, StatusCode};
+use crate::ptth::{self, HEAD_FIELD, KEY_FIELD, PREFIX, RequestHead, ServerName};
 use crate::ptth::{Method, Waiting};
+use answer::Answer;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::HashSet;
-use std::fmt::Display;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -50,7 +51,7 @@ const STOP_TIME: Duration = Duration::from_secs(4);
 /// How many bytes the head of an answer may have, encoded: the relay takes no more than 16 KiB with what is beside it.
 const LONGEST_HEAD: usize = 15 * 1024;
 
-/// Web servers in front of a relay may take less. The body behind a longer head waits until they agree (RFC 9110, 10.1.1).
+/// Web servers in front of a relay may take less. The body after a longer head waits until they agree (RFC 9110, 10.1.1).
 const LONG_HEAD: usize = 4 * 1024;
 
 /// An answer of which less than this has been read may be given again on another connection: the relay takes only one.
@@ -74,56 +75,6 @@ pub struct FarEnd {
     pub key: String,
     /// Where answers come from.
     pub source: Source,
-}
-
-/// The answer to one request.
-struct Answer {
-    head: ResponseHead,
-    /// How many bytes follow, where that is known.
-    length: Option<u64>,
-    body: Box<dyn Read>,
-}
-
-impl Answer {
-    fn new(status: u16) -> Self {
-        let status = StatusCode::new(status).expect("it stands in this program");
-        Self { head: ResponseHead { status, fields: Fields::default() }, length: Some(0), body: Box::new(io::empty()) }
-    }
-
-    /// A sentence for a person.
-    fn sentence(status: u16, sentence: &str) -> Self {
-        let text = format!("{sentence}\n").into_bytes();
-        Self::new(status).field("content-type", "text/plain; charset=utf-8").bytes(text)
-    }
-
-    /// Instead of one that the relay does not take.
-    fn unfit() -> Self {
-        Self::sentence(502, "The server's answer cannot be passed on: its header fields may be too large.")
-    }
-
-    /// With a field, if it is one.
-    fn field(mut self, name: &str, value: impl Display) -> Self {
-        let _ = self.head.fields.add(name, value.to_string().as_bytes());
-        self
-    }
-
-    fn bytes(self, bytes: Vec<u8>) -> Self {
-        let length = bytes.len() as u64;
-        self.body(length, io::Cursor::new(bytes))
-    }
-
-    fn body(mut self, length: u64, body: impl Read + 'static) -> Self {
-        self.length = Some(length);
-        self.body = Box::new(body);
-        self.field("content-length", length)
-    }
-
-    /// Without its body, but with the fields that tell of it (RFC 9110, 9.3.2).
-    fn head_only(mut self) -> Self {
-        self.length = Some(0);
-        self.body = Box::new(io::empty());
-        self
-    }
 }
 
 /// Works until the process is asked to stop.
@@ -194,7 +145,7 @@ struct Worker {
     /// Whether the relay did not answer the last time, which is said once.
     is_away: AtomicBool,
     answers: Counter,
-    /// Those who ask for requests, how many there may be, and how many there should be now: one at a relay that keeps one.
+    /// Those that ask for requests, how many there may be, and how many there should be now: one at a relay that keeps one.
     asking: Counter,
     most_listeners: usize,
     listeners: AtomicUsize,
@@ -220,7 +171,7 @@ impl Drop for AtWork<'_> {
 /// What became of the latest questions to the relay.
 ///
 /// The original relay keeps one listener: with 500 it turns away the one before. So a 500 counts as that where another
-/// question of ours came behind, and did not fail. A relay in trouble fails the last one, too; and where it fails one alone,
+/// question of ours came later, and did not fail. A relay that fails in earnest fails the last one, too; and where it fails one alone,
 /// it does not do so twice in a row.
 #[derive(Default)]
 struct Questions {
@@ -239,21 +190,21 @@ impl Questions {
         now
     }
 
-    fn failed(&mut self, began: Instant, trouble: Trouble) -> Trouble {
+    fn failed(&mut self, began: Instant, why: NoRequests) -> NoRequests {
         if let Some(own) = self.began.iter().position(|other| *other == began) {
             self.began.swap_remove(own);
         }
-        let is_behind = |other: &Instant| *other + OVERTAKEN > began && is_recent(*other);
-        match trouble {
-            Trouble::TurnedAway { reason, .. } if self.began.iter().any(is_behind) => {
+        let is_later = |other: &Instant| *other + OVERTAKEN > began && is_recent(*other);
+        match why {
+            NoRequests::TurnedAway { reason, .. } if self.began.iter().any(is_later) => {
                 let last = self.turned_away.replace(Instant::now());
-                Trouble::TurnedAway { reason, again: last.is_some_and(is_recent) }
+                NoRequests::TurnedAway { reason, again: last.is_some_and(is_recent) }
             }
-            Trouble::TurnedAway { reason, .. } | Trouble::Passing(reason) => {
+            NoRequests::TurnedAway { reason, .. } | NoRequests::Passing(reason) => {
                 self.failed = Some(Instant::now());
-                Trouble::Passing(reason)
+                NoRequests::Passing(reason)
             }
-            refused @ Trouble::Refused(_) => refused,
+            refused @ NoRequests::Refused(_) => refused,
         }
     }
 }
@@ -263,7 +214,7 @@ fn is_recent(moment: Instant) -> bool {
 }
 
 /// Why there are no requests.
-enum Trouble {
+enum NoRequests {
     /// It may be over later.
     Passing(String),
     /// It had to give way to another question of ours, perhaps not for the first time in a short time.
@@ -311,27 +262,27 @@ impl Worker {
                     self.tell(self.start_listeners(1));
                     self.answer(&last);
                 }
-                Err(trouble) => {
-                    // Who pauses does not ask: somebody else may have to.
+                Err(why) => {
+                    // This thread does not ask while it pauses: another one may have to.
                     drop(asking);
-                    let trouble = match trouble {
-                        Trouble::TurnedAway { reason, again } => {
+                    let failure = match why {
+                        NoRequests::TurnedAway { reason, again } => {
                             std::thread::sleep(SHORTEST_PAUSE);
-                            let is_in_trouble = lock(&self.questions).failed.is_some_and(is_recent);
-                            if !is_in_trouble && again && self.listeners.swap(1, Ordering::Relaxed) > 1 {
+                            let is_failing = lock(&self.questions).failed.is_some_and(is_recent);
+                            if !is_failing && again && self.listeners.swap(1, Ordering::Relaxed) > 1 {
                                 say!(
                                     "uhst-relay: the relay keeps one listener (status 500 for others): one asks from now on"
                                 );
                             }
-                            is_in_trouble.then_some(reason)
+                            is_failing.then_some(reason)
                         }
-                        Trouble::Passing(reason) => Some(reason),
-                        Trouble::Refused(reason) => {
+                        NoRequests::Passing(reason) => Some(reason),
+                        NoRequests::Refused(reason) => {
                             let _ = self.report.send(Err(reason));
                             return;
                         }
                     };
-                    if let Some(reason) = trouble {
+                    if let Some(reason) = failure {
                         if !self.is_away.swap(true, Ordering::Relaxed) {
                             say!("uhst-relay: {reason} Trying again until the relay is there.");
                         }
@@ -348,9 +299,9 @@ impl Worker {
     }
 
     /// One question to the relay, beside those of other threads.
-    fn ask(&self) -> Result<Vec<Waiting>, Trouble> {
+    fn ask(&self) -> Result<Vec<Waiting>, NoRequests> {
         let began = lock(&self.questions).begin();
-        self.ask_alone().map_err(|trouble| lock(&self.questions).failed(began, trouble))
+        self.ask_alone().map_err(|why| lock(&self.questions).failed(began, why))
     }
 
     fn tell(&self, started: Result<(), String>) {
@@ -359,37 +310,38 @@ impl Worker {
         }
     }
 
-    fn ask_alone(&self) -> Result<Vec<Waiting>, Trouble> {
+    fn ask_alone(&self) -> Result<Vec<Waiting>, NoRequests> {
         let asked = self.listening.get(&self.listen_url).header(KEY_FIELD, &self.far.key).call();
-        let mut answer = asked.map_err(|error| Trouble::Passing(format!("The relay cannot be reached ({error}).")))?;
+        let mut answer =
+            asked.map_err(|error| NoRequests::Passing(format!("The relay cannot be reached ({error}).")))?;
         match answer.status().as_u16() {
             200 => {
                 let mut list = Vec::new();
                 let mut body = answer.body_mut().as_reader().take(ptth::MAX_LIST as u64 + 1);
                 body.read_to_end(&mut list)
-                    .map_err(|error| Trouble::Passing(format!("The relay's answer broke off ({error}).")))?;
+                    .map_err(|error| NoRequests::Passing(format!("The relay's answer broke off ({error}).")))?;
                 let list = ptth::decode_list(&list)
-                    .map_err(|error| Trouble::Passing(format!("The relay's answer is not PTTH's. {error}")))?;
+                    .map_err(|error| NoRequests::Passing(format!("The relay's answer is not PTTH's. {error}")))?;
                 let passed_over = |error| say!("uhst-relay: a request cannot be taken. {error}");
                 Ok(list.into_iter().filter_map(|request| request.map_err(passed_over).ok()).collect())
             }
             204 => Ok(Vec::new()),
-            401 => Err(Trouble::Refused(format!(
+            401 => Err(NoRequests::Refused(format!(
                 "the relay knows no server {name} with this key: `uhst-relay ptth add {name}` there registers it, and \
                  shows its key",
                 name = self.far.name
             ))),
-            403 => Err(Trouble::Refused(format!(
+            403 => Err(NoRequests::Refused(format!(
                 "the relay got no key: something on the way to {} removes the header field {KEY_FIELD}, or it is no relay",
                 self.far.relay
             ))),
             status if (300..400).contains(&status) => {
                 let place = answer.headers().get("location").and_then(|place| place.to_str().ok()).unwrap_or("?");
-                Err(Trouble::Refused(format!("the relay is not at {} any more but at {place}", self.far.relay)))
+                Err(NoRequests::Refused(format!("the relay is not at {} any more but at {place}", self.far.relay)))
             }
-            404 => Err(Trouble::Passing(format!("There is no relay with PTTH at {} (404).", self.far.relay))),
-            500 => Err(Trouble::TurnedAway { reason: "The relay answers with status 500.".into(), again: false }),
-            status => Err(Trouble::Passing(format!("The relay answers with status {status}."))),
+            404 => Err(NoRequests::Passing(format!("There is no relay with PTTH at {} (404).", self.far.relay))),
+            500 => Err(NoRequests::TurnedAway { reason: "The relay answers with status 500.".into(), again: false }),
+            status => Err(NoRequests::Passing(format!("The relay answers with status {status}."))),
         }
     }
 
@@ -443,7 +395,7 @@ impl Worker {
             encoded = answer.head.encode();
         }
         let is_long = encoded.len() > LONG_HEAD;
-        let mut body = Counted { body: answer.body, count: 0, length: answer.length };
+        let mut body = Measured { body: answer.body, count: 0, length: answer.length };
         let mut post = self
             .answering
             .post(format!("{}{}", self.response_url, urlencoding::encode(id)))
@@ -489,13 +441,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Counts what is read. It does not end before its length: a file may become shorter while it is sent, and whoever
 /// was told of more asks for the rest for ever.
-struct Counted {
+struct Measured {
     body: Box<dyn Read>,
     count: u64,
     length: Option<u64>,
 }
 
-impl Read for Counted {
+impl Read for Measured {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.body.read(buffer)?;
         self.count += read as u64;

@@ -132,7 +132,7 @@ pub fn run(application: &dyn Application) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Who asks, from what the web server tells.
+/// Whom the request is from, as the web server tells it.
 fn asker(settings: &Result<Settings, SettingError>, header: &dyn Fn(&str) -> Option<String>) -> Asker {
     let connection = Asker {
         address: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
@@ -150,8 +150,8 @@ fn asker(settings: &Result<Settings, SettingError>, header: &dyn Fn(&str) -> Opt
     }
 }
 
-/// Has the application work when the answer is out. It ends where our output ends, so nobody waits for what comes now. fcgiwrap and Apache
-/// listen to stderr as well, and with `mod_cgid` stdin is the same socket.
+/// Has the application work when the answer is out. The answer ends where our output ends, so nobody waits for what comes
+/// now. fcgiwrap and Apache listen to stderr as well, and with `mod_cgid` stdin is the same socket.
 fn work_unheard(application: &dyn Application, settings: &Settings) {
     if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(&null);
@@ -365,7 +365,7 @@ fn header_fields() -> Vec<(String, String)> {
     std::env::vars_os().filter_map(named).filter(|(_, value)| !value.is_empty()).collect()
 }
 
-/// The path behind the program's own as the client has encoded it. `REQUEST_URI` is no part of RFC 3875, but most web
+/// The path after the program's own as the client has encoded it. `REQUEST_URI` is no part of RFC 3875, but most web
 /// servers have it; where it is missing, or the server has rewritten it, the decoded path is encoded again.
 fn raw_path(request_uri: &str, mount: &str, path_info: &str) -> String {
     let path = request_uri.split('?').next().unwrap_or_default();
@@ -386,8 +386,8 @@ fn refused_by_lighttpd(server: &str, redirect_status: &str) -> Option<u16> {
 
 /// The path of a far end's answer that lighttpd has refused with 411. A POST with neither a length nor chunks has no body
 /// (RFC 9112, 6.3), but lighttpd takes none. It refuses a chunked one with 411 too, where it was told to pass on bodies as
-/// they come, but has split its path by then. Others than far ends get no way around what lighttpd is told of their paths:
-/// they have no key.
+/// they come, but has split its path by then. Only a far end gets this way around what lighttpd is told of its path: no
+/// other client has a key.
 fn answer_without_length(request_uri: &str, mount: &str, path_info: &str) -> Option<String> {
     let path = request_uri.split('?').next()?.strip_prefix(mount)?;
     let is_plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/_".contains(&byte));

@@ -46,7 +46,7 @@ pub fn wait_for(fds: &mut Vec<PollFd<'_>>, limit: Duration) -> Woken {
     }
 }
 
-/// Who waits for an answer.
+/// The client that waits for an answer.
 #[derive(Clone, Copy)]
 pub struct Client<'a> {
     pub(super) fd: BorrowedFd<'a>,

@@ -6,17 +6,17 @@
 use crate::config::TrustedProxies;
 use std::net::{IpAddr, SocketAddr};
 
-/// Who asks, as far as that is known.
+/// Whom a request is from, as far as that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
-    /// Its address; `None` where nobody who is trusted says it.
+    /// The address; `None` where nobody that is trusted says it.
     pub address: Option<IpAddr>,
     /// Whether it uses HTTPS.
     pub is_https: bool,
 }
 
 impl Asker {
-    /// Who has opened a connection, or whom it speaks for. `header` gives the fields of the request by lower-case name.
+    /// Whoever has opened a connection, or whom that speaks for. `header` gives the fields of the request by lower-case name.
     pub(super) fn behind(self, trusted: &TrustedProxies, header: &dyn Fn(&str) -> Option<String>) -> Self {
         if !trusted.include(self.address) {
             return self;

@@ -7,7 +7,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fd::BorrowedFd;
 use rustix::io::writev;
 use std::io::{self, IoSlice};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(feature = "serve")]
+use std::time::Instant;
 
 /// How the bytes of a stream reach the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -128,7 +128,7 @@ pub enum Content {
     Sized(u64, Producer),
     /// Nothing: this answer has no body whatever its header fields say of one, as to HEAD, or with 204 or 304.
     Absent,
-    /// Another protocol (RFC 9110, 7.8), with [`Status::SwitchingProtocols`]. The connection is closed behind it.
+    /// Another protocol (RFC 9110, 7.8), with [`Status::SwitchingProtocols`]. The connection is closed after it.
     Upgrade(Talker),
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 pub struct Request<'a> {
     /// The method, in capitals (RFC 9110, 9.1).
     pub method: String,
-    /// The path behind the program's own: `PATH_INFO` under CGI. Empty or beginning with `/`.
+    /// The path after the program's own: `PATH_INFO` under CGI. Empty or beginning with `/`.
     pub path: String,
     /// The same as it came, percent-encoded.
     pub raw_path: String,
@@ -22,14 +22,14 @@ pub struct Request<'a> {
     pub mount: String,
     /// What the web server calls itself: `SERVER_SOFTWARE` under CGI, the relay's own name under `serve`.
     pub server: String,
-    /// Who asks: who opened the connection to the server, or whom that speaks for where it is a [trusted
+    /// The client's address: of whatever opened the connection to the server, or whom that speaks for where it is a [trusted
     /// proxy](crate::config::TrustedProxies). `None` where that is not known, as through a UNIX socket.
     pub remote: Option<IpAddr>,
     /// Whether it uses HTTPS.
     pub is_https: bool,
     /// Whether the connection can be handed over to another protocol ([`Content::Upgrade`]).
     pub can_upgrade: bool,
-    /// Who waits for the answer.
+    /// The client that waits for the answer.
     pub client: Client<'a>,
     /// What is sent along.
     pub body: Body<'a>,

@@ -2,6 +2,7 @@
 
 use rustix::fd::BorrowedFd;
 use std::io::IoSlice;
+#[cfg(feature = "serve")]
 use std::time::Duration;
 
 /// Has our own socket leave it to others when a transfer takes too long, and never block; or not. False where it cannot.

@@ -7,8 +7,9 @@
 //! A bus is made by a GET without a query, by a listener that names no user, by `?register` and `?create=signed`, and by whatever
 //! the application says on it.
 
+use super::cors::options;
+use super::event_stream::{resume_id, stream_head};
 use super::query::Query;
-use super::{options, resume_id, stream_head};
 use crate::clock::now_ms;
 use crate::config::Settings;
 use crate::gateway::{Client, Content, Outgoing, Reply, Request, Status, Woken};

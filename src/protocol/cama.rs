@@ -9,10 +9,11 @@
 //! where there are no cookies. Each header field of the protocol has a parameter beside it, and `method=` one for the
 //! method of a POST, for web servers that pass few of them on.
 
+use super::cors::options;
 use super::query::{NotUtf8, Query};
-use super::{options, store_status};
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
+use crate::refusal::status_of as store_status;
 use crate::store::pipes::{Denied, Limits, NewSession, Party, Receiver, Sender, Visitor, WaitingSender};
 use crate::store::{self, Store};
 use crate::transfer::{self, End, Ending, Feed};

@@ -2,6 +2,8 @@
 
 pub mod bus;
 pub mod cama;
+mod cors;
+mod event_stream;
 pub mod page;
 pub mod ptth;
 pub mod query;
@@ -10,9 +12,9 @@ pub mod ws;
 
 use crate::config::{SettingError, Settings};
 use crate::gateway::{Application, Reply, Request, Status};
-use crate::refusal::{Refusal, status_of as store_status};
+use crate::refusal::Refusal;
 use crate::store::{self, Store};
-use query::Query;
+use cors::{origin_is_allowed, with_cors};
 
 /// The relay, as the doors see it.
 pub struct Relay;
@@ -101,62 +103,4 @@ fn sweep_if_due(settings: &Settings) {
 /// The first failure.
 pub fn sweep_all(settings: &Settings) -> Result<(), store::Error> {
     Store::of(settings).sweep_all(&uhst::policy(settings))
-}
-
-fn origin_is_allowed(settings: &Settings, request: &Request<'_>) -> bool {
-    // A request without an origin comes from no web page.
-    settings.allowed_origins.is_empty()
-        || (request.header)("origin").is_none_or(|origin| settings.allowed_origins.contains(&origin))
-}
-
-/// Adds what browsers want to see before they show an answer to a page of another origin (WHATWG Fetch, 3.2).
-fn with_cors(settings: &Settings, request: &Request<'_>, mut reply: Reply) -> Reply {
-    const EXPOSE: &str = "Access-Control-Expose-Headers";
-    // What else a protocol wants its pages to see.
-    match reply.headers.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(EXPOSE)) {
-        Some((_, list)) => list.extend_from_slice(b", Retry-After"),
-        None => reply = reply.header(EXPOSE, "Retry-After"),
-    }
-    if settings.allowed_origins.is_empty() {
-        return reply.header("Access-Control-Allow-Origin", "*");
-    }
-    let reply = reply.header("Vary", "Origin");
-    match (request.header)("origin").filter(|origin| settings.allowed_origins.contains(origin)) {
-        Some(origin) => reply.header("Access-Control-Allow-Origin", origin),
-        None => reply,
-    }
-}
-
-/// Answers a preflight, or a plain OPTIONS (RFC 9110, 9.3.7).
-fn options(request: &Request<'_>, allow: &str) -> Reply {
-    // What a page wants to send is fine, as long as it is a list of header names.
-    let asked = (request.header)("access-control-request-headers").filter(|list| {
-        list.len() <= 1000 && list.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_, ".contains(&byte))
-    });
-    Reply::empty(Status::NoContent)
-        .header("Allow", allow)
-        .header("Access-Control-Allow-Methods", allow)
-        .header("Access-Control-Allow-Headers", asked.unwrap_or_else(|| "Content-Type, Last-Event-ID".to_owned()))
-        .header("Access-Control-Max-Age", "86400")
-}
-
-fn stream_head() -> Reply {
-    Reply::empty(Status::Ok)
-        .header("Content-Type", "text/event-stream")
-        // no-transform: a proxy that compresses would hold the events back (RFC 9111, 5.2.2.6).
-        .header("Cache-Control", "no-cache, no-transform")
-        // nginx would collect the stream otherwise.
-        .header("X-Accel-Buffering", "no")
-}
-
-/// Where a stream wants to go on. The header is what a browser sends when it reconnects by itself; the parameters are
-/// for clients that cannot set headers, and are older than it then.
-fn resume_id(query: &Query, request: &Request<'_>) -> Option<u64> {
-    (request.header)("last-event-id")
-        .or_else(|| {
-            let names = ["lastEventId", "last_event_id", "evs_last_event_id"];
-            names.iter().find_map(|name| query.get(name)).map(str::to_owned)
-        })?
-        .parse()
-        .ok()
 }

@@ -13,7 +13,7 @@ use super::query::Query;
 use crate::clock::now_ms;
 use crate::config::{SettingError, Settings};
 use crate::gateway::{Content, Reply, Request, Status};
-use crate::health::{self, Check, Outcome, Visitor};
+use crate::health::{self, Audience, Check, Outcome};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
@@ -59,7 +59,7 @@ pub(super) fn names_html(accept: &str) -> bool {
 /// The page, with the health of the relay at this moment.
 #[must_use]
 pub fn answer(settings: Result<&Settings, &SettingError>, request: &Request<'_>) -> Reply {
-    let list = health::look(settings, Visitor::Page);
+    let list = health::look(settings, Audience::Page);
     let program = request.mount.rsplit('/').next().unwrap_or_default();
     html(Status::Ok, fill(&list, now_ms(), WebServer::named(&request.server), program), &policy(PAGE))
 }

@@ -6,7 +6,8 @@
 //!
 //! What is in a list of requests and in the head of an answer is in [`crate::ptth`].
 
-use super::{options, page, store_status, with_cors};
+use super::cors::{options, with_cors};
+use super::page;
 use crate::clock::is_recent;
 use crate::config::Settings;
 use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken, digits};
@@ -14,6 +15,7 @@ use crate::ptth::{
     Fields, HEAD_FIELD, KEY_FIELD, MAX_FIELDS, METHOD_FIELD, Method, OPTIONS, PREFIX, RequestHead, ResponseHead,
     ServerName, Tripcode, Waiting, WireError, join_list,
 };
+use crate::refusal::status_of as store_status;
 use crate::store::pipes::{LONGEST_HEAD, Receiver};
 use crate::store::requests::{Claimed, FarEnds, Patience, Progress, PtthServer, RequestId, WaitingFarEnd};
 use crate::store::{self, Store};

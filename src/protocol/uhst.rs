@@ -7,8 +7,9 @@
 //! What happens to hosts, clients and messages is the business of [`crate::store::sessions`]; here is how they are asked for,
 //! and what is answered.
 
+use super::cors::options;
+use super::event_stream::{resume_id, stream_head};
 use super::query::Query;
-use super::{options, resume_id, stream_head};
 use crate::clock::now_s;
 use crate::config::Settings;
 use crate::gateway::{Content, Outgoing, Reply, Request, Status};

@@ -1,4 +1,4 @@
-//! How a WebSocket message and the JSON value on a bus become each other.
+//! A message, and how it and the JSON value on a bus become each other.
 //!
 //! What leaves as a message arrives as the same message at every other WebSocket, but for white space between the tokens
 //! of an object or array; and whoever speaks JSON gets a value, not a text that holds one:
@@ -13,10 +13,49 @@
 //! The other way round, a string is the text that it stands for, `{"base64":"…"}` is binary, and any other value is its
 //! own JSON text. A text that is `{"base64":"…"}` itself goes as a string, so that it stays text.
 
-use super::Frame;
 use crate::json::compact;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Serialize, Serializer};
+
+/// A message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Text.
+    Text(&'a str),
+    /// Any bytes.
+    Binary(&'a [u8]),
+}
+
+impl Frame<'_> {
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// `{"size":BYTES}`, and the bytes themselves in base64 where no `text` event follows that has them.
+impl Serialize for Frame<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap as _;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("size", &self.len())?;
+        if let Self::Binary(bytes) = self {
+            map.serialize_entry("binary", &BASE64.encode(bytes))?;
+        }
+        map.end()
+    }
+}
 
 /// What the bus holds for a message.
 pub(crate) fn to_bus(frame: Frame<'_>) -> String {
@@ -68,20 +107,20 @@ mod tests {
 
     /// A message that has come through the bus.
     #[derive(Debug, PartialEq)]
-    enum Came {
+    enum Arrived {
         Text(String),
         Binary(Vec<u8>),
     }
 
-    fn come(value: &str) -> Came {
-        let mut came = None;
+    fn arrived(value: &str) -> Arrived {
+        let mut arrived = None;
         from_bus(value, |frame| {
-            came = Some(match frame {
-                Frame::Text(text) => Came::Text(text.to_owned()),
-                Frame::Binary(bytes) => Came::Binary(bytes.to_owned()),
+            arrived = Some(match frame {
+                Frame::Text(text) => Arrived::Text(text.to_owned()),
+                Frame::Binary(bytes) => Arrived::Binary(bytes.to_owned()),
             });
         });
-        came.unwrap()
+        arrived.unwrap()
     }
 
     #[test]
@@ -107,11 +146,11 @@ mod tests {
 
     #[test]
     fn what_pollers_post_is_a_message() {
-        assert_eq!(come(r#""h\u00e9\n""#), Came::Text("h\u{e9}\n".to_owned()));
-        assert_eq!(come(r#"{"a":"b"}"#), Came::Text(r#"{"a":"b"}"#.to_owned()));
-        assert_eq!(come(r#"{"base64":"aGk="}"#), Came::Binary(b"hi".to_vec()));
-        assert_eq!(come(r#""\ud800""#), Came::Text(r#""\ud800""#.to_owned()));
-        assert_eq!(come(r#"{"base64":"aGk"}"#), Came::Text(r#"{"base64":"aGk"}"#.to_owned()));
+        assert_eq!(arrived(r#""h\u00e9\n""#), Arrived::Text("h\u{e9}\n".to_owned()));
+        assert_eq!(arrived(r#"{"a":"b"}"#), Arrived::Text(r#"{"a":"b"}"#.to_owned()));
+        assert_eq!(arrived(r#"{"base64":"aGk="}"#), Arrived::Binary(b"hi".to_vec()));
+        assert_eq!(arrived(r#""\ud800""#), Arrived::Text(r#""\ud800""#.to_owned()));
+        assert_eq!(arrived(r#"{"base64":"aGk"}"#), Arrived::Text(r#"{"base64":"aGk"}"#.to_owned()));
     }
 
     proptest! {
@@ -127,8 +166,8 @@ mod tests {
             let spaceless = compact(text.as_bytes()).ok().flatten().filter(|json| json.starts_with(['{', '[']));
             let stays = binary(spaceless.as_deref().unwrap_or_default()).is_some();
             let expected = if stays { text } else { spaceless.unwrap_or(text) };
-            prop_assert_eq!(come(&value), Came::Text(expected));
-            prop_assert_eq!(come(&to_bus(Frame::Binary(&bytes))), Came::Binary(bytes));
+            prop_assert_eq!(arrived(&value), Arrived::Text(expected));
+            prop_assert_eq!(arrived(&to_bus(Frame::Binary(&bytes))), Arrived::Binary(bytes));
         }
     }
 }

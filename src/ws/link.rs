@@ -1,6 +1,6 @@
 //! The frames of one connection (RFC 6455, 5), in memory: nothing here waits.
 
-use super::Frame;
+use super::frames::Frame;
 use crate::gateway::{Incoming, Outgoing};
 use rustix::fd::BorrowedFd;
 use std::io::{self, Read, Write};
@@ -14,8 +14,8 @@ const READ_SIZE: usize = 8 * 1024;
 /// The longest reason of a close: a control frame has 125 bytes, two of them the code (RFC 6455, 5.5).
 const REASON_SIZE: usize = 123;
 
-/// What has been heard.
-pub(crate) enum Heard {
+/// What has come from the client.
+pub(crate) enum Received {
     Text(tungstenite::Utf8Bytes),
     Binary(tungstenite::Bytes),
     /// Some frame that is between the two ends.
@@ -45,7 +45,7 @@ struct Wire<'a> {
     has_begun: bool,
     /// The head of the answer to the handshake, until it is complete: nothing is written before.
     head: Option<Vec<u8>>,
-    /// What has yet to be written is behind `written`.
+    /// What has yet to be written begins at `written`.
     unsent: Vec<u8>,
     written: usize,
     /// How many bytes have gone out in all.
@@ -96,30 +96,30 @@ impl<'a> Link<'a> {
     }
 
     /// The next thing that was said. It reads at most once since [`Link::is_readable`].
-    pub fn hear(&mut self) -> Heard {
+    pub fn hear(&mut self) -> Received {
         let heard = self.context.read(&mut self.wire);
         if let Ok(Message::Close(_)) = heard {
             // The answer goes out with the next thing that is done, which there may not be.
             let _ = self.context.flush(&mut self.wire);
         }
         match heard {
-            Ok(Message::Text(text)) => Heard::Text(text),
-            Ok(Message::Binary(bytes)) => Heard::Binary(bytes),
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Heard::Control,
-            Ok(Message::Close(None)) => Heard::Close(1005, String::new()),
-            Ok(Message::Close(Some(CloseFrame { code, reason }))) => Heard::Close(code.into(), reason.to_string()),
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Heard::Nothing,
-            Err(Error::Utf8(_)) => Heard::Broken(1007, "Text must be UTF-8."),
+            Ok(Message::Text(text)) => Received::Text(text),
+            Ok(Message::Binary(bytes)) => Received::Binary(bytes),
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Received::Control,
+            Ok(Message::Close(None)) => Received::Close(1005, String::new()),
+            Ok(Message::Close(Some(CloseFrame { code, reason }))) => Received::Close(code.into(), reason.to_string()),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
+            Err(Error::Utf8(_)) => Received::Broken(1007, "Text must be UTF-8."),
             Err(Error::Capacity(CapacityError::MessageTooLong { .. })) => {
-                Heard::Broken(1009, "The message is too long.")
+                Received::Broken(1009, "The message is too long.")
             }
             Err(
                 Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)
                 | Error::Io(_)
                 | Error::ConnectionClosed
                 | Error::AlreadyClosed,
-            ) => Heard::Gone,
-            Err(_) => Heard::Broken(1002, "This is against RFC 6455."),
+            ) => Received::Gone,
+            Err(_) => Received::Broken(1002, "This is against RFC 6455."),
         }
     }
 
@@ -145,7 +145,7 @@ impl<'a> Link<'a> {
         self.say(Message::Ping(tungstenite::Bytes::new()));
     }
 
-    /// Begins to close: nothing is sent behind it.
+    /// Begins to close: nothing is sent after it.
     pub fn close(&mut self, code: u16, reason: &str) {
         let end = (0..=REASON_SIZE.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
         let frame = CloseFrame { code: code.into(), reason: reason[..end].into() };
@@ -154,7 +154,7 @@ impl<'a> Link<'a> {
 
     fn say(&mut self, message: Message) {
         if self.context.can_write() {
-            // Writing to memory does not fail; what is said behind a close is not said.
+            // Writing to memory does not fail; what is sent after a close is dropped.
             let _ = self.context.write(&mut self.wire, message);
             let _ = self.context.flush(&mut self.wire);
         }
@@ -253,15 +253,15 @@ mod tests {
             for _ in 0..1000 {
                 link.is_readable();
                 match link.hear() {
-                    Heard::Gone => break,
-                    Heard::Text(text) => prop_assert!(text.len() <= 100),
-                    Heard::Binary(bytes) => prop_assert!(bytes.len() <= 100),
-                    Heard::Broken(code, reason) => {
+                    Received::Gone => break,
+                    Received::Text(text) => prop_assert!(text.len() <= 100),
+                    Received::Binary(bytes) => prop_assert!(bytes.len() <= 100),
+                    Received::Broken(code, reason) => {
                         link.close(code, reason);
                         prop_assert!(link.unsent() > 0);
                         break;
                     }
-                    Heard::Control | Heard::Close(..) | Heard::Nothing => {}
+                    Received::Control | Received::Close(..) | Received::Nothing => {}
                 }
                 heard += 1;
             }

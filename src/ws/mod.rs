@@ -22,71 +22,31 @@ pub(crate) mod link;
 pub mod pipe;
 pub mod program;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::{Serialize, Serializer};
+pub use frames::Frame;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
-/// Who has opened a connection, before anybody knows whether he may.
+/// The client that has opened a connection, before it is known whether it may.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Visitor {
-    /// The cookies of his request, by name.
+    /// The cookies of its request, by name.
     pub cookies: BTreeMap<String, String>,
-    /// His browser, as it calls itself.
+    /// Its browser, as that calls itself.
     pub user_agent: String,
-    /// Where he comes from; `None` where a UNIX socket has brought him.
+    /// Where it is; `None` where it has come through a UNIX socket.
     pub remote_address: Option<IpAddr>,
     /// The origin of the page that opened the connection; empty where no page did.
     pub origin: String,
     /// The query of the connection's URL, raw: applications put a ticket there.
     pub query: String,
-    /// The subprotocols that his page would speak, the best first (`Sec-WebSocket-Protocol`).
+    /// The subprotocols that its page would speak, the best first (`Sec-WebSocket-Protocol`).
     pub protocols: Vec<String>,
     /// What a CGI program would find in its environment for this request. Nothing of the relay's own.
     #[serde(skip)]
     pub environment: Vec<(&'static str, String)>,
-}
-
-/// A message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frame<'a> {
-    /// Text.
-    Text(&'a str),
-    /// Any bytes.
-    Binary(&'a [u8]),
-}
-
-impl Frame<'_> {
-    /// Its length in bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Text(text) => text.len(),
-            Self::Binary(bytes) => bytes.len(),
-        }
-    }
-
-    /// Whether there is nothing in it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// `{"size":BYTES}`, and the bytes themselves in base64 where no `text` event follows that has them.
-impl Serialize for Frame<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap as _;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("size", &self.len())?;
-        if let Self::Binary(bytes) = self {
-            map.serialize_entry("binary", &BASE64.encode(bytes))?;
-        }
-        map.end()
-    }
 }
 
 /// What happens to a connection. A program is told it as JSON in one line, `{"event":"text","text":"…"}`.

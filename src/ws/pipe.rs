@@ -2,9 +2,8 @@
 //!
 //! A message is a line, or what a program has written before it closes the pipe or pauses: few programs end JSON with a line
 //! end. There is one pipe for all who write at the same time, so JSON values that follow each other without white space are
-//! messages of their own. Who writes other texts at the same time as others must end them with line ends.
+//! messages of their own. Whoever writes other texts at the same time as others must end them with line ends.
 
-use crate::config::Settings;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
@@ -15,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Who has written nothing for so long has said its message.
+/// A writer that has written nothing for so long has said its message.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How often it is seen to whether the pipe is still there, and tried again what has failed.
@@ -30,13 +29,13 @@ const READ_SIZE: usize = 64 * 1024;
 /// How much is still read at the end: as much as a pipe can hold. Somebody may write without end.
 const LAST_READS: usize = (1 << 20) / READ_SIZE;
 
-/// A pipe that is read from, as long as this process runs.
-pub struct Listening {
+/// A pipe that is read from until the [end](Watch::end).
+pub struct Watch {
     stop: PipeWriter,
     thread: JoinHandle<()>,
 }
 
-impl Listening {
+impl Watch {
     /// Gives away what has been written, and removes the pipe if it is such as [`listen`] makes: another one was put there by
     /// somebody who wants it to stay. For a clean end: a process that never began may have found the pipe of another.
     pub fn end(mut self) {
@@ -46,18 +45,23 @@ impl Listening {
     }
 }
 
-/// Makes the pipe if it is missing, and gives each message that is written to it to the channel without a name. Who may
-/// write to it is for its group and its folder to say; an existing pipe stays as it is.
+/// Makes the pipe if it is missing, and has `give` send each message that is written to it, none longer than `longest`
+/// bytes; it returns why one could not be sent. Its group and its folder say who may write to the pipe; an existing one stays
+/// as it is.
 ///
 /// # Errors
 /// When there is no pipe there and none can be made.
-pub fn listen(path: &Path, settings: Settings) -> io::Result<Listening> {
+pub fn listen(
+    path: &Path,
+    longest: u64,
+    give: impl Fn(&str) -> Result<(), String> + Send + 'static,
+) -> io::Result<Watch> {
     let fifo = Fifo::open(path)?;
     let (stopped, stop) = io::pipe()?;
-    let longest = usize::try_from(settings.bus_message).unwrap_or(usize::MAX);
-    let reader = Reader { path: path.to_owned(), fifo, stopped, messages: Messages::new(longest), settings };
+    let longest = usize::try_from(longest).unwrap_or(usize::MAX);
+    let reader = Reader { path: path.to_owned(), fifo, stopped, messages: Messages::new(longest), give };
     let thread = std::thread::Builder::new().spawn(move || reader.run())?;
-    Ok(Listening { stop, thread })
+    Ok(Watch { stop, thread })
 }
 
 /// The pipe, open.
@@ -96,16 +100,16 @@ impl Fifo {
     }
 }
 
-struct Reader {
+struct Reader<G> {
     path: PathBuf,
     fifo: Fifo,
     /// Says that no more is to be read; at its end alone, nothing is to be done any more.
     stopped: PipeReader,
     messages: Messages,
-    settings: Settings,
+    give: G,
 }
 
-impl Reader {
+impl<G: Fn(&str) -> Result<(), String>> Reader<G> {
     fn run(mut self) {
         loop {
             let limit = if self.messages.is_begun() { PAUSE } else { LOOK };
@@ -145,19 +149,17 @@ impl Reader {
     fn read(&mut self) -> bool {
         let mut buffer = vec![0; READ_SIZE];
         let count = rustix::io::read(&self.fifo.fd, &mut buffer).unwrap_or(0);
-        let settings = &self.settings;
-        self.messages.add(&buffer[..count], |message| give(settings, message));
+        self.messages.add(&buffer[..count], |message| give(&self.give, message));
         count > 0
     }
 
     /// What was written so far is a message.
     fn end(&mut self) {
-        let settings = &self.settings;
-        self.messages.end(|message| give(settings, message));
+        self.messages.end(|message| give(&self.give, message));
     }
 
-    /// Opens the pipe again, and makes it if it is missing. The old one stays open until then, so that who writes meanwhile
-    /// finds a reader.
+    /// Opens the pipe again, and makes it if it is missing. The old one stays open until then, so that whoever writes
+    /// meanwhile finds a reader.
     fn open_anew(&mut self) {
         match Fifo::open(&self.path) {
             Ok(fifo) => self.fifo = fifo,
@@ -171,7 +173,7 @@ impl Reader {
 
     fn finish(mut self) {
         if self.fifo.is_ours() && self.fifo.is_at(&self.path) {
-            // First, so that nobody writes behind what is read now.
+            // First, so that nobody writes after what is read now.
             let _ = std::fs::remove_file(&self.path);
         }
         let mut left = LAST_READS;
@@ -182,9 +184,9 @@ impl Reader {
     }
 }
 
-fn give(settings: &Settings, message: Option<&[u8]>) {
+fn give(give: impl Fn(&str) -> Result<(), String>, message: Option<&[u8]>) {
     let given = match message.map(std::str::from_utf8) {
-        Some(Ok(text)) => crate::protocol::ws::notify(settings, "", text),
+        Some(Ok(text)) => give(text),
         Some(Err(_)) => Err("it is not UTF-8".to_owned()),
         None => Err("it is longer than RELAY_BUS_MESSAGE".to_owned()),
     };

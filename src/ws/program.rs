@@ -134,7 +134,7 @@ fn action(line: &[u8]) -> Result<Action, Fault> {
 /// Where programs are found if nothing else is said.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Looks whether the program of `RELAY_WS_HANDLER` is there and may be run, so that who starts a server learns it before the
+/// Looks whether the program of `RELAY_WS_HANDLER` is there and may be run, so that whoever starts a server learns it before the
 /// first connection does.
 ///
 /// # Errors
@@ -238,7 +238,7 @@ impl Program {
         self.write();
     }
 
-    /// Writes what it takes. Who has closed his input is not told; that he has ended, his output says.
+    /// Writes what it takes. One that has closed its input is told nothing; its output says when it has ended.
     pub fn write(&mut self) {
         while let Some(input) = &self.input
             && self.written < self.unread.len()

@@ -46,9 +46,9 @@
 //! records, overwritten with a single write of constant size, or replaced by a rename.
 
 pub mod bus;
+mod counts;
 pub mod ends;
 pub mod far_ends;
-mod counts;
 pub mod folder;
 mod log;
 mod meeting;
@@ -112,16 +112,18 @@ impl Files {
 
     /// Fails in a folder that another version of the relay has made.
     fn check_version(&self) -> Result<(), Error> {
-        match std::fs::read(self.root.join("version")) {
-            Ok(version) if version == VERSION.as_bytes() => Ok(()),
-            Ok(_) => Err(Error::OtherVersion),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // The version is written first.
-                let is_used = Kind::ALL.iter().any(|kind| self.root.join(kind.name()).exists());
-                if is_used { Err(Error::OtherVersion) } else { Ok(()) }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
-            Err(error) => Err(error.into()),
+        let version = || match std::fs::read(self.root.join("version")) {
+            Ok(version) => Ok(Some(version)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(Error::from(error)),
+        };
+        let is_used = || Kind::ALL.iter().any(|kind| self.root.join(kind.name()).exists());
+        match version()? {
+            Some(version) if version == VERSION.as_bytes() => Ok(()),
+            Some(_) => Err(Error::OtherVersion),
+            // The version is written before anything else, by somebody else perhaps, and just now.
+            None if is_used() && version()?.is_none() => Err(Error::OtherVersion),
+            None => Ok(()),
         }
     }
 

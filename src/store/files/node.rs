@@ -7,11 +7,11 @@
 //! the thread that reads the FIFO rings too.
 
 use super::folder::{is_locked, try_lock};
+use super::members::{Progress, Slot};
 use super::wake::{Wake, call};
 use super::{Error, FileIdentity, Files, identity, identity_at, make_dirs, names, private_file, remove_file};
 use crate::clock::is_recent;
 use crate::hex;
-use crate::store::files::members::Slot;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::collections::BTreeMap;
@@ -155,14 +155,19 @@ fn remove_node(folder: &Path, id: &str) -> io::Result<()> {
 }
 
 /// What wakes a listener of `serve`: a counter that becomes readable when it is not zero.
-struct Bell(OwnedFd);
+struct Bell {
+    counter: OwnedFd,
+    /// How far its listener is: written to the disk late, because others of this process see it here.
+    progress: Mutex<Progress>,
+}
 
 impl Bell {
     /// What a takeover adds; news add 1. Nobody rings so often without being heard that one becomes the other.
     const TAKEOVER: u64 = 1 << 32;
 
     fn make() -> Result<Self, Error> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { counter, progress: Mutex::default() })
     }
 
     fn ring(&self, cause: Cause) {
@@ -170,12 +175,12 @@ impl Bell {
             Cause::News => 1,
             Cause::Takeover => Self::TAKEOVER,
         };
-        let _ = rustix::io::write(&self.0, &add.to_ne_bytes());
+        let _ = rustix::io::write(&self.counter, &add.to_ne_bytes());
     }
 
     fn hear(&self) -> Cause {
         let mut count = [0; 8];
-        let _ = rustix::io::read(&self.0, &mut count);
+        let _ = rustix::io::read(&self.counter, &mut count);
         if u64::from_ne_bytes(count) >= Self::TAKEOVER { Cause::Takeover } else { Cause::News }
     }
 }
@@ -294,11 +299,22 @@ impl Wakeup {
         }
     }
 
+    /// Tells the others of this process how far the listener is. False where there are none: then it has to be written.
+    pub fn note(&self, progress: Progress) -> bool {
+        match self {
+            Self::Alone(_) => false,
+            Self::Among(among) => {
+                *lock(&among.bell.progress) = progress;
+                true
+            }
+        }
+    }
+
     /// What becomes readable when somebody knocks.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Alone(node) => node.wake.as_ref().map(|wake| wake.fd()),
-            Self::Among(among) => Some(among.bell.0.as_fd()),
+            Self::Among(among) => Some(among.bell.counter.as_fd()),
         }
     }
 
@@ -407,6 +423,22 @@ impl Files {
             }
             _ => call(&self.nodes().join(format!("{}{WAKE}", knock.node)), knock.message().as_bytes()),
         }
+    }
+
+    /// How far those of a topic are that listen in this process.
+    pub(super) fn progress(&self, topic: &str) -> BTreeMap<Slot, Progress> {
+        let Some(hall) = self.hall() else { return BTreeMap::new() };
+        let bells = lock(&hall.bells);
+        let those = bells.get(topic).into_iter().flatten();
+        let progress = those.filter_map(|(slot, bell)| Some((*slot, *lock(&bell.upgrade()?.progress))));
+        // Of two that stand in one slot the later one counts.
+        progress.fold(BTreeMap::new(), |mut all, (slot, progress): (Slot, Progress)| {
+            let known: &mut Progress = all.entry(slot).or_default();
+            if progress.stream >= known.stream {
+                *known = progress;
+            }
+            all
+        })
     }
 
     /// To look which nodes are there.

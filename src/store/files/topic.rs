@@ -1,8 +1,8 @@
 //! A topic: a log that several write to and several read, with what may be dropped from it and how much it may hold.
 
-use super::{Error, Files};
 use super::log::{Address, Reader, Record, Writer};
 use super::members::Slot;
+use super::{Error, Files};
 use crate::clock::now_ms;
 use crate::store::Full;
 use std::io;

@@ -78,7 +78,12 @@ struct Bus<'a> {
 
 fn topic(files: &Files, record: &Path, settings: &Settings) -> Topic {
     // What is alive goes when it is too old, and not before: nobody knows who is still to read it.
-    let keep = Keep { lifetime: settings.message_lifetime, given: u64::MAX, most: settings.max_queue, most_of_all: settings.max_data };
+    let keep = Keep {
+        lifetime: settings.message_lifetime,
+        given: u64::MAX,
+        most: settings.max_queue,
+        most_of_all: settings.max_data,
+    };
     Topic { log: beside(record, LOG), keep, files: files.clone() }
 }
 

@@ -186,13 +186,13 @@ impl BusReader {
                 if record.id <= *after {
                     return;
                 }
-                let had_begun = *after > 0;
-                *after = record.id;
+                // A loss is told with the id before what follows it: whoever comes back with that gets what follows.
+                let before = std::mem::replace(after, record.id);
                 if has_passed(record.time, *lifetime) {
-                    *has_lost |= had_begun;
+                    *has_lost |= before > 0;
                 } else if Some(User(from)) != *user {
                     if std::mem::take(has_lost) {
-                        take(Heard::Lost(record.id));
+                        take(Heard::Lost(before));
                     }
                     take(Heard::Message(Message { id: record.id, user: from, data: record.data }));
                 }

@@ -25,8 +25,11 @@ pub struct Listener {
     stream: u32,
     wakeup: Wakeup,
     log: Reader,
-    /// The position that was noted last.
+    /// Up to where everything is on its way to the client, and what of that was written.
+    delivered: u64,
     noted: u64,
+    /// Where it was when it was tended last.
+    tended_at: u64,
     /// Whether something was given that may not be on its way to the client yet.
     is_pending: bool,
     /// Up to which id there were records when it began, and how old (in ms since 1970) those may be.
@@ -44,6 +47,9 @@ pub struct Listener {
     /// For how many rounds its session has been missing.
     missing: u32,
 }
+
+/// A position that others of the process see is written once it is so many bytes behind.
+const LATE: u64 = 64 * 1024;
 
 /// What is known of something that was dropped before it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +126,7 @@ impl Session<'_> {
         (member.line.ended, member.line.told) = (None, false);
         member.progress = Progress { stream: member.line.stream, position: log.position() };
         self.table()?.replace(member.slot, &member.line, member.progress)?;
+        wakeup.note(member.progress);
         wakeup.stand_at(member.slot);
         let table = Table::open(&self.place.table())?.ok_or(Error::Busy)?;
         let words = self.policy.words;
@@ -134,7 +141,9 @@ impl Session<'_> {
             key: member.line.key,
             stream: member.line.stream,
             wakeup,
+            delivered: log.position(),
             noted: log.position(),
+            tended_at: log.position(),
             is_pending: false,
             log,
             backlog: (end, oldest(self.policy.settings.message_lifetime)),
@@ -181,7 +190,9 @@ impl Listener {
                 take(Event { id, event: lost_event.0, data: &lost_event.1 });
             }
         };
-        tell(loss, log.position(), &mut take);
+        // A loss is told with the id before what follows it: whoever comes back with that gets what follows.
+        let mut before = log.position();
+        tell(loss, before, &mut take);
         if !self.may_have_more {
             return Ok(false);
         }
@@ -197,12 +208,13 @@ impl Listener {
                     loss.notice();
                     tell(loss, record.id, &mut take);
                 } else if record.id > backlog_end || record.time >= oldest {
-                    tell(loss, record.id, &mut take);
+                    tell(loss, before, &mut take);
                     *loss = Loss::None;
                     take(Event { id: record.id, event: record.event, data: record.data });
                 } else if *has_resumed {
                     loss.notice();
                 }
+                before = record.id;
             },
         )?;
         if log.has_lost() {
@@ -215,6 +227,14 @@ impl Listener {
     pub(in crate::store) fn delivered(&mut self) -> Result<(), Error> {
         self.is_pending = false;
         let position = self.log.position();
+        self.delivered = position;
+        let is_seen = self.wakeup.note(Progress { stream: self.stream, position });
+        // Other processes see what is written: by how much somebody lags must not be far from the truth.
+        if is_seen && position < self.noted.saturating_add(LATE) { Ok(()) } else { self.write_progress() }
+    }
+
+    fn write_progress(&mut self) -> Result<(), Error> {
+        let position = self.delivered;
         if position != self.noted {
             self.table.note(self.slot, Progress { stream: self.stream, position })?;
             self.noted = position;
@@ -233,6 +253,8 @@ impl Listener {
         }
         Ok(match self.table.get(self.slot)? {
             Some(entry) if entry.line.key != self.key => None,
+            // Somebody took it for gone, while its node's files were.
+            Some(entry) if entry.line.stream == self.stream && entry.line.ended.is_some() => None,
             Some(entry) if entry.line.stream == self.stream => Some(Standing::Listening),
             Some(_) => Some(Standing::Superseded),
             None => None,
@@ -249,10 +271,16 @@ impl Listener {
             _ => return self.regain(policy),
         };
         self.missing = 0;
+        let position = self.log.position();
+        // Also what was passed over because it is for others; and where others see it, once it is quiet.
         if standing == Standing::Listening && !self.is_pending {
-            // What was passed over because it is for others.
-            self.delivered()?;
+            self.delivered = position;
+            let is_seen = self.wakeup.note(Progress { stream: self.stream, position });
+            if !is_seen || self.tended_at == position {
+                self.write_progress()?;
+            }
         }
+        self.tended_at = position;
         if standing == Standing::Listening && self.has_news(record.as_ref(), policy)? {
             let files = self.files.clone();
             if let Some(mut session) = files.session(&self.who.host, policy)? {
@@ -319,6 +347,7 @@ impl Listener {
         }
         if let Some(found) = session.find(&self.key)?
             && found.line.stream > 0
+            && found.line.stream != self.stream
         {
             // Another stream was faster.
             return Ok(Standing::Superseded);
@@ -334,6 +363,7 @@ impl Listener {
         let (table, log) = (again.table, again.log);
         (self.table, self.slot, self.key, self.generations) = (table, again.slot, again.key, again.generations);
         (self.stream, self.noted, self.wakeup) = (again.stream, again.noted, again.wakeup);
+        self.delivered = again.delivered;
         // What was in the log is gone, and nobody can say what that was.
         self.log = log;
         self.may_have_more = true;
@@ -349,6 +379,7 @@ impl Listener {
         }
         member.line.ended = Some(session.now);
         session.update(&member)?;
+        self.write_progress()?;
         match &self.who.client {
             None => session.tell_of_host(),
             Some(_) => session.tell_of_client(&mut member),

@@ -153,7 +153,12 @@ impl Place {
     fn topic(&self, of_host: bool, policy: &Policy<'_>) -> Topic {
         let settings = policy.settings;
         let most = if of_host { most_told(policy).saturating_mul(2) } else { settings.max_topic };
-        let keep = Keep { lifetime: settings.message_lifetime, given: settings.max_queue, most, most_of_all: settings.max_data };
+        let keep = Keep {
+            lifetime: settings.message_lifetime,
+            given: settings.max_queue,
+            most,
+            most_of_all: settings.max_data,
+        };
         Topic { log: beside(&self.record, if of_host { "host" } else { "clients" }), keep, files: self.files.clone() }
     }
 }
@@ -273,17 +278,31 @@ impl<'a> Session<'a> {
     }
 
     fn find(&self, key: &str) -> Result<Option<Entry<Member>>, Error> {
-        match &self.table {
-            Some(table) => table.find(key),
-            None => Ok(None),
-        }
+        let Some(table) = &self.table else { return Ok(None) };
+        let mut found = table.find(key)?;
+        self.bring_up_to_date(found.as_mut_slice());
+        Ok(found)
     }
 
     /// All members. A line that is damaged is nobody's, and freed: its member, if it listens, takes another.
     fn all(&self) -> Result<Vec<Entry<Member>>, Error> {
-        match &self.table {
-            Some(table) => table.all_mended(),
-            None => Ok(Vec::new()),
+        let Some(table) = &self.table else { return Ok(Vec::new()) };
+        let mut all = table.all_mended()?;
+        self.bring_up_to_date(&mut all);
+        Ok(all)
+    }
+
+    /// Those that listen in this process may be further on than they have written.
+    fn bring_up_to_date(&self, entries: &mut [Entry<Member>]) {
+        if entries.is_empty() {
+            return;
+        }
+        let progress = self.files.progress(&self.place.name());
+        for entry in entries {
+            match progress.get(&entry.slot) {
+                Some(progress) if progress.stream == entry.line.stream => entry.progress = *progress,
+                _ => {}
+            }
         }
     }
 
