@@ -7,7 +7,6 @@ mod requests;
 use super::Store;
 use super::files::Files;
 use super::files::test_dir::TestDir;
-use super::sessions::Policy;
 use crate::config::Settings;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;

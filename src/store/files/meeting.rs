@@ -220,7 +220,10 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let dir = TestDir::new();
-            Self { folder: Folder::open_or_make(&dir.join("session")).unwrap().0, dir }
+            Self {
+                folder: Folder::open_or_make(&dir.join("session"), super::super::folder::Shape::Folder).unwrap().0,
+                dir,
+            }
         }
 
         fn meeting(&self) -> Meeting<'_> {

@@ -223,13 +223,9 @@ impl Hall {
             let fifo = lock(&hall.node).wake.as_ref().and_then(|wake| wake.fd().try_clone_to_owned().ok());
             let id = Arc::downgrade(&hall);
             drop(hall);
-            let is_woken = match &fifo {
-                Some(fifo) => poll(&mut [PollFd::new(fifo, PollFlags::IN)], Some(&ROUND)) == Ok(1),
-                None => {
-                    std::thread::sleep(Duration::from_secs(2));
-                    false
-                }
-            };
+            // Without a FIFO there is nothing to hear, but it may be made later.
+            let mut fds: Vec<_> = fifo.iter().map(|fifo| PollFd::new(fifo, PollFlags::IN)).collect();
+            let is_woken = poll(&mut fds, Some(&ROUND)) == Ok(1);
             let Some(hall) = id.upgrade() else { return };
             if let Some(fifo) = fifo.filter(|_| is_woken) {
                 hall.hand_on(&fifo);

@@ -161,31 +161,29 @@ impl Files {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bus::{BusName, User};
-    use super::super::session::SessionRecord;
     use super::super::test_dir::TestDir;
     use super::*;
-    use crate::token::HostId;
+    use crate::config::Settings;
+    use crate::store::buses::BusName;
+    use std::time::{Duration, SystemTime};
 
-    fn host(id: &str) -> HostId {
-        HostId::new(id).unwrap()
+    fn make(store: &Files, id: &str, most: u64) -> Option<Folder<String>> {
+        store.open_or_make(Kind::Hosts, id, most).unwrap()
     }
 
     #[test]
     fn the_limit_on_hosts_counts_what_is_there() {
         let dir = TestDir::new();
         let store = Files::new(&dir.join("data"));
-        let record = |id: &str| SessionRecord { host_id: id.to_owned(), registration: None };
         for id in ["a", "b", "c"] {
-            store.session_or_new(&host(id), 3).unwrap().unwrap().set_record(record(id)).unwrap();
+            assert!(make(&store, id, 3).is_some());
         }
-        assert!(store.session_or_new(&host("d"), 3).unwrap().is_none());
-        assert!(store.session_or_new(&host("c"), 3).unwrap().is_some(), "an existing one is no more");
-        store.session(&host("b")).unwrap().unwrap().remove().unwrap();
+        assert!(make(&store, "d", 3).is_none());
+        make(&store, "c", 3).expect("an existing one is no more").remove().unwrap();
         for shard in 0..=255 {
             store.count_shard(Kind::Hosts, shard).unwrap();
         }
-        assert!(store.session_or_new(&host("d"), 3).unwrap().is_some());
+        assert!(make(&store, "d", 3).is_some());
     }
 
     #[test]
@@ -193,46 +191,44 @@ mod tests {
         let dir = TestDir::new();
         let store = Files::new(&dir.join("data"));
         let name = |number: u64| BusName::new(&number.to_string()).unwrap();
-        let make = |number: u64, most: u64| store.bus_or_new(&name(number), false, most).unwrap().map(|(bus, _)| bus);
+        let settings = |max_buses| Settings { max_buses, ..Settings::default() };
+        let record = |number: u64| store.folder(Kind::Buses, &number.to_string());
+        let make = |number: u64, most: u64| store.greet(&name(number), &settings(most)).is_ok();
         let age = |number: u64, seconds: u64| {
-            let record = store.folder(Kind::Buses, &number.to_string()).join("session.json");
             let time = SystemTime::now() - Duration::from_secs(seconds);
-            std::fs::File::open(record).unwrap().set_modified(time).unwrap();
+            std::fs::File::open(record(number)).unwrap().set_modified(time).unwrap();
         };
         let all = 300;
         for number in 0..all {
-            let mut bus = make(number, all).unwrap();
+            assert!(make(number, all));
             if number % 3 > 0 {
-                drop(bus.post(User(2), "1", 1000, UNUSED_TIME).unwrap());
+                store.notify(&name(number), "1", &settings(all)).unwrap();
             }
-            drop(bus);
             // The later, the older; and those in use are the oldest of all.
             age(number, if number % 3 > 0 { 5000 } else { 100 + number });
         }
-        // A stranger's file, and a folder that somebody is using now, are passed over.
-        std::fs::write(store.folder(Kind::Buses, "0").with_file_name("file"), "").unwrap();
-        let busy = store.bus(&name(297)).unwrap().unwrap();
+        // A stranger's file, and what somebody is using now, are passed over.
+        std::fs::write(record(0).with_file_name("file"), "").unwrap();
+        let busy = Folder::<()>::open(&record(297), Shape::File).unwrap().unwrap();
         for (newcomer, victim) in [(1000, 294), (1001, 291), (1002, 288)] {
-            assert!(make(newcomer, all).is_some());
-            assert!(store.bus(&name(victim)).unwrap().is_none() && store.bus(&name(victim - 3)).unwrap().is_some());
+            assert!(make(newcomer, all));
+            assert!(!record(victim).exists() && record(victim - 3).exists());
         }
         drop(busy);
-        assert!(make(1003, all).is_some() && store.bus(&name(297)).unwrap().is_none());
+        assert!(make(1003, all) && !record(297).exists());
         for number in (0..all).step_by(3).filter(|number| *number < 288) {
             age(number, 30);
         }
-        assert!(make(1004, all).is_none(), "what is younger than a minute stays");
-        for number in (0..all).filter(|number| number % 3 > 0) {
-            assert!(store.bus(&name(number)).unwrap().is_some(), "what is in use stays");
-        }
+        assert!(!make(1004, all), "what is younger than a minute stays");
+        assert!((0..all).filter(|number| number % 3 > 0).all(|number| record(number).exists()), "what is in use stays");
     }
 
     #[test]
     fn a_table_of_counts_that_is_damaged_begins_anew() {
         let dir = TestDir::new();
         let store = Files::new(&dir.join("data"));
-        store.session_or_new(&host("a"), 3).unwrap().unwrap();
+        make(&store, "a", 3).unwrap();
         std::fs::write(dir.join("data/hosts/counts"), "garbage").unwrap();
-        assert!(store.session_or_new(&host("b"), 3).unwrap().is_some());
+        assert!(make(&store, "b", 3).is_some());
     }
 }

@@ -7,6 +7,7 @@
 use super::folder::Folder;
 use super::pipes::LockedPipes;
 use super::requests::LockedRequests;
+use super::session;
 use super::shelf::Kind;
 use super::{Error, Files, private_file, read_small};
 use crate::store::sessions::Policy;
@@ -43,12 +44,18 @@ impl Files {
             }
             Kind::Pipes => match Folder::try_open(path, shape)? {
                 Some(folder) => LockedPipes::read(folder)?.sweep(policy.settings.pipe_lifetime),
-                None => remove_empty(path),
+                None => {
+                    remove_empty(path);
+                    Ok(())
+                }
             },
             // Its requests do without the lock, so they may be there without it.
             Kind::Ptth => match Folder::try_open_or_make_record(path, shape)? {
                 Some(folder) => LockedRequests::read(folder)?.sweep(&*self.ptth_servers()?),
-                None => remove_empty(path),
+                None => {
+                    remove_empty(path);
+                    Ok(())
+                }
             },
         }
     }
@@ -57,9 +64,7 @@ impl Files {
     pub(super) fn remove_unused(&self, kind: Kind, path: &Path) -> Result<bool, Error> {
         let shape = kind.shape();
         match kind {
-            Kind::Hosts => {
-                Folder::try_open(path, shape)?.map_or(Ok(false), |folder| self.remove_unused_session(folder))
-            }
+            Kind::Hosts => Folder::try_open(path, shape)?.map_or(Ok(false), session::remove_unused),
             Kind::Buses => Folder::try_open(path, shape)?.map_or(Ok(false), |folder| self.remove_unused_bus(folder)),
             Kind::Pipes => match Folder::try_open(path, shape)?.map(LockedPipes::read).transpose()? {
                 Some(pipes) if pipes.is_unused()? => pipes.remove().map(|()| true),
@@ -136,7 +141,11 @@ impl Files {
     /// # Errors
     /// The first failure.
     pub fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error> {
-        (0..=u8::MAX).fold(Ok(()), |outcome, shard| outcome.and(self.sweep_shard(shard, policy)))
+        let mut outcome = Ok(());
+        for shard in 0..=u8::MAX {
+            outcome = outcome.and(self.sweep_shard(shard, policy));
+        }
+        outcome
     }
 
     fn sweep_shard(&self, shard: u8, policy: &Policy<'_>) -> Result<(), Error> {
@@ -154,9 +163,8 @@ impl Files {
 
 /// It is in use, or was made by a process that was killed before it wrote the record: then it is empty, and removing it
 /// fails unless nobody is about to use it.
-fn remove_empty(path: &Path) -> Result<(), Error> {
+fn remove_empty(path: &Path) {
     let _ = std::fs::remove_dir(path);
-    Ok(())
 }
 
 fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {

@@ -236,8 +236,10 @@ impl<'a> Bus<'a> {
         let waiting = members.map(|members| members.all()).transpose()?.unwrap_or_default();
         let nodes: BTreeSet<String> = waiting.into_iter().map(|entry| entry.line.node).collect();
         let knock = |node| files.knock(&Knock { node, topic: topic.clone(), slot: None, cause: Cause::News });
-        let are_all_there = nodes.into_iter().map(knock).fold(true, |all, is_heard| all && is_heard);
-        if !are_all_there && let Some(folder) = Folder::<BusRecord>::try_open(&path, Kind::Buses.shape())? {
+        let unheard = nodes.into_iter().map(knock).filter(|is_heard| !is_heard).count();
+        if unheard > 0
+            && let Some(folder) = Folder::<BusRecord>::try_open(&path, Kind::Buses.shape())?
+        {
             // Of those that were killed nothing is left.
             files.waiting_at(folder.path())?;
         }

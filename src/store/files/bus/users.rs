@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 pub(super) struct Registered {
     /// The number.
     number: String,
-    key: String,
+    /// What it signs with.
+    secret: String,
     /// The number of the last signed post; 0 before the first.
     last: u64,
     /// When it was seen last, as far as that was worth a note (ms since 1970).
@@ -48,7 +49,7 @@ impl Bus<'_> {
         // The number first: who is killed in between has given it to nobody.
         self.folder.write(&self.record)?;
         let key = hex::random(32).map_err(Error::from)?;
-        let line = Registered { number: user.0.to_string(), key: key.clone(), last: 0, seen: now_ms() };
+        let line = Registered { number: user.0.to_string(), secret: key.clone(), last: 0, seen: now_ms() };
         users.insert(&line, Progress::default())?;
         Ok((user, key))
     }
@@ -82,7 +83,7 @@ impl Bus<'_> {
     /// Whether a post is the user's own: signed with its key, and no repetition.
     pub(super) fn check(&self, mut user: Entry<Registered>, proof: Option<Proof<'_>>) -> Result<(), Refused> {
         let proof = proof.ok_or(Refused::NotSigned)?;
-        if !signs(&user.line.key, &proof) {
+        if !signs(&user.line.secret, &proof) {
             return Err(Refused::WrongSignature);
         }
         if proof.n <= user.line.last {

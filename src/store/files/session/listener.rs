@@ -76,13 +76,12 @@ impl Files {
         resume: Option<u64>,
         policy: &Policy<'_>,
     ) -> Result<Listener, Refused> {
-        let mut session = match self.session(&who.host, policy)? {
-            Some(session) => session,
-            None => {
-                missing(who)?;
-                let limit = policy.settings.max_hosts;
-                self.session_or_new(&who.host, None, policy, limit)?.ok_or(Refused::TooManyHosts(limit))?.0
-            }
+        let mut session = if let Some(session) = self.session(&who.host, policy)? {
+            session
+        } else {
+            missing(who)?;
+            let limit = policy.settings.max_hosts;
+            self.session_or_new(&who.host, None, policy, limit)?.ok_or(Refused::TooManyHosts(limit))?.0
         };
         let key = session.listening_member(who, resume)?;
         let member = match session.find(&key)? {
@@ -267,7 +266,13 @@ impl Listener {
         self.may_have_more |= self.log.has_more()? || is_mended;
         let record = self.record()?;
         let standing = match (self.look()?, &record) {
-            (Some(standing), Some(record)) => self.is_current(record).then_some(standing).unwrap_or(Standing::Over),
+            (Some(standing), Some(record)) => {
+                if self.is_current(record) {
+                    standing
+                } else {
+                    Standing::Over
+                }
+            }
             _ => return self.regain(policy),
         };
         self.missing = 0;

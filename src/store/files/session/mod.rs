@@ -10,6 +10,7 @@ mod listener;
 mod sweep;
 
 pub use listener::Listener;
+pub(super) use sweep::remove_unused;
 
 use super::folder::{Folder, beside};
 use super::log::Address;
@@ -76,7 +77,7 @@ fn client_key(client: &ClientId) -> String {
 
 fn host_key(registration: Option<&str>) -> String {
     // An application may choose what stands in its tokens.
-    format!("h{}", registration.map(|registration| hash_name(registration)).unwrap_or_default())
+    format!("h{}", registration.map(hash_name).unwrap_or_default())
 }
 
 impl Member {

@@ -26,20 +26,19 @@ impl Files {
             }
         }
     }
+}
 
-    /// Removes a session if neither the host nor a client has ever listened, and no message was ever sent. Whether it did.
-    pub(in crate::store::files) fn remove_unused_session(&self, folder: Folder<SessionRecord>) -> Result<bool, Error> {
-        let members = Table::<Member>::open(&folder.beside(MEMBERS))?;
-        let members = members.map(|members| members.all()).transpose()?.unwrap_or_default();
-        let is_said_to = |name| is_any(&folder.beside(name), |record| record.event == MESSAGE);
-        let is_used =
-            members.iter().any(|entry| entry.line.stream > 0) || is_said_to("host")? || is_said_to("clients")?;
-        if !is_used {
-            remove_beside(folder.path())?;
-            folder.remove()?;
-        }
-        Ok(!is_used)
+/// Removes a session if neither the host nor a client has ever listened, and no message was ever sent. Whether it did.
+pub(in crate::store::files) fn remove_unused(folder: Folder<SessionRecord>) -> Result<bool, Error> {
+    let members = Table::<Member>::open(&folder.beside(MEMBERS))?;
+    let members = members.map(|members| members.all()).transpose()?.unwrap_or_default();
+    let is_said_to = |name| is_any(&folder.beside(name), |record| record.event == MESSAGE);
+    let is_used = members.iter().any(|entry| entry.line.stream > 0) || is_said_to("host")? || is_said_to("clients")?;
+    if !is_used {
+        remove_beside(folder.path())?;
+        folder.remove()?;
     }
+    Ok(!is_used)
 }
 
 impl Session<'_> {
