@@ -42,21 +42,16 @@ impl Files {
             Kind::Buses => {
                 Folder::try_open(path, shape)?.map_or(Ok(()), |folder| self.sweep_bus(folder, policy.settings))
             }
-            Kind::Pipes => match Folder::try_open(path, shape)? {
-                Some(folder) => LockedPipes::read(folder)?.sweep(policy.settings.pipe_lifetime),
-                None => {
-                    remove_empty(path);
-                    Ok(())
-                }
-            },
+            Kind::Pipes => {
+                let Some(folder) = Folder::try_open(path, shape)? else { return Ok(remove_empty(path)?) };
+                LockedPipes::read(folder)?.sweep(policy.settings.pipe_lifetime)
+            }
             // Its requests do without the lock, so they may be there without it.
-            Kind::Ptth => match Folder::try_open_or_make_record(path, shape)? {
-                Some(folder) => LockedRequests::read(folder)?.sweep(&*self.ptth_servers()?),
-                None => {
-                    remove_empty(path);
-                    Ok(())
-                }
-            },
+            Kind::Ptth => {
+                let made = Folder::try_open_or_make_record(path, shape)?;
+                let Some(folder) = made else { return Ok(remove_empty(path)?) };
+                LockedRequests::read(folder)?.sweep(&*self.ptth_servers()?)
+            }
         }
     }
 
@@ -163,8 +158,12 @@ impl Files {
 
 /// It is in use, or was made by a process that was killed before it wrote the record: then it is empty, and removing it
 /// fails unless nobody is about to use it.
-fn remove_empty(path: &Path) {
-    let _ = std::fs::remove_dir(path);
+fn remove_empty(path: &Path) -> io::Result<()> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
+    match std::fs::remove_dir(path) {
+        Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {
