@@ -7,6 +7,7 @@
 
 mod intentions;
 mod listener;
+mod member;
 mod sweep;
 
 pub use listener::Listener;
@@ -14,17 +15,17 @@ pub(super) use sweep::remove_unused;
 
 use super::folder::{Folder, beside};
 use super::log::Address;
-use super::members::{Entry, Line, Progress, Table};
+use super::members::{Entry, Progress, Table};
 use super::node::{Alive, Cause, Knock};
-use super::topic::{Keep, Topic, is_for};
-use super::{Error, Files, Kind, hash_name};
+use super::topic::{Keep, Topic};
+use super::{Error, Files, Kind};
 use crate::clock::{has_passed_by, is_recent, now_ms};
 use crate::store::sessions::{Party, Policy, Refused};
 use crate::store::{Full, UNUSED_TIME};
 use crate::token::{ClientId, HostId};
+use member::{Member, Presence, client_key, host_key, presence};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,99 +41,6 @@ pub(super) struct SessionRecord {
     registration: Option<String>,
     /// How many registrations there have been.
     generation: u32,
-}
-
-/// What a line of the table says of a host or a client.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Member {
-    key: String,
-    /// The generations it belongs to, the first and the last: one, but all that come for an application's own client.
-    generations: (u32, u32),
-    /// The id up to which the log says nothing to it.
-    from: u64,
-    /// The number of its latest stream; 0 before the first.
-    stream: u32,
-    /// Where that began.
-    begin: u64,
-    /// The node on which it listens, or did.
-    node: String,
-    /// When a client was used last without listening (ms since 1970).
-    used: u64,
-    /// When the latest stream ended (for that of a killed process: when that was noticed).
-    ended: Option<u64>,
-    /// Whether the peers know of that end, or that there will never be a stream.
-    told: bool,
-}
-
-impl Line for Member {
-    fn key(&self) -> &str {
-        &self.key
-    }
-}
-
-/// Clients and registrations of the host stand in one table.
-fn client_key(client: &ClientId) -> String {
-    format!("c{}", client.as_str())
-}
-
-fn host_key(registration: Option<&str>) -> String {
-    // An application may choose what stands in its tokens.
-    format!("h{}", registration.map(hash_name).unwrap_or_default())
-}
-
-impl Member {
-    fn client(&self) -> Option<ClientId> {
-        ClientId::new(self.key.strip_prefix('c')?)
-    }
-
-    fn is_host(&self) -> bool {
-        self.key.starts_with('h')
-    }
-
-    fn generations(&self) -> RangeInclusive<u32> {
-        self.generations.0..=self.generations.1
-    }
-}
-
-impl Entry<Member> {
-    /// The id up to which its latest stream was given the log.
-    fn position(&self) -> u64 {
-        let Member { stream, begin, from, .. } = self.line;
-        // What another stream has written was written too late.
-        let position = if self.progress.stream == stream { self.progress.position } else { begin };
-        position.max(from)
-    }
-
-    fn wants(&self) -> impl Fn(&Address) -> bool + use<> {
-        let (slot, generations) = (self.slot, self.line.generations());
-        move |to| is_for(to, slot, &generations)
-    }
-}
-
-/// Whether a member is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Presence {
-    /// It has not listened yet.
-    Waiting,
-    /// It listens.
-    Listening,
-    /// Its latest stream has ended.
-    Ended {
-        /// In milliseconds since 1970; now, where nobody has noticed yet.
-        at: u64,
-        /// Whether its peers know.
-        told: bool,
-    },
-}
-
-fn presence(line: &Member, alive: &mut Alive<'_>, now: u64) -> Result<Presence, Error> {
-    let told = line.told;
-    Ok(match line.ended {
-        Some(at) => Presence::Ended { at, told },
-        None if line.stream == 0 => Presence::Waiting,
-        None if alive.is(&line.node)? => Presence::Listening,
-        None => Presence::Ended { at: now, told },
-    })
 }
 
 /// Where the files of a session stand.
