@@ -192,6 +192,7 @@ mod endurance;
 mod far;
 mod faults;
 mod five_minutes;
+mod house;
 mod limits;
 mod manual;
 mod presence;
