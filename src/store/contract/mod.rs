@@ -3,6 +3,7 @@
 
 mod pipes;
 mod requests;
+mod sessions;
 
 use super::Store;
 use super::files::Files;
