@@ -1,5 +1,3 @@
-mod resume;
-
 use super::{Home, homes, is_woken};
 use crate::config::Settings;
 use crate::protocol::uhst::policy;
@@ -9,132 +7,132 @@ use crate::token::{ClientId, HostId};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 /// A home, and the limits and times that hold there.
-struct Relay {
-    home: Home,
-    settings: Settings,
+pub(super) struct Relay {
+    pub(super) home: Home,
+    pub(super) settings: Settings,
 }
 
-fn relays() -> impl Iterator<Item = Relay> {
+pub(super) fn relays() -> impl Iterator<Item = Relay> {
     // Nothing ends by itself while a test runs.
     let settings = || Settings { message_lifetime: HOUR, session_lifetime: HOUR, ..Settings::default() };
     homes().into_iter().map(move |home| Relay { home, settings: settings() })
 }
 
 /// The same where the host `h` has been registered as `one`.
-fn registered() -> impl Iterator<Item = Relay> {
+pub(super) fn registered() -> impl Iterator<Item = Relay> {
     relays().inspect(|relay| relay.register("one").unwrap())
 }
 
-fn id(text: &str) -> HostId {
+pub(super) fn id(text: &str) -> HostId {
     HostId::new(text).unwrap()
 }
 
-fn client_id(text: &str) -> ClientId {
+pub(super) fn client_id(text: &str) -> ClientId {
     ClientId::new(text).unwrap()
 }
 
-fn host(registration: &str) -> Party {
+pub(super) fn host(registration: &str) -> Party {
     Party { host: id("h"), client: None, registration: Some(registration.to_owned()) }
 }
 
-fn client(client: &str, registration: &str) -> Party {
+pub(super) fn client(client: &str, registration: &str) -> Party {
     Party { client: Some(client_id(client)), ..host(registration) }
 }
 
-fn minted(party: Party) -> Party {
+pub(super) fn minted(party: Party) -> Party {
     Party { registration: None, ..party }
 }
 
-fn lost(id: &str) -> String {
+pub(super) fn lost(id: &str) -> String {
     format!(r#"{{"eventType":"messages_lost","body":"{id}"}}"#)
 }
 
-fn host_closed() -> String {
+pub(super) fn host_closed() -> String {
     r#"{"eventType":"host_closed","body":"h"}"#.to_owned()
 }
 
-fn client_closed(id: &str) -> String {
+pub(super) fn client_closed(id: &str) -> String {
     format!(r#"{{"eventType":"client_closed","body":"{id}"}}"#)
 }
 
 impl Relay {
-    fn policy(&self) -> Policy<'_> {
+    pub(super) fn policy(&self) -> Policy<'_> {
         policy(&self.settings)
     }
 
-    fn register_as(&self, host: &str, registration: &str, claim: Claim) -> Result<(), Refused> {
+    pub(super) fn register_as(&self, host: &str, registration: &str, claim: Claim) -> Result<(), Refused> {
         self.home.store.register(&id(host), registration, claim, &self.policy())
     }
 
-    fn register(&self, registration: &str) -> Result<(), Refused> {
+    pub(super) fn register(&self, registration: &str) -> Result<(), Refused> {
         self.register_as("h", registration, Claim::Chosen)
     }
 
-    fn join(&self, client: &str) -> Result<Option<String>, Refused> {
+    pub(super) fn join(&self, client: &str) -> Result<Option<String>, Refused> {
         self.home.store.join(&id("h"), &client_id(client), &self.policy())
     }
 
-    fn to_host(&self, from: &Party, data: &str) -> Result<(), Refused> {
+    pub(super) fn to_host(&self, from: &Party, data: &str) -> Result<(), Refused> {
         self.home.store.send_to_host(from, data, &self.policy())
     }
 
-    fn to_client(&self, client: &str, data: &str) -> Result<(), Refused> {
+    pub(super) fn to_client(&self, client: &str, data: &str) -> Result<(), Refused> {
         self.home.store.send_to_client(&id("h"), &client_id(client), data, &self.policy())
     }
 
     /// Who is told, sorted, and whether it gets it.
-    fn broadcast(&self, registration: &str, data: &str) -> Result<Vec<(String, bool)>, Refused> {
+    pub(super) fn broadcast(&self, registration: &str, data: &str) -> Result<Vec<(String, bool)>, Refused> {
         let answer = self.home.store.broadcast(&host(registration), data, &self.policy())?;
         let mut answer: Vec<_> = answer.into_iter().map(|(id, is_sent)| (id.as_str().to_owned(), is_sent)).collect();
         answer.sort();
         Ok(answer)
     }
 
-    fn try_listen(&self, who: &Party, resume: Option<u64>) -> Result<Listener, Refused> {
+    pub(super) fn try_listen(&self, who: &Party, resume: Option<u64>) -> Result<Listener, Refused> {
         self.home.store.listen(who, resume, &self.policy())
     }
 
-    fn listen(&self, who: &Party) -> Listener {
+    pub(super) fn listen(&self, who: &Party) -> Listener {
         self.try_listen(who, None).unwrap()
     }
 
-    fn would_listen(&self, who: &Party) -> Result<(), Refused> {
+    pub(super) fn would_listen(&self, who: &Party) -> Result<(), Refused> {
         self.home.store.would_listen(who, None, &self.policy())
     }
 
-    fn end(&self, mut listener: Listener) {
+    pub(super) fn end(&self, mut listener: Listener) {
         listener.end(&self.policy()).unwrap();
     }
 
     /// Joins, and listens.
-    fn enter(&self, name: &str) -> Listener {
+    pub(super) fn enter(&self, name: &str) -> Listener {
         let registration = self.join(name).unwrap().unwrap();
         self.listen(&client(name, &registration))
     }
 
-    fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         self.home.store.sweep_all(&self.policy()).unwrap();
     }
 }
 
 /// The ids and the data of what is there, which is then not noted as written.
-fn look(listener: &mut Listener) -> Vec<(u64, String)> {
+pub(super) fn look(listener: &mut Listener) -> Vec<(u64, String)> {
     let mut events = Vec::new();
     listener.hear();
     while listener.next(|event| events.push((event.id, event.data.to_owned()))).unwrap() {}
     events
 }
 
-fn take(listener: &mut Listener) -> Vec<String> {
+pub(super) fn take(listener: &mut Listener) -> Vec<String> {
     let events = look(listener);
     listener.delivered().unwrap();
     events.into_iter().map(|(_, data)| data).collect()
 }
 
-fn until(mut has_happened: impl FnMut() -> bool) {
+pub(super) fn until(mut has_happened: impl FnMut() -> bool) {
     let began = Instant::now();
     while !has_happened() {
         assert!(began.elapsed() < Duration::from_secs(60), "it does not happen");

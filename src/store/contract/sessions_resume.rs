@@ -1,6 +1,10 @@
 //! Of those that come again: with an id or without one, in another's place, or after their host has been registered anew.
 
-use super::*;
+use super::is_woken;
+use super::sessions::{HOUR, client, host, host_closed, look, lost, minted, registered, relays, take, until};
+use crate::store::sessions::{Claim, Refused, Standing};
+use std::thread::sleep;
+use std::time::Duration;
 
 #[test]
 fn a_newer_listener_takes_the_place_and_nobody_is_told() {
