@@ -218,3 +218,49 @@ fn a_session_in_which_somebody_listens_is_not_removed() {
         assert_eq!((take(&mut h), take(&mut c)), (vec!["said".to_owned()], vec!["said".to_owned()]));
     }
 }
+
+#[test]
+fn whoever_names_an_id_that_is_not_there_any_more_is_told_so_and_given_what_is_left() {
+    for mut relay in registered() {
+        relay.settings.max_queue = 2000;
+        let mut c = relay.enter("c");
+        let message = |number: u32| format!("{number} {}", "x".repeat(800));
+        let mut ids = Vec::new();
+        for number in 0..10 {
+            relay.to_client("c", &message(number)).unwrap();
+            ids.extend(look(&mut c).into_iter().map(|(id, _)| id));
+            c.delivered().unwrap();
+        }
+        // Where others see how far it is.
+        relay.end(c);
+        relay.sweep();
+        let again = take(&mut relay.try_listen(&client("c", "one"), Some(ids[0])).unwrap());
+        assert_eq!(again[0], lost("c"));
+        assert!((2..10).contains(&again.len()), "{} are left", again.len() - 1);
+        let left: Vec<_> = (0..10).map(message).skip(11 - again.len()).collect();
+        assert_eq!(again[1..], left);
+    }
+}
+
+#[test]
+fn a_host_is_not_registered_anew_for_ever_while_what_its_earlier_registrations_said_waits() {
+    for relay in relays() {
+        let name = |number: usize| format!("r{number}");
+        let enough = (0..100).find(|number| {
+            match relay.register(&name(*number)) {
+                Err(Refused::MessagesWait) => return true,
+                other => other.unwrap(),
+            }
+            relay.join(&name(*number)).unwrap();
+            relay.to_client(&name(*number), "said").unwrap();
+            relay.end(relay.listen(&host(&name(*number))));
+            false
+        });
+        let enough = enough.unwrap();
+        for number in 0..enough {
+            let (id, registration) = (name(number), name(number));
+            assert_eq!(take(&mut relay.listen(&client(&id, &registration))), ["said".to_owned(), host_closed()]);
+        }
+        relay.register("there is room").unwrap();
+    }
+}
