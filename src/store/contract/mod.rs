@@ -3,6 +3,8 @@
 
 mod pipes;
 mod requests;
+mod sessions;
+mod sessions_resume;
 
 use super::Store;
 use super::files::Files;
