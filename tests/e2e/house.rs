@@ -8,7 +8,7 @@ use std::path::Path;
 type Module = Vec<String>;
 
 /// Files whose circles are still to be opened, by how their path begins. One that has none any more must not stand here.
-const TANGLED: [&str; 5] = ["store", "protocol/bus", "protocol/cama", "protocol/ptth", "protocol/uhst"];
+const TANGLED: [&str; 3] = ["store", "protocol/bus", "protocol/uhst"];
 
 fn read(folder: &Path, module: &Module, files: &mut BTreeMap<Module, String>) {
     for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {

@@ -133,11 +133,11 @@ impl Session<'_> {
 
     /// Registers the host anew. Clients of the earlier registration may be listening still; theirs is over.
     fn begin_anew(&mut self, registration: &str) -> Result<(), Refused> {
-        if !matches!(self.host_presence()?, Presence::Ended { told: true, .. }) {
-            self.tell_clients()?;
-        }
         if !self.tidy_former()? {
             return Err(Refused::MessagesWait);
+        }
+        if !matches!(self.host_presence()?, Presence::Ended { told: true, .. }) {
+            self.tell_clients()?;
         }
         self.record = SessionRecord {
             registration: Some(registration.to_owned()),
