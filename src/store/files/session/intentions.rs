@@ -57,10 +57,11 @@ impl Files {
         let gone = if from.registration.is_some() { Refused::Expired } else { Refused::UnknownHost };
         let mut session = self.session(&from.host, policy)?.ok_or(gone)?;
         session.speaking_client(from, client)?;
-        if !session.host_is_present()? {
+        let mut host = session.host_or_new()?;
+        let presence = session.presence(&mut host)?;
+        if !session.host_is_there(presence)? {
             return Err(Refused::HostGone);
         }
-        let host = session.host_or_new()?;
         Ok(session.put(&host, MESSAGE, data, policy.settings.max_queue)?)
     }
 
@@ -207,7 +208,7 @@ impl Session<'_> {
         // What nobody gets needs no room.
         let data = if except.len() == answer.len() { "" } else { data };
         let to = Address::All { generation: self.record.generation, except };
-        topic.append(self.now, &to, MESSAGE, data, || self.floor(false))?;
+        topic.open()?.append(self.now, &to, MESSAGE, data, || self.floor(false))?;
         self.knock_all(recipients.iter());
         Ok(answer)
     }
