@@ -206,8 +206,8 @@ impl Reader {
             match parse_line(line, self.position) {
                 Some(record) if wants(&record.to) => take(record),
                 Some(_) => {}
-                // What was dropped on a full disk is a hole.
-                None if line.starts_with(b"\0") => self.has_lost = true,
+                // What was dropped on a full disk is a hole, which begins within a record.
+                None if line.contains(&0) => self.has_lost = true,
                 None => say!("uhst-relay: a log holds a line that is no record; it is passed over"),
             }
         }
@@ -241,10 +241,13 @@ impl Reader {
                 // The record is still being written, or was never finished.
                 return Ok((Vec::new(), true));
             } else if let Some(head) = parse_head(&bytes[1..]).filter(|head| !wants(&head.to))
-                && self.is_record_end(file, self.position + head.length)?
+                // What says that it ends where its end is not is damaged; never to move would be to read for ever.
+                && let end = self.position.saturating_add(head.length)
+                && end >= self.position + bytes.len() as u64
+                && self.is_record_end(file, end)?
             {
                 // It is long, and for somebody else.
-                self.position += head.length;
+                self.position = end;
                 bytes.clear();
             } else {
                 // It is longer than the buffer.
