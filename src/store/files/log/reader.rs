@@ -267,3 +267,6 @@ fn read_some_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usi
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
