@@ -155,8 +155,40 @@ fn header(base: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_dir::TestDir;
     use super::*;
     use proptest::prelude::*;
+    use std::path::PathBuf;
+
+    /// Where a log may stand.
+    pub(super) fn place() -> (TestDir, PathBuf) {
+        let dir = TestDir::new();
+        let path = dir.join("log");
+        (dir, path)
+    }
+
+    pub(super) const ALL: Address = Address::All { generation: 0, except: Vec::new() };
+
+    pub(super) fn append(path: &std::path::Path, data: &str) -> u64 {
+        Writer::open(path).unwrap().append(1, &ALL, "message", data).unwrap()
+    }
+
+    /// The ids and the data of what is still to be read.
+    pub(super) fn rest(reader: &mut Reader) -> Vec<(u64, String)> {
+        rest_for(reader, |_| true)
+    }
+
+    /// The same of what is for somebody.
+    pub(super) fn rest_for(reader: &mut Reader, wants: impl Fn(&Address) -> bool) -> Vec<(u64, String)> {
+        let mut all = Vec::new();
+        while reader.read(&wants, |record| all.push((record.id, record.data.to_owned()))).unwrap() {}
+        all
+    }
+
+    /// The data of all records.
+    pub(super) fn data(path: &std::path::Path) -> Vec<String> {
+        rest(&mut Reader::open(path, 0).unwrap()).into_iter().map(|(_, data)| data).collect()
+    }
 
     #[test]
     fn the_header_has_the_length_it_is_read_with() {

@@ -241,10 +241,13 @@ impl Reader {
                 // The record is still being written, or was never finished.
                 return Ok((Vec::new(), true));
             } else if let Some(head) = parse_head(&bytes[1..]).filter(|head| !wants(&head.to))
-                && self.is_record_end(file, self.position + head.length)?
+                // What says that it ends where its end is not is damaged; never to move would be to read for ever.
+                && let end = self.position.saturating_add(head.length)
+                && end >= self.position + bytes.len() as u64
+                && self.is_record_end(file, end)?
             {
                 // It is long, and for somebody else.
-                self.position += head.length;
+                self.position = end;
                 bytes.clear();
             } else {
                 // It is longer than the buffer.
@@ -264,3 +267,6 @@ fn read_some_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usi
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
