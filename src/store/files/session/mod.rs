@@ -330,9 +330,13 @@ impl<'a> Session<'a> {
     /// Whether there is a message that was promised to a member, also where a stream was given it and may have lost it.
     fn is_promised(&self, entry: &Entry<Member>) -> Result<bool, Error> {
         let settings = self.policy.settings;
-        // Nothing is promised to a client that has been gone for longer than the grace, though broadcasts may pass it.
-        let is_past = |at| self.has_passed(at, settings.grace.saturating_add(settings.message_lifetime));
-        if !entry.line.is_host() && entry.line.ended.is_some_and(is_past) {
+        // Nothing is promised to a client that has gone, or has not come, though broadcasts may pass it.
+        let (last, present) = match entry.line.ended {
+            Some(at) => (Some(at), settings.grace),
+            None => ((entry.line.stream == 0).then_some(entry.line.used), settings.session_lifetime),
+        };
+        let is_past = |at| self.has_passed(at, present.saturating_add(settings.message_lifetime));
+        if !entry.line.is_host() && last.is_some_and(is_past) {
             return Ok(false);
         }
         self.topic(entry.line.is_host()).has_message(entry.line.from, entry.wants())
