@@ -21,3 +21,29 @@ fn clients_that_never_listened_are_forgotten_however_much_the_host_says() {
         }
     }
 }
+
+#[test]
+fn a_client_of_an_earlier_registration_never_hears_what_is_said_to_those_of_a_later_one() {
+    for mut relay in registered() {
+        relay.settings.message_lifetime = Duration::from_millis(1);
+        let mut earlier = Vec::new();
+        for number in 0..20 {
+            let h = relay.listen(&host(if number == 0 { "one".to_owned() } else { number.to_string() }.as_str()));
+            for other in 0..4 {
+                earlier.push(relay.enter(&format!("{number} {other}")));
+            }
+            relay.end(h);
+            relay.register(&(number + 1).to_string()).unwrap();
+            sleep(Duration::from_millis(2));
+        }
+        relay.settings.message_lifetime = super::sessions::HOUR;
+        for number in 0..200 {
+            let name = format!("later {number}");
+            relay.join(&name).unwrap();
+            relay.to_client(&name, "secret").unwrap();
+        }
+        for listener in &mut earlier {
+            assert!(!take(listener).contains(&"secret".to_owned()));
+        }
+    }
+}

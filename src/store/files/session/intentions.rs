@@ -152,9 +152,14 @@ impl Session<'_> {
     fn tidy_former(&mut self) -> Result<bool, Error> {
         let count =
             |all: &[Entry<Member>]| all.iter().map(|entry| entry.line.generations.0).collect::<BTreeSet<_>>().len();
-        // Those of the current one stay as they are: it goes on where the new one is refused.
-        let mut former = self.all()?;
-        former.retain(|entry| !self.is_current(entry));
+        let mut former = Vec::new();
+        for mut entry in self.all()? {
+            // Those of the current one stay as they are: it goes on where the new one is refused. And whoever listens hears
+            // what is said to its slot, which so must not become another's.
+            if !self.is_current(&entry) && self.presence(&mut entry)? != Presence::Listening {
+                former.push(entry);
+            }
+        }
         for is_given_enough in [false, true] {
             if count(&former) < MOST_FORMER {
                 break;
