@@ -23,6 +23,26 @@ fn clients_that_never_listened_are_forgotten_however_much_the_host_says() {
 }
 
 #[test]
+fn a_host_that_was_there_first_is_told_of_all_clients_that_are_killed() {
+    for relay in registered() {
+        let mut h = relay.listen(&host("one"));
+        let names: Vec<_> = (0..60).map(|number| number.to_string()).collect();
+        for name in &names {
+            let _first = relay.enter(name);
+            // It is killed here: nobody has ended it.
+            assert_eq!(h.tend(&relay.policy()).unwrap(), Standing::Listening);
+        }
+        h.tend(&relay.policy()).unwrap();
+        h.tend(&relay.policy()).unwrap();
+        let mut told = take(&mut h);
+        told.sort();
+        let mut closed: Vec<_> = names.iter().map(|name| client_closed(name)).collect();
+        closed.sort();
+        assert_eq!(told, closed);
+    }
+}
+
+#[test]
 fn a_client_of_an_earlier_registration_never_hears_what_is_said_to_those_of_a_later_one() {
     for mut relay in registered() {
         relay.settings.message_lifetime = Duration::from_millis(1);

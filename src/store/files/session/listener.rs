@@ -276,6 +276,7 @@ impl Listener {
             _ => return self.regain(policy),
         };
         self.missing = 0;
+        self.table.catch_up()?;
         let position = self.log.position();
         // Also what was passed over because it is for others; and where others see it, once it is quiet.
         if standing == Standing::Listening && !self.is_pending {
