@@ -23,6 +23,27 @@ fn clients_that_never_listened_are_forgotten_however_much_the_host_says() {
 }
 
 #[test]
+fn a_session_that_is_over_is_removed_where_there_is_no_room_to_tell_so() {
+    for mut relay in registered() {
+        let (h, c) = (relay.listen(&host("one")), relay.enter("c"));
+        // One event more would begin another piece.
+        relay.broadcast("one", &"x".repeat(65_536 - 92)).unwrap();
+        relay.settings.max_data = 0;
+        let (mut h, mut c) = (h, c);
+        assert!(matches!(h.end(&relay.policy()), Err(Error::DataFull(_))));
+        let _ = c.end(&relay.policy());
+        drop((h, c));
+        (relay.settings.session_lifetime, relay.settings.message_lifetime) = (Duration::ZERO, Duration::ZERO);
+        sleep(Duration::from_millis(5));
+        for _ in 0..3 {
+            let _ = relay.home.store.sweep_all(&relay.policy());
+        }
+        // Nobody has the id any more.
+        relay.register_as("h", "two", Claim::Drawn).unwrap();
+    }
+}
+
+#[test]
 fn a_host_that_was_there_first_is_told_of_all_clients_that_are_killed() {
     for relay in registered() {
         let mut h = relay.listen(&host("one"));
