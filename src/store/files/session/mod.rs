@@ -201,15 +201,17 @@ impl<'a> Session<'a> {
         Ok(all)
     }
 
-    /// Those that listen in this process may be further on than they have written.
+    /// Those that listen in this process may be further on than they have written; and whoever could not write that it ends
+    /// is gone all the same, though its node is not.
     fn bring_up_to_date(&self, entries: &mut [Entry<Member>]) {
         if entries.is_empty() {
             return;
         }
-        let progress = self.files.progress(&self.place.name());
+        let Some((node, progress)) = self.files.progress(&self.place.name()) else { return };
         for entry in entries {
             match progress.get(&entry.slot) {
                 Some(progress) if progress.stream == entry.line.stream => entry.progress = *progress,
+                _ if entry.line.node == node => entry.line.node.clear(),
                 _ => {}
             }
         }
