@@ -103,3 +103,24 @@ fn whoever_could_not_say_that_it_ends_is_gone_all_the_same() {
         drop(node);
     }
 }
+
+#[test]
+fn what_waits_for_others_leaves_no_less_room_for_one() {
+    for mut relay in registered() {
+        relay.settings.max_queue = 1000;
+        let (mut c, mut other) = (relay.enter("c"), relay.enter("other"));
+        for _ in 0..6 {
+            relay.to_client("other", &"x".repeat(100)).unwrap();
+        }
+        relay.to_client("c", &"y".repeat(300)).unwrap();
+        assert_eq!(take(&mut c), ["y".repeat(300)]);
+        assert_eq!(take(&mut other).len(), 6);
+        for _ in 0..5 {
+            relay.to_client("other", &"x".repeat(100)).unwrap();
+        }
+        let sent = relay.broadcast("one", &"z".repeat(800)).unwrap();
+        assert_eq!(sent, [("c".to_owned(), true), ("other".to_owned(), false)]);
+        assert_eq!(take(&mut c), ["z".repeat(800)]);
+        assert_eq!(take(&mut other).last(), Some(&lost("other")));
+    }
+}

@@ -185,6 +185,7 @@ impl Session<'_> {
 
     fn say_to_all(&mut self, data: &str) -> Result<Vec<(ClientId, bool)>, Refused> {
         let (topic, limit) = (self.topic(false), self.policy.settings.max_queue);
+        let room = limit.saturating_sub(data.len() as u64);
         let (mut answer, mut except, mut recipients) = (Vec::new(), Vec::new(), Vec::new());
         let mut end = None;
         for mut client in self.clients()? {
@@ -196,8 +197,8 @@ impl Session<'_> {
                 Some(end) => end,
                 None => *end.insert(topic.end()?),
             };
-            let waiting = topic.lag(client.position(), end, limit, client.wants())?;
-            let is_sent = waiting == 0 || waiting.saturating_add(data.len() as u64) <= limit;
+            let waiting = topic.lag(client.position(), end, room, client.wants())?;
+            let is_sent = waiting <= room;
             if !is_sent {
                 except.push(client.slot);
             }

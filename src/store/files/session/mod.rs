@@ -437,8 +437,9 @@ impl<'a> Session<'a> {
     fn put(&mut self, entry: &Entry<Member>, event: &str, data: &str, limit: u64) -> Result<(), Error> {
         let topic = self.topic(entry.line.is_host());
         let end = topic.end()?;
-        let waiting = topic.lag(entry.position(), end, limit, entry.wants())?;
-        if waiting > 0 && waiting.saturating_add(data.len() as u64) > limit {
+        let room = limit.saturating_sub(data.len() as u64);
+        let waiting = topic.lag(entry.position(), end, room, entry.wants())?;
+        if waiting > room {
             return Err(Error::QueueFull(Full { limit }));
         }
         topic.append(self.now, &Address::One(entry.slot), event, data, || self.floor(entry.line.is_host()))?;
