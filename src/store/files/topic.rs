@@ -184,8 +184,10 @@ impl Topic {
 }
 
 fn reader_if_any(log: &Path, position: u64) -> Result<Option<Reader>, Error> {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
     match Reader::open(log, position) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(None),
+        // What is no log holds nothing: whoever writes next begins it anew.
+        Err(error) if matches!(error.kind(), NotFound | UnexpectedEof | InvalidData) => Ok(None),
         other => Ok(Some(other?)),
     }
 }
