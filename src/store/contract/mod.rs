@@ -4,6 +4,7 @@
 mod pipes;
 mod requests;
 mod sessions;
+mod sessions_attacked;
 mod sessions_resume;
 
 use super::Store;

@@ -102,13 +102,19 @@ impl<L: Line> Table<L> {
     }
 
     fn of(file: File) -> Result<Self, Error> {
+        let mut table = Self { file, segments: 0, line: PhantomData };
+        table.catch_up()?;
+        Ok(table)
+    }
+
+    /// Sees the lines, too, by which others have made it longer since it was opened.
+    pub fn catch_up(&mut self) -> Result<(), Error> {
         // Half a segment is what a full disk, or a killed process, has left of a new one.
-        let lines = file.metadata()?.len() / LINE as u64;
-        let mut segments = 0;
-        while segments < MOST_SEGMENTS && lines >= lines_of(segments + 1) {
-            segments += 1;
+        let lines = self.file.metadata()?.len() / LINE as u64;
+        while self.segments < MOST_SEGMENTS && lines >= lines_of(self.segments + 1) {
+            self.segments += 1;
         }
-        Ok(Self { file, segments, line: PhantomData })
+        Ok(())
     }
 
     /// Finds the line of a key.

@@ -448,20 +448,21 @@ impl Files {
         }
     }
 
-    /// How far those of a topic are that listen in this process.
-    pub(super) fn progress(&self, topic: &str) -> BTreeMap<Slot, Progress> {
-        let Some(hall) = self.hall() else { return BTreeMap::new() };
+    /// How far those of a topic are that listen in this process, and its node; `None` where that is not one for many.
+    pub(super) fn progress(&self, topic: &str) -> Option<(String, BTreeMap<Slot, Progress>)> {
+        let hall = self.hall()?;
         let bells = lock(&hall.bells);
         let those = bells.get(topic).into_iter().flatten();
         let progress = those.filter_map(|(slot, bell)| Some((*slot, *lock(&bell.upgrade()?.progress))));
         // Of two that stand in one slot the later one counts.
-        progress.fold(BTreeMap::new(), |mut all, (slot, progress): (Slot, Progress)| {
+        let all = progress.fold(BTreeMap::new(), |mut all, (slot, progress): (Slot, Progress)| {
             let known: &mut Progress = all.entry(slot).or_default();
             if progress.stream >= known.stream {
                 *known = progress;
             }
             all
-        })
+        });
+        Some((hall.id.clone(), all))
     }
 
     /// To look which nodes are there.

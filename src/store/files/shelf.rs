@@ -142,12 +142,17 @@ impl Files {
         Ok(names.map(|name| shard.join(name)).collect())
     }
 
-    /// What stands in a shard beside something that is not there: its maker, or its remover, was killed.
+    /// What stands in a shard beside a record that is not there: somebody has removed that.
     pub(super) fn read_leftovers(&self, kind: Kind, number: u8) -> Result<Vec<PathBuf>, Error> {
+        // Those that are folders have nothing beside them. A stranger's file belongs to nothing.
+        const NAME: usize = 40;
+        if kind.shape() == Shape::Folder {
+            return Ok(Vec::new());
+        }
         let shard = self.shard(kind, number);
         let names: BTreeSet<String> = names(&shard)?.into_iter().collect();
         let owners = names.iter().filter_map(|name| Some(name.split_once('.')?.0));
-        let missing: BTreeSet<_> = owners.filter(|owner| !names.contains(*owner)).collect();
+        let missing: BTreeSet<_> = owners.filter(|owner| owner.len() == NAME && !names.contains(*owner)).collect();
         Ok(missing.into_iter().map(|owner| shard.join(owner)).collect())
     }
 

@@ -147,7 +147,11 @@ impl Files {
         // What cannot be swept does not keep the others from it.
         let mut outcome = self.sweep_nodes(shard);
         for kind in Kind::ALL {
-            for path in self.read_shard(kind, shard)?.into_iter().chain(self.read_leftovers(kind, shard)?) {
+            for path in self.read_leftovers(kind, shard)? {
+                // With an empty record they are swept as what was never finished.
+                outcome = outcome.and(private_file(&path).map(drop).map_err(Error::from));
+            }
+            for path in self.read_shard(kind, shard)? {
                 outcome = outcome.and(self.sweep_one(kind, &path, policy));
             }
             self.count_shard(kind, shard)?;
@@ -176,6 +180,7 @@ fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::files::names;
     use crate::store::files::test_dir::TestDir;
 
     /// How many shards one sweep of a round that is over looks at, if a look takes so long.
@@ -188,6 +193,41 @@ mod tests {
         });
         assert!(count == 0 || matches!(swept, Err(Error::Busy)), "{swept:?}");
         count
+    }
+
+    #[test]
+    fn what_belongs_to_nothing_is_removed_and_garbage_keeps_nothing_from_it() {
+        use crate::store::sessions::Claim;
+        use crate::token::{ClientId, HostId};
+        let dir = TestDir::new();
+        let store = Files::new(&dir.join("data"));
+        let settings =
+            crate::config::Settings { session_lifetime: Duration::ZERO, ..crate::config::Settings::default() };
+        let policy = crate::protocol::uhst::policy(&settings);
+        let lasting = crate::config::Settings::default();
+        let lasting = crate::protocol::uhst::policy(&lasting);
+        let record = |id: &str| {
+            let host = HostId::new(id).unwrap();
+            store.register(&host, "one", Claim::Drawn, &lasting).unwrap();
+            store.join(&host, &ClientId::new("c").unwrap(), &lasting).unwrap();
+            store.folder(Kind::Hosts, id)
+        };
+        let all = || {
+            names(&dir.join("data/hosts"))
+                .unwrap()
+                .iter()
+                .map(|shard| names(&dir.join("data/hosts").join(shard)).unwrap_or_default().len())
+                .sum::<usize>()
+        };
+        let (removed, garbage) = (record("removed"), record("garbage"));
+        std::fs::remove_file(&removed).unwrap();
+        std::fs::write(super::super::folder::beside(&garbage, "host"), [b'x'; 100]).unwrap();
+        std::fs::write(removed.with_file_name("a stranger's.file"), "").unwrap();
+        store.sweep_all(&policy).unwrap();
+        // It may be that somebody was about to register it.
+        File::options().write(true).open(&removed).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        store.sweep_all(&policy).unwrap();
+        assert_eq!(all(), 1, "the stranger's");
     }
 
     #[test]

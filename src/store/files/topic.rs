@@ -144,19 +144,19 @@ impl Topic {
     }
 
     /// How many bytes wait for a member that has been given the log up to `position`: from the first record that is for it
-    /// to the end, whoever the others are for.
+    /// to the end, whoever the others are for. What is not more than `enough` is not looked at so closely.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn lag(&self, position: u64, end: u64, limit: u64, wants: impl Fn(&Address) -> bool) -> Result<u64, Error> {
-        if end.saturating_sub(position) <= limit {
+    pub fn lag(&self, position: u64, end: u64, enough: u64, wants: impl Fn(&Address) -> bool) -> Result<u64, Error> {
+        if end.saturating_sub(position) <= enough {
             return Ok(end.saturating_sub(position));
         }
         // It may be that nothing of it was for the member, and nobody has woken it.
         let Some(mut log) = self.reader_if_any(position)? else { return Ok(0) };
         let (mut first, mut may_have_more) = (None, true);
         while may_have_more && first.is_none() {
-            may_have_more = log.read(&wants, |record| first = first.or(Some(record.id)))?;
+            may_have_more = log.read(&wants, |record| first = first.or(Some(record.id - record.data.len() as u64)))?;
         }
         Ok(first.map_or(0, |first| end.saturating_sub(first)))
     }
@@ -205,8 +205,10 @@ impl OpenTopic<'_> {
 }
 
 fn reader_if_any(log: &Path, position: u64) -> Result<Option<Reader>, Error> {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
     match Reader::open(log, position) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(None),
+        // What is no log holds nothing: whoever writes next begins it anew.
+        Err(error) if matches!(error.kind(), NotFound | UnexpectedEof | InvalidData) => Ok(None),
         other => Ok(Some(other?)),
     }
 }

@@ -188,6 +188,22 @@ impl Files {
         self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data)
     }
 
+    /// Wakes those that wait at the bus whose record stands at `path`.
+    fn wake_all(&self, path: &Path, topic: &str) -> Result<(), Error> {
+        let members = Table::<Waiting>::open(&beside(path, MEMBERS))?;
+        let waiting = members.map(|members| members.all()).transpose()?.unwrap_or_default();
+        let nodes: BTreeSet<String> = waiting.into_iter().map(|entry| entry.line.node).collect();
+        let knock = |node| self.knock(&Knock { node, topic: topic.to_owned(), slot: None, cause: Cause::News });
+        let unheard = nodes.into_iter().map(knock).filter(|is_heard| !is_heard).count();
+        if unheard > 0
+            && let Some(folder) = Folder::<BusRecord>::try_open(path, Kind::Buses.shape())?
+        {
+            // Of those that were killed nothing is left.
+            self.waiting_at(folder.path())?;
+        }
+        Ok(())
+    }
+
     pub(in crate::store) fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), Refused> {
         self.bus_of(name, user, settings).map(drop)
     }
@@ -228,20 +244,12 @@ impl<'a> Bus<'a> {
             self.folder.write(&self.record)?;
         }
         let id = self.topic().open()?.append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
-        let members = Table::<Waiting>::open(&self.folder.beside(MEMBERS))?;
         let topic = self.folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         let (files, path) = (self.files, self.folder.path().to_owned());
         drop(self);
-        // Whoever cannot be woken looks by itself within seconds.
-        let waiting = members.map(|members| members.all()).transpose()?.unwrap_or_default();
-        let nodes: BTreeSet<String> = waiting.into_iter().map(|entry| entry.line.node).collect();
-        let knock = |node| files.knock(&Knock { node, topic: topic.clone(), slot: None, cause: Cause::News });
-        let unheard = nodes.into_iter().map(knock).filter(|is_heard| !is_heard).count();
-        if unheard > 0
-            && let Some(folder) = Folder::<BusRecord>::try_open(&path, Kind::Buses.shape())?
-        {
-            // Of those that were killed nothing is left.
-            files.waiting_at(folder.path())?;
+        // It is said, whatever comes now: whoever cannot be woken looks by itself within seconds.
+        if let Err(error) = files.wake_all(&path, &topic) {
+            error.log();
         }
         Ok(id)
     }
@@ -307,6 +315,24 @@ fn signs(key: &str, proof: &Proof<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::buses::Heard;
+
+    #[test]
+    fn what_was_said_is_not_refused_because_nobody_can_be_woken() {
+        let dir = super::super::test_dir::TestDir::new();
+        let (files, settings) = (Files::new(&dir.join("data")), Settings::default());
+        let name = BusName::new("news").unwrap();
+        let (user, end) = files.greet(&name, &settings).unwrap();
+        std::fs::create_dir(beside(&files.folder(Kind::Buses, "news"), MEMBERS)).unwrap();
+        let id = files.post(&name, user, None, "1", &settings).unwrap();
+        let (other, _) = files.greet(&name, &settings).unwrap();
+        let mut said = Vec::new();
+        let mut reader = files.read(&name, end, other, &settings).unwrap();
+        reader
+            .next(|heard| said.extend(matches!(heard, Heard::Message(message) if message.id == id).then_some(())))
+            .unwrap();
+        assert_eq!(said.len(), 1);
+    }
 
     #[test]
     fn a_signature_is_of_all_that_was_signed() {

@@ -153,9 +153,14 @@ impl Session<'_> {
     fn tidy_former(&mut self) -> Result<bool, Error> {
         let count =
             |all: &[Entry<Member>]| all.iter().map(|entry| entry.line.generations.0).collect::<BTreeSet<_>>().len();
-        // Those of the current one stay as they are: it goes on where the new one is refused.
-        let mut former = self.all()?;
-        former.retain(|entry| !self.is_current(entry));
+        let mut former = Vec::new();
+        for mut entry in self.all()? {
+            // Those of the current one stay as they are: it goes on where the new one is refused. And whoever listens hears
+            // what is said to its slot, which so must not become another's.
+            if !self.is_current(&entry) && self.presence(&mut entry)? != Presence::Listening {
+                former.push(entry);
+            }
+        }
         for is_given_enough in [false, true] {
             if count(&former) < MOST_FORMER {
                 break;
@@ -181,6 +186,7 @@ impl Session<'_> {
 
     fn say_to_all(&mut self, data: &str) -> Result<Vec<(ClientId, bool)>, Refused> {
         let (topic, limit) = (self.topic(false), self.policy.settings.max_queue);
+        let room = limit.saturating_sub(data.len() as u64);
         let (mut answer, mut except, mut recipients) = (Vec::new(), Vec::new(), Vec::new());
         let mut end = None;
         for mut client in self.clients()? {
@@ -192,8 +198,8 @@ impl Session<'_> {
                 Some(end) => end,
                 None => *end.insert(topic.end()?),
             };
-            let waiting = topic.lag(client.position(), end, limit, client.wants())?;
-            let is_sent = waiting == 0 || waiting.saturating_add(data.len() as u64) <= limit;
+            let waiting = topic.lag(client.position(), end, room, client.wants())?;
+            let is_sent = waiting <= room;
             if !is_sent {
                 except.push(client.slot);
             }

@@ -276,6 +276,7 @@ impl Listener {
             _ => return self.regain(policy),
         };
         self.missing = 0;
+        self.table.catch_up()?;
         let position = self.log.position();
         // Also what was passed over because it is for others; and where others see it, once it is quiet.
         if standing == Standing::Listening && !self.is_pending {
@@ -362,8 +363,10 @@ impl Listener {
             Some(member) => member,
             None => session.add(self.key.clone(), *self.generations.end())?,
         };
-        // It goes on where it was.
-        member.line.from = member.line.from.min(self.log.position());
+        // It goes on where it was. In another slot it hears only what comes: what was said there was for somebody else.
+        if member.slot == self.slot {
+            member.line.from = member.line.from.min(self.log.position());
+        }
         let again = session.begin_to_listen(&files, &self.who, member, Some(self.log.position()))?;
         let (table, log) = (again.table, again.log);
         (self.table, self.slot, self.key, self.generations) = (table, again.slot, again.key, again.generations);
@@ -388,6 +391,49 @@ impl Listener {
         match &self.who.client {
             None => session.tell_of_host(),
             Some(_) => session.tell_of_client(&mut member),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Kind;
+    use super::super::super::folder::beside;
+    use super::super::super::test_dir::TestDir;
+    use super::super::MEMBERS;
+    use super::*;
+    use crate::config::Settings;
+    use crate::protocol::uhst::policy;
+    use crate::store::sessions::Claim;
+    use crate::token::{ClientId, HostId};
+
+    #[test]
+    fn whoever_takes_its_place_again_hears_nothing_that_was_said_to_others() {
+        let dir = TestDir::new();
+        let (files, settings) = (Files::new(&dir.join("data")), Settings::default());
+        let (policy, host) = (policy(&settings), HostId::new("h").unwrap());
+        files.register(&host, "one", Claim::Drawn, &policy).unwrap();
+        let ids: Vec<_> = (0..20).map(|number| ClientId::new(&format!("c{number}")).unwrap()).collect();
+        let mut listeners: Vec<_> = (ids.iter())
+            .map(|id| {
+                files.join(&host, id, &policy).unwrap();
+                let who = Party { host: host.clone(), client: Some(id.clone()), registration: Some("one".to_owned()) };
+                files.listen(&who, None, &policy).unwrap()
+            })
+            .collect();
+        for id in &ids {
+            files.send_to_client(&host, id, id.as_str(), &policy).unwrap();
+        }
+        std::fs::remove_file(beside(&files.folder(Kind::Hosts, "h"), MEMBERS)).unwrap();
+        for listener in listeners.iter_mut().rev() {
+            assert_eq!(listener.tend(&policy).unwrap(), Standing::Listening);
+        }
+        for (listener, id) in listeners.iter_mut().zip(&ids) {
+            let mut heard = Vec::new();
+            while listener.next(|event| heard.extend((event.event == MESSAGE).then(|| event.data.to_owned()))).unwrap()
+            {
+            }
+            assert!(heard.iter().all(|data| data == id.as_str()), "{id:?} heard {heard:?}");
         }
     }
 }

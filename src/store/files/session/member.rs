@@ -21,7 +21,7 @@ pub(super) struct Member {
     pub stream: u32,
     /// Where that began.
     pub begin: u64,
-    /// The node on which it listens, or did.
+    /// The node on which it listens, or did; none where it is known to have gone.
     pub node: String,
     /// When a client was used last without listening (ms since 1970).
     pub used: u64,
@@ -97,7 +97,7 @@ pub(super) fn presence(line: &Member, alive: &mut Alive<'_>, now: u64) -> Result
     Ok(match line.ended {
         Some(at) => Presence::Ended { at, told },
         None if line.stream == 0 => Presence::Waiting,
-        None if alive.is(&line.node)? => Presence::Listening,
+        None if !line.node.is_empty() && alive.is(&line.node)? => Presence::Listening,
         None => Presence::Ended { at: now, told },
     })
 }

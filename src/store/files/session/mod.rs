@@ -201,15 +201,17 @@ impl<'a> Session<'a> {
         Ok(all)
     }
 
-    /// Those that listen in this process may be further on than they have written.
+    /// Those that listen in this process may be further on than they have written; and whoever could not write that it ends
+    /// is gone all the same, though its node is not.
     fn bring_up_to_date(&self, entries: &mut [Entry<Member>]) {
         if entries.is_empty() {
             return;
         }
-        let progress = self.files.progress(&self.place.name());
+        let Some((node, progress)) = self.files.progress(&self.place.name()) else { return };
         for entry in entries {
             match progress.get(&entry.slot) {
                 Some(progress) if progress.stream == entry.line.stream => entry.progress = *progress,
+                _ if entry.line.node == node => entry.line.node.clear(),
                 _ => {}
             }
         }
@@ -335,9 +337,13 @@ impl<'a> Session<'a> {
     /// Whether there is a message that was promised to a member, also where a stream was given it and may have lost it.
     fn is_promised(&self, entry: &Entry<Member>) -> Result<bool, Error> {
         let settings = self.policy.settings;
-        // Nothing is promised to a client that has been gone for longer than the grace, though broadcasts may pass it.
-        let is_past = |at| self.has_passed(at, settings.grace.saturating_add(settings.message_lifetime));
-        if !entry.line.is_host() && entry.line.ended.is_some_and(is_past) {
+        // Nothing is promised to a client that has gone, or has not come, though broadcasts may pass it.
+        let (last, present) = match entry.line.ended {
+            Some(at) => (Some(at), settings.grace),
+            None => ((entry.line.stream == 0).then_some(entry.line.used), settings.session_lifetime),
+        };
+        let is_past = |at| self.has_passed(at, present.saturating_add(settings.message_lifetime));
+        if !entry.line.is_host() && last.is_some_and(is_past) {
             return Ok(false);
         }
         self.topic(entry.line.is_host()).has_message(entry.line.from, entry.wants())
@@ -436,8 +442,9 @@ impl<'a> Session<'a> {
     fn put(&mut self, entry: &Entry<Member>, event: &str, data: &str, limit: u64) -> Result<(), Error> {
         let topic = self.topic(entry.line.is_host());
         let open = topic.open()?;
-        let waiting = topic.lag(entry.position(), open.end(), limit, entry.wants())?;
-        if waiting > 0 && waiting.saturating_add(data.len() as u64) > limit {
+        let room = limit.saturating_sub(data.len() as u64);
+        let waiting = topic.lag(entry.position(), open.end(), room, entry.wants())?;
+        if waiting > room {
             return Err(Error::QueueFull(Full { limit }));
         }
         open.append(self.now, &Address::One(entry.slot), event, data, || self.floor(entry.line.is_host()))?;

@@ -43,14 +43,15 @@ pub(in crate::store::files) fn remove_unused(folder: Folder<SessionRecord>) -> R
 
 impl Session<'_> {
     fn sweep(mut self) -> Result<(), Error> {
-        self.tell_all()?;
+        // Where there is no room to tell it, what is dead must go all the more.
+        let mut outcome = self.tell_all();
         let host_is_over = match self.host()? {
             Some(mut host) => self.is_over(&mut host)?,
             None => !is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime),
         };
         if host_is_over && self.host_presence()? == Presence::Waiting {
             // One that never opened has not been told of yet.
-            self.tell_clients()?;
+            outcome = outcome.and(self.tell_clients());
         }
         let mut is_promised = false;
         for mut member in self.all()? {
@@ -67,9 +68,9 @@ impl Session<'_> {
         for of_host in [true, false] {
             if self.topic(of_host).reader_if_any(0)?.is_some() {
                 let floor = self.floor(of_host)?;
-                self.topic(of_host).trim(floor)?;
+                outcome = outcome.and(self.topic(of_host).trim(floor));
             }
         }
-        Ok(())
+        outcome
     }
 }
