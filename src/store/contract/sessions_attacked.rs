@@ -92,7 +92,7 @@ fn a_client_of_an_earlier_registration_never_hears_what_is_said_to_those_of_a_la
 #[test]
 fn whoever_could_not_say_that_it_ends_is_gone_all_the_same() {
     for relay in registered() {
-        let node = relay.home.store.one_node().unwrap();
+        let node = relay.home.store.listen_as_one().unwrap();
         let (h, c) = (relay.listen(&host("one")), relay.enter("c"));
         relay.to_client("c", "said").unwrap();
         // Its thread had no descriptor left.
