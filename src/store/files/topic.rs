@@ -199,8 +199,13 @@ impl OpenTopic<'_> {
             log = topic.trim_log(log, WORTH_TRIMMING, floor()?)?.0;
         }
         let size = log.size();
-        topic.files.count_bytes(&topic.log, size, size + data.len() as u64 + HEAD, topic.keep.most_of_all)?;
-        log.append(time, to, event, data)
+        let (after, most) = (size + data.len() as u64 + HEAD, topic.keep.most_of_all);
+        topic.files.count_bytes(&topic.log, size, after, most)?;
+        let appended = log.append(time, to, event, data);
+        if appended.is_err() {
+            topic.files.count_bytes(&topic.log, after, size, most)?;
+        }
+        appended
     }
 }
 

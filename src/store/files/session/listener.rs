@@ -127,7 +127,7 @@ impl Session<'_> {
         self.table()?.replace(member.slot, &member.line, member.progress)?;
         wakeup.note(member.progress);
         wakeup.stand_at(member.slot);
-        let table = Table::open(&self.place.table())?.ok_or(Error::Busy)?;
+        let table = self.table.take().ok_or(Error::Busy)?;
         let words = self.policy.words;
         let id = who.client.as_ref().map_or(who.host.as_str(), |client| client.as_str());
         Ok(Listener {

@@ -405,35 +405,45 @@ impl<'a> Session<'a> {
         Ok(self.touch_host()?)
     }
 
-    /// Adds a client. At the limit, those that have left give way, and then the oldest that nobody has used for a while.
+    /// Adds a client. At the limit the oldest that nobody has used for a while gives way; and where twice as many have come and
+    /// gone, the one that left first.
     fn add_client(&mut self, client: &ClientId, last_generation: u32) -> Result<Entry<Member>, Refused> {
         let limit = self.policy.settings.max_clients;
         let mut clients = self.all()?;
         clients.retain(|entry| !entry.line.is_host());
         // Those that have left are only told apart when there are many.
         if clients.len() as u64 >= limit {
-            let (mut present, mut oldest) = (0, None::<Entry<Member>>);
+            let (mut present, mut unused, mut left) = (0, Vec::new(), Vec::new());
             for mut client in clients.iter().cloned() {
-                if !self.client_is_present(&mut client)? {
-                    continue;
-                }
-                present += 1;
-                let is_unused = client.line.stream == 0 && self.has_passed(client.line.used, UNUSED_TIME);
-                if is_unused
-                    && oldest.as_ref().is_none_or(|oldest| client.line.used < oldest.line.used)
-                    && !self.is_promised(&client)?
-                {
-                    oldest = Some(client);
+                if self.client_is_present(&mut client)? {
+                    present += 1;
+                    if client.line.stream == 0 && self.has_passed(client.line.used, UNUSED_TIME) {
+                        unused.push((client.line.used, client));
+                    }
+                } else if client.line.told {
+                    left.push((client.line.ended.unwrap_or(0), client));
                 }
             }
-            // Lines of those that have left stay until their peers know, and their messages are too old.
-            if present >= limit || clients.len() as u64 >= limit.saturating_mul(2) {
-                let oldest = oldest.ok_or(Refused::TooManyClients(limit))?;
-                self.table()?.free(oldest.slot)?;
+            // Those that have left may come back, as long as there is room for them.
+            if present >= limit {
+                self.free_oldest(unused)?;
+            } else if clients.len() as u64 >= limit.saturating_mul(2) {
+                self.free_oldest(left)?;
             }
         }
         self.host_or_new()?;
         Ok(self.add(client_key(client), last_generation)?)
+    }
+
+    /// Frees the line of the oldest, of those to whom nothing is promised.
+    fn free_oldest(&mut self, mut those: Vec<(u64, Entry<Member>)>) -> Result<(), Refused> {
+        those.sort_unstable_by_key(|(time, _)| *time);
+        for (_, member) in those {
+            if !self.is_promised(&member)? {
+                return Ok(self.table()?.free(member.slot)?);
+            }
+        }
+        Err(Refused::TooManyClients(self.policy.settings.max_clients))
     }
 
     // ---- what is said

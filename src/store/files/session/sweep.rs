@@ -57,7 +57,10 @@ impl Session<'_> {
         for mut member in self.all()? {
             let is_current_host = member.line.is_host() && self.is_current(&member);
             is_promised |= self.is_promised(&member)?;
-            if !is_current_host && self.is_over(&mut member)? {
+            let Member { ended, told, .. } = member.line;
+            // Somebody is to hear of its end first.
+            let is_untold = !host_is_over && self.is_current(&member) && ended.is_some() && !told;
+            if !is_current_host && !is_untold && self.is_over(&mut member)? {
                 self.table()?.free(member.slot)?;
             }
         }
