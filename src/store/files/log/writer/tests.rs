@@ -1,5 +1,5 @@
 use super::super::Reader;
-use super::super::tests::{ALL, append, data, place, rest};
+use super::super::tests::{append, data, place, rest};
 use super::*;
 
 #[test]
