@@ -3,8 +3,7 @@
 //! number that a stranger could use, except where nobody can use the relay yet: then whose the data folder is.
 
 use crate::config::{Oddity, SettingError, Settings};
-use crate::store::files::probe::{Findings, Obstacle, Place, has_no_locks};
-use crate::store::{Error, Store};
+use crate::store::{Error, Findings, Obstacle, Place, Store, has_no_locks};
 use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 

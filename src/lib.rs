@@ -18,7 +18,7 @@
 //! - `far` (only with `serve`): the far end of PTTH, a small HTTP server that needs no open port.
 //! - [`ws`]: what an application does about a WebSocket: its event handlers, in Rust or in any language.
 //! - [`health`]: whether everything the relay needs works, and what to do where it does not.
-//! - [`syntax`], [`json`], [`hex`], [`clock`]: small pieces that belong to nobody.
+//! - [`syntax`], [`json`], [`html`], [`hex`], [`clock`]: small pieces that belong to nobody.
 //! - `log`: lines on stderr, for which nobody waits.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
@@ -52,6 +52,7 @@ pub mod far;
 pub mod gateway;
 pub mod health;
 pub mod hex;
+pub mod html;
 pub mod json;
 mod log;
 pub mod protocol;

@@ -6,6 +6,7 @@
 //! inside, by whatever name. A list of a folder has what would be given, and nothing else.
 
 use super::answer::Answer;
+use crate::html::escape;
 use crate::ptth::{Method, OPTIONS, RequestHead};
 use crate::syntax::digits;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
@@ -315,10 +316,6 @@ fn page(place: &Path, names: &[(String, bool)], is_cut: bool) -> Answer {
         .field("cache-control", "no-cache")
         .field("content-security-policy", "default-src 'none'")
         .bytes(page.into_bytes())
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
 /// By the name's ending; what is not known is just bytes.

@@ -14,6 +14,7 @@ use crate::clock::now_ms;
 use crate::config::{SettingError, Settings};
 use crate::gateway::{Content, Reply, Request, Status};
 use crate::health::{self, Audience, Check, Outcome};
+pub(super) use crate::html::escape;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
@@ -221,21 +222,6 @@ fn text(text: &str) -> String {
     for piece in pieces {
         html.push_str(tags.next().unwrap_or_default());
         html.push_str(&piece);
-    }
-    html
-}
-
-/// Text as HTML, in an element or between double quotes.
-pub(super) fn escape(text: &str) -> String {
-    let mut html = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            c => html.push(c),
-        }
     }
     html
 }

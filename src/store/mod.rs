@@ -11,6 +11,8 @@ pub mod requests;
 pub mod sessions;
 
 use crate::config::Settings;
+pub use files::probe::{Findings, Obstacle, Place, has_no_locks};
+use sessions::Policy;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -149,6 +151,91 @@ impl Store {
         Self::Files(files::Files::new(&settings.data_dir))
     }
 
+    /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
+    ///
+    /// # Errors
+    /// When it can neither be read nor made, or is damaged.
+    pub fn secret(&self) -> Result<Vec<u8>, Error> {
+        let Self::Files(home) = self;
+        home.secret()
+    }
+
+    /// Makes what there has to be, and writes, so that whoever starts a server learns at once whether it can.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn prepare(&self) -> Result<(), Error> {
+        let Self::Files(home) = self;
+        home.prepare()
+    }
+
+    /// The user and the group whose the home is, if the user is not this process's: what this process would write there, the
+    /// relay could not use.
+    #[must_use]
+    pub fn other_owner(&self) -> Option<(u32, u32)> {
+        let Self::Files(home) = self;
+        home.other_owner()
+    }
+
+    /// Looks whether the home can do what is asked of it, for somebody at a terminal. Nothing is left behind.
+    ///
+    /// # Errors
+    /// When it cannot be used; [`Error::Busy`] when another does not stop looking.
+    pub fn probe(&self) -> Result<Findings, Error> {
+        let Self::Files(home) = self;
+        home.probe()
+    }
+
+    /// The same as the relay itself and for the visitors of its page, unless somebody has looked a moment ago.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn probe_for_page(&self) -> Result<Findings, Error> {
+        let Self::Files(home) = self;
+        home.probe_for_page()
+    }
+
+    /// Whether the home can be used, as far as a look tells that waits for nobody.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn look(&self) -> Result<(), Error> {
+        let Self::Files(home) = self;
+        home.look()
+    }
+
+    /// What keeps this process from using the home; `None` where it is nothing that permissions tell.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        let Self::Files(home) = self;
+        home.obstacle()
+    }
+
+    /// Whether nobody has swept for a while.
+    #[must_use]
+    pub fn sweep_is_due(&self) -> bool {
+        let Self::Files(home) = self;
+        home.sweep_is_due()
+    }
+
+    /// Removes some of what is dead, and tells the peers of those that have gone: a little of it, so that nobody waits for it.
+    ///
+    /// # Errors
+    /// The first failure; a later sweep tries again.
+    pub fn sweep_some(&self, policy: &Policy<'_>) -> Result<(), Error> {
+        let Self::Files(home) = self;
+        home.sweep_some(policy)
+    }
+
+    /// The same with all of it.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error> {
+        let Self::Files(home) = self;
+        home.sweep_all(policy)
+    }
+
     /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
     /// them.
     ///
@@ -157,14 +244,5 @@ impl Store {
     pub fn listen_as_one(&self) -> Result<files::OneNode, Error> {
         let Self::Files(home) = self;
         home.one_node()
-    }
-}
-
-impl std::ops::Deref for Store {
-    type Target = files::Files;
-
-    fn deref(&self) -> &files::Files {
-        let Self::Files(files) = self;
-        files
     }
 }

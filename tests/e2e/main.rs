@@ -193,6 +193,7 @@ mod endurance;
 mod far;
 mod faults;
 mod five_minutes;
+mod house;
 mod limits;
 mod manual;
 mod presence;

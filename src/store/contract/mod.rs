@@ -4,6 +4,8 @@
 mod buses;
 mod pipes;
 mod requests;
+mod sessions;
+mod sessions_resume;
 
 use super::Store;
 use super::files::Files;

@@ -8,7 +8,7 @@
 
 use super::folder::{is_locked, try_lock};
 use super::members::{Progress, Slot};
-use super::wake::{Wake, call};
+use super::wake::{Wake, call, open_to_knock};
 use super::{Error, FileIdentity, Files, identity, identity_at, make_dirs, names, private_file, remove_file};
 use crate::clock::is_recent;
 use crate::hex;
@@ -363,6 +363,8 @@ impl Drop for Among {
 pub(super) struct Alive<'a> {
     files: &'a Files,
     seen: BTreeMap<String, bool>,
+    /// The way to the first of them: whoever looks for one nearly always knocks at it next.
+    way: Option<(String, OwnedFd)>,
 }
 
 impl Alive<'_> {
@@ -374,13 +376,38 @@ impl Alive<'_> {
         if let Some(is_alive) = self.seen.get(node) {
             return Ok(*is_alive);
         }
+        // A FIFO that somebody has open is as good as the lock: it is only ever the node's own.
+        if self.way.is_none()
+            && !self.files.is_own_node(node)
+            && let Some(way) = open_to_knock(&self.files.wake_of(node))?
+        {
+            self.way = Some((node.to_owned(), way));
+            self.seen.insert(node.to_owned(), true);
+            return Ok(true);
+        }
         let is_alive = self.files.node_is_alive(node)?;
         self.seen.insert(node.to_owned(), is_alive);
         Ok(is_alive)
     }
+
+    /// As [`Files::knock`].
+    pub fn knock(&self, knock: &Knock) {
+        match &self.way {
+            Some((node, way)) if *node == knock.node => _ = rustix::io::write(way, knock.message().as_bytes()),
+            _ => _ = self.files.knock(knock),
+        }
+    }
 }
 
 impl Files {
+    fn wake_of(&self, node: &str) -> PathBuf {
+        self.nodes().join(format!("{node}{WAKE}"))
+    }
+
+    fn is_own_node(&self, node: &str) -> bool {
+        self.hall().is_some_and(|hall| hall.id == node)
+    }
+
     fn nodes(&self) -> PathBuf {
         self.root.join(NODES)
     }
@@ -417,7 +444,7 @@ impl Files {
                 hall.ring(&knock.topic, knock.slot, knock.cause);
                 true
             }
-            _ => call(&self.nodes().join(format!("{}{WAKE}", knock.node)), knock.message().as_bytes()),
+            _ => call(&self.wake_of(&knock.node), knock.message().as_bytes()),
         }
     }
 
@@ -439,11 +466,11 @@ impl Files {
 
     /// To look which nodes are there.
     pub(super) fn alive(&self) -> Alive<'_> {
-        Alive { files: self, seen: BTreeMap::new() }
+        Alive { files: self, seen: BTreeMap::new(), way: None }
     }
 
     fn node_is_alive(&self, node: &str) -> Result<bool, Error> {
-        if self.hall().is_some_and(|hall| hall.id == node) {
+        if self.is_own_node(node) {
             return Ok(true);
         }
         match File::open(self.nodes().join(node)) {

@@ -54,33 +54,12 @@ impl Topic {
         Ok(Writer::open(&self.log)?.end())
     }
 
-    /// Appends a record of this time (ms since 1970), and tells its id. `floor` is asked, seldom, up to which id all members have been given the log.
+    /// The log, made if it is missing, as one that writes to it has it.
     ///
     /// # Errors
-    /// [`Error::TopicFull`] where the log holds its most; [`Error::DiskFull`] and others when it could not be stored. The log
-    /// is then as it was.
-    pub fn append(
-        &self,
-        time: u64,
-        to: &Address,
-        event: &str,
-        data: &str,
-        floor: impl FnOnce() -> Result<u64, Error>,
-    ) -> Result<u64, Error> {
-        let mut log = Writer::open(&self.log)?;
-        let after = log.size() + data.len() as u64;
-        if after > self.keep.most {
-            let alive;
-            (log, alive) = self.trim_log(log, WORTH_TRIMMING.min(self.keep.most), floor()?)?;
-            if alive + data.len() as u64 > self.keep.most {
-                return Err(Error::TopicFull(Full { limit: self.keep.most }));
-            }
-        } else if after / WORTH_TRIMMING > log.size() / WORTH_TRIMMING {
-            log = self.trim_log(log, WORTH_TRIMMING, floor()?)?.0;
-        }
-        let size = log.size();
-        self.files.count_bytes(&self.log, size, size + data.len() as u64 + HEAD, self.keep.most_of_all)?;
-        log.append(time, to, event, data)
+    /// When it cannot be opened.
+    pub fn open(&self) -> Result<OpenTopic<'_>, Error> {
+        Ok(OpenTopic { topic: self, log: Writer::open(&self.log)? })
     }
 
     /// Drops what may go, if that is not less than what would have to be copied.
@@ -180,6 +159,48 @@ impl Topic {
             may_have_more = log.read(&wants, |record| first = first.or(Some(record.id)))?;
         }
         Ok(first.map_or(0, |first| end.saturating_sub(first)))
+    }
+}
+
+/// A topic that is written to.
+pub(super) struct OpenTopic<'a> {
+    topic: &'a Topic,
+    log: Writer,
+}
+
+impl OpenTopic<'_> {
+    /// The id of the last record, or where the first one will begin.
+    pub fn end(&self) -> u64 {
+        self.log.end()
+    }
+
+    /// Appends a record of this time (ms since 1970), and tells its id. `floor` is asked, seldom, up to which id all members have been given the log.
+    ///
+    /// # Errors
+    /// [`Error::TopicFull`] where the log holds its most; [`Error::DiskFull`] and others when it could not be stored. The log
+    /// is then as it was.
+    pub fn append(
+        self,
+        time: u64,
+        to: &Address,
+        event: &str,
+        data: &str,
+        floor: impl FnOnce() -> Result<u64, Error>,
+    ) -> Result<u64, Error> {
+        let Self { topic, mut log } = self;
+        let after = log.size() + data.len() as u64;
+        if after > topic.keep.most {
+            let alive;
+            (log, alive) = topic.trim_log(log, WORTH_TRIMMING.min(topic.keep.most), floor()?)?;
+            if alive + data.len() as u64 > topic.keep.most {
+                return Err(Error::TopicFull(Full { limit: topic.keep.most }));
+            }
+        } else if after / WORTH_TRIMMING > log.size() / WORTH_TRIMMING {
+            log = topic.trim_log(log, WORTH_TRIMMING, floor()?)?.0;
+        }
+        let size = log.size();
+        topic.files.count_bytes(&topic.log, size, size + data.len() as u64 + HEAD, topic.keep.most_of_all)?;
+        log.append(time, to, event, data)
     }
 }
 

@@ -98,7 +98,7 @@ fn write_to(opened: Option<OwnedFd>, message: &[u8]) {
 
 /// The way to whoever has a FIFO open. `None`, that nobody has, is what the kernel says with `ENXIO`, or that there is no
 /// such FIFO. Any other error (no descriptor left, no right) says nothing about anybody.
-fn open_to_knock(fifo: &Path) -> Result<Option<OwnedFd>, Error> {
+pub(super) fn open_to_knock(fifo: &Path) -> Result<Option<OwnedFd>, Error> {
     match rustix::fs::open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
         Ok(opened) => Ok(Some(opened)),
         Err(Errno::NXIO | Errno::NOENT) => Ok(None),

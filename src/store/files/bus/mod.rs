@@ -227,7 +227,7 @@ impl<'a> Bus<'a> {
             self.record.was_posted_to = true;
             self.folder.write(&self.record)?;
         }
-        let id = self.topic().append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
+        let id = self.topic().open()?.append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
         let members = Table::<Waiting>::open(&self.folder.beside(MEMBERS))?;
         let topic = self.folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         let (files, path) = (self.files, self.folder.path().to_owned());

@@ -206,7 +206,7 @@ impl Reader {
             match parse_line(line, self.position) {
                 Some(record) if wants(&record.to) => take(record),
                 Some(_) => {}
-                // What was dropped on a full disk is a hole, which begins within a record.
+                // What was dropped on a full disk is a hole, which begins within one record and ends within another.
                 None if line.contains(&0) => self.has_lost = true,
                 None => say!("uhst-relay: a log holds a line that is no record; it is passed over"),
             }

@@ -57,10 +57,11 @@ impl Files {
         let gone = if from.registration.is_some() { Refused::Expired } else { Refused::UnknownHost };
         let mut session = self.session(&from.host, policy)?.ok_or(gone)?;
         session.speaking_client(from, client)?;
-        if !session.host_is_present()? {
+        let mut host = session.host_or_new()?;
+        let presence = session.presence(&mut host)?;
+        if !session.host_is_there(presence)? {
             return Err(Refused::HostGone);
         }
-        let host = session.host_or_new()?;
         Ok(session.put(&host, MESSAGE, data, policy.settings.max_queue)?)
     }
 
@@ -133,11 +134,11 @@ impl Session<'_> {
 
     /// Registers the host anew. Clients of the earlier registration may be listening still; theirs is over.
     fn begin_anew(&mut self, registration: &str) -> Result<(), Refused> {
-        if !matches!(self.host_presence()?, Presence::Ended { told: true, .. }) {
-            self.tell_clients()?;
-        }
         if !self.tidy_former()? {
             return Err(Refused::MessagesWait);
+        }
+        if !matches!(self.host_presence()?, Presence::Ended { told: true, .. }) {
+            self.tell_clients()?;
         }
         self.record = SessionRecord {
             registration: Some(registration.to_owned()),
@@ -152,7 +153,9 @@ impl Session<'_> {
     fn tidy_former(&mut self) -> Result<bool, Error> {
         let count =
             |all: &[Entry<Member>]| all.iter().map(|entry| entry.line.generations.0).collect::<BTreeSet<_>>().len();
+        // Those of the current one stay as they are: it goes on where the new one is refused.
         let mut former = self.all()?;
+        former.retain(|entry| !self.is_current(entry));
         for is_given_enough in [false, true] {
             if count(&former) < MOST_FORMER {
                 break;
@@ -205,7 +208,7 @@ impl Session<'_> {
         // What nobody gets needs no room.
         let data = if except.len() == answer.len() { "" } else { data };
         let to = Address::All { generation: self.record.generation, except };
-        topic.append(self.now, &to, MESSAGE, data, || self.floor(false))?;
+        topic.open()?.append(self.now, &to, MESSAGE, data, || self.floor(false))?;
         self.knock_all(recipients.iter());
         Ok(answer)
     }

@@ -99,7 +99,7 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         self.folder = None;
         for knock in &self.knocks {
-            self.files.knock(knock);
+            self.alive.knock(knock);
         }
     }
 }
@@ -284,7 +284,12 @@ impl<'a> Session<'a> {
 
     /// Whether messages are taken for the host.
     fn host_is_present(&mut self) -> Result<bool, Error> {
-        Ok(match self.host_presence()? {
+        let presence = self.host_presence()?;
+        self.host_is_there(presence)
+    }
+
+    fn host_is_there(&self, presence: Presence) -> Result<bool, Error> {
+        Ok(match presence {
             Presence::Waiting => is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime),
             other => self.is_there(other),
         })
@@ -430,12 +435,12 @@ impl<'a> Session<'a> {
     /// Puts an event into the log for one member. At most `limit` bytes may wait for it.
     fn put(&mut self, entry: &Entry<Member>, event: &str, data: &str, limit: u64) -> Result<(), Error> {
         let topic = self.topic(entry.line.is_host());
-        let end = topic.end()?;
-        let waiting = topic.lag(entry.position(), end, limit, entry.wants())?;
+        let open = topic.open()?;
+        let waiting = topic.lag(entry.position(), open.end(), limit, entry.wants())?;
         if waiting > 0 && waiting.saturating_add(data.len() as u64) > limit {
             return Err(Error::QueueFull(Full { limit }));
         }
-        topic.append(self.now, &Address::One(entry.slot), event, data, || self.floor(entry.line.is_host()))?;
+        open.append(self.now, &Address::One(entry.slot), event, data, || self.floor(entry.line.is_host()))?;
         self.knock(entry, Cause::News);
         Ok(())
     }
@@ -482,7 +487,7 @@ impl<'a> Session<'a> {
         if !clients.is_empty() {
             let event = self.policy.words.of(self.policy.words.host_closed, &self.record.host_id);
             let to = Address::All { generation: self.record.generation, except: Vec::new() };
-            self.topic(false).append(self.now, &to, self.policy.words.event, &event, || self.floor(false))?;
+            self.topic(false).open()?.append(self.now, &to, self.policy.words.event, &event, || self.floor(false))?;
             self.knock_all(clients.iter());
         }
         let mut host = self.host_or_new()?;
