@@ -1,6 +1,7 @@
 //! What every home of the store promises. Each test is named for a promise, runs in each home, and knows of nothing but
 //! [`Store`].
 
+mod buses;
 mod pipes;
 mod requests;
 mod sessions;
