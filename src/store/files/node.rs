@@ -194,8 +194,8 @@ struct Hall {
     bells: Mutex<Bells>,
 }
 
-/// The one of this process, with the data folder it is for.
-static HALL: Mutex<Option<(PathBuf, Arc<Hall>)>> = Mutex::new(None);
+/// Those of this process, by their data folder.
+static HALLS: Mutex<BTreeMap<PathBuf, Arc<Hall>>> = Mutex::new(BTreeMap::new());
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -255,11 +255,13 @@ impl Hall {
 }
 
 /// As long as this lives, all that listen in this process are one node.
-pub struct OneNode(());
+pub struct OneNode(PathBuf);
 
 impl Drop for OneNode {
     fn drop(&mut self) {
-        *lock(&HALL) = None;
+        let hall = lock(&HALLS).remove(&self.0);
+        // Its files go with it, which nobody has to wait for.
+        drop(hall);
     }
 }
 
@@ -420,13 +422,13 @@ impl Files {
         let node = Node::make(&self.nodes())?;
         let hall = Arc::new(Hall { id: node.id.clone(), node: Mutex::new(node), bells: Mutex::default() });
         let weak = Arc::downgrade(&hall);
-        *lock(&HALL) = Some((self.root.clone(), hall));
+        lock(&HALLS).insert(self.root.clone(), hall);
         std::thread::Builder::new().name("knocks".to_owned()).spawn(move || Hall::listen(&weak))?;
-        Ok(OneNode(()))
+        Ok(OneNode(self.root.clone()))
     }
 
     fn hall(&self) -> Option<Arc<Hall>> {
-        lock(&HALL).as_ref().filter(|(root, _)| *root == self.root).map(|(_, hall)| Arc::clone(hall))
+        lock(&HALLS).get(&self.root).cloned()
     }
 
     /// Makes what wakes a listener of a topic.
@@ -509,3 +511,6 @@ impl Files {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

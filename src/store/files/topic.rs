@@ -255,3 +255,6 @@ pub(super) fn oldest(lifetime: Duration) -> u64 {
 pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

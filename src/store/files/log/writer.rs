@@ -155,7 +155,8 @@ impl Writer {
     fn punch_hole(&self, end: u64) -> io::Result<()> {
         // Whole blocks only are given back, and the first one has the header.
         const BLOCK: u64 = 4096;
-        let end = end / BLOCK * BLOCK;
+        // The line end before what stays must stay, too.
+        let end = end.saturating_sub(1) / BLOCK * BLOCK;
         if end > BLOCK {
             use rustix::fs::{FallocateFlags, fallocate};
             fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, BLOCK, end - BLOCK)?;

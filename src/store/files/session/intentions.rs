@@ -211,8 +211,12 @@ impl Session<'_> {
             let is_nobody = self.host_presence()? == Presence::Waiting || !self.host_is_present()?;
             return if is_nobody { Err(Refused::NobodyThere) } else { Ok(answer) };
         }
-        // What nobody gets needs no room.
-        let data = if except.len() == answer.len() { "" } else { data };
+        // What nobody gets needs no room, and is not there for whoever comes back.
+        let is_for_nobody = except.len() == answer.len();
+        if is_for_nobody {
+            except = self.clients()?.iter().map(|client| client.slot).collect();
+        }
+        let data = if is_for_nobody { "" } else { data };
         let to = Address::All { generation: self.record.generation, except };
         topic.open()?.append(self.now, &to, MESSAGE, data, || self.floor(false))?;
         self.knock_all(recipients.iter());

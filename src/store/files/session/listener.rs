@@ -385,7 +385,8 @@ impl Listener {
         if member.line.stream != self.stream || member.slot != self.slot {
             return Ok(());
         }
-        member.line.ended = Some(session.now);
+        // What was sent to it in this millisecond was sent before.
+        member.line.ended = Some(session.now + 1);
         session.update(&member)?;
         self.write_progress()?;
         match &self.who.client {

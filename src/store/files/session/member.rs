@@ -98,6 +98,7 @@ pub(super) fn presence(line: &Member, alive: &mut Alive<'_>, now: u64) -> Result
         Some(at) => Presence::Ended { at, told },
         None if line.stream == 0 => Presence::Waiting,
         None if !line.node.is_empty() && alive.is(&line.node)? => Presence::Listening,
-        None => Presence::Ended { at: now, told },
+        // What was sent to it in this millisecond was sent before.
+        None => Presence::Ended { at: now + 1, told },
     })
 }
