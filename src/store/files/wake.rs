@@ -216,8 +216,12 @@ impl Wake {
     /// one there that is not. `None` on a file system without FIFOs, or while there are no descriptors or no room left:
     /// messages are then found at the next tick.
     pub fn make(place: &Path, beside: &Path) -> Option<Self> {
-        let fifo = Fifo::make(beside).ok()?;
-        std::fs::rename(beside, place).ok()?;
+        let made = Fifo::make(beside).ok().filter(|_| std::fs::rename(beside, place).is_ok());
+        let Some(fifo) = made else {
+            // It may have been made, and not opened.
+            let _ = remove_file(beside);
+            return None;
+        };
         // Asked of the folder: the FIFO itself would do, but not on every kernel.
         let kind = rustix::fs::statfs(place.parent()?).ok().map(|fs| fs.f_type.cast_unsigned() & 0xFFFF_FFFF);
         let is_local = kind.is_some_and(|kind| !SHARED_FILE_SYSTEMS.contains(&kind));
