@@ -266,3 +266,21 @@ fn a_host_is_not_registered_anew_for_ever_while_what_its_earlier_registrations_s
         relay.register("there is room").unwrap();
     }
 }
+
+#[test]
+fn what_all_recipients_were_left_out_of_is_nothing_to_whoever_was_away() {
+    for mut relay in registered() {
+        relay.settings.max_queue = 1000;
+        let (mut c, mut d) = (relay.enter("c"), relay.enter("d"));
+        relay.to_client("d", "first").unwrap();
+        let id = look(&mut d)[0].0;
+        d.delivered().unwrap();
+        relay.end(d);
+        let large = "x".repeat(600);
+        assert_eq!(relay.broadcast("one", &large).unwrap(), [("c".to_owned(), true)]);
+        assert_eq!(relay.broadcast("one", &large).unwrap(), [("c".to_owned(), false)]);
+        let mut again = relay.try_listen(&client("d", "one"), Some(id)).unwrap();
+        assert_eq!(take(&mut again), [&*large]);
+        assert_eq!(take(&mut c), [large, lost("c")]);
+    }
+}

@@ -178,12 +178,7 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
 
     /// Makes the folder count as used now.
     pub(super) fn touch(&self) -> Result<(), Error> {
-        self.touch_at(SystemTime::now())
-    }
-
-    /// Makes the folder count as used then.
-    pub(super) fn touch_at(&self, time: SystemTime) -> Result<(), Error> {
-        Ok(self.file.set_modified(time)?)
+        Ok(self.file.set_modified(SystemTime::now())?)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -220,6 +215,14 @@ pub(super) fn beside(path: &Path, name: &str) -> PathBuf {
     path.push(".");
     path.push(name);
     path.into()
+}
+
+/// Removes what stands under these names beside the record at `path`.
+pub(super) fn remove_beside(path: &Path, names: &[&str]) -> Result<(), Error> {
+    for name in names {
+        super::remove_file(&beside(path, name))?;
+    }
+    Ok(())
 }
 
 /// Whether somebody holds the lock of a file. A shared lock is tried, so that two who ask at once do not take each other

@@ -12,7 +12,7 @@
 //! (its *progress*) are written without it, by the member itself, with one write of constant size. They say which of the
 //! member's streams has written them, and how far it is.
 
-use super::{Error, private_file, remove_file};
+use super::{Error, private_file};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{File, OpenOptions};
@@ -94,11 +94,6 @@ impl<L: Line> Table<L> {
             Ok(file) => Self::of(file),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Removes a table.
-    pub fn remove(path: &Path) -> Result<(), Error> {
-        Ok(remove_file(path)?)
     }
 
     fn of(file: File) -> Result<Self, Error> {
@@ -199,7 +194,8 @@ impl<L: Line> Table<L> {
         Ok(slot)
     }
 
-    fn put(&self, slot: Slot, line: &L, progress: Progress) -> Result<(), Error> {
+    /// Writes what a line says, and its progress.
+    pub fn put(&self, slot: Slot, line: &L, progress: Progress) -> Result<(), Error> {
         let mut bytes = progress.bytes().to_vec();
         bytes.extend_from_slice(&json(line)?);
         self.write(slot, 0, &bytes)
@@ -208,11 +204,6 @@ impl<L: Line> Table<L> {
     /// Changes what a line says, and not its progress.
     pub fn update(&self, slot: Slot, line: &L) -> Result<(), Error> {
         self.write(slot, PROGRESS, &json(line)?)
-    }
-
-    /// Changes what a line says, and its progress.
-    pub fn replace(&self, slot: Slot, line: &L, progress: Progress) -> Result<(), Error> {
-        self.put(slot, line, progress)
     }
 
     /// Writes the progress of a line, which its member may do without the lock.

@@ -14,7 +14,7 @@ use crate::clock::is_recent;
 use crate::hex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,23 @@ const MESSAGE: usize = 1 + TOPIC + SLOT + 1;
 /// A FIFO that gives so much at once may have been full, and dropped knocks.
 const MANY: usize = 60_000;
 
+/// The name that knocks have for the topic whose record stands at `path`.
+pub(super) fn topic_of(path: &Path) -> String {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
+}
+
 impl Knock {
+    /// For all listeners of a topic, who are on these nodes: one a node.
+    pub fn all<'n>(topic: &str, nodes: impl Iterator<Item = &'n str>) -> impl Iterator<Item = Self> {
+        let nodes: BTreeSet<&str> = nodes.collect();
+        nodes.into_iter().map(|node| Self {
+            node: node.to_owned(),
+            topic: topic.to_owned(),
+            slot: None,
+            cause: Cause::News,
+        })
+    }
+
     fn message(&self) -> String {
         let cause = match self.cause {
             Cause::News => '!',
@@ -218,15 +234,14 @@ impl Hall {
     }
 
     /// Hands on what other processes knock for, as long as the hall is open.
-    fn listen(hall: &Weak<Self>) {
-        while let Some(hall) = hall.upgrade() {
+    fn listen(weak: &Weak<Self>) {
+        while let Some(hall) = weak.upgrade() {
             let fifo = lock(&hall.node).wake.as_ref().and_then(|wake| wake.fd().try_clone_to_owned().ok());
-            let id = Arc::downgrade(&hall);
             drop(hall);
             // Without a FIFO there is nothing to hear, but it may be made later.
             let mut fds: Vec<_> = fifo.iter().map(|fifo| PollFd::new(fifo, PollFlags::IN)).collect();
             let is_woken = poll(&mut fds, Some(&ROUND)) == Ok(1);
-            let Some(hall) = id.upgrade() else { return };
+            let Some(hall) = weak.upgrade() else { return };
             if let Some(fifo) = fifo.filter(|_| is_woken) {
                 hall.hand_on(&fifo);
                 continue;
@@ -498,6 +513,8 @@ impl Files {
                 };
                 // Locked by us from here on, so nobody takes it for a node, and no other is named so.
                 if try_lock(&file)? && identity_at(&path)? == Some(identity(&file.metadata()?)) {
+                    // It may have been killed while it made its FIFO.
+                    remove_file(&folder.join(format!("{id}{WAKE}{NEW}")))?;
                     remove_node(&folder, id)?;
                 }
             } else if !folder.join(id).exists()

@@ -6,12 +6,15 @@ use super::{Error, Files};
 use crate::clock::now_ms;
 use crate::store::Full;
 use std::io;
-use std::ops::RangeInclusive;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The event type of what others send. All else is the relay's own, of which nobody was promised that it is kept.
 pub(super) const MESSAGE: &str = "message";
+
+/// The event type of what nobody was given, because all recipients lagged: those are told so, and it is for nobody else.
+pub(super) const LEFT_OUT: &str = "left-out";
 
 /// A log is looked at for what can go each time it has grown by so much: often enough to keep it small, seldom enough to be
 /// cheap.
@@ -62,11 +65,14 @@ impl Topic {
         Ok(OpenTopic { topic: self, log: Writer::open(&self.log)? })
     }
 
-    /// Drops what may go, if that is not less than what would have to be copied.
+    /// Drops what may go, if that is not less than what would have to be copied; nothing where there is no log.
     ///
     /// # Errors
     /// When there is no room for what stays. The log is then as it was.
     pub fn trim(&self, floor: u64) -> Result<(), Error> {
+        if self.reader_if_any(0)?.is_none() {
+            return Ok(());
+        }
         self.trim_log(Writer::open(&self.log)?, 1, floor).map(drop)
     }
 
@@ -93,15 +99,12 @@ impl Topic {
     /// # Errors
     /// When it cannot be opened.
     pub fn reader(&self, position: u64) -> Result<Reader, Error> {
-        use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
-        match Reader::open(&self.log, position) {
-            Err(error) if matches!(error.kind(), NotFound | UnexpectedEof | InvalidData) => {
-                // Whoever writes makes or mends it.
-                Writer::open(&self.log)?;
-                Ok(Reader::open(&self.log, position)?)
-            }
-            other => Ok(other?),
+        if let Some(reader) = self.reader_if_any(position)? {
+            return Ok(reader);
         }
+        // Whoever writes makes or mends it.
+        Writer::open(&self.log)?;
+        Ok(Reader::open(&self.log, position)?)
     }
 
     /// To read what comes after `position`; `None` where there is no log.
@@ -119,6 +122,17 @@ impl Topic {
     pub fn has_message(&self, position: u64, wants: impl Fn(&Address) -> bool) -> Result<bool, Error> {
         let oldest = oldest(self.keep.lifetime);
         self.any(position, wants, |record| record.event == MESSAGE && record.time >= oldest)
+    }
+
+    /// Gives each message that is not older than the lifetime to `see`, until that has seen enough.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn see_messages(&self, mut see: impl FnMut(&Record<'_>) -> ControlFlow<()>) -> Result<(), Error> {
+        let oldest = oldest(self.keep.lifetime);
+        let is_message = |record: &Record<'_>| record.event == MESSAGE && record.time >= oldest;
+        let pick = |record: &Record<'_>| (is_message(record) && see(record).is_break()).then_some(());
+        first(self.reader_if_any(0)?, |_| true, pick).map(drop)
     }
 
     /// Whether anything is there that is not older than the lifetime.
@@ -153,11 +167,7 @@ impl Topic {
             return Ok(end.saturating_sub(position));
         }
         // It may be that nothing of it was for the member, and nobody has woken it.
-        let Some(mut log) = self.reader_if_any(position)? else { return Ok(0) };
-        let (mut first, mut may_have_more) = (None, true);
-        while may_have_more && first.is_none() {
-            may_have_more = log.read(&wants, |record| first = first.or(Some(record.id - record.data.len() as u64)))?;
-        }
+        let first = first(self.reader_if_any(position)?, wants, |record| Some(record.id - record.data.len() as u64))?;
         Ok(first.map_or(0, |first| end.saturating_sub(first)))
     }
 }
@@ -218,17 +228,30 @@ fn reader_if_any(log: &Path, position: u64) -> Result<Option<Reader>, Error> {
     }
 }
 
+/// What `pick` makes of the first record, of those that `wants` names, of which it makes something.
+fn first<T>(
+    log: Option<Reader>,
+    wants: impl Fn(&Address) -> bool,
+    mut pick: impl FnMut(&Record<'_>) -> Option<T>,
+) -> Result<Option<T>, Error> {
+    let Some(mut log) = log else { return Ok(None) };
+    let (mut first, mut may_have_more) = (None, true);
+    while may_have_more && first.is_none() {
+        may_have_more = log.read(&wants, |record| {
+            if first.is_none() {
+                first = pick(&record);
+            }
+        })?;
+    }
+    Ok(first)
+}
+
 fn any(
     log: Option<Reader>,
     wants: impl Fn(&Address) -> bool,
     is_it: impl Fn(&Record<'_>) -> bool,
 ) -> Result<bool, Error> {
-    let Some(mut log) = log else { return Ok(false) };
-    let (mut found, mut may_have_more) = (false, true);
-    while may_have_more && !found {
-        may_have_more = log.read(&wants, |record| found |= is_it(&record))?;
-    }
-    Ok(found)
+    Ok(first(log, wants, |record| is_it(record).then_some(()))?.is_some())
 }
 
 /// Whether there is such a record in a log.

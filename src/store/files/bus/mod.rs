@@ -8,12 +8,12 @@ mod users;
 
 pub use reader::BusReader;
 
-use super::folder::{Folder, beside};
+use super::folder::{Folder, beside, remove_beside};
 use super::log::{Address, Reader, ms_since_2026};
 use super::members::{Line, Table};
-use super::node::{Cause, Knock};
+use super::node::{Knock, topic_of};
 use super::topic::{Keep, Topic, oldest};
-use super::{Error, Files, Kind, remove_file};
+use super::{Error, Files, Kind};
 use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::store::UNUSED_TIME;
@@ -21,7 +21,6 @@ use crate::store::buses::{BusName, Proof, Refused, User};
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -130,6 +129,14 @@ impl Files {
         Ok(bus)
     }
 
+    /// The bus for a user, or for somebody who names none and does not make it.
+    fn bus_for<'a>(&'a self, name: &BusName, user: Option<User>, settings: &'a Settings) -> Result<Bus<'a>, Refused> {
+        match user {
+            Some(user) => self.bus_of(name, user, settings),
+            None => self.bus(name, settings),
+        }
+    }
+
     pub(in crate::store) fn greet(&self, name: &BusName, settings: &Settings) -> Result<(User, u64), Refused> {
         let (mut bus, _) = self.bus_or_new(name, false, settings)?;
         let user = bus.new_user()?;
@@ -189,12 +196,12 @@ impl Files {
     }
 
     /// Wakes those that wait at the bus whose record stands at `path`.
-    fn wake_all(&self, path: &Path, topic: &str) -> Result<(), Error> {
+    fn wake_all(&self, path: &Path) -> Result<(), Error> {
         let members = Table::<Waiting>::open(&beside(path, MEMBERS))?;
         let waiting = members.map(|members| members.all()).transpose()?.unwrap_or_default();
-        let nodes: BTreeSet<String> = waiting.into_iter().map(|entry| entry.line.node).collect();
-        let knock = |node| self.knock(&Knock { node, topic: topic.to_owned(), slot: None, cause: Cause::News });
-        let unheard = nodes.into_iter().map(knock).filter(|is_heard| !is_heard).count();
+        let topic = topic_of(path);
+        let knocks = Knock::all(&topic, waiting.iter().map(|entry| entry.line.node.as_str()));
+        let unheard = knocks.filter(|knock| !self.knock(knock)).count();
         if unheard > 0
             && let Some(folder) = Folder::<BusRecord>::try_open(path, Kind::Buses.shape())?
         {
@@ -244,11 +251,10 @@ impl<'a> Bus<'a> {
             self.folder.write(&self.record)?;
         }
         let id = self.topic().open()?.append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
-        let topic = self.folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         let (files, path) = (self.files, self.folder.path().to_owned());
         drop(self);
         // It is said, whatever comes now: whoever cannot be woken looks by itself within seconds.
-        if let Err(error) = files.wake_all(&path, &topic) {
+        if let Err(error) = files.wake_all(&path) {
             error.log();
         }
         Ok(id)
@@ -291,12 +297,7 @@ impl<'a> Bus<'a> {
 
 /// Removes everything but the record.
 fn clear(record: &Path) -> Result<(), Error> {
-    for path in
-        [beside(record, LOG), beside(&beside(record, LOG), "new"), beside(record, MEMBERS), beside(record, USERS)]
-    {
-        remove_file(&path)?;
-    }
-    Ok(())
+    remove_beside(record, &[LOG, "log.new", MEMBERS, USERS])
 }
 
 /// How long something counts as used: often enough noted for a bus that is forgotten soon where nobody reads it.

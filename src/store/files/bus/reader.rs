@@ -3,7 +3,7 @@
 use super::super::folder::beside;
 use super::super::log::Reader;
 use super::super::members::{Progress, Slot, Table};
-use super::super::node::Wakeup;
+use super::super::node::{Wakeup, topic_of};
 use super::super::{Error, Files, Kind, identity, identity_at};
 use super::{Bus, BusRecord, MEMBERS, Waiting, touch_after};
 use crate::clock::{has_passed, is_recent};
@@ -130,8 +130,7 @@ impl Bus<'_> {
             return Err(Refused::TooManyReaders(most));
         }
         let key = hex::random(8).map_err(Error::from)?;
-        let topic = self.folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        let wakeup = self.files.wakeup(&topic)?;
+        let wakeup = self.files.wakeup(&topic_of(self.folder.path()))?;
         let line = Waiting { key: key.clone(), node: wakeup.node().to_owned() };
         let slot = members.insert(&line, Progress::default())?;
         wakeup.stand_at(slot);
@@ -163,10 +162,7 @@ impl Files {
 impl BusReader {
     pub(in crate::store) fn wait_for_more(&mut self, settings: &Settings) -> Result<(), Refused> {
         let files = self.files.clone();
-        let bus = match self.user {
-            Some(user) => files.bus_of(&self.name, user, settings)?,
-            None => files.bus(&self.name, settings)?,
-        };
+        let bus = files.bus_for(&self.name, self.user, settings)?;
         self.place = Some(bus.place(settings.max_clients)?);
         self.may_have_more = true;
         Ok(())
@@ -244,11 +240,7 @@ impl BusReader {
             return Ok(true);
         }
         let files = self.files.clone();
-        let bus = match self.user {
-            Some(user) => files.bus_of(&self.name, user, settings),
-            None => files.bus(&self.name, settings),
-        };
-        let bus = match bus {
+        let bus = match files.bus_for(&self.name, self.user, settings) {
             Ok(bus) => bus,
             Err(Refused::Store(error)) => return Err(error),
             // The bus, or the user, is gone.

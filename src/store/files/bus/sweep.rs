@@ -34,18 +34,15 @@ impl Files {
 }
 
 impl Bus<'_> {
-    /// Whether nobody has posted yet, and nobody waits for a message.
-    fn is_unused(&self) -> Result<bool, Error> {
-        Ok(!self.record.was_posted_to && self.waiting()? == 0)
-    }
-
     /// Whether it holds what nobody could make anew: a registered user's key, or that only those may post.
     fn is_special(&self) -> bool {
         self.record.signed_only || self.record.registered > 0
     }
 
     fn sweep(self) -> Result<(), Error> {
-        let lifetime = match (self.is_made(), self.is_unused()? && !self.is_special()) {
+        // What killed readers have left goes with that.
+        let is_unused = self.waiting()? == 0 && !self.record.was_posted_to;
+        let lifetime = match (self.is_made(), is_unused && !self.is_special()) {
             (false, _) => MAKING_TIME,
             (true, true) => self.settings.bus_lifetime.min(UNUSED_TIME),
             (true, false) => self.settings.bus_lifetime,
@@ -55,11 +52,7 @@ impl Bus<'_> {
         if !is_kept {
             return self.remove();
         }
-        self.waiting()?;
         self.forget_users()?;
-        if self.topic().reader_if_any(0)?.is_some() {
-            self.topic().trim(0)?;
-        }
-        Ok(())
+        self.topic().trim(0)
     }
 }

@@ -90,6 +90,11 @@ fn a_sweep_removes_what_killed_nodes_have_left_and_no_living_one() {
         File::open(path(name)).unwrap().set_modified(old).unwrap();
     }
     std::fs::write(path("04ff.wake"), "").unwrap();
+    // Killed just now, while it made its FIFO.
+    let made_last = ["05aa", "05aa.wake.new"];
+    for name in made_last {
+        std::fs::write(path(name), "").unwrap();
+    }
     let is_left = || leftovers.iter().any(|name| path(name).exists());
     let sweep = || (0..=255).for_each(|shard| files.sweep_nodes(shard).unwrap());
     files.sweep_nodes(0x42).unwrap();
@@ -101,6 +106,7 @@ fn a_sweep_removes_what_killed_nodes_have_left_and_no_living_one() {
         },
         "leftovers are removed",
     );
+    assert!(made_last.iter().all(|name| !path(name).exists()), "whose node is dead is made by nobody");
     assert!(path("04ff.wake").exists(), "somebody may be making it");
     assert!(is_alive(&files, &living.id) && files.wake_of(&living.id).exists());
     assert!(files.knock(&knock_for(&living.id, &hash_name("a"), None, Cause::News)));

@@ -1,7 +1,7 @@
 //! What hosts and clients want, each as one step under the lock of the session.
 
 use super::super::log::Address;
-use super::super::topic::MESSAGE;
+use super::super::topic::{LEFT_OUT, MESSAGE};
 use super::super::{Error, Files};
 use super::{Entry, Member, Presence, Session, SessionRecord, client_key, host_key};
 use crate::clock::is_recent;
@@ -119,9 +119,8 @@ impl Session<'_> {
     /// for which something waits (which all of its tokens may fetch).
     fn is_taken(&mut self) -> Result<bool, Error> {
         let is_taken = match self.host_presence()? {
-            Presence::Listening => true,
             Presence::Waiting => is_recent(self.folder()?.touched()?, OPENING_TIME),
-            Presence::Ended { at, told } => !told && !self.has_passed(at, self.policy.settings.grace),
+            other => self.is_there(other),
         };
         if is_taken || self.record.registration.is_some() {
             return Ok(is_taken);
@@ -161,6 +160,10 @@ impl Session<'_> {
                 former.push(entry);
             }
         }
+        if count(&former) < MOST_FORMER {
+            return Ok(true);
+        }
+        let promised = self.promised(&former)?;
         for is_given_enough in [false, true] {
             if count(&former) < MOST_FORMER {
                 break;
@@ -168,11 +171,8 @@ impl Session<'_> {
             let mut kept = Vec::new();
             for entry in former {
                 let topic = self.topic(entry.line.is_host());
-                let is_kept = if is_given_enough {
-                    topic.has_message(entry.position(), entry.wants())?
-                } else {
-                    self.is_promised(&entry)?
-                };
+                let is_kept = promised.contains(&entry.slot)
+                    && (!is_given_enough || topic.has_message(entry.position(), entry.wants())?);
                 if is_kept {
                     kept.push(entry);
                 } else {
@@ -185,41 +185,34 @@ impl Session<'_> {
     }
 
     fn say_to_all(&mut self, data: &str) -> Result<Vec<(ClientId, bool)>, Refused> {
-        let (topic, limit) = (self.topic(false), self.policy.settings.max_queue);
-        let room = limit.saturating_sub(data.len() as u64);
-        let (mut answer, mut except, mut recipients) = (Vec::new(), Vec::new(), Vec::new());
-        let mut end = None;
-        for mut client in self.clients()? {
-            let Some(id) = client.line.client() else { continue };
-            if !self.client_is_present(&mut client)? {
-                continue;
-            }
-            let end = match end {
-                Some(end) => end,
-                None => *end.insert(topic.end()?),
-            };
-            let waiting = topic.lag(client.position(), end, room, client.wants())?;
-            let is_sent = waiting <= room;
+        let mut clients = self.clients()?;
+        let mut is_there = Vec::new();
+        for client in &mut clients {
+            is_there.push(self.client_is_present(client)?);
+        }
+        let recipients: Vec<_> =
+            clients.iter().zip(is_there).filter_map(|(client, is_there)| is_there.then_some(client)).collect();
+        if recipients.is_empty() {
+            // Clients may wait for a host that has yet to come; a message that reaches nobody need not.
+            let is_nobody = self.host_presence()? == Presence::Waiting || !self.host_is_present()?;
+            return if is_nobody { Err(Refused::NobodyThere) } else { Ok(Vec::new()) };
+        }
+        let topic = self.topic(false);
+        let open = topic.open()?;
+        let room = self.policy.settings.max_queue.saturating_sub(data.len() as u64);
+        let (mut answer, mut except) = (Vec::new(), Vec::new());
+        for client in &recipients {
+            let is_sent = topic.lag(client.position(), open.end(), room, client.wants())? <= room;
             if !is_sent {
                 except.push(client.slot);
             }
-            answer.push((id, is_sent));
-            recipients.push(client);
+            answer.extend(client.line.client().map(|id| (id, is_sent)));
         }
-        if answer.is_empty() {
-            // Clients may wait for a host that has yet to come; a message that reaches nobody need not.
-            let is_nobody = self.host_presence()? == Presence::Waiting || !self.host_is_present()?;
-            return if is_nobody { Err(Refused::NobodyThere) } else { Ok(answer) };
-        }
-        // What nobody gets needs no room, and is not there for whoever comes back.
-        let is_for_nobody = except.len() == answer.len();
-        if is_for_nobody {
-            except = self.clients()?.iter().map(|client| client.slot).collect();
-        }
-        let data = if is_for_nobody { "" } else { data };
+        // What nobody gets needs no room: it stands there for those only that are told so.
+        let (event, data) = if except.len() == recipients.len() { (LEFT_OUT, "") } else { (MESSAGE, data) };
         let to = Address::All { generation: self.record.generation, except };
-        topic.open()?.append(self.now, &to, MESSAGE, data, || self.floor(false))?;
-        self.knock_all(recipients.iter());
+        open.append(self.now, &to, event, data, || self.floor(false))?;
+        self.knock_all(recipients.into_iter());
         Ok(answer)
     }
 

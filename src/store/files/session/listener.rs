@@ -1,23 +1,26 @@
 //! Listening: the end at which a host, or a client, takes its events from the log.
 
+use super::super::folder::beside;
 use super::super::log::{Address, Reader};
 use super::super::members::{Entry, Progress, Slot, Table};
-use super::super::node::{Cause, Wakeup};
-use super::super::topic::{MESSAGE, is_for, milliseconds, oldest};
+use super::super::node::{Cause, Wakeup, topic_of};
+use super::super::topic::{LEFT_OUT, MESSAGE, is_for, milliseconds, oldest};
 use super::super::{Error, Files, identity, identity_at};
 use super::intentions::missing;
-use super::{Member, Place, Presence, Session, SessionRecord, host_key, presence};
-use crate::clock::{has_passed_by, now_ms};
+use super::{MEMBERS, Member, Session, SessionRecord, host_key, presence};
+use crate::clock::now_ms;
 use crate::store::sessions::{Event, Party, Policy, Refused, Standing};
 use rustix::fd::BorrowedFd;
 use std::fs::File;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 /// A host or a client that listens.
 pub struct Listener {
     files: Files,
     who: Party,
-    place: Place,
+    /// Where the record of its session stands.
+    record: PathBuf,
     table: Table<Member>,
     slot: Slot,
     key: String,
@@ -88,14 +91,13 @@ impl Files {
             Some(member) => member,
             None => session.host_or_new()?,
         };
-        Ok(session.begin_to_listen(self, who, member, resume)?)
+        Ok(session.begin_to_listen(who, member, resume)?)
     }
 }
 
 impl Session<'_> {
     fn begin_to_listen(
         &mut self,
-        files: &Files,
         who: &Party,
         mut member: Entry<Member>,
         resume: Option<u64>,
@@ -117,23 +119,23 @@ impl Session<'_> {
             (None, Some(at)) => at.saturating_add(milliseconds(self.policy.settings.grace)),
             _ => u64::MAX,
         };
-        let wakeup = files.wakeup(&self.place.name())?;
+        let wakeup = self.files.wakeup(&topic_of(&self.path))?;
         self.knock(&member, Cause::Takeover);
         member.line.stream += 1;
         member.line.begin = log.position();
         wakeup.node().clone_into(&mut member.line.node);
         (member.line.ended, member.line.told) = (None, false);
         member.progress = Progress { stream: member.line.stream, position: log.position() };
-        self.table()?.replace(member.slot, &member.line, member.progress)?;
+        self.table()?.put(member.slot, &member.line, member.progress)?;
         wakeup.note(member.progress);
         wakeup.stand_at(member.slot);
         let table = self.table.take().ok_or(Error::Busy)?;
         let words = self.policy.words;
         let id = who.client.as_ref().map_or(who.host.as_str(), |client| client.as_str());
         Ok(Listener {
-            files: files.clone(),
+            files: self.files.clone(),
             who: who.clone(),
-            place: Place { record: self.place.record.clone(), files: files.clone() },
+            record: self.path.clone(),
             table,
             slot: member.slot,
             generations: member.line.generations(),
@@ -206,6 +208,8 @@ impl Listener {
                 if matches!(&record.to, Address::All { except, .. } if except.contains(&slot)) {
                     loss.notice();
                     tell(loss, record.id, &mut take);
+                } else if record.event == LEFT_OUT {
+                    // It was nobody's but theirs.
                 } else if record.id > backlog_end || record.time >= oldest {
                     tell(loss, before, &mut take);
                     *loss = Loss::None;
@@ -247,7 +251,7 @@ impl Listener {
 
     /// What has become of the place; `None` where somebody has removed files.
     fn look(&self) -> Result<Option<Standing>, Error> {
-        if identity_at(&self.place.table())? != Some(identity(&self.table.file().metadata()?)) {
+        if identity_at(&beside(&self.record, MEMBERS))? != Some(identity(&self.table.file().metadata()?)) {
             return Ok(None);
         }
         Ok(match self.table.get(self.slot)? {
@@ -264,17 +268,8 @@ impl Listener {
         let is_mended = self.wakeup.mend()?;
         // A sender may have been killed before it knocked.
         self.may_have_more |= self.log.has_more()? || is_mended;
-        let record = self.record()?;
-        let standing = match (self.look()?, &record) {
-            (Some(standing), Some(record)) => {
-                if self.is_current(record) {
-                    standing
-                } else {
-                    Standing::Over
-                }
-            }
-            _ => return self.regain(policy),
-        };
+        let (Some(standing), Some(record)) = (self.look()?, self.read_record()?) else { return self.regain(policy) };
+        let standing = if self.is_current(&record) { standing } else { Standing::Over };
         self.missing = 0;
         self.table.catch_up()?;
         let position = self.log.position();
@@ -287,7 +282,7 @@ impl Listener {
             }
         }
         self.tended_at = position;
-        if standing == Standing::Listening && self.has_news(record.as_ref(), policy)? {
+        if standing == Standing::Listening && self.has_news(&record, policy)? {
             let files = self.files.clone();
             if let Some(mut session) = files.session(&self.who.host, policy)? {
                 if self.who.client.is_none() { session.tell_all()? } else { session.tell_of_host()? }
@@ -297,8 +292,8 @@ impl Listener {
     }
 
     /// A look without the lock.
-    fn record(&self) -> Result<Option<SessionRecord>, Error> {
-        match File::open(&self.place.record) {
+    fn read_record(&self) -> Result<Option<SessionRecord>, Error> {
+        match File::open(&self.record) {
             Ok(file) => Ok(serde_json::from_slice(&super::super::read_small(&file)?).ok()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
@@ -314,13 +309,9 @@ impl Listener {
 
     /// Whether a peer's stream has ended more than the grace ago, or without a word, and this one does not know. A look
     /// without the lock, which holds nobody up.
-    fn has_news(&self, record: Option<&SessionRecord>, policy: &Policy<'_>) -> Result<bool, Error> {
+    fn has_news(&self, record: &SessionRecord, policy: &Policy<'_>) -> Result<bool, Error> {
         let (mut alive, now) = (self.files.alive(), now_ms());
-        let mut is_news = |line: &Member| {
-            let presence = presence(line, &mut alive, now)?;
-            Ok(matches!(presence, Presence::Ended { at, told: false } if has_passed_by(now, at, policy.settings.grace)))
-        };
-        let Some(record) = record else { return Ok(false) };
+        let mut is_news = |line: &Member| Ok(presence(line, &mut alive, now)?.is_news(now, policy.settings.grace));
         if self.who.client.is_some() {
             let host = self.table.find(&host_key(record.registration.as_deref()))?;
             return host.map_or(Ok(false), |host| is_news(&host.line));
@@ -351,23 +342,20 @@ impl Listener {
         if registration.is_some() && session.record.registration.as_deref() != registration {
             return Ok(Standing::Over);
         }
-        if let Some(found) = session.find(&self.key)?
-            && found.line.stream > 0
-            && found.line.stream != self.stream
-        {
-            // Another stream was faster.
-            return Ok(Standing::Superseded);
-        }
-        say!("uhst-relay: files of a running stream were removed; they are made anew");
         let mut member = match session.find(&self.key)? {
-            Some(member) => member,
+            // Another stream was faster.
+            Some(found) if found.line.stream > 0 && found.line.stream != self.stream => {
+                return Ok(Standing::Superseded);
+            }
+            Some(found) => found,
             None => session.add(self.key.clone(), *self.generations.end())?,
         };
+        say!("uhst-relay: files of a running stream were removed; they are made anew");
         // It goes on where it was. In another slot it hears only what comes: what was said there was for somebody else.
         if member.slot == self.slot {
             member.line.from = member.line.from.min(self.log.position());
         }
-        let again = session.begin_to_listen(&files, &self.who, member, Some(self.log.position()))?;
+        let again = session.begin_to_listen(&self.who, member, Some(self.log.position()))?;
         let (table, log) = (again.table, again.log);
         (self.table, self.slot, self.key, self.generations) = (table, again.slot, again.key, again.generations);
         (self.stream, self.noted, self.wakeup) = (again.stream, again.noted, again.wakeup);

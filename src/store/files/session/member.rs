@@ -5,9 +5,11 @@ use super::super::members::{Entry, Line};
 use super::super::node::Alive;
 use super::super::topic::is_for;
 use super::super::{Error, hash_name};
+use crate::clock::has_passed_by;
 use crate::token::ClientId;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 /// What a line of the table says of a host or a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +58,11 @@ impl Member {
         self.key.starts_with('h')
     }
 
+    /// Whether it listens, as far as its line says.
+    pub fn says_it_listens(&self) -> bool {
+        self.stream > 0 && self.ended.is_none()
+    }
+
     pub fn generations(&self) -> RangeInclusive<u32> {
         self.generations.0..=self.generations.1
     }
@@ -90,6 +97,21 @@ pub(super) enum Presence {
         /// Whether its peers know.
         told: bool,
     },
+}
+
+impl Presence {
+    /// Whether it has ended, longer than the grace ago, and its peers do not know.
+    pub fn is_news(self, now: u64, grace: Duration) -> bool {
+        matches!(self, Self::Ended { at, told: false } if has_passed_by(now, at, grace))
+    }
+
+    /// Whether it counts as there: also within the grace after its end.
+    pub fn is_there(self, now: u64, grace: Duration) -> bool {
+        match self {
+            Self::Waiting | Self::Listening => true,
+            Self::Ended { at, told } => !told && !has_passed_by(now, at, grace),
+        }
+    }
 }
 
 pub(super) fn presence(line: &Member, alive: &mut Alive<'_>, now: u64) -> Result<Presence, Error> {

@@ -13,10 +13,10 @@ mod sweep;
 pub use listener::Listener;
 pub(super) use sweep::remove_unused;
 
-use super::folder::{Folder, beside};
+use super::folder::{Folder, beside, remove_beside};
 use super::log::Address;
-use super::members::{Entry, Progress, Table};
-use super::node::{Alive, Cause, Knock};
+use super::members::{Entry, Progress, Slot, Table};
+use super::node::{Alive, Cause, Knock, topic_of};
 use super::topic::{Keep, Topic};
 use super::{Error, Files, Kind};
 use crate::clock::{has_passed_by, is_recent, now_ms};
@@ -25,11 +25,15 @@ use crate::store::{Full, UNUSED_TIME};
 use crate::token::{ClientId, HostId};
 use member::{Member, Presence, client_key, host_key, presence};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const MEMBERS: &str = "members";
+/// The logs of what is said to the host, and to the clients.
+const HOST: &str = "host";
+const CLIENTS: &str = "clients";
 
 /// What the record says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,35 +45,6 @@ pub(super) struct SessionRecord {
     registration: Option<String>,
     /// How many registrations there have been.
     generation: u32,
-}
-
-/// Where the files of a session stand.
-struct Place {
-    record: PathBuf,
-    files: Files,
-}
-
-impl Place {
-    fn table(&self) -> PathBuf {
-        beside(&self.record, MEMBERS)
-    }
-
-    /// The name that knocks have for it.
-    fn name(&self) -> String {
-        self.record.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
-    }
-
-    fn topic(&self, of_host: bool, policy: &Policy<'_>) -> Topic {
-        let settings = policy.settings;
-        let most = if of_host { most_told(policy).saturating_mul(2) } else { settings.max_topic };
-        let keep = Keep {
-            lifetime: settings.message_lifetime,
-            given: settings.max_queue,
-            most,
-            most_of_all: settings.max_data,
-        };
-        Topic { log: beside(&self.record, if of_host { "host" } else { "clients" }), keep, files: self.files.clone() }
-    }
 }
 
 /// How many bytes may wait for a host before it is told no more: there is always room after its messages, but a crowd
@@ -84,7 +59,8 @@ struct Session<'a> {
     files: &'a Files,
     policy: &'a Policy<'a>,
     folder: Option<Folder<SessionRecord>>,
-    place: Place,
+    /// Where the record stands.
+    path: PathBuf,
     record: SessionRecord,
     table: Option<Table<Member>>,
     alive: Alive<'a>,
@@ -128,20 +104,15 @@ impl Files {
         let registration = registration.map(str::to_owned);
         let record = SessionRecord { host_id: host.as_str().to_owned(), registration, generation: 1 };
         // What a damaged record has left.
-        remove_beside(folder.path())?;
+        clear(folder.path())?;
         folder.write(&record)?;
         Ok(Some((Session::of(self, policy, folder, record)?, true)))
     }
 }
 
-/// Removes what stands beside a record.
-fn remove_beside(record: &Path) -> Result<(), Error> {
-    for name in ["host", "clients"] {
-        let log = beside(record, name);
-        super::remove_file(&beside(&log, "new"))?;
-        super::remove_file(&log)?;
-    }
-    Table::<Member>::remove(&beside(record, MEMBERS))
+/// Removes everything but the record.
+fn clear(record: &Path) -> Result<(), Error> {
+    remove_beside(record, &["host.new", HOST, "clients.new", CLIENTS, MEMBERS])
 }
 
 impl<'a> Session<'a> {
@@ -151,14 +122,13 @@ impl<'a> Session<'a> {
         folder: Folder<SessionRecord>,
         record: SessionRecord,
     ) -> Result<Self, Error> {
-        let place = Place { record: folder.path().to_owned(), files: files.clone() };
-        let table = Table::open(&place.table())?;
+        let table = Table::open(&folder.beside(MEMBERS))?;
         let alive = files.alive();
         Ok(Self {
             files,
             policy,
+            path: folder.path().to_owned(),
             folder: Some(folder),
-            place,
             record,
             table,
             alive,
@@ -173,7 +143,16 @@ impl<'a> Session<'a> {
     }
 
     fn topic(&self, of_host: bool) -> Topic {
-        self.place.topic(of_host, self.policy)
+        let settings = self.policy.settings;
+        let (name, most) =
+            if of_host { (HOST, most_told(self.policy).saturating_mul(2)) } else { (CLIENTS, settings.max_topic) };
+        let keep = Keep {
+            lifetime: settings.message_lifetime,
+            given: settings.max_queue,
+            most,
+            most_of_all: settings.max_data,
+        };
+        Topic { log: beside(&self.path, name), keep, files: self.files.clone() }
     }
 
     // ---- the table
@@ -181,7 +160,7 @@ impl<'a> Session<'a> {
     /// The table, made if it is missing.
     fn table(&mut self) -> Result<&mut Table<Member>, Error> {
         if self.table.is_none() {
-            self.table = Some(Table::open_or_make(&self.place.table())?);
+            self.table = Some(Table::open_or_make(&beside(&self.path, MEMBERS))?);
         }
         self.table.as_mut().ok_or(Error::Busy)
     }
@@ -207,7 +186,7 @@ impl<'a> Session<'a> {
         if entries.is_empty() {
             return;
         }
-        let Some((node, progress)) = self.files.progress(&self.place.name()) else { return };
+        let Some((node, progress)) = self.files.progress(&topic_of(&self.path)) else { return };
         for entry in entries {
             match progress.get(&entry.slot) {
                 Some(progress) if progress.stream == entry.line.stream => entry.progress = *progress,
@@ -310,15 +289,17 @@ impl<'a> Session<'a> {
     }
 
     fn is_there(&self, presence: Presence) -> bool {
-        match presence {
-            Presence::Waiting | Presence::Listening => true,
-            Presence::Ended { at, told } => !told && !self.has_passed(at, self.policy.settings.grace),
-        }
+        presence.is_there(self.now, self.policy.settings.grace)
     }
 
     /// Whether a member has outlived its session lifetime: neither listening, nor used, nor with a message that was promised
     /// to be kept.
     fn is_over(&mut self, entry: &mut Entry<Member>) -> Result<bool, Error> {
+        Ok(self.is_out_of_time(entry)? && !self.is_promised(entry)?)
+    }
+
+    /// The same, whatever is promised to it.
+    fn is_out_of_time(&mut self, entry: &mut Entry<Member>) -> Result<bool, Error> {
         let lifetime = self.policy.settings.session_lifetime;
         match self.presence(entry)? {
             Presence::Listening => return Ok(false),
@@ -326,27 +307,62 @@ impl<'a> Session<'a> {
             Presence::Ended { .. } | Presence::Waiting => {}
         }
         let is_current_host = entry.line.is_host() && self.is_current(entry);
-        let is_used = if is_current_host {
-            is_recent(self.folder()?.touched()?, lifetime)
+        Ok(if is_current_host {
+            !is_recent(self.folder()?.touched()?, lifetime)
         } else {
-            !self.has_passed(entry.line.used, lifetime)
-        };
-        Ok(!is_used && !self.is_promised(entry)?)
+            self.has_passed(entry.line.used, lifetime)
+        })
+    }
+
+    /// The same of the current host, whether or not it has a line.
+    fn host_is_over(&mut self) -> Result<bool, Error> {
+        match self.host()? {
+            Some(mut host) => self.is_over(&mut host),
+            None => Ok(!is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime)),
+        }
     }
 
     /// Whether there is a message that was promised to a member, also where a stream was given it and may have lost it.
     fn is_promised(&self, entry: &Entry<Member>) -> Result<bool, Error> {
+        Ok(self.may_be_promised(entry)
+            && self.topic(entry.line.is_host()).has_message(entry.line.from, entry.wants())?)
+    }
+
+    /// Nothing is promised to a client that has gone, or has not come, though broadcasts may pass it.
+    fn may_be_promised(&self, entry: &Entry<Member>) -> bool {
         let settings = self.policy.settings;
-        // Nothing is promised to a client that has gone, or has not come, though broadcasts may pass it.
         let (last, present) = match entry.line.ended {
             Some(at) => (Some(at), settings.grace),
             None => ((entry.line.stream == 0).then_some(entry.line.used), settings.session_lifetime),
         };
         let is_past = |at| self.has_passed(at, present.saturating_add(settings.message_lifetime));
-        if !entry.line.is_host() && last.is_some_and(is_past) {
-            return Ok(false);
+        entry.line.is_host() || !last.is_some_and(is_past)
+    }
+
+    /// To whom of many [something is promised](Self::is_promised). Each log is read once, and no further than it takes.
+    fn promised(&self, members: &[Entry<Member>]) -> Result<BTreeSet<Slot>, Error> {
+        let mut promised = BTreeSet::new();
+        for of_host in [true, false] {
+            let may_be = |entry: &&Entry<Member>| entry.line.is_host() == of_host && self.may_be_promised(entry);
+            let mut unseen: BTreeMap<Slot, _> =
+                members.iter().filter(may_be).map(|entry| (entry.slot, entry)).collect();
+            if unseen.is_empty() {
+                continue;
+            }
+            self.topic(of_host).see_messages(|record| {
+                let mut see = |entry: &Entry<Member>| {
+                    let is_its_own = record.id > entry.line.from && entry.wants()(&record.to);
+                    is_its_own && promised.insert(entry.slot)
+                };
+                match &record.to {
+                    Address::One(slot) if unseen.get(slot).is_some_and(|entry| see(entry)) => _ = unseen.remove(slot),
+                    Address::One(_) => {}
+                    Address::All { .. } => unseen.retain(|_, entry| !see(entry)),
+                }
+                if unseen.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
         }
-        self.topic(entry.line.is_host()).has_message(entry.line.from, entry.wants())
+        Ok(promised)
     }
 
     // ---- who is who
@@ -394,10 +410,7 @@ impl<'a> Session<'a> {
     /// Whether the host of this token may speak and listen.
     fn check_host(&mut self, registration: Option<&str>) -> Result<(), Refused> {
         if let Some(registration) = registration {
-            let is_over = match self.host()? {
-                Some(mut host) => self.is_over(&mut host)?,
-                None => !is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime),
-            };
+            let is_over = self.host_is_over()?;
             if self.record.registration.as_deref() != Some(registration) || is_over {
                 return Err(Refused::Expired);
             }
@@ -438,12 +451,12 @@ impl<'a> Session<'a> {
     /// Frees the line of the oldest, of those to whom nothing is promised.
     fn free_oldest(&mut self, mut those: Vec<(u64, Entry<Member>)>) -> Result<(), Refused> {
         those.sort_unstable_by_key(|(time, _)| *time);
-        for (_, member) in those {
-            if !self.is_promised(&member)? {
-                return Ok(self.table()?.free(member.slot)?);
-            }
+        let those: Vec<_> = those.into_iter().map(|(_, member)| member).collect();
+        let promised = self.promised(&those)?;
+        match those.iter().find(|member| !promised.contains(&member.slot)) {
+            Some(oldest) => Ok(self.table()?.free(oldest.slot)?),
+            None => Err(Refused::TooManyClients(self.policy.settings.max_clients)),
         }
-        Err(Refused::TooManyClients(self.policy.settings.max_clients))
     }
 
     // ---- what is said
@@ -469,27 +482,23 @@ impl<'a> Session<'a> {
     }
 
     fn knock(&mut self, entry: &Entry<Member>, cause: Cause) {
-        if entry.line.stream > 0 && entry.line.ended.is_none() {
-            let (node, topic) = (entry.line.node.clone(), self.place.name());
+        if entry.line.says_it_listens() {
+            let (node, topic) = (entry.line.node.clone(), topic_of(&self.path));
             self.knocks.push(Knock { node, topic, slot: Some(entry.slot), cause });
         }
     }
 
     /// One knock a node.
     fn knock_all<'e>(&mut self, entries: impl Iterator<Item = &'e Entry<Member>>) {
-        let listening = entries.filter(|entry| entry.line.stream > 0 && entry.line.ended.is_none());
-        let nodes: BTreeSet<&str> = listening.map(|entry| entry.line.node.as_str()).collect();
-        let topic = self.place.name();
-        let knock = |node: &str| Knock { node: node.to_owned(), topic: topic.clone(), slot: None, cause: Cause::News };
-        self.knocks.extend(nodes.into_iter().map(knock));
+        let nodes = entries.filter(|entry| entry.line.says_it_listens()).map(|entry| entry.line.node.as_str());
+        self.knocks.extend(Knock::all(&topic_of(&self.path), nodes));
     }
 
     // ---- who has gone
 
     /// Whether the end of a stream is to be told: its grace is over.
     fn is_news(&mut self, entry: &mut Entry<Member>) -> Result<bool, Error> {
-        let grace = self.policy.settings.grace;
-        Ok(matches!(self.presence(entry)?, Presence::Ended { at, told: false } if self.has_passed(at, grace)))
+        Ok(self.presence(entry)?.is_news(self.now, self.policy.settings.grace))
     }
 
     /// Tells the clients if the host has gone.
@@ -548,7 +557,7 @@ impl<'a> Session<'a> {
 
     /// Removes the session.
     fn remove(mut self) -> Result<(), Error> {
-        remove_beside(&self.place.record)?;
+        clear(&self.path)?;
         match self.folder.take() {
             Some(folder) => folder.remove(),
             None => Ok(()),

@@ -5,7 +5,7 @@ use super::super::members::Table;
 use super::super::topic::{MESSAGE, is_any};
 use super::super::{Error, Files};
 use super::intentions::OPENING_TIME;
-use super::{MEMBERS, Member, Presence, Session, SessionRecord, remove_beside};
+use super::{CLIENTS, HOST, MEMBERS, Member, Presence, Session, SessionRecord, clear};
 use crate::clock::is_recent;
 use crate::store::sessions::Policy;
 
@@ -21,7 +21,7 @@ impl Files {
             // Never finished, or damaged. Somebody may be about to register it.
             None if is_recent(folder.touched()?, OPENING_TIME) => Ok(()),
             None => {
-                remove_beside(folder.path())?;
+                clear(folder.path())?;
                 folder.remove()
             }
         }
@@ -33,9 +33,9 @@ pub(in crate::store::files) fn remove_unused(folder: Folder<SessionRecord>) -> R
     let members = Table::<Member>::open(&folder.beside(MEMBERS))?;
     let members = members.map(|members| members.all()).transpose()?.unwrap_or_default();
     let is_said_to = |name| is_any(&folder.beside(name), |record| record.event == MESSAGE);
-    let is_used = members.iter().any(|entry| entry.line.stream > 0) || is_said_to("host")? || is_said_to("clients")?;
+    let is_used = members.iter().any(|entry| entry.line.stream > 0) || is_said_to(HOST)? || is_said_to(CLIENTS)?;
     if !is_used {
-        remove_beside(folder.path())?;
+        clear(folder.path())?;
         folder.remove()?;
     }
     Ok(!is_used)
@@ -45,34 +45,29 @@ impl Session<'_> {
     fn sweep(mut self) -> Result<(), Error> {
         // Where there is no room to tell it, what is dead must go all the more.
         let mut outcome = self.tell_all();
-        let host_is_over = match self.host()? {
-            Some(mut host) => self.is_over(&mut host)?,
-            None => !is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime),
-        };
+        let host_is_over = self.host_is_over()?;
         if host_is_over && self.host_presence()? == Presence::Waiting {
             // One that never opened has not been told of yet.
             outcome = outcome.and(self.tell_clients());
         }
-        let mut is_promised = false;
-        for mut member in self.all()? {
+        let members = self.all()?;
+        let promised = self.promised(&members)?;
+        for mut member in members {
             let is_current_host = member.line.is_host() && self.is_current(&member);
-            is_promised |= self.is_promised(&member)?;
             let Member { ended, told, .. } = member.line;
             // Somebody is to hear of its end first.
             let is_untold = !host_is_over && self.is_current(&member) && ended.is_some() && !told;
-            if !is_current_host && !is_untold && self.is_over(&mut member)? {
+            if !is_current_host && !is_untold && !promised.contains(&member.slot) && self.is_out_of_time(&mut member)? {
                 self.table()?.free(member.slot)?;
             }
         }
         // Whatever has become of the host, its clients may come for their messages.
-        if host_is_over && !is_promised {
+        if host_is_over && promised.is_empty() {
             return self.remove();
         }
         for of_host in [true, false] {
-            if self.topic(of_host).reader_if_any(0)?.is_some() {
-                let floor = self.floor(of_host)?;
-                outcome = outcome.and(self.topic(of_host).trim(floor));
-            }
+            let floor = self.floor(of_host)?;
+            outcome = outcome.and(self.topic(of_host).trim(floor));
         }
         outcome
     }
