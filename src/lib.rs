@@ -4,7 +4,7 @@
 //!
 //! - [`config`]: every setting, its default, its environment variable, in one struct.
 //! - [`gateway`]: how a request comes in and an answer goes out. [`gateway::cgi`] is the door of a web server
-//!   (RFC 3875), `gateway::http` the embedded server of `serve`; what they hand on ([`gateway::Request`]) and take back
+//!   (RFC 3875), `gateway::serve` the server of `serve`, hyper on tokio; what they hand on ([`gateway::Request`]) and take back
 //!   ([`gateway::Reply`]) is the same for every door.
 //! - [`protocol`]: what is said. The router, and a file for each protocol, its routes first: [`protocol::uhst`], [`protocol::bus`],
 //!   [`protocol::cama`], [`protocol::ptth`], [`protocol::ws`].
@@ -13,6 +13,7 @@
 //!   presence, wake-ups, pipes, requests that wait for servers, and the sweep.
 //! - [`token`]: who is speaking. JSON Web Tokens, signed with HS256.
 //! - [`sse`]: how an event stream is fed, kept alive and ended, whatever the protocol.
+//! - [`wake`]: what a wait may end for.
 //! - [`transfer`]: how a body gets from one process to another through a pipe, whatever the protocol.
 //! - [`ptth`]: what the two ends of PTTH (HTTP backwards) say to each other, names and keys.
 //! - `far` (only with `serve`): the far end of PTTH, a small HTTP server that needs no open port.
@@ -22,8 +23,10 @@
 //! - `log`: lines on stderr, for which nobody waits.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
-//! Every handler is blocking: under CGI it has a process to itself. Every coordination primitive is a kernel object
-//! (a lock, a FIFO) that cleans up after a killed process, so no crash leaves a lie behind.
+//! Whatever waits is an `async fn`, and each of its waits is one call that names all it waits for ([`gateway::Client`], [`wake`]).
+//! Under `serve` it is a task among many; under CGI it has a process to itself, and that call sleeps in `poll(2)`. Every
+//! coordination primitive is a kernel object (a lock, a FIFO) that cleans up after a killed process, so no crash leaves a lie
+//! behind.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
@@ -39,6 +42,15 @@ fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
     let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
     let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     fds[0].revents()
+}
+
+/// Does what may block for longer than it takes to say so: in `serve` the other tasks of this thread go on in another one.
+pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "serve")]
+    if tokio::runtime::Handle::try_current().is_ok() {
+        return tokio::task::block_in_place(work);
+    }
+    work()
 }
 
 /// The version, and in parentheses the commit where that is known.
@@ -63,4 +75,5 @@ pub mod store;
 pub mod syntax;
 pub mod token;
 pub mod transfer;
+pub mod wake;
 pub mod ws;

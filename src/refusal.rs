@@ -1,11 +1,12 @@
 //! A request that is refused: one type for all protocols.
 
-use crate::gateway::{BodyError, Reply, Status};
+use crate::gateway::{BodyError, Reply, Request, Status};
 use crate::json::BadJson;
 use crate::protocol::query::NotUtf8;
 use crate::store;
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 /// Why a request is refused: a status, and one sentence that says what to do about it. [`fmt::Display`] is the sentence.
 #[derive(Debug)]
@@ -24,6 +25,26 @@ impl Refusal {
         Self { status, sentence: sentence.into(), fields: Vec::new(), cause: None }
     }
 
+    /// Only these methods are allowed: a list for `Allow`.
+    #[must_use]
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let sentence = format!("This method is not allowed here. Use one of these: {allow}.");
+        Self::new(Status::MethodNotAllowed, sentence).field("Allow", allow)
+    }
+
+    /// This process is asked to stop.
+    #[must_use]
+    pub fn stopping() -> Self {
+        let sentence = "The relay is being stopped: try again in a moment.";
+        Self::new(Status::ServiceUnavailable, sentence).field("Retry-After", "5")
+    }
+
+    /// The client has gone; nobody will read this.
+    #[must_use]
+    pub fn hung_up() -> Self {
+        Self::new(Status::BadRequest, "You have gone.")
+    }
+
     /// Adds a header field to the answer. `Retry-After` is there already where its status alone tells when to come back;
     /// whoever knows better gives it here.
     #[must_use]
@@ -37,6 +58,14 @@ impl Refusal {
     pub fn worded(mut self, sentence: impl Into<Cow<'static, str>>) -> Self {
         self.sentence = sentence.into();
         self
+    }
+
+    /// The answer to a request whose body nobody wants any more: that may be endless, and the answer should not wait for its
+    /// end.
+    #[must_use]
+    pub fn reply_to(self, request: &mut Request<'_>) -> Reply {
+        request.body.reader.give_time(Duration::from_secs(1));
+        self.reply()
     }
 
     /// The answer: `{"error":"…"}`, and when another try is worth it. The cause goes to the log.
@@ -71,23 +100,19 @@ fn retry_after(status: Status) -> Option<&'static str> {
     }
 }
 
-/// The status of a failure of the store, as every protocol gives it.
-pub(crate) fn status_of(error: &store::Error) -> Status {
-    match error {
-        store::Error::DiskFull(_) | store::Error::DataFull(_) => Status::InsufficientStorage,
-        store::Error::QueueFull(_) | store::Error::TopicFull(_) => Status::TooManyRequests,
-        store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
-        store::Error::OtherVersion
-        | store::Error::Unusable(_)
-        | store::Error::Io(_)
-        | store::Error::BadSecret
-        | store::Error::BadRegistry(_) => Status::InternalServerError,
-    }
-}
-
 impl From<store::Error> for Refusal {
     fn from(error: store::Error) -> Self {
-        let refusal = Self::new(status_of(&error), error.to_string());
+        let status = match error {
+            store::Error::DiskFull(_) | store::Error::DataFull(_) => Status::InsufficientStorage,
+            store::Error::QueueFull(_) | store::Error::TopicFull(_) => Status::TooManyRequests,
+            store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
+            store::Error::OtherVersion
+            | store::Error::Unusable(_)
+            | store::Error::Io(_)
+            | store::Error::BadSecret
+            | store::Error::BadRegistry(_) => Status::InternalServerError,
+        };
+        let refusal = Self::new(status, error.to_string());
         Self { cause: Some(error), ..refusal }
     }
 }
@@ -127,12 +152,8 @@ mod tests {
         let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         assert_eq!(fields(store::Error::Busy.into()), [field("Retry-After", "30")]);
         assert_eq!(fields(store::Error::QueueFull(Full { limit: 1 }).into()), [field("Retry-After", "1")]);
-        assert_eq!(
-            fields(Refusal::new(Status::MethodNotAllowed, "No.").field("Allow", "GET")),
-            [field("Allow", "GET")]
-        );
-        let stopping = Refusal::new(Status::ServiceUnavailable, "Not now.").field("Retry-After", "5");
-        assert_eq!(fields(stopping), [field("Retry-After", "5")]);
+        assert_eq!(fields(Refusal::method_not_allowed("GET")), [field("Allow", "GET")]);
+        assert_eq!(fields(Refusal::stopping()), [field("Retry-After", "5")]);
     }
 
     #[test]

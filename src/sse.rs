@@ -4,8 +4,7 @@ use crate::config::Settings;
 use crate::gateway::{Outgoing, Woken};
 use crate::store::Error;
 use crate::store::sessions::Standing;
-use rustix::event::{PollFd, PollFlags};
-use rustix::fd::BorrowedFd;
+use crate::wake::Ready;
 use std::time::{Duration, Instant};
 
 /// How often a stream looks after things that nobody wakes it for: a killed peer is noticed within this time.
@@ -69,9 +68,9 @@ pub struct Given {
 }
 
 /// Where the events of a stream come from.
-pub trait Events {
-    /// What becomes readable when there is something new.
-    fn wake(&self) -> Option<BorrowedFd<'_>>;
+pub trait Events: Send {
+    /// What comes when there is something new.
+    fn wake(&self) -> Option<Ready<'_>>;
 
     /// Whether everything new is sure to make [`Events::wake`] readable.
     fn is_surely_woken(&self) -> bool;
@@ -168,7 +167,7 @@ impl Unsent {
     }
 
     /// Writes some of it. True when all of it is on its way.
-    fn write(&mut self, out: &mut Outgoing) -> bool {
+    fn write(&mut self, out: &mut dyn Outgoing) -> bool {
         self.written += out.write(&self.bytes[self.written..]);
         let is_done = self.written == self.bytes.len();
         if is_done {
@@ -181,9 +180,14 @@ impl Unsent {
 
 /// Gives events to the client until one of them has gone.
 ///
-/// One loop, one sleep: whatever can happen to a stream (a message, a hang-up, a signal, a slow client that can take
-/// more, the keep-alive, a newer stream) ends the same `poll`, so nothing can block the notice of anything else.
-pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, unsent: &mut Unsent, settings: &Settings) -> End {
+/// One loop, one wait: whatever can happen to a stream (a message, a hang-up, a signal, a slow client that can take
+/// more, the keep-alive, a newer stream) ends it, so nothing can block the notice of anything else.
+pub async fn feed<E: Events>(
+    out: &mut dyn Outgoing,
+    listener: &mut E,
+    unsent: &mut Unsent,
+    settings: &Settings,
+) -> End {
     // Whether there are events in `unsent`, so that having written it means having delivered them.
     let mut events = false;
     // Whether somebody has knocked, and whether it was a newer stream.
@@ -240,13 +244,14 @@ pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, unsent: &mut Unsent
         }
         let tick = tick.min(until.saturating_duration_since(now));
         // Who has something to write need not be told that there is more.
-        let knock = if to_write { None } else { listener.wake() };
-        let knock = knock.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN));
-        // Our own socket nearly always takes it at once, and a write to it never blocks.
-        let woken = if to_write && std::mem::take(&mut is_fresh) && out.is_own() {
+        let woken = if to_write && std::mem::take(&mut is_fresh) && out.is_own() && out.is_writable() {
+            // A write to our own socket never blocks.
             Woken::Writable
         } else {
-            out.wait(knock.as_slice(), to_write, tick)
+            match listener.wake().filter(|_| !to_write) {
+                Some(mut wake) => out.wait(&mut [&mut wake], to_write, tick).await,
+                None => out.wait(&mut [], to_write, tick).await,
+            }
         };
         match woken {
             Woken::HungUp => return End::Gone,
@@ -282,19 +287,23 @@ pub fn feed<E: Events>(out: &mut Outgoing, listener: &mut E, unsent: &mut Unsent
 
 /// Gives the client what is still waiting, and what comes within `time`: a stream that ends because its session or its
 /// process does should not keep the reason to itself.
-pub fn last_words(out: &mut Outgoing, events: &mut impl Events, unsent: &mut Unsent, time: Duration) {
+pub async fn last_words(out: &mut dyn Outgoing, events: &mut impl Events, unsent: &mut Unsent, time: Duration) {
     let until = Instant::now() + time;
     unsent.finish_keep_alive();
     loop {
         while matches!(events.write_next(&mut unsent.bytes), Ok(Given { has_more: true, .. })) {}
-        while !unsent.is_empty() && out.is_writable() {
-            unsent.write(out);
+        let to_write = !unsent.is_empty();
+        let tick = until.saturating_duration_since(Instant::now()).min(TICK);
+        let woken = match events.wake() {
+            Some(mut wake) => out.wait(&mut [&mut wake], to_write, tick).await,
+            None => out.wait(&mut [], to_write, tick).await,
+        };
+        match woken {
+            Woken::HungUp => return,
+            Woken::Writable => _ = unsent.write(out),
+            Woken::Tick if Instant::now() >= until => return,
+            Woken::Knock | Woken::Tick | Woken::Stopped => _ = events.hear(),
         }
-        if Instant::now() >= until {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-        events.hear();
     }
 }
 

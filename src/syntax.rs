@@ -25,6 +25,7 @@ mod tests {
         for wrong in ["", "+1", "-1", " 1", "1 ", "0x10", "1,2", "\u{a0}5", "99999999999999999999999"] {
             assert_eq!(digits(wrong.as_bytes()), None, "{wrong}");
         }
+        assert_eq!(digits(b"\xff"), None);
     }
 
     #[test]

@@ -17,47 +17,41 @@ const LONGEST: usize = 4096;
 /// `{"alg":"HS256","typ":"JWT"}`, as every token that is signed here begins.
 const HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
 
-/// The name of a host: what clients are told to join. Any text without control characters, 1 to 256 bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostId(String);
+/// An id that its owner, or an application, may choose: any text without control characters, of so many bytes at most.
+macro_rules! id {
+    ($(#[$about:meta])* $name:ident, $longest:literal) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name(String);
 
-/// The name of a client: a UUID v4 where the relay chose it. Any text without control characters, 1 to 80 bytes
-/// (a folder is named after it, and 80 bytes, each percent-encoded, fit the 255 bytes of a file name).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientId(String);
+        impl $name {
+            /// The longest one in bytes.
+            pub const LONGEST: usize = $longest;
 
-impl HostId {
-    /// The longest host id in bytes.
-    pub const LONGEST: usize = 256;
+            /// `None` where the text cannot be one.
+            #[must_use]
+            pub fn new(text: &str) -> Option<Self> {
+                is_id(text, Self::LONGEST).then(|| Self(text.to_owned()))
+            }
 
-    /// `None` where the text cannot be a host id.
-    #[must_use]
-    pub fn new(text: &str) -> Option<Self> {
-        is_id(text, Self::LONGEST).then(|| Self(text.to_owned()))
-    }
-
-    /// The id as it stands in JSON.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+            /// The id as it stands in JSON.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+    };
 }
 
-impl ClientId {
-    /// The longest client id in bytes.
-    pub const LONGEST: usize = 80;
+id! {
+    /// The name of a host: what clients are told to join. Any text without control characters, 1 to 256 bytes.
+    HostId, 256
+}
 
-    /// `None` where the text cannot be a client id.
-    #[must_use]
-    pub fn new(text: &str) -> Option<Self> {
-        is_id(text, Self::LONGEST).then(|| Self(text.to_owned()))
-    }
-
-    /// The id as it stands in JSON.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+id! {
+    /// The name of a client: a UUID v4 where the relay chose it. Any text without control characters, 1 to 80 bytes: so a
+    /// line of the table of members has room for it, each byte of which JSON may escape.
+    ClientId, 80
 }
 
 fn is_id(text: &str, longest: usize) -> bool {

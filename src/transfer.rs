@@ -4,10 +4,11 @@
 //! moves them from the sender's connection there, and from there to the receiver's, without a copy in either process. A
 //! receiver that takes nothing fills the FIFO, then the sender's connection: its client has to wait.
 
-use crate::gateway::{Body, BodyError, Client, Outgoing, Woken, wait_for};
+use crate::gateway::{Body, BodyError, Client, Content, Outgoing, Producer, Woken};
 use crate::look;
-use crate::store::pipes::{Receiver, Sender, WaitingSender};
-use rustix::event::{PollFd, PollFlags};
+use crate::store::{Receiver, Sender, WaitingSender};
+use crate::wake::{Ready, Wake};
+use rustix::event::PollFlags;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::io;
@@ -84,10 +85,7 @@ impl<'a, 'b> Feed<'a, 'b> {
     }
 
     /// Sends the body to a receiver, and waits until the receiver has gone. A sender that is sent away stops.
-    pub fn send(&mut self, sender: &mut Sender, waiting: Option<&WaitingSender>, client: Client<'_>) -> End {
-        if let Err(error) = self.body.reader.ask() {
-            return End::Body((&error).into());
-        }
+    pub async fn send(&mut self, sender: &mut Sender, waiting: Option<&WaitingSender>, client: &mut dyn Client) -> End {
         if self.body.length.is_none_or(|length| length > BUFFER as u64) {
             sender.widen();
         }
@@ -97,21 +95,23 @@ impl<'a, 'b> Feed<'a, 'b> {
                 Ok(Step::Moved) => until = Instant::now() + IDLE,
                 Ok(Step::End) => sender.end(),
                 Ok(step @ (Step::NoBytes | Step::NoRoom)) => {
-                    let awaited = match step {
-                        Step::NoRoom => Some((data, PollFlags::OUT)),
-                        _ => self.body.reader.awaited().map(|fd| (fd, PollFlags::IN)),
+                    let mut receiver = Ready::unread(sender.receiver());
+                    let mut call = waiting.map(|waiting| Ready::to_read(waiting.fd()));
+                    let mut room = Ready::to_write(data);
+                    let awaited: &mut dyn Wake =
+                        if matches!(step, Step::NoRoom) { &mut room } else { &mut *self.body.reader };
+                    let limit = until.saturating_duration_since(Instant::now());
+                    let woken = match &mut call {
+                        Some(call) => client.wait(&mut [&mut receiver, awaited, call], false, limit).await,
+                        None => client.wait(&mut [&mut receiver, awaited], false, limit).await,
                     };
-                    let mut fds = vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())];
-                    fds.extend(awaited.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-                    fds.extend(waiting.map(|waiting| PollFd::from_borrowed_fd(waiting.fd(), PollFlags::IN)));
-                    let woken = wait_for(&mut fds, until.saturating_duration_since(Instant::now()));
-                    let (has_left, is_called) = (is_ready(fds.first()), is_ready(fds.last()));
                     match woken {
                         Woken::Stopped => return End::Stopped,
+                        Woken::HungUp => return End::HungUp,
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
                         Woken::Tick => return End::Body(BodyError::TooSlow),
-                        _ if is_called && is_sent_away(waiting) => return End::SentAway,
-                        _ if has_left => return receiver_left(waiting),
+                        _ if is_sent_away(waiting) => return End::SentAway,
+                        _ if receiver.is_ready() => return receiver_left(waiting),
                         _ => {}
                     }
                 }
@@ -122,7 +122,7 @@ impl<'a, 'b> Feed<'a, 'b> {
                 Err(error) => return End::Body((&error).into()),
             }
         }
-        wait_for_receiver(sender, waiting, client)
+        wait_for_receiver(sender, waiting, client).await
     }
 
     fn step(&mut self, data: BorrowedFd<'_>) -> io::Result<Step> {
@@ -161,20 +161,24 @@ impl<'a, 'b> Feed<'a, 'b> {
 
     /// Reads and drops what the client is still sending, for a little while: it would not see the answer otherwise, only
     /// a broken connection.
-    pub fn drop_rest(self) {
+    pub async fn drop_rest(self) {
         self.body.reader.give_time(Duration::from_secs(2));
-        let _ = io::copy(&mut *self.body.reader, &mut io::sink());
+        self.body.drain(u64::MAX).await;
     }
 }
 
 /// Everything is in the FIFO; what the receiver's client takes of it is known when the receiver has gone.
-fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, client: Client<'_>) -> End {
+async fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, client: &mut dyn Client) -> End {
     let mut taken = sender.taken().unwrap_or_default();
     let mut until = Instant::now() + IDLE;
     loop {
-        let mut fds = vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())];
-        fds.extend(waiting.map(|waiting| PollFd::from_borrowed_fd(waiting.fd(), PollFlags::IN)));
-        match client.wait(&fds, false, until.saturating_duration_since(Instant::now())) {
+        let mut receiver = Ready::unread(sender.receiver());
+        let limit = until.saturating_duration_since(Instant::now());
+        let woken = match waiting.map(|waiting| Ready::to_read(waiting.fd())) {
+            Some(mut call) => client.wait(&mut [&mut receiver, &mut call], false, limit).await,
+            None => client.wait(&mut [&mut receiver], false, limit).await,
+        };
+        match woken {
             Woken::Stopped => return End::Stopped,
             Woken::HungUp => return End::HungUp,
             Woken::Tick => {
@@ -185,17 +189,16 @@ fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, client: C
                 until = Instant::now() + IDLE;
             }
             _ if is_sent_away(waiting) => return End::SentAway,
-            _ if has_ended(sender.receiver()) => return End::ReceiverLeft,
+            _ if receiver.is_ready() => return End::ReceiverLeft,
             _ => {}
         }
     }
 }
 
 /// Ends a body that has broken off, and gives the receiver's client a moment to take what there is of it.
-pub fn settle(sender: &mut Sender) {
+pub async fn settle(sender: &mut Sender, client: &mut dyn Client) {
     sender.end();
-    let _ =
-        wait_for(&mut vec![PollFd::from_borrowed_fd(sender.receiver(), PollFlags::empty())], Duration::from_secs(1));
+    client.wait(&mut [&mut Ready::unread(sender.receiver())], false, Duration::from_secs(1)).await;
 }
 
 /// A receiver whose pipe is removed leaves too.
@@ -205,10 +208,6 @@ fn receiver_left(waiting: Option<&WaitingSender>) -> End {
 
 fn is_sent_away(waiting: Option<&WaitingSender>) -> bool {
     waiting.is_some_and(WaitingSender::is_sent_away)
-}
-
-fn is_ready(fd: Option<&PollFd<'_>>) -> bool {
-    fd.is_some_and(|fd| !fd.revents().is_empty())
 }
 
 fn would_block<T>(result: io::Result<T>) -> io::Result<Option<T>> {
@@ -222,10 +221,6 @@ fn has_room(fifo: BorrowedFd<'_>) -> bool {
     look(fifo, PollFlags::OUT).intersects(PollFlags::OUT)
 }
 
-fn has_ended(fifo: BorrowedFd<'_>) -> bool {
-    look(fifo, PollFlags::empty()).intersects(PollFlags::ERR)
-}
-
 /// Where a body of unknown length ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -235,10 +230,44 @@ pub enum Ending {
     Told,
 }
 
-/// Gives what comes out of a pipe to the client: `length` bytes where that is known, else up to the end.
-pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>, ending: Ending) {
+/// What comes out of a pipe, as the body of an answer: `length` bytes where that is known, else up to the end.
+#[must_use]
+pub fn content(mut receiver: Receiver, length: Option<u64>, ending: Ending) -> Content {
+    if length == Some(0) {
+        // Noted before the head goes out: a web server may end its program once it has that.
+        if let Err(error) = receiver.took(0) {
+            error.log();
+        }
+        return Content::Whole(Vec::new());
+    }
+    let produce: Producer = Box::new(move |out| Box::pin(deliver(out, receiver, length, ending)));
+    match length {
+        Some(length) => Content::Sized(length, produce),
+        None => Content::Stream(produce),
+    }
+}
+
+/// Gives these bytes to the client. False when it has gone before it had all.
+pub async fn write_all(out: &mut dyn Outgoing, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        // Our own socket takes it at once nearly always, and does not block where it does not.
+        let written = if out.is_own() { out.write(bytes) } else { 0 };
+        if written > 0 {
+            bytes = &bytes[written..];
+            continue;
+        }
+        match out.wait(&mut [], true, IDLE).await {
+            Woken::Writable => bytes = &bytes[out.write(bytes)..],
+            Woken::Knock => {}
+            Woken::HungUp | Woken::Tick | Woken::Stopped => return false,
+        }
+    }
+    true
+}
+
+/// Gives what comes out of a pipe to the client.
+async fn deliver(out: &mut dyn Outgoing, mut receiver: Receiver, length: Option<u64>, ending: Ending) {
     let mut delivery = Delivery { left: length, buffer: Vec::new(), from: 0 };
-    out.begin_transfer();
     // From here on the sender knows that its head has gone out.
     let mut noted = receiver.took(0);
     let mut trouble_told = false;
@@ -257,13 +286,13 @@ pub fn deliver(out: &mut Outgoing, mut receiver: Receiver, length: Option<u64>, 
             continue;
         }
         noted = Ok(());
-        let (data, wake) = (receiver.data(), receiver.wake());
-        let to_write = !delivery.buffer.is_empty() || has_bytes(data);
-        let mut fds: Vec<_> = wake.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)).into_iter().collect();
-        if !to_write {
-            fds.push(PollFd::from_borrowed_fd(data, PollFlags::IN));
-        }
-        match out.wait(&fds, to_write, until.saturating_duration_since(Instant::now())) {
+        let to_write = !delivery.buffer.is_empty() || has_bytes(receiver.data());
+        let mut data = Some(Ready::to_read(receiver.data())).filter(|_| !to_write);
+        let mut wake = receiver.wake().map(Ready::to_read);
+        let mut wakes: Vec<&mut dyn Wake> = Vec::with_capacity(2);
+        wakes.extend(data.iter_mut().map(|data| data as &mut dyn Wake));
+        wakes.extend(wake.iter_mut().map(|wake| wake as &mut dyn Wake));
+        match out.wait(&mut wakes, to_write, until.saturating_duration_since(Instant::now())).await {
             Woken::Writable => {}
             // The client has gone.
             Woken::HungUp => return,
@@ -302,7 +331,7 @@ struct Delivery {
 
 impl Delivery {
     /// Moves what can be moved without waiting: how many bytes.
-    fn step(&mut self, out: &mut Outgoing, receiver: &mut Receiver) -> u64 {
+    fn step(&mut self, out: &mut dyn Outgoing, receiver: &mut Receiver) -> u64 {
         let there = rustix::io::ioctl_fionread(receiver.data()).unwrap_or(0);
         if self.left.is_some_and(|left| there + (self.buffer.len() - self.from) as u64 >= left) {
             // With the last of these bytes the client knows that it has all, and may come for more at once.
@@ -316,7 +345,7 @@ impl Delivery {
         moved
     }
 
-    fn copy(&mut self, out: &mut Outgoing, receiver: &Receiver) -> u64 {
+    fn copy(&mut self, out: &mut dyn Outgoing, receiver: &Receiver) -> u64 {
         if self.buffer.is_empty() {
             self.buffer.resize(BUFFER, 0);
             let got = rustix::io::read(receiver.data(), &mut self.buffer).unwrap_or(0);

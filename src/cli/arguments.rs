@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[cfg(feature = "serve")]
 use crate::far::Target;
 #[cfg(feature = "serve")]
-use crate::gateway::http::Address;
+use crate::gateway::serve::Address;
 
 /// Stands at the end of the help.
 #[cfg(feature = "serve")]
@@ -45,14 +45,7 @@ pub struct Arguments {
 pub enum Command {
     /// Run the relay as a server of its own
     #[cfg(feature = "serve")]
-    Serve {
-        /// Where to listen: ADDR:PORT, or unix:PATH for a socket file [default: 127.0.0.1:8080]
-        #[arg(long, value_name = "ADDRESS", value_parser = address)]
-        listen: Option<Address>,
-        /// Write no access log (to stderr)
-        #[arg(long)]
-        quiet: bool,
-    },
+    Serve(ServeOptions),
     /// Tell whether everything works that the relay needs
     Check,
     /// Remove what is dead from the data folder, now
@@ -82,6 +75,25 @@ pub enum Command {
     Man,
     /// Print the version, and the commit it was made from
     Version,
+}
+
+/// What the server is told.
+#[cfg(feature = "serve")]
+#[derive(Debug, Default, clap::Args)]
+pub struct ServeOptions {
+    /// Where to listen: ADDR:PORT, or unix:PATH for a socket file; may be said several times [default: 127.0.0.1:8080, or what
+    /// systemd has opened]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub listen: Vec<Address>,
+    /// Speak TLS with this certificate and its chain (PEM); SIGHUP has it read again
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Write no access log (to stderr)
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// Whose token is printed.

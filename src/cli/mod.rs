@@ -10,16 +10,16 @@ mod small;
 use crate::VERSION;
 use crate::config::Settings;
 #[cfg(feature = "serve")]
-use crate::gateway::http::Address;
+use crate::gateway::serve::{Address, Options, TlsFiles};
 use crate::health;
 use crate::protocol;
 use crate::ptth::Tripcode;
 use crate::store::requests::PtthServer;
 use crate::store::{self, Store};
 use crate::token::Token;
-#[cfg(feature = "serve")]
-use arguments::FarOptions;
 use arguments::{Arguments, Command, Ptth, TokenOf};
+#[cfg(feature = "serve")]
+use arguments::{FarOptions, ServeOptions};
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -96,7 +96,7 @@ fn act(Arguments { data, command }: Arguments) -> Result<ExitCode, Box<dyn Error
     match command {
         Command::Check => return check(data),
         #[cfg(feature = "serve")]
-        Command::Serve { listen, quiet } => serve(listen, data, quiet)?,
+        Command::Serve(options) => serve(options, data)?,
         #[cfg(feature = "serve")]
         Command::Completions { shell } => print(&full::completions(shell))?,
         #[cfg(feature = "serve")]
@@ -193,33 +193,36 @@ fn notify(settings: &Settings, channel: &str) -> Done {
 }
 
 #[cfg(feature = "serve")]
-fn serve(listen: Option<Address>, data: Option<&Path>, quiet: bool) -> Done {
-    let settings = settings(data)?;
-    let listen = match (listen, &settings.listen) {
-        (Some(address), _) => address,
-        (None, Some(text)) => {
-            let why = |why| format!("WEBSOCKET_LISTENING_ADDRESS and WEBSOCKET_LISTENING_PORT say {text}: {why}");
-            arguments::address(text).map_err(why)?
-        }
-        (None, None) => Address::Tcp((std::net::Ipv4Addr::LOCALHOST, 8080).into()),
-    };
-    crate::ws::program::look_for(&settings)?;
-    let started = settings.clone();
+fn serve(told: ServeOptions, data: Option<&Path>) -> Done {
+    // They live as long as the process does.
+    let settings: &'static Settings = Box::leak(Box::new(settings(data)?));
+    let mut addresses = told.listen;
+    if let (true, Some(text)) = (addresses.is_empty(), &settings.listen) {
+        let why = |why| format!("WEBSOCKET_LISTENING_ADDRESS and WEBSOCKET_LISTENING_PORT say {text}: {why}");
+        addresses.push(arguments::address(text).map_err(why)?);
+    }
+    // What systemd has opened (LISTEN_FDS) is an address too.
+    if addresses.is_empty() && std::env::var_os("LISTEN_FDS").is_none() {
+        addresses.push(Address::Tcp((std::net::Ipv4Addr::LOCALHOST, 8080).into()));
+    }
+    let tls = told.tls_cert.zip(told.tls_key).map(|(certificate, key)| TlsFiles { certificate, key });
+    let options = Options { addresses, tls, quiet: told.quiet };
+    crate::ws::program::look_for(settings)?;
     let (mut pipe, mut node) = (None, None);
-    crate::gateway::http::serve(&protocol::Relay, &listen, settings, quiet, |address| {
+    crate::gateway::serve::serve(&protocol::Relay, options, settings, |addresses| {
         // Only now: whoever cannot listen leaves nothing behind.
-        let data = started.data_dir.display();
-        let store = Store::of(&started);
+        let data = settings.data_dir.display();
+        let store = Store::of(settings);
         store.prepare().map_err(|error| format!("{error} [{data}]"))?;
         node = Some(store.listen_as_one().map_err(|error| format!("{error} [{data}]"))?);
-        if let Some(path) = &started.ws_pipe {
-            let (longest, channel) = (started.bus_message, started.clone());
-            let notify = move |text: &str| protocol::ws::notify(&channel, "", text).map(drop);
-            let watch = crate::ws::pipe::listen(path, longest, notify)
+        if let Some(path) = &settings.ws_pipe {
+            let notify = |text: &str| protocol::ws::notify(settings, "", text).map(drop);
+            let watch = crate::ws::pipe::listen(path, settings.bus_message, notify)
                 .map_err(|error| format!("the named pipe {} (WEBSOCKET_XHR_PIPE_FILE): {error}", path.display()))?;
             pipe = Some(watch);
         }
-        say!("uhst-relay {VERSION} at {address}, data in {data}");
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        say!("uhst-relay {VERSION} at {}, data in {data}", addresses.join(" and "));
         Ok(())
     })?;
     if let Some(pipe) = pipe {
@@ -416,7 +419,9 @@ mod tests {
         for (arguments, word) in [
             (vec!["serve", "now"], "now"),
             (vec!["serve", "--port", "80"], "--port"),
-            (vec!["serve", "--listen", "[::1]:1", "--listen", "[::1]:2"], "--listen"),
+            (vec!["serve", "--listen", "[::1]:1", "--listen", "nowhere"], "nowhere"),
+            (vec!["serve", "--tls-cert", "a"], "required"),
+            (vec!["serve", "--tls-key", "a"], "required"),
             (vec!["serve", "--listen", "nonsense"], "nonsense"),
             (vec!["serve", "--listen", "unix:"], "unix:"),
             (vec!["sweep", "--listen", "x"], "--listen"),

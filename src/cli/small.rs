@@ -61,36 +61,38 @@ impl CommandLine {
             let Some(text) = argument.to_str() else {
                 return Err(format!("this is not understood: {}", argument.display()));
             };
-            if only_words || text == "-" || !text.starts_with('-') {
-                given.words.push(text.to_owned());
-                continue;
-            }
-            let (option, value) = match text.split_once('=') {
-                Some((option @ ("--data" | "--display"), value)) => (option, Some(value)),
-                _ => (text, None),
-            };
-            let mut value = || {
-                let value = value.map(OsString::from).or_else(|| arguments.next());
-                value.filter(|value| !value.is_empty()).ok_or_else(|| format!("{option} needs a value"))
-            };
-            let is_second = match option {
-                "--" => std::mem::replace(&mut only_words, true),
-                "--data" => given.data.replace(PathBuf::from(value()?)).is_some(),
-                "--display" => {
-                    let text = value()?.into_string().map_err(|_| "--display is not UTF-8".to_owned())?;
-                    given.display.replace(text).is_some()
-                }
-                "--key" => given.flag("--key"),
-                "--listed" => given.flag("--listed"),
-                "-h" | "--help" => given.flag("--help"),
-                "-V" | "--version" => given.flag("--version"),
-                _ => return Err(format!("this is not understood: {text}")),
-            };
-            if is_second {
-                return Err(format!("{option} is given twice"));
+            match text {
+                "--" if !only_words => only_words = true,
+                text if only_words || text == "-" || !text.starts_with('-') => given.words.push(text.to_owned()),
+                option => given.option(option, &mut arguments)?,
             }
         }
         Ok(given)
+    }
+
+    /// Takes an option, and its value, which may be the next argument.
+    fn option(&mut self, text: &str, next: &mut impl Iterator<Item = OsString>) -> Result<(), String> {
+        let (option, value) = match text.split_once('=') {
+            Some((option @ ("--data" | "--display"), value)) => (option, Some(value)),
+            _ => (text, None),
+        };
+        let mut value = || {
+            let value = value.map(OsString::from).or_else(|| next.next());
+            value.filter(|value| !value.is_empty()).ok_or_else(|| format!("{option} needs a value"))
+        };
+        let is_second = match option {
+            "--data" => self.data.replace(PathBuf::from(value()?)).is_some(),
+            "--display" => {
+                let text = value()?.into_string().map_err(|_| "--display is not UTF-8".to_owned())?;
+                self.display.replace(text).is_some()
+            }
+            "--key" => self.flag("--key"),
+            "--listed" => self.flag("--listed"),
+            "-h" | "--help" => self.flag("--help"),
+            "-V" | "--version" => self.flag("--version"),
+            _ => return Err(format!("this is not understood: {text}")),
+        };
+        if is_second { Err(format!("{option} is given twice")) } else { Ok(()) }
     }
 
     /// Notes an option. True if it was there already.

@@ -82,7 +82,7 @@ pub struct FarEnd {
 /// # Errors
 /// When it cannot begin, or the relay refuses the name or its key.
 pub fn run(far: FarEnd, listeners: usize) -> Result<(), String> {
-    gateway::catch_signals().map_err(|error| format!("cannot catch signals: {error}"))?;
+    gateway::catch_signals(true).map_err(|error| format!("cannot catch signals: {error}"))?;
     say!("uhst-relay: waiting for requests to {} at {}", far.name, far.relay);
     let (report, end) = mpsc::channel();
     let stopped = report.clone();

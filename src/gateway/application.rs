@@ -3,11 +3,15 @@
 use super::reply::Reply;
 use super::request::Request;
 use crate::config::{SettingError, Settings};
+use std::pin::Pin;
+
+/// An answer on its way.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Reply> + Send + 'a>>;
 
 /// What a door asks of the application behind it, of which it knows nothing else.
 pub trait Application: Send + Sync {
     /// Answers a request.
-    fn answer(&self, settings: &Settings, request: &mut Request<'_>) -> Reply;
+    fn answer<'a>(&'a self, settings: &'static Settings, request: &'a mut Request<'_>) -> Answering<'a>;
 
     /// Answers a request where the settings cannot be read.
     fn answer_without_settings(&self, error: &SettingError, request: &Request<'_>) -> Reply;

@@ -1,12 +1,14 @@
 //! The body of a request: how it is read, and for how long.
 
-use super::reply::Status;
-use super::splice::splice;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use super::status::Status;
+use crate::wake::Wake;
+use rustix::event::PollFlags;
 use rustix::fd::BorrowedFd;
 use std::fmt;
-use std::io::{self, Read};
-use std::time::{Duration, Instant};
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// How long a client may take to send the whole body of a request.
 pub(super) const BODY_TIME: Duration = Duration::from_secs(60);
@@ -17,6 +19,9 @@ const REST_TIME: Duration = Duration::from_secs(5);
 /// No more memory than this is reserved for what has not arrived yet.
 const WORTH_RESERVING: u64 = 1 << 20;
 
+/// How much is read at once.
+const READ_SIZE: usize = 16 * 1024;
+
 /// The body of a request.
 pub struct Body<'a> {
     /// Its length where the sender said it (`Content-Length`); `None` for a chunked one.
@@ -25,35 +30,27 @@ pub struct Body<'a> {
     /// (`Expect: 100-continue`).
     pub is_awaited: bool,
     /// The bytes, up to their end.
-    pub reader: &'a mut dyn BodySource,
+    pub reader: &'a mut dyn Incoming,
 }
 
-/// Where the bytes of a body come from. A read blocks, and fails when the time is up.
-pub trait BodySource: Read {
-    /// What becomes readable once there is more, after [`BodySource::read_now`] has found nothing; `None` where there will
-    /// never be more.
-    fn awaited(&self) -> Option<BorrowedFd<'_>>;
-
-    /// From now on there is that much time for all the rest. Without it, a body has to come within a minute.
-    fn give_time(&mut self, time: Duration);
-
-    /// Asks the client for the body, if it waits for that (`Expect: 100-continue`).
-    ///
-    /// # Errors
-    /// When the client has gone.
-    fn ask(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// Where bytes come from. It [wakes](Wake) whoever waits once there is more after [`Incoming::read_now`] has found nothing.
+pub trait Incoming: Wake + Sync {
+    /// Reads what there is, waiting for it no longer than there is [time](Incoming::give_time): 0 at the end, and an error
+    /// where the body breaks off, or the time is up.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
 
     /// Reads what is there already: `WouldBlock` where there is nothing, 0 at the end, and an error where the body breaks
     /// off. It takes no notice of time.
     ///
     /// # Errors
-    /// As for a read.
+    /// As above.
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
+    /// From now on there is that much time for all the rest. Without it, a body has to come within a minute.
+    fn give_time(&mut self, time: Duration);
+
     /// Moves up to `most` bytes that are there already into a pipe, past this process's memory: `WouldBlock` where there
-    /// are none, or no room. `None` where they have to be [read](BodySource::read_now).
+    /// are none, or no room. `None` where they have to be [read](Incoming::read_now).
     ///
     /// # Errors
     /// As for a read; `BrokenPipe` when nobody reads the pipe.
@@ -62,17 +59,38 @@ pub trait BodySource: Read {
     }
 }
 
+impl dyn Incoming + '_ {
+    /// See [`Incoming::poll_read`].
+    ///
+    /// # Errors
+    /// Where the body breaks off, or the time is up.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_read(cx, buffer)).await
+    }
+}
+
 /// No body.
-impl BodySource for io::Empty {
-    fn awaited(&self) -> Option<BorrowedFd<'_>> {
+impl Wake for io::Empty {
+    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         None
     }
 
-    fn give_time(&mut self, _: Duration) {}
+    #[cfg(feature = "serve")]
+    fn poll_wake(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+impl Incoming for io::Empty {
+    fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(0))
+    }
 
     fn read_now(&mut self, _: &mut [u8]) -> io::Result<usize> {
         Ok(0)
     }
+
+    fn give_time(&mut self, _: Duration) {}
 }
 
 /// Why a body could not be read.
@@ -133,81 +151,40 @@ impl Body<'_> {
     ///
     /// # Errors
     /// A body longer than `limit` bytes is refused; so is one that is cut short or too slow.
-    pub fn read(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
-        if self.length.is_some_and(|length| length > limit) {
-            self.reader.give_time(REST_TIME);
-            self.drain();
-            return Err(BodyError::TooLarge(limit));
+    pub async fn read(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
+        let known = self.length.unwrap_or(0);
+        let mut bytes = Vec::with_capacity(usize::try_from(known.min(WORTH_RESERVING)).unwrap_or(0));
+        if known <= limit {
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            while bytes.len() <= limit {
+                let begin = bytes.len();
+                // One more than there can be, so that its end is seen.
+                let most = (limit - begin).saturating_add(1).min(READ_SIZE.max(bytes.capacity() - begin));
+                bytes.resize(begin + most, 0);
+                let read = self.reader.read(&mut bytes[begin..]).await.map_err(|error| BodyError::from(&error))?;
+                bytes.truncate(begin + read);
+                if read == 0 {
+                    let is_whole = self.length.is_none_or(|length| bytes.len() as u64 >= length);
+                    return if is_whole { Ok(bytes) } else { Err(BodyError::CutShort) };
+                }
+            }
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(self.length.unwrap_or(0).min(WORTH_RESERVING)).unwrap_or(0));
-        self.reader.take(limit + 1).read_to_end(&mut bytes).map_err(|error| BodyError::from(&error))?;
-        let got = bytes.len() as u64;
-        if got > limit {
-            self.reader.give_time(REST_TIME);
-            self.drain();
-            return Err(BodyError::TooLarge(limit));
-        }
-        if self.length.is_some_and(|length| got < length) {
-            return Err(BodyError::CutShort);
-        }
-        Ok(bytes)
+        self.reader.give_time(REST_TIME);
+        self.drain(u64::MAX).await;
+        Err(BodyError::TooLarge(limit))
     }
 
     /// A client that is still sending would not see the answer, only a broken connection; for its sake the rest is read
-    /// and thrown away, as long as the reader has time. Whether that was all of it.
-    pub(super) fn drain(&mut self) -> bool {
-        self.is_awaited && io::copy(&mut self.reader, &mut io::sink()).is_ok()
-    }
-}
-
-/// Reads from `fd`, but not for longer than `limit` in all: a client that sends a byte an hour must not keep a process.
-pub struct TimedReader<'a> {
-    fd: BorrowedFd<'a>,
-    until: Instant,
-}
-
-impl<'a> TimedReader<'a> {
-    /// The time starts now.
-    #[must_use]
-    pub fn new(fd: BorrowedFd<'a>, limit: Duration) -> Self {
-        Self { fd, until: Instant::now() + limit }
-    }
-}
-
-impl BodySource for TimedReader<'_> {
-    fn awaited(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd)
-    }
-
-    fn give_time(&mut self, time: Duration) {
-        self.until = Instant::now() + time;
-    }
-
-    fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if crate::look(self.fd, PollFlags::IN).is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(rustix::io::read(self.fd, buffer)?)
-    }
-
-    fn splice_now(&mut self, pipe: BorrowedFd<'_>, most: usize) -> io::Result<Option<u64>> {
-        splice(self.fd, pipe, most)
-    }
-}
-
-impl Read for TimedReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let left = self.until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 });
-            match poll(&mut [PollFd::from_borrowed_fd(self.fd, PollFlags::IN)], Some(&left)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => return Ok(rustix::io::read(self.fd, &mut *buffer)?),
-                Err(error) => return Err(error.into()),
+    /// and thrown away, as long as the reader has time, up to so many bytes. Whether that was all of it.
+    pub async fn drain(&mut self, most: u64) -> bool {
+        let (mut buffer, mut left) = (vec![0; READ_SIZE], most);
+        while self.is_awaited && left > 0 {
+            match self.reader.read(&mut buffer).await {
+                Ok(0) => return true,
+                Ok(read) => left = left.saturating_sub(read as u64),
+                Err(_) => return false,
             }
         }
+        false
     }
 }

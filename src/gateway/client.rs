@@ -1,14 +1,20 @@
-//! Waiting: for the client, for others, and for the end.
+//! The way to the client, and waiting: for the client, for others, and for the end.
+//!
+//! Whatever waits is an `async fn`, and each of its waits is one call that names all it waits for. For `serve` it is a task
+//! among many. Under CGI, where a process does one thing, that call sleeps in `poll(2)`, so that the future is ready the
+//! first time that it is [polled](run_blocking), and needs no runtime.
 
-use super::stop::stop_signal;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::wake::Wake;
 use rustix::fd::BorrowedFd;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// Why a stream's wait is over.
+/// Why a wait is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
-    /// The wake-up's file descriptor is readable.
+    /// One of the wakes has come.
     Knock,
     /// The client can take more bytes.
     Writable,
@@ -16,79 +22,92 @@ pub enum Woken {
     Tick,
     /// The client, or the web server for it, has hung up.
     HungUp,
-    /// This process has been asked to stop.
+    /// This process has been asked to stop: told once, so that a last word can be waited for.
     Stopped,
 }
 
-/// A `poll` that a signal does not end early: whoever waits would take that for the end of the time.
-pub(super) fn poll_for(fds: &mut [PollFd<'_>], limit: Duration) {
-    let until = Instant::now() + limit;
-    let mut left = limit;
-    while poll(fds, Some(&Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 60, tv_nsec: 0 })))
-        == Err(rustix::io::Errno::INTR)
-    {
-        left = until.saturating_duration_since(Instant::now());
-    }
-}
-
-/// Sleeps until one of `fds` is ready, which they then tell, the process is asked to stop, or `limit` is over.
-#[must_use]
-pub fn wait_for(fds: &mut Vec<PollFd<'_>>, limit: Duration) -> Woken {
-    let count = fds.len();
-    fds.extend(stop_signal().map(|stop| PollFd::from_borrowed_fd(stop, PollFlags::IN)));
-    poll_for(fds, limit);
-    let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-    let is_stopped = fds.drain(count..).any(|stop| is_ready(&stop));
-    match is_stopped {
-        true => Woken::Stopped,
-        false if fds.iter().any(is_ready) => Woken::Knock,
-        false => Woken::Tick,
-    }
-}
-
 /// The client that waits for an answer.
-#[derive(Clone, Copy)]
-pub struct Client<'a> {
-    pub(super) fd: BorrowedFd<'a>,
-    pub(super) is_own: bool,
+pub trait Client: Send + Sync {
+    /// See [`Client::wait`], which is what to call.
+    fn poll_wait(
+        &mut self,
+        cx: &mut Context<'_>,
+        wakes: &mut [&mut dyn Wake],
+        to_write: bool,
+        until: Instant,
+    ) -> Poll<Woken>;
 }
 
-impl<'a> Client<'a> {
-    /// Behind `fd`, which is our own socket, or (not `is_own`) what a web server shares with us.
-    #[must_use]
-    pub fn new(fd: BorrowedFd<'a>, is_own: bool) -> Self {
-        Self { fd, is_own }
+impl dyn Client + '_ {
+    /// Waits until the client has hung up, this process is asked to stop, one of `wakes` has come, the client can take bytes
+    /// (if `to_write`), or `limit` is over.
+    pub async fn wait(&mut self, wakes: &mut [&mut dyn Wake], to_write: bool, limit: Duration) -> Woken {
+        let until = Instant::now() + limit;
+        poll_fn(|cx| self.poll_wait(cx, wakes, to_write, until)).await
     }
+}
 
-    /// Sleeps until the client has hung up, the process is asked to stop, one of `others` is ready, the client can take
-    /// bytes (if `to_write`), or `limit` is over.
-    #[must_use]
-    pub fn wait(self, others: &[PollFd<'_>], to_write: bool, limit: Duration) -> Woken {
-        // POLLHUP and POLLERR are reported without being asked for: HUP by a pipe's or UNIX socket's other end that
-        // is closed, ERR by a pipe that nobody reads any more. RDHUP is a client that has closed our own socket; a web
-        // server may close its half of the socket it shares with us at once, and mean nothing by it.
-        let mut wanted = if to_write { PollFlags::OUT } else { PollFlags::empty() };
-        if self.is_own {
-            wanted |= PollFlags::RDHUP;
-        }
-        let stop = stop_signal();
-        let wanted_of_stop = if stop.is_some() { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds = Vec::with_capacity(2 + others.len());
-        fds.push(PollFd::from_borrowed_fd(self.fd, wanted));
-        fds.push(PollFd::from_borrowed_fd(stop.unwrap_or(self.fd), wanted_of_stop));
-        fds.extend_from_slice(others);
-        poll_for(&mut fds, limit);
-        let (client, stop) = (fds[0].revents(), fds[1].revents());
-        if stop.contains(PollFlags::IN) {
-            Woken::Stopped
-        } else if client.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR | PollFlags::NVAL) {
-            Woken::HungUp
-        } else if fds[2..].iter().any(|other| !other.revents().is_empty()) {
-            Woken::Knock
-        } else if client.contains(PollFlags::OUT) {
-            Woken::Writable
-        } else {
-            Woken::Tick
-        }
+/// The way to the client, once the head of a streamed reply is out.
+pub trait Outgoing: Client {
+    /// Whether the way to the client is our own socket, and not a web server's.
+    fn is_own(&self) -> bool;
+
+    /// Whether a write has failed: the client has gone.
+    fn is_broken(&self) -> bool;
+
+    /// Whether the client is there and can take bytes.
+    fn is_writable(&self) -> bool;
+
+    /// Writes some of `bytes` to a client that can take some, and says how many are on their way. What it has not taken is
+    /// to be given to it again.
+    fn write(&mut self, bytes: &[u8]) -> usize;
+
+    /// Makes the body end cut short, where the client can see that.
+    fn cut(&mut self);
+
+    /// Moves bytes from a pipe to the client, past this process's memory and without waiting for either, and says how many
+    /// are on their way: none where the client can take none, or has gone. `None` where they have to be
+    /// [written](Outgoing::write).
+    fn splice(&mut self, _pipe: BorrowedFd<'_>) -> Option<u64> {
+        None
+    }
+}
+
+impl dyn Outgoing + '_ {
+    /// As for any [client](Client).
+    pub async fn wait(&mut self, wakes: &mut [&mut dyn Wake], to_write: bool, limit: Duration) -> Woken {
+        let until = Instant::now() + limit;
+        poll_fn(|cx| self.poll_wait(cx, wakes, to_write, until)).await
+    }
+}
+
+/// The way to the client where the connection is handed over to another protocol (RFC 9110, 7.8).
+pub trait Switching: Outgoing {
+    /// Answers the handshake, with the subprotocol that both are to speak. Nothing is written before. The bytes that have to
+    /// be written first of all: where this process writes the head of the answer itself.
+    fn switch(&mut self, protocol: Option<&str>) -> Vec<u8>;
+}
+
+/// Runs what waits only by calls that sleep in this thread, as those of CGI do.
+///
+/// # Panics
+/// When it waits for something else: there is no runtime here that could go on.
+pub fn run_blocking<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => unreachable!("a wait did not sleep in this thread"),
+    }
+}
+
+/// A client that hangs up when it is to, and otherwise lets all time pass.
+#[cfg(test)]
+pub(crate) struct Simulated {
+    pub is_there: bool,
+}
+
+#[cfg(test)]
+impl Client for Simulated {
+    fn poll_wait(&mut self, _: &mut Context<'_>, _: &mut [&mut dyn Wake], _: bool, _: Instant) -> Poll<Woken> {
+        Poll::Ready(if self.is_there { Woken::Tick } else { Woken::HungUp })
     }
 }

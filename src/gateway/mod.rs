@@ -8,20 +8,20 @@ mod body;
 pub mod cgi;
 mod client;
 mod forwarded;
-#[cfg(feature = "serve")]
-pub mod http;
-mod outgoing;
 mod reply;
 mod request;
-mod socket;
-mod splice;
+#[cfg(feature = "serve")]
+pub mod serve;
+mod status;
 mod stop;
 
 pub(crate) use crate::syntax::digits;
-pub use application::Application;
-pub use body::{Body, BodyError, BodySource, TimedReader};
-pub use client::{Client, Woken, wait_for};
-pub use outgoing::{Framing, Outgoing};
-pub use reply::{Content, Incoming, Producer, Reply, Status, Talker};
+pub use application::{Answering, Application};
+pub use body::{Body, BodyError, Incoming};
+#[cfg(test)]
+pub(crate) use client::Simulated;
+pub use client::{Client, Outgoing, Switching, Woken, run_blocking};
+pub use reply::{Content, Producer, Producing, Reply, Talker};
 pub use request::Request;
+pub use status::Status;
 pub use stop::{catch_signals, stop_signal};

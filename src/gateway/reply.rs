@@ -1,122 +1,19 @@
 //! What a door takes back: status, header fields, and what follows them.
 
-use super::outgoing::Outgoing;
-use rustix::fd::BorrowedFd;
+use super::body::Incoming;
+use super::client::{Outgoing, Switching};
+use super::status::Status;
 use std::borrow::Cow;
-use std::fmt;
+use std::pin::Pin;
 
-/// Status codes that the relay gives (RFC 9110, 15; 429, 507 and 508 are RFC 6585, RFC 4918 and RFC 5842), and those that it passes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-#[expect(missing_docs, reason = "they are the RFC's own names")]
-pub enum Status {
-    SwitchingProtocols,
-    Ok,
-    Created,
-    NoContent,
-    BadRequest,
-    Unauthorized,
-    Forbidden,
-    NotFound,
-    MethodNotAllowed,
-    RequestTimeout,
-    Conflict,
-    Gone,
-    LengthRequired,
-    ContentTooLarge,
-    UriTooLong,
-    ExpectationFailed,
-    UpgradeRequired,
-    TooManyRequests,
-    RequestHeaderFieldsTooLarge,
-    InternalServerError,
-    NotImplemented,
-    BadGateway,
-    ServiceUnavailable,
-    GatewayTimeout,
-    HttpVersionNotSupported,
-    InsufficientStorage,
-    LoopDetected,
-    Passed(u16),
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Passed(code) => return write!(f, "{code} {}", reason(*code)),
-            Self::SwitchingProtocols => "101 Switching Protocols",
-            Self::Ok => "200 OK",
-            Self::Created => "201 Created",
-            Self::NoContent => "204 No Content",
-            Self::BadRequest => "400 Bad Request",
-            Self::Unauthorized => "401 Unauthorized",
-            Self::Forbidden => "403 Forbidden",
-            Self::NotFound => "404 Not Found",
-            Self::MethodNotAllowed => "405 Method Not Allowed",
-            Self::RequestTimeout => "408 Request Timeout",
-            Self::Conflict => "409 Conflict",
-            Self::Gone => "410 Gone",
-            Self::LengthRequired => "411 Length Required",
-            Self::ContentTooLarge => "413 Content Too Large",
-            Self::UriTooLong => "414 URI Too Long",
-            Self::ExpectationFailed => "417 Expectation Failed",
-            Self::UpgradeRequired => "426 Upgrade Required",
-            Self::TooManyRequests => "429 Too Many Requests",
-            Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
-            Self::InternalServerError => "500 Internal Server Error",
-            Self::NotImplemented => "501 Not Implemented",
-            Self::BadGateway => "502 Bad Gateway",
-            Self::ServiceUnavailable => "503 Service Unavailable",
-            Self::GatewayTimeout => "504 Gateway Timeout",
-            Self::HttpVersionNotSupported => "505 HTTP Version Not Supported",
-            Self::InsufficientStorage => "507 Insufficient Storage",
-            Self::LoopDetected => "508 Loop Detected",
-        })
-    }
-}
-
-/// The reason phrase of a status that is passed on: nobody reads it, but a web server may want one. Where a code is rare,
-/// it is the name of its class.
-fn reason(code: u16) -> &'static str {
-    match code {
-        200 => "OK",
-        204 => "No Content",
-        206 => "Partial Content",
-        301 => "Moved Permanently",
-        302 => "Found",
-        303 => "See Other",
-        304 => "Not Modified",
-        307 => "Temporary Redirect",
-        308 => "Permanent Redirect",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        416 => "Range Not Satisfiable",
-        500 => "Internal Server Error",
-        _ if code < 300 => "Success",
-        _ if code < 400 => "Redirection",
-        _ if code < 500 => "Client Error",
-        _ => "Server Error",
-    }
-}
+/// What runs until a body, or a connection, has ended.
+pub type Producing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// Writes to the outgoing stream until it is done.
-pub type Producer = Box<dyn FnOnce(&mut Outgoing)>;
+pub type Producer = Box<dyn for<'a> FnOnce(&'a mut dyn Outgoing) -> Producing<'a> + Send>;
 
 /// Talks another protocol on the connection, both ways and for as long as it likes.
-pub type Talker = Box<dyn FnOnce(Incoming<'_>, &mut Outgoing)>;
-
-/// The way from the client, where the connection was handed over to another protocol.
-pub struct Incoming<'a> {
-    /// Where bytes come from. They are to be read once it is readable.
-    pub fd: BorrowedFd<'a>,
-    /// What has come already.
-    pub begun: Vec<u8>,
-    /// The head of the answer without the blank line that ends it. The other protocol writes it first, once it knows which
-    /// fields belong there.
-    pub head: Vec<u8>,
-}
+pub type Talker = Box<dyn FnOnce(Box<dyn Incoming>, Box<dyn Switching>) -> Producing<'static> + Send>;
 
 /// What follows the head of a reply.
 pub enum Content {

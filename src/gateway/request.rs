@@ -15,9 +15,9 @@ pub struct Request<'a> {
     /// The raw query string, without `?`.
     pub query: Vec<u8>,
     /// Header fields by lower-case name.
-    pub header: &'a dyn Fn(&str) -> Option<String>,
+    pub header: &'a (dyn Fn(&str) -> Option<String> + Sync),
     /// All of them that have come this far, names in lower case.
-    pub headers: &'a dyn Fn() -> Vec<(String, String)>,
+    pub headers: &'a (dyn Fn() -> Vec<(String, String)> + Sync),
     /// Where the relay itself is on its server: `SCRIPT_NAME` under CGI, empty under `serve`.
     pub mount: String,
     /// What the web server calls itself: `SERVER_SOFTWARE` under CGI, the relay's own name under `serve`.
@@ -30,7 +30,7 @@ pub struct Request<'a> {
     /// Whether the connection can be handed over to another protocol ([`Content::Upgrade`]).
     pub can_upgrade: bool,
     /// The client that waits for the answer.
-    pub client: Client<'a>,
+    pub client: &'a mut dyn Client,
     /// What is sent along.
     pub body: Body<'a>,
 }

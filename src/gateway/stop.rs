@@ -8,11 +8,12 @@ use std::sync::OnceLock;
 /// so it wakes every stream's `poll`, in whatever thread, however late that looks.
 static STOP: OnceLock<PipeReader> = OnceLock::new();
 
-/// From here on a web server's SIGTERM (and SIGINT, SIGHUP) asks streams to end instead of killing the process.
+/// From here on a web server's SIGTERM (and SIGINT, and unless it means something else, SIGHUP) asks streams to end instead of
+/// killing the process.
 ///
 /// # Errors
 /// When there is no file descriptor left for it.
-pub fn catch_signals() -> io::Result<()> {
+pub fn catch_signals(ends_with_terminal: bool) -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     if STOP.get().is_some() {
         return Ok(());
@@ -23,7 +24,7 @@ pub fn catch_signals() -> io::Result<()> {
     let writers = [writer.try_clone()?, writer.try_clone()?, writer];
     let _ = STOP.set(reader);
     // Whoever ignores one (nohup, a shell's background) has a reason.
-    let signals = [SIGTERM, SIGINT, SIGHUP].into_iter().zip(writers);
+    let signals = [SIGTERM, SIGINT, SIGHUP].into_iter().zip(writers).take(if ends_with_terminal { 3 } else { 2 });
     for (signal, writer) in signals.filter(|(signal, _)| ignored >> (signal - 1) & 1 == 0) {
         signal_hook::low_level::pipe::register(signal, writer)?;
     }

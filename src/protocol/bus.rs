@@ -8,7 +8,7 @@
 //! the application says on it.
 
 use super::cors::options;
-use super::event_stream::{resume_id, stream_head};
+use super::event_stream::{nothing, resume_id, stream_head};
 use super::query::Query;
 use crate::clock::now_ms;
 use crate::config::Settings;
@@ -17,11 +17,10 @@ use crate::hex;
 use crate::json::compact;
 use crate::refusal::Refusal;
 use crate::sse::{self, Events, Given, Unsent};
-use crate::store::buses::{BusName, BusReader, Heard, Message, Proof, Refused, User};
+use crate::store::buses::{BusEvent, BusName, Message, Proof, Refused, User};
 use crate::store::sessions::Standing;
-use crate::store::{self, Store};
-use rustix::event::{PollFd, PollFlags};
-use rustix::fd::BorrowedFd;
+use crate::store::{self, BusReader, Store};
+use crate::wake::Ready;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -37,9 +36,9 @@ pub(super) fn name(path: &str) -> Option<&str> {
 }
 
 /// Answers a request to a bus.
-pub fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Reply {
+pub async fn answer(settings: &'static Settings, request: &mut Request<'_>, name: &str) -> Reply {
     let desk = Desk { settings, store: Store::of(settings) };
-    match desk.route(request, name).unwrap_or_else(Refusal::reply) {
+    match desk.route(request, name).await.unwrap_or_else(Refusal::reply) {
         // A poll is a GET, and the next one is another matter.
         reply @ Reply { content: Content::Whole(_), .. } => reply.header("Cache-Control", "no-store"),
         stream => stream,
@@ -156,13 +155,13 @@ fn write_message(out: &mut Vec<u8>, Message { id, user, data }: Message<'_>) {
     let _ = write!(out, r#"{{"id":{id},"user":{user},"data":{data}}}"#);
 }
 
-struct Desk<'a> {
-    settings: &'a Settings,
+struct Desk {
+    settings: &'static Settings,
     store: Store,
 }
 
-impl Desk<'_> {
-    fn route(&self, request: &mut Request<'_>, name: &str) -> Result<Reply, Refusal> {
+impl Desk {
+    async fn route(&self, request: &mut Request<'_>, name: &str) -> Result<Reply, Refusal> {
         let method = request.method.as_str();
         if method == "OPTIONS" {
             return Ok(options(request, METHODS));
@@ -181,7 +180,7 @@ impl Desk<'_> {
             "GET" | "HEAD" => match (id(query)?, user(query)?) {
                 (Some(after), Some(user)) => {
                     let wait = if is_head { Duration::ZERO } else { wait(query)? };
-                    self.poll(name, after, user, wait, request.client)
+                    self.poll(name, after, user, wait, request.client).await
                 }
                 (None, None) if request.query.is_empty() => self.greet(name, is_head),
                 _ => Err(unknown_call()),
@@ -189,7 +188,7 @@ impl Desk<'_> {
             "POST" if query.has("register") => self.register(name),
             "POST" if query.get("create") == Some("signed") => self.create_signed(name),
             "POST" => match user(query)? {
-                Some(user) => self.post(name, user, query, request),
+                Some(user) => self.post(name, user, query, request).await,
                 None => Err(unknown_call()),
             },
             _ => Err(unknown_call()),
@@ -201,7 +200,7 @@ impl Desk<'_> {
     fn greet(&self, name: &BusName, is_head: bool) -> Result<Reply, Refusal> {
         if is_head {
             // Nobody is made who would not hear its number.
-            return Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..Reply::json(Status::Ok, "") });
+            return Ok(Reply { content: nothing(), ..Reply::json(Status::Ok, "") });
         }
         let (user, end) = self.store.greet(name, self.settings)?;
         Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{end}}}"#, user.0)))
@@ -209,20 +208,20 @@ impl Desk<'_> {
 
     // ---- GET ?id=&user=
 
-    fn poll(
+    async fn poll(
         &self,
         name: &BusName,
         after: u64,
         user: User,
         wait: Duration,
-        client: Client<'_>,
+        client: &mut dyn Client,
     ) -> Result<Reply, Refusal> {
         let mut reader = self.store.read(name, after, user, self.settings)?;
         let mut array = Vec::new();
         take_all(&mut reader, &mut array)?;
         if array.is_empty() && !wait.is_zero() {
             reader.wait_for_more(self.settings)?;
-            self.await_message(&mut reader, &mut array, wait, client)?;
+            self.await_message(&mut reader, &mut array, wait, client).await?;
         }
         array.insert(0, b'[');
         array.push(b']');
@@ -230,12 +229,12 @@ impl Desk<'_> {
     }
 
     /// Sleeps until there is a message, the time is up, or the client has gone.
-    fn await_message(
+    async fn await_message(
         &self,
         reader: &mut BusReader,
         array: &mut Vec<u8>,
         wait: Duration,
-        client: Client<'_>,
+        client: &mut dyn Client,
     ) -> Result<(), store::Error> {
         let until = Instant::now() + wait;
         loop {
@@ -246,8 +245,11 @@ impl Desk<'_> {
                 return Ok(());
             }
             let tick = sse::tick(self.settings, reader.is_surely_woken(), sse::ROUND);
-            let knock = reader.fd().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN));
-            match client.wait(knock.as_slice(), false, left.min(tick)) {
+            let woken = match reader.wake() {
+                Some(mut wake) => client.wait(&mut [&mut wake], false, left.min(tick)).await,
+                None => client.wait(&mut [], false, left.min(tick)).await,
+            };
+            match woken {
                 Woken::HungUp | Woken::Stopped => return Ok(()),
                 Woken::Knock | Woken::Tick | Woken::Writable => reader.hear(),
             }
@@ -261,23 +263,28 @@ impl Desk<'_> {
             if let Some(user) = user {
                 self.store.check_user(name, user, self.settings)?;
             }
-            return Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() });
+            return Ok(Reply { content: nothing(), ..stream_head() });
         }
         let reader = self.store.subscribe(name, after, user, self.settings)?;
-        let settings = self.settings.clone();
-        let stream = move |out: &mut Outgoing| {
+        let settings = self.settings;
+        let stream = async move |out: &mut dyn Outgoing| {
             // Where it really begins: a client that comes back with an id that no message has reached yet would begin later.
             let mut unsent = Unsent::after(reader.after());
-            let mut feed = Feed { reader, settings: &settings, sweeps: !out.is_own() };
-            sse::feed(out, &mut feed, &mut unsent, &settings);
+            sse::feed(out, &mut Stream { reader, settings }, &mut unsent, settings).await;
         };
-        Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
+        Ok(Reply { content: Content::Stream(Box::new(|out| Box::pin(stream(out)))), ..stream_head() })
     }
 
     // ---- POST ?user=
 
-    fn post(&self, name: &BusName, user: User, query: &Query, request: &mut Request<'_>) -> Result<Reply, Refusal> {
-        let body = request.body.read(self.settings.bus_message)?;
+    async fn post(
+        &self,
+        name: &BusName,
+        user: User,
+        query: &Query,
+        request: &mut Request<'_>,
+    ) -> Result<Reply, Refusal> {
+        let body = request.body.read(self.settings.bus_message).await?;
         let no_body = || Refusal::new(Status::BadRequest, "There is no body: send one JSON value in UTF-8.");
         let data = compact(&body)?.ok_or_else(no_body)?;
         let n: Option<u64> = query.get("n").and_then(|n| n.parse().ok());
@@ -309,7 +316,7 @@ impl Desk<'_> {
 fn take_all(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<(), store::Error> {
     while reader.next(|heard| {
         // A poll that comes too late sees it by the numbers.
-        let Heard::Message(message) = heard else { return };
+        let BusEvent::Message(message) = heard else { return };
         if !array.is_empty() {
             array.push(b',');
         }
@@ -328,7 +335,7 @@ pub(super) fn notify(settings: &Settings, name: &BusName, data: &str) -> Result<
 
 /// Somebody who stays on a bus: it posts as one user and hears all others, on whatever connection.
 pub(super) struct Member {
-    settings: Settings,
+    settings: &'static Settings,
     name: BusName,
     user: User,
     /// In ms since 1970: it hears what is said from then on.
@@ -338,15 +345,15 @@ pub(super) struct Member {
 
 impl Member {
     /// A fresh user of the bus, who hears what comes from now on. The bus is made if it is missing.
-    pub(super) fn enter(settings: &Settings, name: &BusName) -> Result<Self, Refused> {
+    pub(super) fn enter(settings: &'static Settings, name: &BusName) -> Result<Self, Refused> {
         let (user, reader) = Store::of(settings).enter(name, settings)?;
         // Not before it was there.
         let since = now_ms() + 1;
-        Ok(Self { settings: settings.clone(), name: name.clone(), user, since, reader })
+        Ok(Self { settings, name: name.clone(), user, since, reader })
     }
 
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
+    pub(super) fn settings(&self) -> &'static Settings {
+        self.settings
     }
 
     pub(super) fn name(&self) -> &BusName {
@@ -370,7 +377,7 @@ impl Member {
     /// Gives what others have posted next to `take`; false when there is no more for now.
     pub(super) fn next(&mut self, mut take: impl FnMut(Message<'_>)) -> Result<bool, store::Error> {
         self.reader.next(|heard| {
-            if let Heard::Message(message) = heard {
+            if let BusEvent::Message(message) = heard {
                 take(message);
             }
         })
@@ -378,30 +385,24 @@ impl Member {
 
     /// Posts a JSON value in one line.
     pub(super) fn post(&self, data: &str) -> Result<u64, Refused> {
-        Store::of(&self.settings).say(&self.name, self.user, data, &self.settings)
+        Store::of(self.settings).say(&self.name, self.user, data, self.settings)
     }
 
-    /// To be called every [few seconds](sse::ROUND), with whether to sweep a little. `Ok(false)` where the bus is gone.
-    pub(super) fn tend(&mut self, sweeps: bool) -> Result<bool, store::Error> {
-        let is_there = self.reader.tend(&self.settings)?;
-        if sweeps {
-            super::sweep_if_due(&self.settings);
-        }
-        Ok(is_there)
+    /// To be called every [few seconds](sse::ROUND). `Ok(false)` where the bus is gone.
+    pub(super) fn tend(&mut self) -> Result<bool, store::Error> {
+        self.reader.tend(self.settings)
     }
 }
 
 /// A bus as an event stream.
-struct Feed<'a> {
+struct Stream {
     reader: BusReader,
-    settings: &'a Settings,
-    /// Whether it sweeps now and then: not where the process has a thread for that.
-    sweeps: bool,
+    settings: &'static Settings,
 }
 
-impl Events for Feed<'_> {
-    fn wake(&self) -> Option<BorrowedFd<'_>> {
-        self.reader.fd()
+impl Events for Stream {
+    fn wake(&self) -> Option<Ready<'_>> {
+        self.reader.wake()
     }
 
     fn is_surely_woken(&self) -> bool {
@@ -420,8 +421,8 @@ impl Events for Feed<'_> {
             count += 1;
             // Writing to memory does not fail.
             let _ = match heard {
-                Heard::Lost(id) => write!(out, "id: {id}\nevent: lost\ndata: {{}}"),
-                Heard::Message(message) => {
+                BusEvent::Lost(id) => write!(out, "id: {id}\nevent: lost\ndata: {{}}"),
+                BusEvent::Message(message) => {
                     let _ = write!(out, "id: {}\ndata: ", message.id);
                     write_message(out, message);
                     Ok(())
@@ -443,9 +444,6 @@ impl Events for Feed<'_> {
 
     fn tend(&mut self) -> Result<Standing, store::Error> {
         let is_there = self.reader.tend(self.settings)?;
-        if self.sweeps {
-            super::sweep_if_due(self.settings);
-        }
         Ok(if is_there { Standing::Listening } else { Standing::Over })
     }
 }

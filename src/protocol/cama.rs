@@ -10,18 +10,18 @@
 //! method of a POST, for web servers that pass few of them on.
 
 use super::cors::options;
-use super::query::{NotUtf8, Query};
+use super::partner::Wait;
+use super::query::Query;
 use crate::config::Settings;
-use crate::gateway::{BodyError, Client, Content, Outgoing, Reply, Request, Status, Woken};
-use crate::refusal::status_of as store_status;
-use crate::store::pipes::{Denied, Limits, NewSession, Party, Receiver, Sender, Visitor, WaitingSender};
-use crate::store::{self, Store};
+use crate::gateway::{Client, Reply, Request, Status};
+use crate::refusal::Refusal;
+use crate::store::pipes::{Denied, Limits, NewSession, Role, Visitor};
+use crate::store::{self, Receiver, Sender, Store, WaitingSender};
 use crate::transfer::{self, End, Ending, Feed};
-use rustix::event::{PollFd, PollFlags};
+use crate::wake::Ready;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 const SESSIONS: &str = "/cama/session";
 const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
@@ -51,129 +51,52 @@ pub fn session_of(path: &str) -> Option<String> {
 }
 
 /// Answers a request to the session `id`, or to all of them where it is empty.
-pub fn answer(settings: &Settings, id: &str, request: &mut Request<'_>) -> Reply {
+pub async fn answer(settings: &Settings, id: &str, request: &mut Request<'_>) -> Reply {
     let limits = Limits { sessions: settings.max_pipes, senders: MOST_SENDERS, lifetime: settings.pipe_lifetime };
     let relay = Relay { settings, limits, store: Store::of(settings) };
-    let answered = relay.route(id, request);
-    if answered.is_err() {
-        // A body that nobody wants may be endless, and the answer should not wait for its end.
-        request.body.reader.give_time(Duration::from_secs(1));
-    }
-    let reply = answered.unwrap_or_else(|refusal| refusal.reply());
+    let reply = relay.route(id, request).await.unwrap_or_else(|refusal| refusal.reply_to(request));
     reply.header("Access-Control-Expose-Headers", EXPOSED)
 }
 
-/// Why a request is refused.
-#[derive(Debug)]
-enum Refusal {
-    BadQuery(NotUtf8),
-    MethodNotAllowed(&'static str),
-    BadType,
-    BadTimeout,
-    BadAddress,
-    TooManySessions(u64),
-    Denied(Denied),
-    NobodyCame,
-    Stopping,
-    /// The client has gone; nobody will read this.
-    HungUp,
-    /// The body that was being sent broke off. So many bytes of it were delivered.
-    Body(BodyError, u64),
-}
+// ---- what is refused
 
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
-        Self::Denied(denied)
-    }
-}
-
-impl From<store::Error> for Refusal {
-    fn from(error: store::Error) -> Self {
-        Self::Denied(error.into())
-    }
-}
-
-impl Refusal {
-    fn status(&self) -> Status {
-        match self {
-            Self::BadQuery(_)
-            | Self::BadType
-            | Self::BadTimeout
-            | Self::BadAddress
-            | Self::Denied(Denied::BasicSession)
-            | Self::HungUp => Status::BadRequest,
-            Self::MethodNotAllowed(_) => Status::MethodNotAllowed,
-            Self::TooManySessions(_) | Self::Stopping => Status::ServiceUnavailable,
-            Self::NobodyCame => Status::GatewayTimeout,
-            Self::Body(error, _) => error.status(),
-            Self::Denied(Denied::NotTheHost | Denied::NotTheGuest) => Status::Forbidden,
-            Self::Denied(Denied::UnknownSession) => Status::NotFound,
-            Self::Denied(Denied::ReceiverThere) => Status::Conflict,
-            Self::Denied(Denied::Removed) => Status::Gone,
-            Self::Denied(Denied::TooManySenders) => Status::TooManyRequests,
-            Self::Denied(Denied::Failed(error)) => store_status(error),
-        }
-    }
-
-    fn reply(&self) -> Reply {
-        if let Self::Denied(Denied::Failed(error)) = self {
-            error.log();
-        }
-        let reply = Reply::error(self.status(), &self.to_string());
-        match self {
-            Self::MethodNotAllowed(allow) => reply.header("Allow", *allow),
-            Self::Denied(Denied::TooManySenders) => reply.header("Retry-After", "1"),
-            Self::TooManySessions(_) => reply.header("Retry-After", "30"),
-            Self::Stopping => reply.header("Retry-After", "5"),
-            Self::Body(_, delivered) => reply.header("X-Bytes-Delivered", delivered.to_string()),
-            _ => reply,
+        match denied {
+            Denied::BasicSession => Self::new(
+                Status::BadRequest,
+                "The session is basic, and open to everybody who knows it: make one with X-Type: secure.",
+            ),
+            Denied::NotTheHost => Self::new(
+                Status::Forbidden,
+                "Only the session's host may do this: send the token that came with the session.",
+            ),
+            Denied::NotTheGuest => Self::new(
+                Status::Forbidden,
+                "The session is secure, and not for you: its host has to PUT your X-Peer-Address first.",
+            ),
+            Denied::UnknownSession => {
+                Self::new(Status::NotFound, "There is no such session: it was never made, or it is over.")
+            }
+            Denied::ReceiverThere => {
+                Self::new(Status::Conflict, "Somebody else is receiving already on this side of the session.")
+            }
+            Denied::TooManySenders => Self::new(
+                Status::TooManyRequests,
+                format!("{MOST_SENDERS} others wait to send the same way: try again later."),
+            ),
+            Denied::Removed => Self::new(Status::Gone, "The session has been deleted."),
+            Denied::Failed(error) => error.into(),
         }
     }
 }
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadQuery(error) => error.fmt(f),
-            Self::MethodNotAllowed(allow) => write!(f, "This method is not allowed here. Use one of these: {allow}."),
-            Self::BadType => f.write_str("There is no such X-Type: use basic or secure."),
-            Self::BadTimeout => {
-                write!(f, "The X-Timeout cannot be used: take whole seconds from 1 to {LONGEST_TIMEOUT}.")
-            }
-            Self::BadAddress => {
-                f.write_str("The X-Peer-Address is not an IP address, such as 192.0.2.1 or 2001:db8::1.")
-            }
-            Self::Denied(Denied::BasicSession) => {
-                f.write_str("The session is basic, and open to everybody who knows it: make one with X-Type: secure.")
-            }
-            Self::Denied(Denied::NotTheHost) => {
-                f.write_str("Only the session's host may do this: send the token that came with the session.")
-            }
-            Self::Denied(Denied::NotTheGuest) => {
-                f.write_str("The session is secure, and not for you: its host has to PUT your X-Peer-Address first.")
-            }
-            Self::Denied(Denied::UnknownSession) => {
-                f.write_str("There is no such session: it was never made, or it is over.")
-            }
-            Self::Denied(Denied::ReceiverThere) => {
-                f.write_str("Somebody else is receiving already on this side of the session.")
-            }
-            Self::Denied(Denied::TooManySenders) => {
-                write!(f, "{MOST_SENDERS} others wait to send the same way: try again later.")
-            }
-            Self::TooManySessions(limit) => {
-                write!(f, "The relay has its {limit} sessions (RELAY_MAX_PIPES): try again later.")
-            }
-            Self::Denied(Denied::Removed) => f.write_str("The session has been deleted."),
-            Self::NobodyCame => {
-                f.write_str("The other side did not come in time: try again, or wait longer (X-Timeout).")
-            }
-            Self::Stopping => f.write_str("The relay is being stopped: try again in a moment."),
-            Self::HungUp => f.write_str("You have gone."),
-            Self::Body(error, _) => error.fmt(f),
-            Self::Denied(Denied::Failed(error)) => error.fmt(f),
-        }
-    }
+fn bad_address() -> Refusal {
+    Refusal::new(Status::BadRequest, "The X-Peer-Address is not an IP address, such as 192.0.2.1 or 2001:db8::1.")
+}
+
+fn nobody_came() -> Refusal {
+    Refusal::new(Status::GatewayTimeout, "The other side did not come in time: try again, or wait longer (X-Timeout).")
 }
 
 /// What precedes a body in the pipe.
@@ -224,7 +147,7 @@ impl Said<'_, '_> {
         match self.header_or("x-type", "type").as_deref() {
             None | Some("basic") => Ok(false),
             Some("secure") => Ok(true),
-            Some(_) => Err(Refusal::BadType),
+            Some(_) => Err(Refusal::new(Status::BadRequest, "There is no such X-Type: use basic or secure.")),
         }
     }
 
@@ -234,13 +157,16 @@ impl Said<'_, '_> {
         let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse() {
             Ok(seconds) if is_number && (1..=LONGEST_TIMEOUT).contains(&seconds) => Ok(Duration::from_secs(seconds)),
-            _ => Err(Refusal::BadTimeout),
+            _ => Err(Refusal::new(
+                Status::BadRequest,
+                format!("The X-Timeout cannot be used: take whole seconds from 1 to {LONGEST_TIMEOUT}."),
+            )),
         }
     }
 
     fn peer_address(&self) -> Option<Result<IpAddr, Refusal>> {
         let text = self.header_or("x-peer-address", "peer-address")?;
-        Some(bare_address(text.trim()).ok_or(Refusal::BadAddress))
+        Some(bare_address(text.trim()).ok_or_else(bad_address))
     }
 
     fn visitor(&self) -> Visitor {
@@ -285,8 +211,8 @@ struct Relay<'a> {
 }
 
 impl Relay<'_> {
-    fn route(&self, id: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
-        let query = Query::parse(&request.query).map_err(Refusal::BadQuery)?;
+    async fn route(&self, id: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+        let query = Query::parse(&request.query)?;
         let said = Said { request, query: &query };
         let method = said.method();
         if method == "OPTIONS" {
@@ -295,13 +221,13 @@ impl Relay<'_> {
         if id.is_empty() {
             return match method.as_str() {
                 "PUT" | "POST" => self.allocate(&said),
-                _ => Err(Refusal::MethodNotAllowed(METHODS_OF_ALL)),
+                _ => Err(Refusal::method_not_allowed(METHODS_OF_ALL)),
             };
         }
         match method.as_str() {
             "GET" => {
                 let (visitor, timeout) = (said.visitor(), self.timeout(id, &said)?);
-                self.receive(id, &visitor, timeout, request)
+                self.receive(id, &visitor, timeout, request.client).await
             }
             "HEAD" => {
                 self.store.join_session(id, &said.visitor(), &self.limits)?;
@@ -311,10 +237,10 @@ impl Relay<'_> {
             "PUT" | "POST" => {
                 let (visitor, timeout) = (said.visitor(), self.timeout(id, &said)?);
                 let head = said.head(request.body.length);
-                self.send(id, &visitor, timeout, &head, request)
+                self.send(id, &visitor, timeout, &head, request).await
             }
             "DELETE" => self.delete(id, &said),
-            _ => Err(Refusal::MethodNotAllowed(METHODS)),
+            _ => Err(Refusal::method_not_allowed(METHODS)),
         }
     }
 
@@ -332,7 +258,11 @@ impl Relay<'_> {
     fn allocate(&self, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
         let is_secure = said.is_secure()?;
         let made = self.store.make_session(is_secure, &self.limits)?;
-        let NewSession { id, token } = made.ok_or(Refusal::TooManySessions(self.limits.sessions))?;
+        let NewSession { id, token } = made.ok_or_else(|| {
+            let limit = self.limits.sessions;
+            let sentence = format!("The relay has its {limit} sessions (RELAY_MAX_PIPES): try again later.");
+            Refusal::new(Status::ServiceUnavailable, sentence)
+        })?;
         Ok(Reply::empty(Status::Created)
             .header("Location", said.location(&id))
             .header("Set-Cookie", cookie(&id, &token, self.settings.pipe_lifetime, said))
@@ -345,15 +275,15 @@ impl Relay<'_> {
     // ---- PUT /cama/session/ID with X-Peer-Address
 
     fn permit(&self, id: &str, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
-        let address = said.peer_address().ok_or(Refusal::BadAddress)?;
+        let address = said.peer_address().ok_or_else(bad_address)?;
         let host = said.visitor();
         match address {
             Ok(guest) => self.store.permit_guest(id, &host, guest, &self.limits)?,
             // Whoever may not name one at all is told that first.
             Err(refusal) => {
                 return Err(match self.store.join_session(id, &host, &self.limits) {
-                    Ok(Party::Host) => refusal,
-                    Ok(Party::Guest) | Err(Denied::NotTheGuest) => Denied::NotTheHost.into(),
+                    Ok(Role::Host) => refusal,
+                    Ok(Role::Guest) | Err(Denied::NotTheGuest) => Denied::NotTheHost.into(),
                     Err(denied) => denied.into(),
                 });
             }
@@ -370,21 +300,22 @@ impl Relay<'_> {
 
     // ---- GET /cama/session/ID
 
-    fn receive(&self, id: &str, visitor: &Visitor, timeout: Duration, request: &Request<'_>) -> Result<Reply, Refusal> {
+    async fn receive(
+        &self,
+        id: &str,
+        visitor: &Visitor,
+        timeout: Duration,
+        client: &mut dyn Client,
+    ) -> Result<Reply, Refusal> {
         let mut receiver = self.store.receive(id, visitor, &self.limits)?;
-        let (mut until, mut is_extended) = (Instant::now() + timeout, false);
+        let mut wait = Wait::begin(timeout);
         let head = loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match request.client.wait(&receiver.awaited(), false, left) {
-                Woken::HungUp => return Err(Refusal::HungUp),
-                Woken::Stopped => return Err(Refusal::Stopping),
-                Woken::Tick if left.is_zero() && receiver.is_taken() && !is_extended => {
-                    // At the last moment; the head is on its way.
-                    until = Instant::now() + Duration::from_secs(1);
-                    is_extended = true;
-                }
-                Woken::Tick if left.is_zero() => return Err(Refusal::NobodyCame),
-                _ => {}
+            let is_over = {
+                let [mut data, mut call] = receiver.awaited();
+                !wait.sleep(client, &mut [&mut data, &mut call], Duration::MAX).await?
+            };
+            if is_over && !(receiver.is_taken() && wait.extend()) {
+                return Err(nobody_came());
             }
             if let Some(head) = receiver.look()? {
                 break head;
@@ -396,7 +327,7 @@ impl Relay<'_> {
 
     // ---- POST /cama/session/ID
 
-    fn send(
+    async fn send(
         &self,
         id: &str,
         visitor: &Visitor,
@@ -406,18 +337,17 @@ impl Relay<'_> {
     ) -> Result<Reply, Refusal> {
         let waiting = self.store.wait_to_send(id, visitor, &self.limits)?;
         let head_bytes = serde_json::to_vec(head).map_err(|error| store::Error::Io(error.into()))?;
-        let client = request.client;
-        let until = Instant::now() + timeout;
+        let (client, wait) = (&mut *request.client, Wait::begin(timeout));
         let mut feed = Feed::new(&mut request.body);
         let delivered = loop {
-            let mut sender = meet(&waiting, client, until)?;
+            let mut sender = meet(&waiting, &wait, client).await?;
             // Without the body, which another receiver has to get if this one has not begun.
             if !sender.send_head(&head_bytes, b"") {
                 continue;
             }
-            let end = feed.send(&mut sender, Some(&waiting), client);
+            let end = feed.send(&mut sender, Some(&waiting), client).await;
             if let End::Body(_) = end {
-                transfer::settle(&mut sender);
+                transfer::settle(&mut sender, client).await;
             }
             let taken = sender.taken()?;
             let delivered = taken.unwrap_or(0);
@@ -426,12 +356,14 @@ impl Relay<'_> {
                 End::ReceiverLeft if taken.is_none() && feed.given() == 0 => {}
                 End::ReceiverLeft | End::ReceiverStuck => break delivered,
                 End::SentAway => return Err(waiting.why_sent_away().into()),
-                End::HungUp => return Err(Refusal::HungUp),
-                End::Stopped => return Err(Refusal::Stopping),
-                End::Body(error) => return Err(Refusal::Body(error, delivered)),
+                End::HungUp => return Err(Refusal::hung_up()),
+                End::Stopped => return Err(Refusal::stopping()),
+                End::Body(error) => {
+                    return Err(Refusal::from(error).field("X-Bytes-Delivered", delivered.to_string()));
+                }
             }
         };
-        feed.drop_rest();
+        feed.drop_rest().await;
         waiting.finish();
         let delivered = delivered.to_string();
         // The second is for chunked bodies, but a web server may have made a whole one of those.
@@ -440,23 +372,19 @@ impl Relay<'_> {
 }
 
 /// Waits for a receiver.
-fn meet(waiting: &WaitingSender, client: Client<'_>, until: Instant) -> Result<Sender, Refusal> {
+async fn meet(waiting: &WaitingSender, wait: &Wait, client: &mut dyn Client) -> Result<Sender, Refusal> {
     loop {
         if let Some(sender) = waiting.take_receiver()? {
             return Ok(sender);
         }
-        let left = until.saturating_duration_since(Instant::now());
-        match client.wait(&[PollFd::from_borrowed_fd(waiting.fd(), PollFlags::IN)], false, left) {
-            Woken::HungUp => return Err(Refusal::HungUp),
-            Woken::Stopped => return Err(Refusal::Stopping),
-            Woken::Tick if left.is_zero() => return Err(Refusal::NobodyCame),
-            _ => {}
+        if !wait.sleep(client, &mut [&mut Ready::to_read(waiting.fd())], Duration::MAX).await? {
+            return Err(nobody_came());
         }
     }
 }
 
 /// The answer to a `GET`: the other's body, as it comes.
-fn body_reply(head: Head, mut receiver: Receiver) -> Reply {
+fn body_reply(head: Head, receiver: Receiver) -> Reply {
     let mut reply = Reply::empty(Status::Ok)
         .header("Content-Type", head.content_type.unwrap_or_else(|| "application/octet-stream".to_owned()))
         // no-transform: a proxy that compresses would hold the bytes back (RFC 9111, 5.2.2.6).
@@ -469,19 +397,5 @@ fn body_reply(head: Head, mut receiver: Receiver) -> Reply {
     for (name, value) in head.fields {
         reply = reply.header(name, value);
     }
-    let content: Content = match head.length {
-        Some(0) => {
-            if let Err(error) = receiver.took(0) {
-                error.log();
-            }
-            Content::Whole(Vec::new())
-        }
-        Some(length) => Content::Sized(length, Box::new(move |out| deliver(out, receiver, Some(length)))),
-        None => Content::Stream(Box::new(move |out| deliver(out, receiver, None))),
-    };
-    Reply { content, ..reply }
-}
-
-fn deliver(out: &mut Outgoing<'_>, receiver: Receiver, length: Option<u64>) {
-    transfer::deliver(out, receiver, length, Ending::Any);
+    Reply { content: transfer::content(receiver, head.length, Ending::Any), ..reply }
 }

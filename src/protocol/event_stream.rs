@@ -1,7 +1,7 @@
 //! An event stream, as its client asks for it and as it begins.
 
 use super::query::Query;
-use crate::gateway::{Reply, Request, Status};
+use crate::gateway::{Content, Reply, Request, Status};
 
 /// The head of a stream.
 pub(super) fn stream_head() -> Reply {
@@ -11,6 +11,11 @@ pub(super) fn stream_head() -> Reply {
         .header("Cache-Control", "no-cache, no-transform")
         // nginx would collect the stream otherwise.
         .header("X-Accel-Buffering", "no")
+}
+
+/// What follows a head that is asked for alone.
+pub(super) fn nothing() -> Content {
+    Content::Stream(Box::new(|_| Box::pin(async {})))
 }
 
 /// Where a stream wants to go on. The header is what a browser sends when it reconnects by itself; the parameters are

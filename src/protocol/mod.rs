@@ -5,13 +5,14 @@ pub mod cama;
 mod cors;
 mod event_stream;
 pub mod page;
+mod partner;
 pub mod ptth;
 pub mod query;
 pub mod uhst;
 pub mod ws;
 
 use crate::config::{SettingError, Settings};
-use crate::gateway::{Application, Reply, Request, Status};
+use crate::gateway::{Answering, Application, Reply, Request, Status};
 use crate::refusal::Refusal;
 use crate::store::{self, Store};
 use cors::{origin_is_allowed, with_cors};
@@ -20,8 +21,8 @@ use cors::{origin_is_allowed, with_cors};
 pub struct Relay;
 
 impl Application for Relay {
-    fn answer(&self, settings: &Settings, request: &mut Request<'_>) -> Reply {
-        answer(settings, request)
+    fn answer<'a>(&'a self, settings: &'static Settings, request: &'a mut Request<'_>) -> Answering<'a> {
+        Box::pin(answer(settings, request))
     }
 
     fn answer_without_settings(&self, error: &SettingError, request: &Request<'_>) -> Reply {
@@ -45,33 +46,33 @@ impl Application for Relay {
     }
 
     fn work(&self, settings: &Settings) {
-        sweep_some(settings);
+        Store::of(settings).sweep_if_due(&uhst::policy(settings));
     }
 }
 
 /// Answers a request: decides whose it is, and lets browsers of other origins read the answer.
-fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
+async fn answer(settings: &'static Settings, request: &mut Request<'_>) -> Reply {
     let reply = if !origin_is_allowed(settings, request) {
         Refusal::new(Status::Forbidden, "This web origin is not in the relay's RELAY_ALLOWED_ORIGINS.").reply()
     } else if let "" | "/" = request.path.as_str() {
         match page::application(request) {
             Some(application) => application,
             None if page::is_asked_for(request) => page::answer(Ok(settings), request),
-            None => uhst::answer(settings, request),
+            None => uhst::answer(settings, request).await,
         }
     } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
         if request.method == "GET" && ws::is_asked_for(request) {
-            ws::answer(settings, request, &name)
+            ws::answer(settings, request, &name).await
         } else {
-            bus::answer(settings, request, &name)
+            bus::answer(settings, request, &name).await
         }
     } else if let Some(name) = ws::name(&request.path).map(str::to_owned) {
-        ws::answer(settings, request, &name)
+        ws::answer(settings, request, &name).await
     } else if let Some(id) = cama::session_of(&request.path) {
-        cama::answer(settings, &id, request)
+        cama::answer(settings, &id, request).await
     } else if ptth::is_its_own(&request.path) {
         // What an application behind it says of other origins is its own business.
-        let reply = ptth::answer(settings, request);
+        let reply = ptth::answer(settings, request).await;
         return page::for_people(request, reply);
     } else {
         Refusal::new(
@@ -81,20 +82,6 @@ fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
         .reply()
     };
     with_cors(settings, request, page::for_people(request, reply))
-}
-
-/// Does a little of the sweep, after an answer has gone out.
-fn sweep_some(settings: &Settings) {
-    if let Err(error) = Store::of(settings).sweep_some(&uhst::policy(settings)) {
-        error.log();
-    }
-}
-
-/// The same, where it is time for it.
-fn sweep_if_due(settings: &Settings) {
-    if Store::of(settings).sweep_is_due() {
-        sweep_some(settings);
-    }
 }
 
 /// Does the whole sweep.

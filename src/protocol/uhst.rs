@@ -8,7 +8,7 @@
 //! and what is answered.
 
 use super::cors::options;
-use super::event_stream::{resume_id, stream_head};
+use super::event_stream::{nothing, resume_id, stream_head};
 use super::query::Query;
 use crate::clock::now_s;
 use crate::config::Settings;
@@ -18,10 +18,10 @@ use crate::hex;
 use crate::json::compact;
 use crate::refusal::Refusal;
 use crate::sse::{self, End, Events, Given, Unsent};
-use crate::store::sessions::{Claim, Event, Listener, Party, Policy, Refused, Standing, Words};
-use crate::store::{self, Store};
+use crate::store::sessions::{Claim, Event, Party, Policy, Refused, Standing, Words};
+use crate::store::{self, Listener, Store};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
-use rustix::fd::BorrowedFd;
+use crate::wake::Ready;
 use serde_json::json;
 use std::time::Duration;
 
@@ -49,9 +49,9 @@ pub fn policy(settings: &Settings) -> Policy<'_> {
 }
 
 /// Answers a request to the relay itself.
-pub fn answer(settings: &Settings, request: &mut Request<'_>) -> Reply {
+pub async fn answer(settings: &'static Settings, request: &mut Request<'_>) -> Reply {
     let relay = Relay { settings, store: Store::of(settings) };
-    relay.route(request).unwrap_or_else(Refusal::reply)
+    relay.route(request).await.unwrap_or_else(Refusal::reply)
 }
 
 /// Signs a token for an application.
@@ -123,11 +123,6 @@ fn unheard(refused: Refused) -> Refusal {
     }
 }
 
-fn not_allowed(allow: &'static str) -> Refusal {
-    let sentence = format!("This method is not allowed here. Use one of these: {allow}.");
-    Refusal::new(Status::MethodNotAllowed, sentence).field("Allow", allow)
-}
-
 /// Somebody looks what is at this URL.
 fn nothing_asked() -> Refusal {
     Refusal::new(
@@ -154,23 +149,23 @@ fn bad_host_id() -> Refusal {
     Refusal::new(Status::BadRequest, sentence)
 }
 
-struct Relay<'a> {
-    settings: &'a Settings,
+struct Relay {
+    settings: &'static Settings,
     store: Store,
 }
 
-impl<'a> Relay<'a> {
-    fn policy(&self) -> Policy<'a> {
+impl Relay {
+    fn policy(&self) -> Policy<'static> {
         policy(self.settings)
     }
 
-    fn route(&self, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+    async fn route(&self, request: &mut Request<'_>) -> Result<Reply, Refusal> {
         let method = request.method.as_str();
         if method == "OPTIONS" {
             return Ok(options(request, METHODS));
         }
         if !matches!(method, "GET" | "HEAD" | "POST") {
-            return Err(not_allowed(METHODS));
+            return Err(Refusal::method_not_allowed(METHODS));
         }
         let query = Query::parse(&request.query)?;
         match (method, query.get("action"), query.get("token")) {
@@ -180,8 +175,8 @@ impl<'a> Relay<'a> {
                 health::glance(self.settings)?;
                 Ok(ping(query.get("timestamp")))
             }
-            (_, Some("host" | "join" | "ping"), _) => Err(not_allowed("POST, OPTIONS")),
-            ("POST", None, Some(token)) => self.send(token, request),
+            (_, Some("host" | "join" | "ping"), _) => Err(Refusal::method_not_allowed("POST, OPTIONS")),
+            ("POST", None, Some(token)) => self.send(token, request).await,
             ("GET", None, Some(token)) => self.listen(token, resume_id(&query, request)),
             ("HEAD", None, Some(token)) => self.would_listen(token, resume_id(&query, request)),
             ("GET" | "HEAD", None, None) if request.query.is_empty() => Err(nothing_asked()),
@@ -249,9 +244,9 @@ impl<'a> Relay<'a> {
 
     // ---- POST ?token=
 
-    fn send(&self, token: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
+    async fn send(&self, token: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
         let (token, key) = self.verify(token)?;
-        let body = request.body.read(self.settings.max_body)?;
+        let body = request.body.read(self.settings.max_body).await?;
         let message = compact(&body)?.unwrap_or_else(|| "{}".to_owned());
         let policy = self.policy();
         let data = format!(r#"{{"body":{message}}}"#);
@@ -279,38 +274,15 @@ impl<'a> Relay<'a> {
     fn listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
         let (token, _) = self.verify(token)?;
         let listener = self.store.listen(&party(&token)?, resume, &self.policy()).map_err(unheard)?;
-        let settings = self.settings.clone();
-        let stream = move |out: &mut Outgoing| {
-            let mut unsent = Unsent::after(listener.position());
-            let mut feed = Feed { listener, settings: &settings, sweeps: !out.is_own() };
-            let end = sse::feed(out, &mut feed, &mut unsent, &settings);
-            if matches!(end, End::Gone | End::Stopped)
-                && let Err(error) = feed.listener.end(&policy(&settings))
-            {
-                error.log();
-            }
-            match end {
-                // All streams of this process end at this moment; so they hear of each other. A web server that stops
-                // us has closed the client's connection already.
-                End::Stopped if out.is_own() => sse::last_words(out, &mut feed, &mut unsent, LAST_WORDS_TIME),
-                End::Over => {
-                    if let Token::Client { host_id, .. } = &token {
-                        // Its session is gone, and the host's own closed event with it.
-                        unsent.add_event(WORDS.event, &WORDS.of(WORDS.host_closed, host_id.as_str()));
-                    }
-                    sse::last_words(out, &mut feed, &mut unsent, Duration::ZERO);
-                }
-                _ => {}
-            }
-        };
-        Ok(Reply { content: Content::Stream(Box::new(stream)), ..stream_head() })
+        let stream = Stream { listener, token, settings: self.settings };
+        Ok(Reply { content: Content::Stream(Box::new(|out| Box::pin(stream.run(out)))), ..stream_head() })
     }
 
     /// What GET would answer, without listening: a HEAD must not take the stream away from whoever has it.
     fn would_listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
         let (token, _) = self.verify(token)?;
         self.store.would_listen(&party(&token)?, resume, &self.policy()).map_err(unheard)?;
-        Ok(Reply { content: Content::Stream(Box::new(|_| ())), ..stream_head() })
+        Ok(Reply { content: nothing(), ..stream_head() })
     }
 }
 
@@ -330,16 +302,40 @@ fn party(token: &Token) -> Result<Party, Refusal> {
 }
 
 /// What a host or a client is told, as an event stream.
-struct Feed<'a> {
+struct Stream {
     listener: Listener,
-    settings: &'a Settings,
-    /// Whether it sweeps now and then: not where the process has a thread for that.
-    sweeps: bool,
+    token: Token,
+    settings: &'static Settings,
 }
 
-impl Events for Feed<'_> {
-    fn wake(&self) -> Option<BorrowedFd<'_>> {
-        self.listener.fd()
+impl Stream {
+    async fn run(mut self, out: &mut dyn Outgoing) {
+        let (mut unsent, settings) = (Unsent::after(self.listener.position()), self.settings);
+        let end = sse::feed(out, &mut self, &mut unsent, settings).await;
+        if matches!(end, End::Gone | End::Stopped)
+            && let Err(error) = self.listener.end(&policy(self.settings))
+        {
+            error.log();
+        }
+        match end {
+            // All streams of this process end at this moment; so they hear of each other. A web server that stops
+            // us has closed the client's connection already.
+            End::Stopped if out.is_own() => sse::last_words(out, &mut self, &mut unsent, LAST_WORDS_TIME).await,
+            End::Over => {
+                if let Token::Client { host_id, .. } = &self.token {
+                    // Its session is gone, and the host's own closed event with it.
+                    unsent.add_event(WORDS.event, &WORDS.of(WORDS.host_closed, host_id.as_str()));
+                }
+                sse::last_words(out, &mut self, &mut unsent, Duration::ZERO).await;
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Events for Stream {
+    fn wake(&self) -> Option<Ready<'_>> {
+        self.listener.wake()
     }
 
     fn is_surely_woken(&self) -> bool {
@@ -368,11 +364,7 @@ impl Events for Feed<'_> {
     }
 
     fn tend(&mut self) -> Result<Standing, store::Error> {
-        let standing = self.listener.tend(&policy(self.settings))?;
-        if self.sweeps {
-            super::sweep_if_due(self.settings);
-        }
-        Ok(standing)
+        self.listener.tend(&policy(self.settings))
     }
 }
 

@@ -1,9 +1,6 @@
 //! The broadcast bus: all that is posted is read by all, in one order, for as long as a message lives.
 
-use super::files::bus as files;
-use super::{Error, Store};
-use crate::config::Settings;
-use rustix::fd::BorrowedFd;
+use super::error::Error;
 
 /// The name of a bus: any text without control characters and slashes, up to 256 bytes. The default bus has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +66,7 @@ pub struct Message<'a> {
 
 /// What a reader is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard<'a> {
+pub enum BusEvent<'a> {
     /// A message.
     Message(Message<'a>),
     /// Up to this id, messages that it had not read were dropped.
@@ -108,181 +105,5 @@ pub enum Refused {
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         Self::Store(error)
-    }
-}
-
-/// Reads a bus.
-pub enum BusReader {
-    /// In files.
-    Files(Box<files::BusReader>),
-}
-
-impl Store {
-    /// Gives out a fresh plain user, and the id of the last message (or where the first one will begin). The bus is made
-    /// if it is missing.
-    ///
-    /// # Errors
-    /// [`Refused::TooManyBuses`].
-    pub fn greet(&self, name: &BusName, settings: &Settings) -> Result<(User, u64), Refused> {
-        let Self::Files(home) = self;
-        home.greet(name, settings)
-    }
-
-    /// Gives out a fresh registered user, the id of the last message, and the user's key: 64 hexadecimal digits. The bus is
-    /// made if it is missing. At the limit the oldest user that has never signed anything gives way.
-    ///
-    /// # Errors
-    /// [`Refused::TooManyBuses`], [`Refused::TooManyUsers`].
-    pub fn register_user(&self, name: &BusName, settings: &Settings) -> Result<(User, u64, String), Refused> {
-        let Self::Files(home) = self;
-        home.register_user(name, settings)
-    }
-
-    /// Makes a bus on which only registered users may post. False where it is there already.
-    ///
-    /// # Errors
-    /// [`Refused::IsOpen`], [`Refused::TooManyBuses`].
-    pub fn make_signed_bus(&self, name: &BusName, settings: &Settings) -> Result<bool, Refused> {
-        let Self::Files(home) = self;
-        home.make_signed_bus(name, settings)
-    }
-
-    /// Posts a message, a JSON value in one line, and tells its id. Every reader gets it within its lifetime, after all that
-    /// were posted before.
-    ///
-    /// # Errors
-    /// Those of the user and the proof; [`Refused::SaysTooMuch`]; [`Error::TopicFull`] while the bus holds its most.
-    pub fn post(
-        &self,
-        name: &BusName,
-        user: User,
-        proof: Option<Proof<'_>>,
-        data: &str,
-        settings: &Settings,
-    ) -> Result<u64, Refused> {
-        let Self::Files(home) = self;
-        home.post(name, user, proof, data, settings)
-    }
-
-    /// The same for a plain user whose share of the bus the caller keeps an eye on: it is never said to say too much.
-    ///
-    /// # Errors
-    /// Those of the user; [`Refused::NotRegistered`]; [`Error::TopicFull`] while the bus holds its most.
-    pub fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, Refused> {
-        let Self::Files(home) = self;
-        home.say(name, user, data, settings)
-    }
-
-    /// Posts a message of the application that the relay belongs to. The bus is made if it is missing.
-    ///
-    /// # Errors
-    /// [`Refused::TooManyBuses`]; [`Error::TopicFull`] while the bus holds its most.
-    pub fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, Refused> {
-        let Self::Files(home) = self;
-        home.notify(name, data, settings)
-    }
-
-    /// To read what comes after the id `after`, except what the user has posted. An id that no message has reached yet is
-    /// somebody's mistake, or another bus's, and means what is posted from now on.
-    ///
-    /// # Errors
-    /// [`Refused::UnknownBus`], [`Refused::UnknownUser`].
-    pub fn read(&self, name: &BusName, after: u64, user: User, settings: &Settings) -> Result<BusReader, Refused> {
-        let Self::Files(home) = self;
-        Ok(BusReader::Files(Box::new(home.read(name, after, user, settings)?)))
-    }
-
-    /// The same for one that is woken by each message. Whoever names no user hears all, and makes the bus if it is missing;
-    /// whoever names no id hears what is posted from now on.
-    ///
-    /// # Errors
-    /// [`Refused::UnknownBus`], [`Refused::UnknownUser`], [`Refused::TooManyBuses`], [`Refused::TooManyReaders`].
-    pub fn subscribe(
-        &self,
-        name: &BusName,
-        after: Option<u64>,
-        user: Option<User>,
-        settings: &Settings,
-    ) -> Result<BusReader, Refused> {
-        let Self::Files(home) = self;
-        Ok(BusReader::Files(Box::new(home.subscribe(name, after, user, settings)?)))
-    }
-
-    /// A fresh plain user, and a reader of what others post from now on. The bus is made if it is missing.
-    ///
-    /// # Errors
-    /// [`Refused::TooManyBuses`], [`Refused::TooManyReaders`].
-    pub fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), Refused> {
-        let Self::Files(home) = self;
-        let (user, reader) = home.enter_bus(name, settings)?;
-        Ok((user, BusReader::Files(Box::new(reader))))
-    }
-
-    /// Whether the bus knows the user.
-    ///
-    /// # Errors
-    /// [`Refused::UnknownBus`], [`Refused::UnknownUser`].
-    pub fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), Refused> {
-        let Self::Files(home) = self;
-        home.check_user(name, user, settings)
-    }
-}
-
-impl BusReader {
-    /// Has it woken by each message from now on.
-    ///
-    /// # Errors
-    /// Those of [`Store::subscribe`].
-    pub fn wait_for_more(&mut self, settings: &Settings) -> Result<(), Refused> {
-        let Self::Files(reader) = self;
-        reader.wait_for_more(settings)
-    }
-
-    /// Gives what there is next to `take`; false when there is no more for now. What is dead, or the user's own, is not
-    /// given.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn next(&mut self, take: impl FnMut(Heard<'_>)) -> Result<bool, Error> {
-        let Self::Files(reader) = self;
-        reader.next(take)
-    }
-
-    /// The id of the last message that was read; before the first one, the id after which it begins.
-    #[must_use]
-    pub fn after(&self) -> u64 {
-        let Self::Files(reader) = self;
-        reader.after()
-    }
-
-    /// What becomes readable when something was posted.
-    #[must_use]
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        let Self::Files(reader) = self;
-        reader.fd()
-    }
-
-    /// Whether every message is sure to make [`BusReader::fd`] readable.
-    #[must_use]
-    pub fn is_surely_woken(&self) -> bool {
-        let Self::Files(reader) = self;
-        reader.is_surely_woken()
-    }
-
-    /// To be called when [`BusReader::fd`] was readable, and from time to time where it may not be, before looking for
-    /// messages.
-    pub fn hear(&mut self) {
-        let Self::Files(reader) = self;
-        reader.hear();
-    }
-
-    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. False where
-    /// the bus, or the user, is gone.
-    ///
-    /// # Errors
-    /// When that cannot be seen or done; the next call tries again.
-    pub fn tend(&mut self, settings: &Settings) -> Result<bool, Error> {
-        let Self::Files(reader) = self;
-        reader.tend(settings)
     }
 }

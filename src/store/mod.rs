@@ -1,141 +1,37 @@
 //! What is kept, in the words of those who want it kept: each method of [`Store`] does one thing, whole or not at all, with
-//! the limits it is given as data. How that is done, and where, is the business of its homes: [`files`] is the one that
+//! the limits it is given as data. How that is done, and where, is the business of its homes: `files` is the one that
 //! needs nothing but a folder.
+//!
+//! The words stand by subject in [`sessions`], [`buses`], [`pipes`] and [`requests`]. They need nothing but
+//! [each other](Error); a home needs the words, and the store, here, needs both.
 
 pub mod buses;
 #[cfg(test)]
 mod contract;
-pub mod files;
+mod error;
+pub(crate) mod files;
 pub mod pipes;
 pub mod requests;
 pub mod sessions;
 
 use crate::config::Settings;
+use crate::ptth::ServerName;
+use crate::token::{ClientId, HostId};
+use buses::{BusName, Proof, User};
+pub use error::{Error, Full};
+pub use files::bus::reader::BusReader;
+pub use files::ends::{Receiver, Sender};
+pub use files::far_ends::{Answer, WaitingFarEnd};
+pub use files::node::OneNode;
+pub use files::pipes::{WaitingReceiver, WaitingSender};
 pub use files::probe::{Findings, Obstacle, Place, has_no_locks};
-use sessions::Policy;
-use std::fmt;
-use std::io;
-use std::time::Duration;
-
-/// What nobody has used yet is kept for so long, whoever else wants its place.
-pub const UNUSED_TIME: Duration = Duration::from_secs(60);
-
-/// Why the store could not do it. The status codes are the protocols' to choose; [`fmt::Display`] is the sentence for
-/// whoever sent the request, which names no path; [`Error::log`] tells the operator the cause.
-#[derive(Debug)]
-pub enum Error {
-    /// The disk, or the quota on it, is full.
-    DiskFull(io::Error),
-    /// One recipient has too much waiting.
-    QueueFull(Full),
-    /// A log holds as much as it may.
-    TopicFull(Full),
-    /// All logs together hold as much as they may.
-    DataFull(Full),
-    /// The data folder was made by another version of the relay.
-    OtherVersion,
-    /// Somebody has held a lock for much too long.
-    Busy,
-    /// The process, or the machine, has too many files open.
-    NoDescriptors(io::Error),
-    /// The data folder cannot be used by this process.
-    Unusable(io::Error),
-    /// Any other failure.
-    Io(io::Error),
-    /// `data/secret` is too short to be a secret.
-    BadSecret,
-    /// `data/ptth.json` cannot be read as what it should be.
-    BadRegistry(serde_json::Error),
-}
-
-/// A queue's limit that is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full {
-    /// The limit in bytes.
-    pub limit: u64,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DiskFull(_) => {
-                f.write_str("The relay's disk is full: nothing was stored. Try again once there is room.")
-            }
-            Self::QueueFull(Full { limit }) => {
-                write!(f, "More than {limit} bytes are waiting for this recipient: wait until it has read some.")
-            }
-            Self::TopicFull(Full { limit }) => {
-                write!(f, "The log holds its {limit} bytes (RELAY_MAX_TOPIC): wait until older messages are gone.")
-            }
-            Self::DataFull(Full { limit }) => write!(
-                f,
-                "The relay's data folder is full: it holds its {limit} bytes (RELAY_MAX_DATA). Try again once older messages are gone."
-            ),
-            Self::OtherVersion => f.write_str(
-                "The relay's data folder was made by another version of the relay: remove what is in it, but for secret, settings.conf and ptth.json. Nothing else in it lives longer than a day.",
-            ),
-            Self::NoDescriptors(_) => f.write_str("The relay has too many files open: try again later."),
-            Self::Busy => f.write_str("Another process of the relay does not let go of a lock: try again later."),
-            Self::Unusable(cause) => write!(
-                f,
-                "The relay cannot use its data folder ({}): make it a folder that the web server's user may write, or set RELAY_DATA_DIR.",
-                cause.kind()
-            ),
-            Self::Io(cause) => {
-                write!(f, "The relay's storage failed ({}): see the web server's error log.", cause.kind())
-            }
-            Self::BadSecret => f.write_str(
-                "The file 'secret' in the relay's data folder is damaged: remove it, and a new one is made.",
-            ),
-            // Where, but not what: a stranger may be reading this.
-            Self::BadRegistry(cause) => write!(
-                f,
-                "The file 'ptth.json' in the relay's data folder cannot be read from line {}, column {} on.",
-                cause.line(),
-                cause.column()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl From<io::Error> for Error {
-    fn from(error: io::Error) -> Self {
-        use io::ErrorKind::{
-            IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
-        };
-        use rustix::io::Errno;
-        let is_any_of =
-            |errors: [Errno; 2]| errors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
-        match error.kind() {
-            _ if is_any_of([Errno::MFILE, Errno::NFILE]) => Self::NoDescriptors(error),
-            StorageFull | QuotaExceeded => Self::DiskFull(error),
-            PermissionDenied | ReadOnlyFilesystem | NotADirectory | IsADirectory => Self::Unusable(error),
-            _ => Self::Io(error),
-        }
-    }
-}
-
-impl From<rustix::io::Errno> for Error {
-    fn from(error: rustix::io::Errno) -> Self {
-        io::Error::from(error).into()
-    }
-}
-
-impl Error {
-    /// Tells the operator, on stderr, which web servers write to their error log.
-    pub fn log(&self) {
-        match self {
-            Self::QueueFull(_) | Self::TopicFull(_) | Self::DataFull(_) => {}
-            Self::DiskFull(cause) | Self::NoDescriptors(cause) | Self::Unusable(cause) | Self::Io(cause) => {
-                say!("uhst-relay: {self} [{cause}]");
-            }
-            Self::BadRegistry(cause) => say!("uhst-relay: {self} [{cause}]"),
-            Self::Busy | Self::BadSecret | Self::OtherVersion => say!("uhst-relay: {self}"),
-        }
-    }
-}
+pub use files::requests::PendingRequest;
+pub use files::session::listener::Listener;
+use pipes::{Denied, Limits, NewSession, Visitor};
+use requests::{FarEnds, PtthServer, PtthServers, RequestId};
+use sessions::{Claim, Party, Policy};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Where things are kept.
 #[derive(Clone, Debug)]
@@ -151,98 +47,317 @@ impl Store {
         Self::Files(files::Files::new(&settings.data_dir))
     }
 
+    /// Does a little of the sweep, where it is time for it. A failure is told in the log.
+    pub fn sweep_if_due(&self, policy: &Policy<'_>) {
+        if self.sweep_is_due()
+            && let Err(error) = self.sweep_some(policy)
+        {
+            error.log();
+        }
+    }
+}
+
+/// Makes methods of [`Store`] that hand on to the method of the same name of whichever home it is.
+macro_rules! intentions {
+    ($($(#[$about:meta])* pub fn $name:ident(&self $(, $value:ident: $kind:ty)*) -> $answer:ty;)*) => {
+        impl Store {
+            $($(#[$about])*
+            pub fn $name(&self $(, $value: $kind)*) -> $answer {
+                match self {
+                    Self::Files(home) => home.$name($($value),*),
+                }
+            })*
+        }
+    };
+}
+
+// Sessions of UHST.
+intentions! {
+    /// Registers a host, whose id nobody else has then. The clients of a registration before are told that their host has
+    /// gone, and may still fetch what waits for them.
+    ///
+    /// # Errors
+    /// [`sessions::Refused::Taken`], [`sessions::Refused::TooManyHosts`], [`sessions::Refused::MessagesWait`].
+    pub fn register(&self, host: &HostId, registration: &str, claim: Claim, policy: &Policy<'_>)
+        -> Result<(), sessions::Refused>;
+
+    /// Adds a client to a host that is present, and tells the registration it has joined. At the limit one that has joined
+    /// long ago and was never used gives way.
+    ///
+    /// # Errors
+    /// [`sessions::Refused::UnknownHost`], [`sessions::Refused::TooManyClients`].
+    pub fn join(&self, host: &HostId, client: &ClientId, policy: &Policy<'_>)
+        -> Result<Option<String>, sessions::Refused>;
+
+    /// Sends a message to the host, from a client. It is taken as a whole, in the order of the calls, or not at all.
+    ///
+    /// # Errors
+    /// [`sessions::Refused::Expired`], [`sessions::Refused::HostGone`]; for a client of an application's own also
+    /// [`sessions::Refused::UnknownHost`] and [`sessions::Refused::TooManyClients`]; [`Error::QueueFull`] while too much
+    /// waits for the host.
+    pub fn send_to_host(&self, from: &Party, data: &str, policy: &Policy<'_>) -> Result<(), sessions::Refused>;
+
+    /// Sends a message to one client, in the order of the calls, broadcasts among them.
+    ///
+    /// # Errors
+    /// [`sessions::Refused::ClientGone`]; [`Error::QueueFull`] while too much waits for it.
+    pub fn send_to_client(&self, host: &HostId, client: &ClientId, data: &str, policy: &Policy<'_>)
+        -> Result<(), sessions::Refused>;
+
+    /// Sends a message to every client that is present, and tells for each whether it will get it: one that has too much
+    /// waiting will not, is told so with an event in place of the message, and holds up neither the others nor the sender.
+    /// The message is stored once.
+    ///
+    /// # Errors
+    /// [`sessions::Refused::Expired`]; [`sessions::Refused::NobodyThere`]; [`Error::TopicFull`] while the clients' log holds
+    /// its most.
+    pub fn broadcast(&self, from: &Party, data: &str, policy: &Policy<'_>)
+        -> Result<Vec<(ClientId, bool)>, sessions::Refused>;
+
+    /// Begins to listen, after the event `resume` if that is named, else after what the last listener was given. A
+    /// listener before is superseded. If something after `resume` is not there any more, an event says so.
+    ///
+    /// # Errors
+    /// [`sessions::Refused::Expired`], unless something waits; [`sessions::Refused::HostGone`] for a client for which nothing
+    /// waits; for one of an application's own [`sessions::Refused::UnknownHost`], [`sessions::Refused::TooManyHosts`] and
+    /// [`sessions::Refused::TooManyClients`].
+    pub fn listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>)
+        -> Result<Listener, sessions::Refused>;
+
+    /// Whether [`Store::listen`] would succeed, without taking anybody's place.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn would_listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>) -> Result<(), sessions::Refused>;
+}
+
+// Buses.
+intentions! {
+    /// Gives out a fresh plain user, and the id of the last message (or where the first one will begin). The bus is made
+    /// if it is missing.
+    ///
+    /// # Errors
+    /// [`buses::Refused::TooManyBuses`].
+    pub fn greet(&self, name: &BusName, settings: &Settings) -> Result<(User, u64), buses::Refused>;
+
+    /// Gives out a fresh registered user, the id of the last message, and the user's key: 64 hexadecimal digits. The bus is
+    /// made if it is missing. At the limit the oldest user that has never signed anything gives way.
+    ///
+    /// # Errors
+    /// [`buses::Refused::TooManyBuses`], [`buses::Refused::TooManyUsers`].
+    pub fn register_user(&self, name: &BusName, settings: &Settings) -> Result<(User, u64, String), buses::Refused>;
+
+    /// Makes a bus on which only registered users may post. False where it is there already.
+    ///
+    /// # Errors
+    /// [`buses::Refused::IsOpen`], [`buses::Refused::TooManyBuses`].
+    pub fn make_signed_bus(&self, name: &BusName, settings: &Settings) -> Result<bool, buses::Refused>;
+
+    /// Posts a message, a JSON value in one line, and tells its id. Every reader gets it within its lifetime, after all that
+    /// were posted before.
+    ///
+    /// # Errors
+    /// Those of the user and the proof; [`buses::Refused::SaysTooMuch`]; [`Error::TopicFull`] while the bus holds its most.
+    pub fn post(&self, name: &BusName, user: User, proof: Option<Proof<'_>>, data: &str, settings: &Settings)
+        -> Result<u64, buses::Refused>;
+
+    /// The same for a plain user whose share of the bus the caller keeps an eye on: it is never said to say too much.
+    ///
+    /// # Errors
+    /// Those of the user; [`buses::Refused::NotRegistered`]; [`Error::TopicFull`] while the bus holds its most.
+    pub fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, buses::Refused>;
+
+    /// Posts a message of the application that the relay belongs to. The bus is made if it is missing.
+    ///
+    /// # Errors
+    /// [`buses::Refused::TooManyBuses`]; [`Error::TopicFull`] while the bus holds its most.
+    pub fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, buses::Refused>;
+
+    /// To read what comes after the id `after`, except what the user has posted. An id that no message has reached yet is
+    /// somebody's mistake, or another bus's, and means what is posted from now on.
+    ///
+    /// # Errors
+    /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`].
+    pub fn read(&self, name: &BusName, after: u64, user: User, settings: &Settings) -> Result<BusReader, buses::Refused>;
+
+    /// The same for one that is woken by each message. Whoever names no user hears all, and makes the bus if it is missing;
+    /// whoever names no id hears what is posted from now on.
+    ///
+    /// # Errors
+    /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`], [`buses::Refused::TooManyBuses`],
+    /// [`buses::Refused::TooManyReaders`].
+    pub fn subscribe(&self, name: &BusName, after: Option<u64>, user: Option<User>, settings: &Settings)
+        -> Result<BusReader, buses::Refused>;
+
+    /// A fresh plain user, and a reader of what others post from now on. The bus is made if it is missing.
+    ///
+    /// # Errors
+    /// [`buses::Refused::TooManyBuses`], [`buses::Refused::TooManyReaders`].
+    pub fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), buses::Refused>;
+
+    /// Whether the bus knows the user.
+    ///
+    /// # Errors
+    /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`].
+    pub fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), buses::Refused>;
+}
+
+// Pipes.
+intentions! {
+    /// Makes a session; `None` where there are as many as may be.
+    ///
+    /// # Errors
+    /// When the store cannot be used.
+    pub fn make_session(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error>;
+
+    /// Joins a session, without doing anything there: who the visitor is in it.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`].
+    pub fn join_session(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<pipes::Role, Denied>;
+
+    /// Names the only guest of a secure session. Where it is another than before, the one before is sent away, whatever
+    /// it is doing.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheHost`], [`Denied::BasicSession`].
+    pub fn permit_guest(&self, id: &str, host: &Visitor, guest: IpAddr, limits: &Limits) -> Result<(), Denied>;
+
+    /// Removes a session. Whoever receives or sends there is woken, and finds it removed.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheHost`]. Where it fails, it may be tried again.
+    pub fn remove_session(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied>;
+
+    /// Becomes the receiver of what the other party sends. Senders that wait are woken, and the first of them takes it.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::ReceiverThere`].
+    pub fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied>;
+
+    /// Becomes one of those that wait to send to the other party.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::TooManySenders`].
+    pub fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied>;
+}
+
+// PTTH.
+intentions! {
+    /// The registered servers.
+    ///
+    /// # Errors
+    /// [`Error::BadRegistry`] for a file that somebody has edited and that cannot be read now.
+    pub fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error>;
+
+    /// Registers a server; false where there is one of that name, which stays as it is.
+    ///
+    /// # Errors
+    /// When the servers cannot be read or written; they are as they were then.
+    pub fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error>;
+
+    /// Removes a server; false where there is none. Its requests and far ends go with the next sweep.
+    ///
+    /// # Errors
+    /// As for registering.
+    pub fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error>;
+
+    /// Asks a registered server: from now on the request waits, and a far end that listens is woken for it. `None` where
+    /// `most` wait already, those of killed clients not counted.
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    pub fn ask(&self, server: &ServerName, id: &RequestId, request: &[u8], most: u64)
+        -> Result<Option<PendingRequest>, Error>;
+
+    /// Listens for requests to a registered server.
+    ///
+    /// # Errors
+    /// When that cannot be noted.
+    pub fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error>;
+
+    /// What is known of a server's far ends.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn far_ends(&self, server: &ServerName) -> Result<FarEnds, Error>;
+
+    /// Has claimed requests wait again, for another far end, which is woken. One whose answer has begun, or that has been
+    /// claimed [as often as may be](requests::MOST_CLAIMS), is left alone.
+    ///
+    /// # Errors
+    /// The first that cannot be given back; its client will see to the others.
+    pub fn give_back(&self, server: &ServerName, ids: &[RequestId]) -> Result<(), Error>;
+
+    /// Begins to answer a request to one of these servers, which takes it away; `None` where there is none, its client has
+    /// gone, or its answer has begun. Whether the one that answers has claimed it does not matter.
+    ///
+    /// # Errors
+    /// When that cannot be seen or noted.
+    pub fn answer_request(&self, servers: &[ServerName], id: &RequestId) -> Result<Option<Answer>, Error>;
+}
+
+// The store itself.
+intentions! {
     /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
     ///
     /// # Errors
     /// When it can neither be read nor made, or is damaged.
-    pub fn secret(&self) -> Result<Vec<u8>, Error> {
-        let Self::Files(home) = self;
-        home.secret()
-    }
+    pub fn secret(&self) -> Result<Vec<u8>, Error>;
 
     /// Makes what there has to be, and writes, so that whoever starts a server learns at once whether it can.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub fn prepare(&self) -> Result<(), Error> {
-        let Self::Files(home) = self;
-        home.prepare()
-    }
+    pub fn prepare(&self) -> Result<(), Error>;
 
     /// The user and the group whose the home is, if the user is not this process's: what this process would write there, the
     /// relay could not use.
     #[must_use]
-    pub fn other_owner(&self) -> Option<(u32, u32)> {
-        let Self::Files(home) = self;
-        home.other_owner()
-    }
+    pub fn other_owner(&self) -> Option<(u32, u32)>;
 
     /// Looks whether the home can do what is asked of it, for somebody at a terminal. Nothing is left behind.
     ///
     /// # Errors
     /// When it cannot be used; [`Error::Busy`] when another does not stop looking.
-    pub fn probe(&self) -> Result<Findings, Error> {
-        let Self::Files(home) = self;
-        home.probe()
-    }
+    pub fn probe(&self) -> Result<Findings, Error>;
 
     /// The same as the relay itself and for the visitors of its page, unless somebody has looked a moment ago.
     ///
     /// # Errors
     /// The same.
-    pub fn probe_for_page(&self) -> Result<Findings, Error> {
-        let Self::Files(home) = self;
-        home.probe_for_page()
-    }
+    pub fn probe_for_page(&self) -> Result<Findings, Error>;
 
     /// Whether the home can be used, as far as a look tells that waits for nobody.
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn look(&self) -> Result<(), Error> {
-        let Self::Files(home) = self;
-        home.look()
-    }
+    pub fn look(&self) -> Result<(), Error>;
 
     /// What keeps this process from using the home; `None` where it is nothing that permissions tell.
     #[must_use]
-    pub fn obstacle(&self) -> Option<Obstacle> {
-        let Self::Files(home) = self;
-        home.obstacle()
-    }
+    pub fn obstacle(&self) -> Option<Obstacle>;
 
     /// Whether nobody has swept for a while.
     #[must_use]
-    pub fn sweep_is_due(&self) -> bool {
-        let Self::Files(home) = self;
-        home.sweep_is_due()
-    }
+    pub fn sweep_is_due(&self) -> bool;
 
     /// Removes some of what is dead, and tells the peers of those that have gone: a little of it, so that nobody waits for it.
     ///
     /// # Errors
     /// The first failure; a later sweep tries again.
-    pub fn sweep_some(&self, policy: &Policy<'_>) -> Result<(), Error> {
-        let Self::Files(home) = self;
-        home.sweep_some(policy)
-    }
+    pub fn sweep_some(&self, policy: &Policy<'_>) -> Result<(), Error>;
 
     /// The same with all of it.
     ///
     /// # Errors
     /// The same.
-    pub fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error> {
-        let Self::Files(home) = self;
-        home.sweep_all(policy)
-    }
+    pub fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error>;
 
     /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
     /// them.
     ///
     /// # Errors
     /// When what wakes it cannot be made.
-    pub fn listen_as_one(&self) -> Result<files::OneNode, Error> {
-        let Self::Files(home) = self;
-        home.one_node()
-    }
+    pub fn listen_as_one(&self) -> Result<OneNode, Error>;
 }

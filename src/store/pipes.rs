@@ -7,9 +7,7 @@
 //! In each direction there is one receiver at a time, and several senders may wait for it. Each receiver gets one body, of
 //! one sender. Nobody is kept by a killed process: a receiver or sender is there as long as its process is.
 
-pub use super::files::ends::{Receiver, Sender};
-pub use super::files::pipes::{WaitingReceiver, WaitingSender};
-use super::{Error, Store};
+use super::error::Error;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -47,14 +45,14 @@ pub struct Visitor {
 
 /// Who somebody is in a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Party {
+pub enum Role {
     /// Whoever has made it.
     Host,
     /// The other.
     Guest,
 }
 
-impl Party {
+impl Role {
     /// The one to whom this one sends.
     #[must_use]
     pub fn other(self) -> Self {
@@ -86,68 +84,5 @@ pub enum Denied {
 impl From<Error> for Denied {
     fn from(error: Error) -> Self {
         Self::Failed(error)
-    }
-}
-
-impl Store {
-    /// Makes a session; `None` where there are as many as may be.
-    ///
-    /// # Errors
-    /// When the store cannot be used.
-    pub fn make_session(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error> {
-        match self {
-            Self::Files(files) => files.make_pipes(is_secure, limits),
-        }
-    }
-
-    /// Joins a session, without doing anything there: who the visitor is in it.
-    ///
-    /// # Errors
-    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`].
-    pub fn join_session(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<Party, Denied> {
-        match self {
-            Self::Files(files) => files.join_pipes(id, visitor, limits),
-        }
-    }
-
-    /// Names the only guest of a secure session. Where it is another than before, the one before is sent away, whatever
-    /// it is doing.
-    ///
-    /// # Errors
-    /// [`Denied::UnknownSession`], [`Denied::NotTheHost`], [`Denied::BasicSession`].
-    pub fn permit_guest(&self, id: &str, host: &Visitor, guest: IpAddr, limits: &Limits) -> Result<(), Denied> {
-        match self {
-            Self::Files(files) => files.permit_guest(id, host, guest, limits),
-        }
-    }
-
-    /// Removes a session. Whoever receives or sends there is woken, and finds it removed.
-    ///
-    /// # Errors
-    /// [`Denied::UnknownSession`], [`Denied::NotTheHost`]. Where it fails, it may be tried again.
-    pub fn remove_session(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied> {
-        match self {
-            Self::Files(files) => files.remove_pipes(id, host, limits),
-        }
-    }
-
-    /// Becomes the receiver of what the other party sends. Senders that wait are woken, and the first of them takes it.
-    ///
-    /// # Errors
-    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::ReceiverThere`].
-    pub fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied> {
-        match self {
-            Self::Files(files) => files.receive(id, visitor, limits),
-        }
-    }
-
-    /// Becomes one of those who wait to send to the other party.
-    ///
-    /// # Errors
-    /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::TooManySenders`].
-    pub fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied> {
-        match self {
-            Self::Files(files) => files.wait_to_send(id, visitor, limits),
-        }
     }
 }

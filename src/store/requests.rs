@@ -5,15 +5,12 @@
 //! given back, and be claimed again, but not for ever: a far end that dies with it should not be its end, but one that cannot
 //! answer it should not have it again and again. Whoever begins to answer it takes it away.
 
-pub use super::files::far_ends::{Answer, WaitingFarEnd};
-pub use super::files::requests::PendingRequest;
-use super::{Error, Store};
+use super::error::Error;
 use crate::clock::now_ms;
 use crate::hex;
 use crate::ptth::{ServerName, Tripcode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// How often a request is claimed. Whoever began to listen before the request came has it for nothing, after the first: a
@@ -76,7 +73,7 @@ pub enum Progress {
     /// The answer begins with this head.
     Begins(Vec<u8>),
     /// Whoever began to answer has left without a word, and has taken the request away: it is to be
-    /// [asked again](PendingRequest::ask_again).
+    /// [asked again](super::PendingRequest::ask_again).
     BrokenOff,
     /// The same, and no far end may claim it any more.
     GivenUp,
@@ -118,96 +115,3 @@ pub struct PtthServer {
 
 /// The registered servers by name.
 pub type PtthServers = BTreeMap<ServerName, PtthServer>;
-
-impl Store {
-    /// The registered servers.
-    ///
-    /// # Errors
-    /// [`Error::BadRegistry`] for a file that somebody has edited and that cannot be read now.
-    pub fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error> {
-        match self {
-            Self::Files(files) => files.ptth_servers(),
-        }
-    }
-
-    /// Registers a server; false where there is one of that name, which stays as it is.
-    ///
-    /// # Errors
-    /// When the servers cannot be read or written; they are as they were then.
-    pub fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error> {
-        match self {
-            Self::Files(files) => files.register_ptth_server(name, server),
-        }
-    }
-
-    /// Removes a server; false where there is none. Its requests and far ends go with the next sweep.
-    ///
-    /// # Errors
-    /// As for registering.
-    pub fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error> {
-        match self {
-            Self::Files(files) => files.remove_ptth_server(name),
-        }
-    }
-
-    /// Asks a registered server: from now on the request waits, and a far end that listens is woken for it. `None` where
-    /// `most` wait already, those of killed clients not counted.
-    ///
-    /// # Errors
-    /// When it cannot be kept.
-    pub fn ask(
-        &self,
-        server: &ServerName,
-        id: &RequestId,
-        request: &[u8],
-        most: u64,
-    ) -> Result<Option<PendingRequest>, Error> {
-        match self {
-            Self::Files(files) => files.requests(server).ask(0, id, request, most),
-        }
-    }
-
-    /// Listens for requests to a registered server.
-    ///
-    /// # Errors
-    /// When that cannot be noted.
-    pub fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error> {
-        match self {
-            Self::Files(files) => files.requests(server).listen(),
-        }
-    }
-
-    /// What is known of a server's far ends.
-    ///
-    /// # Errors
-    /// When that cannot be seen.
-    pub fn far_ends(&self, server: &ServerName) -> Result<FarEnds, Error> {
-        match self {
-            Self::Files(files) => files.requests(server).far_ends(),
-        }
-    }
-
-    /// Has claimed requests wait again, for another far end, which is woken. One whose answer has begun, or that has been
-    /// claimed [as often as may be](MOST_CLAIMS), is left alone.
-    ///
-    /// # Errors
-    /// The first that cannot be given back; its client will see to the others.
-    pub fn give_back(&self, server: &ServerName, ids: &[RequestId]) -> Result<(), Error> {
-        match self {
-            Self::Files(files) => ids.iter().try_for_each(|id| files.requests(server).give_back(id)),
-        }
-    }
-
-    /// Begins to answer a request to one of these servers, which takes it away; `None` where there is none, its client has
-    /// gone, or its answer has begun. Whether the one who answers has claimed it does not matter.
-    ///
-    /// # Errors
-    /// When that cannot be seen or noted.
-    pub fn answer_request(&self, servers: &[ServerName], id: &RequestId) -> Result<Option<Answer>, Error> {
-        match self {
-            Self::Files(files) => {
-                servers.iter().find_map(|server| files.requests(server).answer(id).transpose()).transpose()
-            }
-        }
-    }
-}

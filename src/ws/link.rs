@@ -1,8 +1,8 @@
 //! The frames of one connection (RFC 6455, 5), in memory: nothing here waits.
 
 use super::frames::Frame;
-use crate::gateway::{Incoming, Outgoing};
-use rustix::fd::BorrowedFd;
+use crate::gateway::{Incoming, Outgoing, Switching};
+use crate::wake::Wake;
 use std::io::{self, Read, Write};
 use tungstenite::error::{CapacityError, Error, ProtocolError};
 use tungstenite::protocol::frame::CloseFrame;
@@ -31,20 +31,21 @@ pub(crate) enum Received {
 }
 
 /// One end of a connection.
-pub(crate) struct Link<'a> {
+pub(crate) struct Link {
     context: WebSocketContext,
-    wire: Wire<'a>,
+    wire: Wire,
 }
 
 /// What the frames are read from and written to.
-struct Wire<'a> {
-    fd: BorrowedFd<'a>,
-    is_ready: bool,
+struct Wire {
+    input: Box<dyn Incoming>,
+    /// What has come before the client was listened to, and how much more of it may come: none after its end.
+    early: Vec<u8>,
+    room: usize,
+    may_read: bool,
     has_read: bool,
-    /// Whether something came with the handshake.
+    /// Whether the handshake is answered: nothing is written before.
     has_begun: bool,
-    /// The head of the answer to the handshake, until it is complete: nothing is written before.
-    head: Option<Vec<u8>>,
     /// What has yet to be written begins at `written`.
     unsent: Vec<u8>,
     written: usize,
@@ -52,9 +53,9 @@ struct Wire<'a> {
     gone: u64,
 }
 
-impl<'a> Link<'a> {
+impl Link {
     /// A message may have `most` bytes.
-    pub fn new(input: Incoming<'a>, most: u64) -> Self {
+    pub fn new(input: Box<dyn Incoming>, most: u64) -> Self {
         let most = usize::try_from(most).ok();
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_SIZE)
@@ -63,39 +64,59 @@ impl<'a> Link<'a> {
             .max_message_size(most)
             .max_frame_size(most);
         let wire = Wire {
-            fd: input.fd,
-            is_ready: false,
+            input,
+            early: Vec::new(),
+            room: READ_SIZE,
+            may_read: false,
             has_read: false,
-            has_begun: !input.begun.is_empty(),
-            head: Some(input.head),
+            has_begun: false,
             unsent: Vec::new(),
             written: 0,
             gone: 0,
         };
-        Self { context: WebSocketContext::from_partially_read(input.begun, Role::Server, Some(config)), wire }
+        Self { context: WebSocketContext::new(Role::Server, Some(config)), wire }
     }
 
-    pub fn fd(&self) -> BorrowedFd<'a> {
-        self.wire.fd
+    /// What comes when the client has said something.
+    pub fn wake(&mut self) -> &mut dyn Wake {
+        &mut *self.wire.input
     }
 
-    /// Completes the answer to the handshake, with the subprotocol that both are to speak. What was said before follows it.
-    pub fn begin(&mut self, protocol: Option<&str>) {
-        if let Some(mut head) = self.wire.head.take() {
-            if let Some(protocol) = protocol {
-                head.extend_from_slice(format!("Sec-WebSocket-Protocol: {protocol}\r\n").as_bytes());
-            }
-            head.extend_from_slice(b"\r\n");
-            self.wire.unsent.splice(..0, head);
+    /// Answers the handshake, once, with the subprotocol that both are to speak. What was said before follows it.
+    pub fn begin(&mut self, out: &mut dyn Switching, protocol: Option<&str>) {
+        if !std::mem::replace(&mut self.wire.has_begun, true) {
+            self.wire.unsent.splice(..0, out.switch(protocol));
         }
     }
 
-    /// That the next [`Link::hear`] may read: there is something.
-    pub fn is_readable(&mut self) {
-        self.wire.is_ready = true;
+    /// Whether more may come too early.
+    pub fn has_room_for_early(&self) -> bool {
+        self.wire.room > 0
     }
 
-    /// The next thing that was said. It reads at most once since [`Link::is_readable`].
+    /// Reads what comes before the client is listened to, to be heard later. False where it has gone without a word.
+    pub fn read_early(&mut self) -> bool {
+        let Wire { input, early, room, .. } = &mut self.wire;
+        if *room > 0 {
+            let begin = early.len();
+            early.resize(begin + *room, 0);
+            let read = input.read_now(&mut early[begin..]);
+            early.truncate(begin + *read.as_ref().unwrap_or(&0));
+            *room = match read {
+                Ok(1..) => READ_SIZE - early.len(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => *room,
+                _ => 0,
+            };
+        }
+        *room > 0 || !early.is_empty()
+    }
+
+    /// Lets [`Link::hear`] read once more.
+    pub fn let_read(&mut self) {
+        self.wire.may_read = true;
+    }
+
+    /// The next thing that was said.
     pub fn hear(&mut self) -> Received {
         let heard = self.context.read(&mut self.wire);
         if let Ok(Message::Close(_)) = heard {
@@ -121,11 +142,6 @@ impl<'a> Link<'a> {
             ) => Received::Gone,
             Err(_) => Received::Broken(1002, "This is against RFC 6455."),
         }
-    }
-
-    /// Whether there are words that were not heard, before the first [`Link::hear`].
-    pub fn has_more(&self) -> bool {
-        self.wire.has_begun || rustix::io::ioctl_fionread(self.wire.fd).is_ok_and(|count| count > 0)
     }
 
     /// Whether any bytes have come since it was asked last, of whole frames or not.
@@ -167,7 +183,7 @@ impl<'a> Link<'a> {
 
     /// Whether some of them may be written.
     pub fn has_to_write(&self) -> bool {
-        self.wire.head.is_none() && self.unsent() > 0
+        self.wire.has_begun && self.unsent() > 0
     }
 
     /// How many bytes the way to the client has taken so far.
@@ -176,7 +192,7 @@ impl<'a> Link<'a> {
     }
 
     /// Writes some of it, where it [has to](Link::has_to_write).
-    pub fn write(&mut self, out: &mut Outgoing) {
+    pub fn write(&mut self, out: &mut dyn Outgoing) {
         let Wire { unsent, written, gone, .. } = &mut self.wire;
         let count = out.write(&unsent[*written..]);
         *written += count;
@@ -198,23 +214,23 @@ pub(crate) fn is_close_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
-impl Read for Wire<'_> {
+impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !std::mem::take(&mut self.is_ready) {
+        let count = if !self.early.is_empty() {
+            let count = self.early.as_slice().read(buffer)?;
+            self.early.drain(..count);
+            count
+        } else if std::mem::take(&mut self.may_read) {
+            self.input.read_now(buffer)?
+        } else {
             return Err(io::ErrorKind::WouldBlock.into());
-        }
-        match rustix::io::read(self.fd, buffer) {
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Err(io::ErrorKind::WouldBlock.into()),
-            other => {
-                let count = other?;
-                self.has_read |= count > 0;
-                Ok(count)
-            }
-        }
+        };
+        self.has_read |= count > 0;
+        Ok(count)
     }
 }
 
-impl Write for Wire<'_> {
+impl Write for Wire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.unsent.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -229,6 +245,38 @@ impl Write for Wire<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rustix::event::PollFlags;
+    use rustix::fd::BorrowedFd;
+    use std::task::{Context, Poll};
+    use std::time::Duration;
+
+    /// Bytes that have come, and their end.
+    struct Said(Vec<u8>);
+
+    impl Wake for Said {
+        fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+            None
+        }
+
+        #[cfg(feature = "serve")]
+        fn poll_wake(&mut self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Ready(())
+        }
+    }
+
+    impl Incoming for Said {
+        fn poll_read(&mut self, _: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(self.read_now(buffer))
+        }
+
+        fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.0.as_slice().read(buffer)?;
+            self.0.drain(..count);
+            Ok(count)
+        }
+
+        fn give_time(&mut self, _: Duration) {}
+    }
 
     proptest! {
         #[test]
@@ -244,14 +292,11 @@ mod tests {
                 ),
             ], 0..12),
         ) {
-            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-            theirs.write_all(&pieces.concat()).unwrap();
-            drop(theirs);
-            let mut link = Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new(), head: Vec::new() }, 100);
+            let mut link = Link::new(Box::new(Said(pieces.concat())), 100);
             let mut heard = 0;
             // Every frame is heard once, and then the end.
             for _ in 0..1000 {
-                link.is_readable();
+                link.let_read();
                 match link.hear() {
                     Received::Gone => break,
                     Received::Text(text) => prop_assert!(text.len() <= 100),
@@ -271,11 +316,7 @@ mod tests {
 
     #[test]
     fn a_long_reason_is_cut_where_a_character_ends() {
-        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut link =
-            Link::new(Incoming { fd: rustix::fd::AsFd::as_fd(&ours), begun: Vec::new(), head: Vec::new() }, 100);
-        link.begin(None);
-        assert_eq!(std::mem::take(&mut link.wire.unsent), b"\r\n");
+        let mut link = Link::new(Box::new(io::empty()), 100);
         link.close(4000, &"\u{20ac}".repeat(100));
         assert_eq!(link.wire.unsent[..4], [0x88, 125, 0x0f, 0xa0]);
         assert_eq!(link.wire.unsent[4..], *"\u{20ac}".repeat(41).as_bytes());

@@ -138,7 +138,7 @@ impl Connection<'_> {
 /// A method that panics ends its own connection with 1011 (where the program was built to abort, as `deploy/build` does,
 /// the connection breaks), and so does one that sends, broadcasts or logs too much, or closes with a code that nobody may use.
 /// One that does not return holds its own connection, and no other.
-pub trait Handler {
+pub trait Handler: Send {
     /// Whether this visitor may have the connection. Otherwise it is closed with 1008. Where the visitor offers subprotocols,
     /// the answer to the handshake waits for this.
     fn authenticate(&mut self, connection: &mut Connection<'_>, visitor: &Visitor) -> bool;

@@ -16,9 +16,9 @@
 
 use super::{Action, Event};
 use crate::config::Settings;
+use crate::wake::{self, Ready, Wake};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{Access, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -306,7 +306,7 @@ impl Program {
     }
 
     /// Lets it read its last events and end by itself, for a short while, and gives `take` what it still wants done.
-    pub fn finish(mut self, mut take: impl FnMut(Action)) {
+    pub async fn finish(mut self, mut take: impl FnMut(Action) + Send) {
         let until = Instant::now() + GRACE;
         loop {
             self.write();
@@ -316,16 +316,16 @@ impl Program {
             }
             let left = until.saturating_duration_since(Instant::now());
             let Some(output) = self.output().filter(|_| !left.is_zero()) else { return };
-            let mut fds = vec![PollFd::from_borrowed_fd(output, PollFlags::IN)];
-            fds.extend(self.input().map(|input| PollFd::from_borrowed_fd(input, PollFlags::OUT)));
-            let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-            let _ = poll(&mut fds, Some(&left));
-            if !fds[0].revents().is_empty() {
-                let (actions, fault) = self.read();
-                actions.into_iter().for_each(&mut take);
-                if fault.is_some() {
-                    return;
-                }
+            {
+                let (mut output, mut input) = (Ready::to_read(output), self.input().map(Ready::to_write));
+                let mut wakes: Vec<&mut dyn Wake> = vec![&mut output];
+                wakes.extend(input.as_mut().map(|input| input as &mut dyn Wake));
+                wake::wait(&mut wakes, left).await;
+            }
+            let (actions, fault) = self.read();
+            actions.into_iter().for_each(&mut take);
+            if fault.is_some() {
+                return;
             }
         }
     }
@@ -335,13 +335,14 @@ impl Drop for Program {
     fn drop(&mut self) {
         // Its number is its own until it is waited for, so nobody else is hit.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-        let _ = self.child.wait();
+        let _ = crate::blocking(|| self.child.wait());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::run_blocking;
     use crate::ws::Frame;
     use proptest::prelude::*;
 
@@ -402,8 +403,7 @@ mod tests {
         let mut program = saying(text);
         let (mut actions, mut fault) = (Vec::new(), None);
         while fault.is_none() {
-            let mut output = [PollFd::from_borrowed_fd(program.output().unwrap(), PollFlags::IN)];
-            poll(&mut output, None).unwrap();
+            run_blocking(wake::wait(&mut [&mut Ready::to_read(program.output().unwrap())], GRACE));
             let read = program.read();
             actions.extend(read.0);
             fault = read.1;
@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(actions, wanted);
         assert!(matches!(fault, Some(Fault::Nonsense(_))), "{fault:?}");
         let mut actions = Vec::new();
-        saying(text).finish(|action| actions.push(action));
+        run_blocking(saying(text).finish(|action| actions.push(action)));
         assert_eq!(actions, wanted);
     }
 

@@ -111,7 +111,7 @@ fn what_is_wrong_is_the_word_that_is_named() {
         }
     }
     for (arguments, word) in [
-        (&["serve", "--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"][..], "--listen"),
+        (&["serve", "--listen", "127.0.0.1:0", "--listen", "nowhere"][..], "nowhere"),
         (&["serve", "--listen", "nonsense"], "nonsense"),
         (&["ptth", "serve", "--relay", "ftp://a", "--name", "n", "--root", "."], "ftp://a"),
     ] {

@@ -295,6 +295,7 @@ mod pipe_of_serve {
 
 mod websockets_of_serve {
     websockets_through!(Serve);
+    tests! { Serve: ws::a_client_that_goes_before_it_is_let_in_is_not_waited_for, }
 }
 
 mod websockets_of_lighttpd {

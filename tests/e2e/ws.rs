@@ -64,6 +64,19 @@ impl Place {
         self.relay().folder().join("cgi-bin/data")
     }
 
+    /// Asks for the connection.
+    fn ask(&self, path: &str, fields: &str) -> TcpStream {
+        let url = self.url();
+        let (authority, mount) =
+            url["http://".len()..].split_at(url["http://".len()..].find('/').unwrap_or(url.len() - 7));
+        let mut socket = TcpStream::connect(authority).expect("the server accepts connections");
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        let request = format!("GET {mount}{path} HTTP/1.1\r\nHost: {authority}\r\n{fields}\r\n");
+        socket.write_all(request.as_bytes()).unwrap();
+        socket
+    }
+
     /// Says a handshake; what comes back.
     #[track_caller]
     fn shake(&self, path: &str, fields: &str) -> Result<(TcpStream, Vec<u8>), Reply> {
@@ -73,14 +86,7 @@ impl Place {
     /// The same; where it is accepted, this subprotocol is to be spoken.
     #[track_caller]
     fn shake_to_speak(&self, protocol: Option<&str>, path: &str, fields: &str) -> Result<(TcpStream, Vec<u8>), Reply> {
-        let url = self.url();
-        let (authority, mount) =
-            url["http://".len()..].split_at(url["http://".len()..].find('/').unwrap_or(url.len() - 7));
-        let mut socket = TcpStream::connect(authority).expect("the server accepts connections");
-        socket.set_nodelay(true).unwrap();
-        socket.set_read_timeout(Some(LONG)).unwrap();
-        let request = format!("GET {mount}{path} HTTP/1.1\r\nHost: {authority}\r\n{fields}\r\n");
-        socket.write_all(request.as_bytes()).unwrap();
+        let mut socket = self.ask(path, fields);
         let mut heard = Vec::new();
         let end = loop {
             if let Some(end) = end_of_head(&heard) {
@@ -573,6 +579,25 @@ pub fn a_connection_that_breaks_is_said_goodbye(door: Door) {
             assert!(start.elapsed() > Duration::from_millis(500), "{how:?}: not before three pings");
         }
         drop(left);
+    }
+}
+
+/// Whether or not the answer to its handshake has to wait for the handler. lighttpd does not tell that it has gone.
+pub fn a_client_that_goes_before_it_is_let_in_is_not_waited_for(door: Door) {
+    let Some(recorder) = Recorder::new() else { return };
+    let Some(place) = place(door, &[("RELAY_WS_HANDLER", &recorder.setting())]) else { return };
+    for offers in ["", "Sec-WebSocket-Protocol: chat\r\n"] {
+        let socket = place.ask("/ws/room?hangs", &format!("{HANDSHAKE}{offers}"));
+        until("the handler is asked", LONG, || {
+            recorder.told().iter().any(|told| kinds(told).last() == Some(&"authenticate"))
+        });
+        drop(socket);
+        let handlers = || processes_with(recorder.folder.join("handler.py").to_str().unwrap());
+        until("the handler has ended", LONG, || handlers() == 0);
+        assert!(!place.log().contains("has not answered authenticate"), "{}", place.log());
+        fs::remove_dir_all(recorder.folder.join("told")).unwrap();
+        fs::create_dir(recorder.folder.join("told")).unwrap();
+        set_mode(&recorder.folder.join("told"), 0o777);
     }
 }
 

@@ -1,15 +1,15 @@
 //! A connection, from its handshake to its end.
 
 use super::handler::{ConnectionHandler, longest_message};
-use crate::gateway::{Incoming, Outgoing, stop_signal};
+use crate::gateway::{Incoming, Outgoing, Switching, Woken};
 use crate::protocol::bus::Member;
 use crate::sse;
 use crate::store;
 use crate::store::buses::{Refused, User};
+use crate::wake::{Ready, Wake};
 use crate::ws::link::{Link, Received, is_close_code};
-use crate::ws::program::{Fault, PATIENCE};
-use crate::ws::{self, Action, Event, Frame, Visitor, frames};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::ws::program::{Fault, PATIENCE, Program};
+use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
 use serde_json::value::RawValue;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -69,16 +69,22 @@ impl Span {
     }
 }
 
-/// A connection. One loop, one sleep: whatever can happen to it ends the same `poll`.
-pub(super) struct Conversation<'a> {
-    link: Link<'a>,
+/// What a wait is over for: why, and which of the wakes that has come.
+struct Came {
+    woken: Woken,
+    bus: bool,
+    output: bool,
+    input: bool,
+}
+
+/// A connection. One loop, one wait: whatever can happen to it ends that.
+pub(super) struct Conversation {
+    link: Link,
     member: Member,
     handler: ConnectionHandler,
     stage: Stage,
     /// Whether nothing can be read from the client any more.
     is_broken: bool,
-    /// Whether the client has closed its half with words before it that were not heard yet.
-    has_last_words: bool,
     said_goodbye: bool,
     /// The subprotocols that the client has offered, and the one that the relay or the handler has chosen.
     offered: Vec<String>,
@@ -97,8 +103,8 @@ pub(super) struct Conversation<'a> {
     logged: Span,
 }
 
-impl<'a> Conversation<'a> {
-    pub(super) fn new(input: Incoming<'a>, member: Member, handler: ConnectionHandler, is_own: bool) -> Self {
+impl Conversation {
+    pub(super) fn new(input: Box<dyn Incoming>, member: Member, handler: ConnectionHandler, is_own: bool) -> Self {
         let now = Instant::now();
         let settings = member.settings();
         let most = longest_message(settings, &handler);
@@ -107,7 +113,6 @@ impl<'a> Conversation<'a> {
             handler,
             stage: Stage::Authenticating(now + PATIENCE),
             is_broken: false,
-            has_last_words: false,
             said_goodbye: false,
             offered: Vec::new(),
             protocol: None,
@@ -125,10 +130,10 @@ impl<'a> Conversation<'a> {
     }
 
     /// Talks until the connection has ended.
-    pub(super) fn run(mut self, out: &mut Outgoing, visitor: &Visitor, key: &str) {
+    pub(super) async fn run(mut self, out: &mut dyn Switching, visitor: &Visitor, key: &str) {
         self.offered.clone_from(&visitor.protocols);
         if self.offered.is_empty() {
-            self.link.begin(None);
+            self.link.begin(out, None);
         }
         // The client's order says what it would rather speak (RFC 6455, 4.1).
         let accepted = &self.member.settings().ws_protocols;
@@ -146,11 +151,11 @@ impl<'a> Conversation<'a> {
         loop {
             if !is_decided && !matches!(self.stage, Stage::Authenticating(_)) {
                 is_decided = true;
-                self.link.begin(self.protocol.as_deref());
+                self.link.begin(out, self.protocol.as_deref());
                 if self.stage == Stage::Open {
                     self.tell(&Event::Open { key });
                 }
-                // What has come with the handshake is here already, and nothing will wake us for it.
+                // What has come early is here already, and nothing will wake us for it.
                 self.hear();
             }
             self.look_at_the_clock(out);
@@ -160,7 +165,8 @@ impl<'a> Conversation<'a> {
             if self.is_over(out) {
                 break;
             }
-            self.sleep(out);
+            let came = self.wait(out).await;
+            self.take(&came, out);
         }
         self.say_goodbye(1006, "");
         self.tell(&Event::AfterClose);
@@ -169,16 +175,17 @@ impl<'a> Conversation<'a> {
         if let ConnectionHandler::Program(program) =
             std::mem::replace(&mut self.handler, ConnectionHandler::Failed(None))
         {
-            program.finish(|action| match action {
+            let act = |action| match action {
                 Action::Broadcast(..) | Action::Log(_) => self.act(action),
                 // There is nobody to send to any more.
                 _ => {}
-            });
+            };
+            program.finish(act).await;
         }
     }
 
     /// Whether the connection has ended. What can still be written is written first.
-    fn is_over(&self, out: &Outgoing) -> bool {
+    fn is_over(&self, out: &dyn Outgoing) -> bool {
         match self.stage {
             Stage::Gone => true,
             _ if out.is_broken() => true,
@@ -190,7 +197,7 @@ impl<'a> Conversation<'a> {
 
     // ---- time
 
-    fn look_at_the_clock(&mut self, out: &Outgoing) {
+    fn look_at_the_clock(&mut self, out: &dyn Outgoing) {
         let now = Instant::now();
         match self.stage {
             Stage::Authenticating(until) if now >= until => self.fail(&Fault::Silent),
@@ -229,7 +236,7 @@ impl<'a> Conversation<'a> {
         }
         if now >= self.next_round {
             self.next_round = now + self.round;
-            match self.member.tend(!out.is_own()) {
+            match self.member.tend() {
                 Ok(true) => {}
                 Ok(false) => self.close(1001, "The channel was removed."),
                 Err(error) => error.log(),
@@ -258,7 +265,7 @@ impl<'a> Conversation<'a> {
         until.saturating_duration_since(now).min(tick)
     }
 
-    // ---- sleeping
+    // ---- waiting
 
     /// Whether what the client says can be taken now.
     fn is_listening(&mut self) -> bool {
@@ -272,89 +279,64 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Sleeps until something happens, and does what there is to do then.
-    fn sleep(&mut self, out: &mut Outgoing) {
-        let left = Timespec::try_from(self.time_left()).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-        let is_listening = self.is_listening();
-        let is_open = self.stage == Stage::Open;
-        let is_ending = matches!(self.stage, Stage::Closing(_) | Stage::Closed(_));
-        let mut to_client = if self.link.has_to_write() { PollFlags::OUT } else { PollFlags::empty() };
-        if !is_open && out.is_own() && !is_ending && !self.has_last_words {
-            // A client that has gone is not waited for; what an open one has sent is read first.
-            to_client |= PollFlags::RDHUP;
+    /// Waits until something happens.
+    async fn wait(&mut self, out: &mut dyn Outgoing) -> Came {
+        let (time_left, to_write) = (self.time_left(), self.link.has_to_write());
+        let is_early = matches!(self.stage, Stage::Authenticating(_)) && self.link.has_room_for_early();
+        let hears_client = is_early || self.is_listening();
+        let hears_bus = self.stage == Stage::Open && self.link.unsent() < ENOUGH;
+        let mut bus = self.member.reader().wake().filter(|_| hears_bus);
+        let program = self.handler.program().map(|program| &*program);
+        let mut output = program.and_then(Program::output).map(Ready::to_read);
+        let mut input = program.and_then(Program::input).map(Ready::to_write);
+        let mut wakes = Vec::<&mut dyn Wake>::with_capacity(4);
+        if hears_client {
+            wakes.push(self.link.wake());
         }
-        let nothing = PollFlags::empty();
-        let wanted = |is_wanted: bool| if is_wanted { PollFlags::IN } else { nothing };
-        let may_read_bus = is_open && self.link.unsent() < ENOUGH;
-        let link = self.link.fd();
-        let wake = self.member.reader().fd().filter(|_| may_read_bus);
-        let (output, input) = match &self.handler {
-            ConnectionHandler::Program(program) => (program.output(), program.input()),
-            _ => (None, None),
-        };
-        let stop = stop_signal().filter(|_| !is_ending);
-        // A place for each; what is not there is the client, for nothing.
-        let or_client =
-            |fd: Option<_>, flags| PollFd::from_borrowed_fd(fd.unwrap_or(out.fd()), fd.map_or(nothing, |_| flags));
-        let mut fds = [
-            PollFd::from_borrowed_fd(out.fd(), to_client),
-            or_client(Some(link).filter(|_| is_listening), wanted(is_listening)),
-            or_client(wake, PollFlags::IN),
-            or_client(output, PollFlags::IN),
-            or_client(input, PollFlags::OUT),
-            or_client(stop, PollFlags::IN),
-        ];
-        let is_there = [true, is_listening, wake.is_some(), output.is_some(), input.is_some(), stop.is_some()];
-        // Interrupted by a signal: the next one has it in the stop pipe.
-        let _ = poll(&mut fds, Some(&left));
-        let mut events = [PollFlags::empty(); 6];
-        for (event, (fd, is_there)) in events.iter_mut().zip(fds.iter().zip(is_there)) {
-            *event = if is_there { fd.revents() } else { PollFlags::empty() };
+        for ready in [&mut bus, &mut output, &mut input] {
+            wakes.extend(ready.as_mut().map(|ready| ready as &mut dyn Wake));
         }
-        let [client, link, wake, output, input, stop] = events;
-        if !stop.is_empty() {
-            self.close(1001, "The relay is being stopped.");
+        let woken = out.wait(&mut wakes, to_write, time_left).await;
+        let is_ready = |ready: Option<Ready<'_>>| woken == Woken::Knock && ready.is_some_and(|ready| ready.is_ready());
+        Came { woken, bus: is_ready(bus), output: is_ready(output), input: is_ready(input) }
+    }
+
+    /// Does what there is to do then.
+    fn take(&mut self, came: &Came, out: &mut dyn Outgoing) {
+        if came.bus || !self.member.reader().is_surely_woken() {
+            self.member.reader().hear();
         }
-        if client.contains(PollFlags::OUT) {
-            self.link.write(out);
-        }
-        if !input.is_empty()
-            && let ConnectionHandler::Program(program) = &mut self.handler
+        if came.input
+            && let Some(program) = self.handler.program()
         {
             program.write();
         }
-        if !output.is_empty() {
+        if came.output {
             self.do_what_the_program_wants();
         }
-        if !link.is_empty() {
-            self.link.is_readable();
-            self.hear();
-        } else if client.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
-            self.stage = Stage::Gone;
-        } else if client.contains(PollFlags::RDHUP) {
-            // It may have closed its half after a message, and read on.
-            self.has_last_words = self.link.has_more();
-            if !self.has_last_words {
-                self.stage = Stage::Gone;
-            }
+        match (came.woken, self.stage) {
+            (Woken::Stopped, _) => self.close(1001, "The relay is being stopped."),
+            (Woken::Knock, Stage::Authenticating(_)) if !self.link.read_early() => self.stage = Stage::Gone,
+            (Woken::Knock, _) if self.is_listening() => _ = self.hear(),
+            // What it has said before it went is heard first.
+            (Woken::HungUp, _) if !self.is_listening() || !self.hear() => self.stage = Stage::Gone,
+            _ => {}
         }
-        let looks_by_itself = wake.is_empty() && may_read_bus && !self.member.reader().is_surely_woken();
-        if !wake.is_empty() || looks_by_itself {
-            self.member.reader().hear();
-        }
-        // Our own socket nearly always takes it at once, and a write to it never blocks.
-        if self.link.has_to_write() && out.is_own() {
+        if self.link.has_to_write() && (came.woken == Woken::Writable || out.is_writable()) {
             self.link.write(out);
         }
     }
 
     // ---- what comes in
 
-    /// Takes what the client has said.
-    fn hear(&mut self) {
-        loop {
+    /// Takes what the client has said: what came early, and what is read at once. Whether there was anything.
+    fn hear(&mut self) -> bool {
+        self.link.let_read();
+        let mut has_come = false;
+        while self.stage != Stage::Gone {
             let heard = self.link.hear();
             if self.link.has_read() {
+                has_come = true;
                 // A long message is one frame, which nothing can interrupt: no answer to a ping either.
                 (self.heard, self.pings) = (Instant::now(), 0);
             }
@@ -370,19 +352,18 @@ impl<'a> Conversation<'a> {
                 Received::Close(code, reason) => {
                     self.say_goodbye(code, &reason);
                     self.stage = Stage::Closed(Instant::now() + CLOSE_TIME);
-                    return;
+                    break;
                 }
                 Received::Broken(code, reason) => {
                     self.is_broken = true;
-                    return self.close(code, reason);
+                    self.close(code, reason);
+                    break;
                 }
-                Received::Gone => return self.stage = Stage::Gone,
-                Received::Nothing => return,
-            }
-            if self.stage == Stage::Gone {
-                return;
+                Received::Gone => self.stage = Stage::Gone,
+                Received::Nothing => break,
             }
         }
+        has_come
     }
 
     /// Gives the client what others have posted, and the handler what the application has.
@@ -420,20 +401,21 @@ impl<'a> Conversation<'a> {
 
     fn tell(&mut self, event: &Event<'_>) {
         let (channel, user) = (self.member.name().as_str(), self.member.user().0);
-        match &mut self.handler {
-            ConnectionHandler::Failed(_) => {}
-            ConnectionHandler::Program(program) => program.tell(event),
-            ConnectionHandler::BuiltIn(handler) | ConnectionHandler::Own(handler) => {
-                let told = catch_unwind(AssertUnwindSafe(|| ws::tell(&mut **handler, event, channel, user)));
-                if let Ok(actions) = told {
-                    for action in actions {
-                        self.act(action);
-                    }
-                } else {
-                    self.handler = ConnectionHandler::Failed(None);
-                    self.fail(&Fault::Panicked);
-                }
+        let tell =
+            |handler: &mut dyn Handler| catch_unwind(AssertUnwindSafe(|| ws::tell(handler, event, channel, user)));
+        let told = match &mut self.handler {
+            ConnectionHandler::Failed(_) => return,
+            ConnectionHandler::Program(program) => return program.tell(event),
+            ConnectionHandler::BuiltIn(handler) => tell(&mut **handler),
+            ConnectionHandler::Own(handler) => crate::blocking(|| tell(&mut **handler)),
+        };
+        if let Ok(actions) = told {
+            for action in actions {
+                self.act(action);
             }
+        } else {
+            self.handler = ConnectionHandler::Failed(None);
+            self.fail(&Fault::Panicked);
         }
     }
 

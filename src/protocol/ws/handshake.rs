@@ -3,7 +3,7 @@
 use super::conversation::Conversation;
 use super::handler::{ConnectionHandler, is_program};
 use crate::config::Settings;
-use crate::gateway::{Content, Incoming, Outgoing, Reply, Request, Status};
+use crate::gateway::{Content, Reply, Request, Status, Talker};
 use crate::protocol::bus::{self, Member};
 use crate::refusal::Refusal;
 use crate::store::buses::BusName;
@@ -33,7 +33,7 @@ fn has_token(request: &Request<'_>, field: &str, token: &str) -> bool {
 }
 
 /// Answers a GET: the connection becomes a WebSocket's.
-pub(super) fn answer(settings: &Settings, request: &Request<'_>, name: &str) -> Result<Reply, Refusal> {
+pub(super) fn answer(settings: &'static Settings, request: &Request<'_>, name: &str) -> Result<Reply, Refusal> {
     if !is_asked_for(request) {
         return Err(upgrade_required(
             "This is the address of a WebSocket: open it with one, and let every proxy on the way pass Upgrade on.",
@@ -59,12 +59,14 @@ pub(super) fn answer(settings: &Settings, request: &Request<'_>, name: &str) -> 
     let member = Member::enter(settings, &name)?;
     let visitor = visitor(request);
     let accept = BASE64.encode(Sha1::new().chain_update(&key).chain_update(GUID).finalize());
-    let talk = move |input: Incoming<'_>, out: &mut Outgoing| {
-        let _slot = slot;
-        let handler = ConnectionHandler::new(member.settings(), &visitor);
-        Conversation::new(input, member, handler, out.is_own()).run(out, &visitor, &key);
-    };
-    Ok(Reply { content: Content::Upgrade(Box::new(talk)), ..Reply::empty(Status::SwitchingProtocols) }
+    let talk: Talker = Box::new(move |input, mut out| {
+        Box::pin(async move {
+            let _slot = slot;
+            let handler = ConnectionHandler::new(settings, &visitor);
+            Conversation::new(input, member, handler, out.is_own()).run(&mut *out, &visitor, &key).await;
+        })
+    });
+    Ok(Reply { content: Content::Upgrade(talk), ..Reply::empty(Status::SwitchingProtocols) }
         .header("Upgrade", "websocket")
         .header("Sec-WebSocket-Accept", accept))
 }

@@ -13,13 +13,17 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 /// Answers a POST: it posts, if its key is the channel's.
-pub(super) fn answer(settings: &Settings, request: &mut Request<'_>, name: &str) -> Result<Reply, Refusal> {
+pub(super) async fn answer(
+    settings: &'static Settings,
+    request: &mut Request<'_>,
+    name: &str,
+) -> Result<Reply, Refusal> {
     let query = Query::parse(&request.query)?;
     let name = BusName::new(name).ok_or_else(bus::bad_name)?;
     let given = query.get("key").and_then(hex::decode).unwrap_or_default();
     // Compared in constant time.
     keyed(settings, &name)?.verify_slice(&given).map_err(|_| wrong_key())?;
-    let body = request.body.read(settings.bus_message)?;
+    let body = request.body.read(settings.bus_message).await?;
     let text = std::str::from_utf8(&body).map_err(|_| not_text())?;
     let id = bus::notify(settings, &name, &frames::to_bus(Frame::Text(text)))?;
     Ok(Reply::json(Status::Ok, format!(r#"{{"id":{id}}}"#)).header("Cache-Control", "no-store"))

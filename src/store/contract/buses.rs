@@ -1,7 +1,7 @@
-use super::{Home, homes, is_woken};
+use super::{Home, homes};
 use crate::config::Settings;
-use crate::store::buses::{BusName, BusReader, Heard, Proof, Refused, User};
-use crate::store::{Error, Store};
+use crate::store::buses::{BusEvent, BusName, Proof, Refused, User};
+use crate::store::{BusReader, Error, Store};
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use std::time::{Duration, Instant};
@@ -25,8 +25,8 @@ fn heard(reader: &mut BusReader) -> Vec<String> {
     while reader
         .next(|heard| {
             all.push(match heard {
-                Heard::Message(message) => message.data.to_owned(),
-                Heard::Lost(_) => LOST.to_owned(),
+                BusEvent::Message(message) => message.data.to_owned(),
+                BusEvent::Lost(_) => LOST.to_owned(),
             });
         })
         .unwrap()
@@ -98,8 +98,8 @@ fn a_message_tells_its_id_and_who_has_posted_it() {
         let mut reader = store.read(&bus(), start, greet(store), &settings()).unwrap();
         while reader
             .next(|heard| match heard {
-                Heard::Message(message) => all.push((message.id, message.user, message.data.to_owned())),
-                Heard::Lost(id) => panic!("lost {id}"),
+                BusEvent::Message(message) => all.push((message.id, message.user, message.data.to_owned())),
+                BusEvent::Lost(id) => panic!("lost {id}"),
             })
             .unwrap()
         {}
@@ -159,15 +159,15 @@ fn whoever_waits_is_woken_by_each_message() {
             store.enter(&bus(), &settings()).unwrap().1,
             store.read(&bus(), 0, greet(store), &settings()).unwrap(),
         ];
-        assert!(readers[2].fd().is_none(), "it does not wait");
+        assert!(readers[2].wake().is_none(), "it does not wait");
         readers[2].wait_for_more(&settings()).unwrap();
         for data in ["1", "2"] {
             for reader in &readers {
-                assert!(!is_woken(reader.fd().unwrap()));
+                assert!(!reader.wake().unwrap().is_ready());
             }
             post(store, ann, data);
             for reader in &mut readers {
-                assert!(is_woken(reader.fd().unwrap()) || !reader.is_surely_woken());
+                assert!(reader.wake().unwrap().is_ready() || !reader.is_surely_woken());
                 assert_eq!(heard(reader), [data]);
             }
         }

@@ -1,6 +1,6 @@
 use super::{Home, homes, is_any_woken, is_woken};
-use crate::store::Store;
-use crate::store::pipes::{Denied, LONGEST_HEAD, Limits, NewSession, Party, Receiver, Sender, Visitor};
+use crate::store::pipes::{Denied, LONGEST_HEAD, Limits, NewSession, Role, Visitor};
+use crate::store::{Receiver, Sender, Store};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -50,8 +50,8 @@ fn whoever_has_the_token_is_the_host_and_anybody_else_the_guest() {
     for Home { store, .. } in &homes() {
         let (one, other) = (session(store, false), session(store, false));
         let join = |visitor: &Visitor| store.join_session(&one.id, visitor, &LIMITS).unwrap();
-        assert_eq!(join(&host(&one)), Party::Host);
-        assert_eq!((join(&host(&other)), join(&guest())), (Party::Guest, Party::Guest));
+        assert_eq!(join(&host(&one)), Role::Host);
+        assert_eq!((join(&host(&other)), join(&guest())), (Role::Guest, Role::Guest));
         assert!(one.id != other.id && one.token != other.token);
         assert!(matches!(store.join_session("unknown", &guest(), &LIMITS), Err(Denied::UnknownSession)));
     }
@@ -65,8 +65,8 @@ fn a_secure_session_is_for_its_host_and_the_guest_that_the_host_named() {
         assert!(matches!(store.receive(id, &at(ONE), &LIMITS), Err(Denied::NotTheGuest)));
         assert!(matches!(store.permit_guest(id, &at(ONE), ONE, &LIMITS), Err(Denied::NotTheHost)));
         store.permit_guest(id, &host, ONE, &LIMITS).unwrap();
-        assert_eq!(store.join_session(id, &at(ONE), &LIMITS).unwrap(), Party::Guest);
-        assert_eq!(store.join_session(id, &host, &LIMITS).unwrap(), Party::Host);
+        assert_eq!(store.join_session(id, &at(ONE), &LIMITS).unwrap(), Role::Guest);
+        assert_eq!(store.join_session(id, &host, &LIMITS).unwrap(), Role::Host);
         for stranger in [guest(), at(OTHER)] {
             assert!(matches!(store.join_session(id, &stranger, &LIMITS), Err(Denied::NotTheGuest)));
             assert!(matches!(store.receive(id, &stranger, &LIMITS), Err(Denied::NotTheGuest)));
@@ -81,7 +81,7 @@ fn nobody_is_named_the_guest_of_an_open_session() {
         let session = session(store, false);
         let permitted = store.permit_guest(&session.id, &host(&session), ONE, &LIMITS);
         assert!(matches!(permitted, Err(Denied::BasicSession)));
-        assert_eq!(store.join_session(&session.id, &at(OTHER), &LIMITS).unwrap(), Party::Guest);
+        assert_eq!(store.join_session(&session.id, &at(OTHER), &LIMITS).unwrap(), Role::Guest);
     }
 }
 

@@ -1,9 +1,7 @@
 use super::{Home, homes, is_any_woken, is_woken};
 use crate::ptth::{ServerName, Tripcode};
-use crate::store::Store;
-use crate::store::requests::{
-    Answer, FarEnds, MOST_CLAIMS, Patience, PendingRequest, Progress, PtthServer, RequestId, WaitingFarEnd,
-};
+use crate::store::requests::{FarEnds, MOST_CLAIMS, Patience, Progress, PtthServer, RequestId};
+use crate::store::{Answer, PendingRequest, Store, WaitingFarEnd};
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(3600);

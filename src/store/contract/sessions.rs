@@ -1,8 +1,8 @@
-use super::{Home, homes, is_woken};
+use super::{Home, homes};
 use crate::config::Settings;
 use crate::protocol::uhst::policy;
-use crate::store::Error;
-use crate::store::sessions::{Claim, Listener, Party, Policy, Refused, Standing};
+use crate::store::sessions::{Claim, Party, Policy, Refused, Standing};
+use crate::store::{Error, Listener};
 use crate::token::{ClientId, HostId};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -91,16 +91,16 @@ impl Relay {
         Ok(answer)
     }
 
-    pub(super) fn try_listen(&self, who: &Party, resume: Option<u64>) -> Result<Listener, Refused> {
-        self.home.store.listen(who, resume, &self.policy())
+    pub(super) fn try_listen(&self, party: &Party, resume: Option<u64>) -> Result<Listener, Refused> {
+        self.home.store.listen(party, resume, &self.policy())
     }
 
-    pub(super) fn listen(&self, who: &Party) -> Listener {
-        self.try_listen(who, None).unwrap()
+    pub(super) fn listen(&self, party: &Party) -> Listener {
+        self.try_listen(party, None).unwrap()
     }
 
-    pub(super) fn would_listen(&self, who: &Party) -> Result<(), Refused> {
-        self.home.store.would_listen(who, None, &self.policy())
+    pub(super) fn would_listen(&self, party: &Party) -> Result<(), Refused> {
+        self.home.store.would_listen(party, None, &self.policy())
     }
 
     pub(super) fn end(&self, mut listener: Listener) {
@@ -280,12 +280,12 @@ fn the_host_hears_all_clients_in_the_order_of_the_calls() {
 fn only_the_one_to_which_something_is_said_is_woken() {
     for relay in registered() {
         let (mut c, d, h) = (relay.enter("c"), relay.enter("d"), relay.listen(&host("one")));
-        let are_woken = |all: [&Listener; 3]| all.map(|one| is_woken(one.fd().unwrap()));
+        let are_woken = |all: [&Listener; 3]| all.map(|one| one.wake().unwrap().is_ready());
         assert_eq!(are_woken([&c, &d, &h]), [false; 3]);
         relay.to_client("c", "said").unwrap();
         assert_eq!(are_woken([&c, &d, &h]), [true, false, false]);
         assert_eq!(take(&mut c), ["said"]);
-        assert!(!is_woken(c.fd().unwrap()), "it has heard");
+        assert!(!c.wake().unwrap().is_ready(), "it has heard");
         relay.broadcast("one", "said").unwrap();
         assert_eq!(are_woken([&c, &d, &h]), [true, true, false]);
     }

@@ -1,6 +1,5 @@
 //! Of those that come again: with an id or without one, in another's place, or after their host has been registered anew.
 
-use super::is_woken;
 use super::sessions::{HOUR, client, host, host_closed, look, lost, minted, registered, relays, take, until};
 use crate::store::sessions::{Claim, Refused, Standing};
 use std::thread::sleep;
@@ -12,7 +11,7 @@ fn a_newer_listener_takes_the_place_and_nobody_is_told() {
         let (mut h, mut c) = (relay.listen(&host("one")), relay.enter("c"));
         assert_eq!(c.standing().unwrap(), Standing::Listening);
         let mut next = relay.listen(&client("c", "one"));
-        assert!(is_woken(c.fd().unwrap()) && c.hear());
+        assert!(c.wake().unwrap().is_ready() && c.hear());
         assert_eq!(c.standing().unwrap(), Standing::Superseded);
         assert_eq!(c.tend(&relay.policy()).unwrap(), Standing::Superseded);
         relay.end(c);
@@ -29,7 +28,7 @@ fn whether_one_could_listen_takes_nobody_s_place() {
     for relay in registered() {
         let mut c = relay.enter("c");
         relay.would_listen(&client("c", "one")).unwrap();
-        assert!(!is_woken(c.fd().unwrap()));
+        assert!(!c.wake().unwrap().is_ready());
         assert_eq!(c.standing().unwrap(), Standing::Listening);
         assert!(matches!(relay.would_listen(&client("c", "another")), Err(Refused::Expired)));
         assert!(matches!(relay.would_listen(&client("d", "one")), Err(Refused::Expired)));
@@ -119,13 +118,13 @@ fn an_earlier_registration_fetches_what_waits_for_it_and_hears_nothing_of_the_ne
         let mut new = relay.enter("d");
         assert_eq!(relay.broadcast("two", "new").unwrap(), [("d".to_owned(), true)]);
         assert!(matches!(relay.to_host(&client("c", "one"), "no"), Err(Refused::Expired)));
-        for (who, waits) in
+        for (party, waits) in
             [(client("c", "one"), vec!["old".to_owned(), host_closed()]), (host("one"), vec!["to the old".to_owned()])]
         {
-            let mut listener = relay.listen(&who);
+            let mut listener = relay.listen(&party);
             assert_eq!(take(&mut listener), waits);
             relay.end(listener);
-            assert!(matches!(relay.try_listen(&who, None), Err(Refused::Expired)));
+            assert!(matches!(relay.try_listen(&party, None), Err(Refused::Expired)));
         }
         assert_eq!(take(&mut new), ["new"]);
         assert!(take(&mut relay.listen(&host("two"))).is_empty());

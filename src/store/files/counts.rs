@@ -2,10 +2,8 @@
 //! not a walk through everything. Kill a process between two writes and it is off until the next sweep.
 
 use super::folder::{lock_in_time, write_in_place};
-use super::shelf::Kind;
-use super::{Error, Files, names, private_file, read_small};
-use crate::store::Full;
-use std::fmt::Write as _;
+use super::{Error, Files, Kind, names, private_file, read_small};
+use crate::store::error::Full;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -75,8 +73,7 @@ impl Counts {
         if count == self.get(shard) {
             return Ok(());
         }
-        let mut entry = String::with_capacity(Self::ENTRY);
-        let _ = writeln!(entry, "{:7}", count.min(9_999_999));
+        let entry = format!("{:7}\n", count.min(9_999_999));
         self.table[shard * Self::ENTRY..][..Self::ENTRY].copy_from_slice(entry.as_bytes());
         Ok(self.file.write_all_at(entry.as_bytes(), (shard * Self::ENTRY) as u64)?)
     }

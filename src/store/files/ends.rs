@@ -15,15 +15,16 @@
 //!
 //! Where the two meet is the business of others: `meeting` for pipes, `requests` for PTTH.
 
-use super::wake::{Fifo, is_heard, make_fifo, watch};
-use super::{Error, folder::overwrite, identity_at, remove_file};
+use super::wake::{Fifo, is_heard, make_fifo, open_to_knock};
+use super::{Error, identity_at, if_there, remove_file};
 use crate::store::pipes::LONGEST_HEAD;
+use crate::wake::Ready;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -39,7 +40,7 @@ const LENGTH_SIZE: usize = 4;
 
 /// Where the files of a receiver are. Whoever makes or takes one holds a lock, unless the names are never used again.
 #[derive(Clone, Debug)]
-pub(super) struct Names {
+pub(super) struct ReceiverPaths {
     /// What it sleeps on.
     pub receiver: PathBuf,
     /// What the bytes come through.
@@ -48,8 +49,8 @@ pub(super) struct Names {
     pub receipt: PathBuf,
 }
 
-impl Names {
-    /// Whether there is a receiver, who is not woken.
+impl ReceiverPaths {
+    /// Whether there is a receiver. It is not woken.
     ///
     /// # Errors
     /// When that cannot be seen.
@@ -79,17 +80,13 @@ impl Receipt {
     /// Made by the receiver, now, while a full disk can still be told. `rest` stands after it.
     fn make(path: &Path, rest: &[u8]) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        overwrite(&file, &[&[0], &Self::NOT_BEGUN.to_be_bytes()[..], rest].concat())?;
+        file.write_all_at(&[&[0], &Self::NOT_BEGUN.to_be_bytes()[..], rest].concat(), 0)?;
         Ok(Self(file))
     }
 
     /// `None` where the sender has it already.
     fn open(path: &Path) -> io::Result<Option<Self>> {
-        match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Ok(Some(Self(file))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        if_there(OpenOptions::new().read(true).write(true).open(path).map(Self))
     }
 
     fn count(&self, taken: u64) -> io::Result<()> {
@@ -122,11 +119,11 @@ pub(super) fn after_receipt(file: &[u8]) -> Option<&[u8]> {
 }
 
 /// What a receiver needs for a sender, with `rest` [after](Receiver::make) the receipt.
-fn make_data(names: &Names, rest: &[u8]) -> Result<(OwnedFd, Receipt), Error> {
-    make_fifo(&names.data)?;
-    let data = rustix::fs::open(&names.data, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+fn make_data(paths: &ReceiverPaths, rest: &[u8]) -> Result<(File, Receipt), Error> {
+    make_fifo(&paths.data)?;
+    let data = rustix::fs::open(&paths.data, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
     // Last: where there is one, there is all that belongs to it.
-    Ok((data, Receipt::make(&names.receipt, rest)?))
+    Ok((data.into(), Receipt::make(&paths.receipt, rest)?))
 }
 
 /// What has come from a sender.
@@ -142,11 +139,11 @@ pub(super) enum Incoming {
 
 /// The receiver's end, once the bytes flow.
 pub struct Receiver {
-    names: Names,
+    paths: ReceiverPaths,
     /// What it sleeps on.
     fifo: Fifo,
     has_left: bool,
-    data: OwnedFd,
+    data: File,
     receipt: Receipt,
     count: u64,
     /// Of a head, what has come so far.
@@ -155,14 +152,14 @@ pub struct Receiver {
 
 impl Receiver {
     /// Becomes the receiver at these names, which no other has. `rest` stands after the receipt.
-    pub(super) fn make(names: Names, rest: &[u8]) -> Result<Self, Error> {
-        let made = Fifo::make(&names.receiver).and_then(|fifo| Ok((fifo, make_data(&names, rest)?)));
+    pub(super) fn make(paths: ReceiverPaths, rest: &[u8]) -> Result<Self, Error> {
+        let made = Fifo::make(&paths.receiver).and_then(|fifo| Ok((fifo, make_data(&paths, rest)?)));
         match made {
             Ok((fifo, (data, receipt))) => {
-                Ok(Self { names, fifo, has_left: false, data, receipt, count: 0, head: Vec::new() })
+                Ok(Self { paths, fifo, has_left: false, data, receipt, count: 0, head: Vec::new() })
             }
             Err(error) => {
-                names.remove()?;
+                paths.remove()?;
                 Err(error)
             }
         }
@@ -179,7 +176,7 @@ impl Receiver {
     /// # Errors
     /// When that cannot be seen.
     pub fn is_removed(&self) -> Result<bool, Error> {
-        Ok(!self.has_left && self.hears() && self.fifo.is_lost(&self.names.receiver)?)
+        Ok(!self.has_left && self.hears() && self.fifo.is_lost(&self.paths.receiver)?)
     }
 
     /// Whether somebody has knocked since the last time.
@@ -188,8 +185,8 @@ impl Receiver {
     }
 
     /// What becomes readable when a head comes, its sender leaves, or somebody knocks.
-    pub(super) fn awaited(&self) -> [PollFd<'_>; 2] {
-        [self.data.as_fd(), self.fifo.fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+    pub(super) fn awaited(&self) -> [Ready<'_>; 2] {
+        [self.data.as_fd(), self.fifo.fd()].map(Ready::to_read)
     }
 
     /// Makes it ready for another sender, after one has left without a word.
@@ -197,14 +194,14 @@ impl Receiver {
     /// # Errors
     /// When its files cannot be made.
     pub(super) fn renew(&mut self) -> Result<(), Error> {
-        (self.data, self.receipt) = make_data(&self.names, b"")?;
+        (self.data, self.receipt) = make_data(&self.paths, b"")?;
         self.head.clear();
         Ok(())
     }
 
     /// Whether a sender has taken it.
     pub(super) fn is_taken(&self) -> bool {
-        matches!(identity_at(&self.names.receipt), Ok(None))
+        matches!(identity_at(&self.paths.receipt), Ok(None))
     }
 
     /// Where the bytes come from: readable when there are some, and at their end.
@@ -253,15 +250,7 @@ impl Receiver {
             return Ok(None);
         }
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-        let mut got = 0;
-        while got < bytes.len() {
-            match rustix::io::read(&self.data, &mut bytes[got..]) {
-                Ok(0) => return Err(Error::Io(io::ErrorKind::UnexpectedEof.into())),
-                Ok(some) => got += some,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.data.read_exact(&mut bytes)?;
         if let Err(error) = self.took(length) {
             // The client has them all the same; only its sender is told otherwise.
             error.log();
@@ -288,8 +277,8 @@ impl Receiver {
     pub fn leave(&mut self) {
         let is_there = !std::mem::replace(&mut self.has_left, true);
         // What may be another's is left to whoever comes upon it.
-        if is_there && matches!(self.fifo.is_lost(&self.names.receiver), Ok(false)) {
-            let _ = self.names.remove();
+        if is_there && matches!(self.fifo.is_lost(&self.paths.receiver), Ok(false)) {
+            let _ = self.paths.remove();
         }
     }
 
@@ -305,7 +294,7 @@ impl Drop for Receiver {
     }
 }
 
-fn has_hung_up(fifo: &OwnedFd) -> bool {
+fn has_hung_up(fifo: &File) -> bool {
     // One that has come and gone since the last read has left its bytes.
     crate::look(fifo.as_fd(), PollFlags::IN) == PollFlags::HUP
 }
@@ -323,17 +312,16 @@ impl Sender {
     ///
     /// # Errors
     /// When its files cannot be opened or the name not removed.
-    pub(super) fn take(names: &Names) -> Result<Option<Self>, Error> {
-        let Some(receiver) = watch(&names.receiver)? else { return Ok(None) };
-        let Some(receipt) = Receipt::open(&names.receipt)? else { return Ok(None) };
-        // Whoever removes it is the one who takes the receiver. Only then is the other FIFO opened: a receiver takes one
-        // that is closed again for a sender who has left.
-        match std::fs::remove_file(&names.receipt) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
+    pub(super) fn take(paths: &ReceiverPaths) -> Result<Option<Self>, Error> {
+        let Some(receiver) = open_to_knock(&paths.receiver)? else { return Ok(None) };
+        let Some(receipt) = Receipt::open(&paths.receipt)? else { return Ok(None) };
+        // Whoever removes it is the one that takes the receiver. Only then is the other FIFO opened: a receiver takes one
+        // that is closed again for a sender that has left.
+        if if_there(std::fs::remove_file(&paths.receipt))?.is_none() {
+            return Ok(None);
         }
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let data = match rustix::fs::open(&names.data, flags, Mode::empty()) {
+        let data = match rustix::fs::open(&paths.data, flags, Mode::empty()) {
             Ok(data) => data,
             // The receiver has just gone.
             Err(Errno::NOENT | Errno::NXIO) => return Ok(None),

@@ -4,12 +4,13 @@
 //! that is not read stays there for the next, as long as there is one. When the last has gone the kernel drops them all, and
 //! the next looks for requests before it sleeps.
 
-use super::ends::{Names, Sender, after_receipt};
+use super::ends::{ReceiverPaths, Sender, after_receipt};
 use super::modified;
 use super::requests::{GIVEN, LISTENERS, REMOVED, Requests, WAITING, claims_at};
 use super::wake::{Fifo, is_heard};
-use super::{Error, names, read_small, remove_file};
+use super::{Error, Files, if_there, names, read_small, remove_file};
 use crate::clock::now_ms;
+use crate::ptth::ServerName;
 use crate::store::requests::{Claimed, FarEnds, RequestId};
 use rustix::fd::BorrowedFd;
 use std::fs::File;
@@ -76,7 +77,7 @@ impl WaitingFarEnd {
         }
         let claimed = self.requests.claim(most, self.asked_at)?;
         if claimed.len() == most {
-            self.requests.ring_if_any_waits();
+            self.requests.wake_far_end_if_any_waits();
         }
         Ok(claimed)
     }
@@ -85,7 +86,7 @@ impl WaitingFarEnd {
     pub fn leave(self) {
         let requests = self.requests.clone();
         drop(self);
-        requests.ring_if_any_waits();
+        requests.wake_far_end_if_any_waits();
     }
 
     /// Notes that a far end is there now.
@@ -108,7 +109,7 @@ impl Drop for WaitingFarEnd {
 /// The answer to a request, which nobody else can answer any more.
 pub struct Answer {
     sender: Sender,
-    names: Names,
+    paths: ReceiverPaths,
 }
 
 impl Answer {
@@ -123,7 +124,7 @@ impl Answer {
     #[must_use]
     pub fn begin(self) -> Sender {
         // Its receipt has been taken away already. The client has its head all the same, and a sweep finds what is left.
-        for name in [&self.names.data, &self.names.receiver] {
+        for name in [&self.paths.data, &self.paths.receiver] {
             if let Err(error) = remove_file(name) {
                 Error::from(error).log();
             }
@@ -132,13 +133,23 @@ impl Answer {
     }
 }
 
-impl Requests {
-    pub(crate) fn far_ends(&self) -> Result<FarEnds, Error> {
-        let path = self.path(LISTENERS);
+impl Files {
+    pub fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error> {
+        self.requests(server).listen()
+    }
+
+    pub fn far_ends(&self, server: &ServerName) -> Result<FarEnds, Error> {
+        let path = self.requests(server).path(LISTENERS);
         Ok(FarEnds { seen: modified(&path)?, is_listening: is_heard(&path)? })
     }
 
-    pub(crate) fn listen(&self) -> Result<WaitingFarEnd, Error> {
+    pub fn answer_request(&self, servers: &[ServerName], id: &RequestId) -> Result<Option<Answer>, Error> {
+        servers.iter().find_map(|server| self.requests(server).answer(id).transpose()).transpose()
+    }
+}
+
+impl Requests {
+    pub(super) fn listen(&self) -> Result<WaitingFarEnd, Error> {
         let fifo = self.with_folders(|| Fifo::open_or_make(&self.path(LISTENERS)))?;
         let (since, asked_at) = (Instant::now(), now_ms());
         let far_end = WaitingFarEnd { requests: self.clone(), fifo, since, asked_at, call: Call::None };
@@ -147,11 +158,11 @@ impl Requests {
     }
 
     /// Tells a far end of a request that waits, if one does. Where that cannot be seen, its client sees to it a moment later.
-    fn ring_if_any_waits(&self) {
+    fn wake_far_end_if_any_waits(&self) {
         match names(&self.path(WAITING)) {
             Ok(names) => {
                 if let Some(id) = names.iter().find_map(|name| RequestId::parse(name)) {
-                    self.ring(&id);
+                    self.wake_far_end(&id);
                 }
             }
             Err(error) => error.log(),
@@ -182,21 +193,21 @@ impl Requests {
 
     /// Claims what stands in `waiting` under that name, unless a killed client has left it.
     fn claim_or_remove(&self, name: &str, asked_at: u64) -> Result<Option<Claimed>, Error> {
-        let names = self.names(name, WAITING);
+        let paths = self.paths(name, WAITING);
         match RequestId::parse(name) {
-            Some(id) if names.are_received()? => self.claim_one(id, asked_at),
-            _ => names.remove().map(|()| None),
+            Some(id) if paths.are_received()? => self.claim_one(id, asked_at),
+            _ => paths.remove().map(|()| None),
         }
     }
 
     /// Claims a request; `None` where it has gone: its client takes it along, and another far end may be faster.
     fn claim_one(&self, id: RequestId, asked_at: u64) -> Result<Option<Claimed>, Error> {
         let [from, to] = [WAITING, GIVEN].map(|folder| self.path(folder).join(id.as_str()));
-        let read = || -> io::Result<_> {
+        let claim = || -> io::Result<_> {
             std::fs::rename(from, &to)?;
             let file = File::options().read(true).write(true).open(&to)?;
             let text = read_small(&file)?;
-            // Nobody else writes there: whoever has moved the file is the only one who has it.
+            // Nobody else writes there: whoever has moved the file is the only one that has it.
             Ok(match after_receipt(&text).and_then(<[u8]>::split_first) {
                 Some((claims, request)) => {
                     if *claims == 0 || asked_at > id.made_at() {
@@ -207,19 +218,15 @@ impl Requests {
                 None => None,
             })
         };
-        match read() {
-            Ok(claimed) => Ok(claimed),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(if_there(claim())?.flatten())
     }
 
-    pub(crate) fn answer(&self, id: &RequestId) -> Result<Option<Answer>, Error> {
+    pub(super) fn answer(&self, id: &RequestId) -> Result<Option<Answer>, Error> {
         // It may have been given back meanwhile.
         for receipt in [GIVEN, WAITING] {
-            let names = self.names(id.as_str(), receipt);
-            if let Some(sender) = Sender::take(&names)? {
-                return Ok(Some(Answer { sender, names }));
+            let paths = self.paths(id.as_str(), receipt);
+            if let Some(sender) = Sender::take(&paths)? {
+                return Ok(Some(Answer { sender, paths }));
             }
         }
         Ok(None)

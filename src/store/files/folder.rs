@@ -5,11 +5,10 @@
 //! constant size: a killed process has done all of it or nothing.
 //!
 //! A folder can vanish between opening its record and getting the lock, because a sweep had the lock first. So whoever
-//! gets it looks whether the path still means the file he has locked, and starts over if not. Nobody ever works on a
+//! gets it looks whether the path still means the file that it has locked, and starts over if not. Nobody ever works on a
 //! folder that is gone, and a sweep may remove a folder that others are about to lock.
 
-use super::{Error, identity, make_dir, read_small};
-use fs2::FileExt as _;
+use super::{Error, identity, if_there, make_dir, modified, read_small, remove_dir, remove_file};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, VecDeque};
@@ -18,9 +17,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::Thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// The record's file name.
@@ -69,7 +66,7 @@ enum Wait {
     No,
 }
 
-impl<R: Serialize + DeserializeOwned> Folder<R> {
+impl<R> Folder<R> {
     /// Locks what is at `path`; `None` where there is nothing.
     pub(super) fn open(path: &Path, shape: Shape) -> Result<Option<Self>, Error> {
         Ok(Self::lock(path, shape, false, Wait::Yes)?.map(|(folder, _)| folder))
@@ -100,30 +97,22 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
     }
 
     fn lock(path: &Path, shape: Shape, create: bool, wait: Wait) -> Result<Option<(Self, bool)>, Error> {
+        use io::ErrorKind::{AlreadyExists, IsADirectory, NotADirectory, NotFound};
         let record = shape.record(path);
         loop {
             let mut options = OpenOptions::new();
             options.read(true).write(true).mode(0o600);
-            let made = if create { options.clone().create_new(true).open(&record) } else { options.open(&record) };
-            let is_new = create && made.is_ok();
-            let opened = match made {
-                Err(error) if create && error.kind() == io::ErrorKind::AlreadyExists => match options.open(&record) {
+            let opened = if create { options.clone().create_new(true).open(&record) } else { options.open(&record) };
+            let (file, is_new) = match opened {
+                Ok(file) => (file, create),
+                Err(error) if create && error.kind() == AlreadyExists => match if_there(options.open(&record))? {
+                    Some(file) => (file, false),
                     // Somebody has just removed it.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    other => other,
+                    None => continue,
                 },
-                other => other,
-            };
-            let file = match opened {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) if error.kind() == NotFound => return Ok(None),
                 // A stranger's file where a folder should be, or a folder where a file should be, is neither.
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
-                        && !create =>
-                {
-                    return Ok(None);
-                }
+                Err(error) if !create && matches!(error.kind(), NotADirectory | IsADirectory) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
             match wait {
@@ -132,38 +121,11 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
                 Wait::No => {}
             }
             // By a link, if somebody made one: it is as good as its file.
-            let there = match std::fs::metadata(&record) {
-                Ok(there) => Some(identity(&there)),
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
-                Err(error) => return Err(error.into()),
-            };
-            if there == Some(identity(&file.metadata()?)) {
+            let there = if_there(std::fs::metadata(&record))?;
+            if there.map(|there| identity(&there)) == Some(identity(&file.metadata()?)) {
                 return Ok(Some((Self { path: path.to_owned(), shape, file, record: PhantomData }, is_new)));
             }
         }
-    }
-
-    /// The record; `None` where it has never been written, or is damaged (which the log tells).
-    pub(super) fn read(&self) -> Result<Option<R>, Error> {
-        let bytes = read_small(&self.file)?;
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        let record = serde_json::from_slice(&bytes);
-        if record.is_err() {
-            say!("uhst-relay: a record is damaged and counts as missing: {}", self.path.display());
-        }
-        Ok(record.ok())
-    }
-
-    /// Writes the record.
-    pub(super) fn write(&self, record: &R) -> Result<(), Error> {
-        let mut bytes = serde_json::to_vec(record).map_err(io::Error::other)?;
-        let size = bytes.len().max(RECORD_SIZE).next_multiple_of(RECORD_SIZE);
-        bytes.resize(size - 1, b' ');
-        bytes.push(b'\n');
-        write_in_place(&self.file, &bytes)?;
-        Ok(())
     }
 
     /// When the record was written or [touched](Self::touch) last.
@@ -173,7 +135,7 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
 
     /// The same without the lock; `None` where there is nothing at `path`.
     pub(super) fn touched_at(path: &Path, shape: Shape) -> Result<Option<SystemTime>, Error> {
-        super::modified(&shape.record(path))
+        modified(&shape.record(path))
     }
 
     /// Makes the folder count as used now.
@@ -196,16 +158,36 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
     /// Removes the record, and the folder, which must be empty otherwise. Somebody who has made a new record in it in
     /// between keeps it.
     pub(super) fn remove(self) -> Result<(), Error> {
-        super::remove_file(&self.shape.record(&self.path))?;
-        if self.shape == Shape::File {
-            return Ok(());
+        remove_file(&self.shape.record(&self.path))?;
+        if self.shape == Shape::Folder {
+            remove_dir(&self.path)?;
         }
-        match std::fs::remove_dir(&self.path) {
-            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-                Err(error.into())
-            }
-            _ => Ok(()),
+        Ok(())
+    }
+}
+
+impl<R: Serialize + DeserializeOwned> Folder<R> {
+    /// The record; `None` where it has never been written, or is damaged (which the log tells).
+    pub(super) fn read(&self) -> Result<Option<R>, Error> {
+        let bytes = read_small(&self.file)?;
+        if bytes.is_empty() {
+            return Ok(None);
         }
+        let record = serde_json::from_slice(&bytes);
+        if record.is_err() {
+            say!("uhst-relay: a record is damaged and counts as missing: {}", self.path.display());
+        }
+        Ok(record.ok())
+    }
+
+    /// Writes the record.
+    pub(super) fn write(&self, record: &R) -> Result<(), Error> {
+        let mut bytes = serde_json::to_vec(record).map_err(io::Error::other)?;
+        let size = bytes.len().max(RECORD_SIZE).next_multiple_of(RECORD_SIZE);
+        bytes.resize(size - 1, b' ');
+        bytes.push(b'\n');
+        write_in_place(&self.file, &bytes)?;
+        Ok(())
     }
 }
 
@@ -220,7 +202,7 @@ pub(super) fn beside(path: &Path, name: &str) -> PathBuf {
 /// Removes what stands under these names beside the record at `path`.
 pub(super) fn remove_beside(path: &Path, names: &[&str]) -> Result<(), Error> {
     for name in names {
-        super::remove_file(&beside(path, name))?;
+        remove_file(&beside(path, name))?;
     }
     Ok(())
 }
@@ -228,11 +210,7 @@ pub(super) fn remove_beside(path: &Path, names: &[&str]) -> Result<(), Error> {
 /// Whether somebody holds the lock of a file. A shared lock is tried, so that two who ask at once do not take each other
 /// for the holder.
 pub(super) fn is_locked(file: &File) -> io::Result<bool> {
-    match fs2::FileExt::try_lock_shared(file) {
-        Ok(()) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-        Err(error) => Err(error),
-    }
+    Ok(!is_taken(fs2::FileExt::try_lock_shared(file))?)
 }
 
 /// Waits for the lock of the file at `path`, but not forever. Locks are held for microseconds, and the kernel lets go of a
@@ -242,97 +220,90 @@ pub(super) fn lock_in_time(file: &File, path: &Path) -> Result<(), Error> {
     if try_lock(file)? {
         return Ok(());
     }
-    let until = Instant::now() + LOCK_TIME;
-    let _seat = Seat::wait(path, until)?;
-    let mut pause = SHORTEST_PAUSE;
-    while !try_lock(file)? {
-        if Instant::now() > until {
-            return Err(Error::Busy);
+    crate::blocking(|| {
+        let until = Instant::now() + LOCK_TIME;
+        let _permit = Permit::wait(path, until)?;
+        let mut pause = SHORTEST_PAUSE;
+        while !try_lock(file)? {
+            if Instant::now() > until {
+                return Err(Error::Busy);
+            }
+            std::thread::sleep(pause);
+            pause = (2 * pause).min(LONGEST_PAUSE);
         }
-        std::thread::sleep(pause);
-        pause = (2 * pause).min(LONGEST_PAUSE);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Takes a lock that nobody holds.
 pub(super) fn try_lock(file: &File) -> io::Result<bool> {
-    loop {
-        match file.try_lock_exclusive() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other.map(|()| true),
-        }
+    is_taken(fs2::FileExt::try_lock_exclusive(file))
+}
+
+fn is_taken(tried: io::Result<()>) -> io::Result<bool> {
+    match tried {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        other => other.map(|()| true),
     }
 }
 
 /// Leave to try a lock again and again. Only a few threads of a process have it at a time, for each lock: hundreds would
 /// need all the time there is for their tries, and leave none to the holder. The others sleep, and are called in turn.
-struct Seat<'a>(&'a Path);
+struct Permit<'a>(&'a Path);
 
-/// Who has a seat at a lock, and who waits for one.
+/// How many threads have a permit for a lock, and what those sleep on that wait for one.
 #[derive(Default)]
-struct Room {
-    seated: usize,
-    waiting: VecDeque<Arc<Waiter>>,
+struct LockQueue {
+    permitted: usize,
+    waiting: VecDeque<Arc<Condvar>>,
 }
 
-struct Waiter {
-    thread: Thread,
-    is_called: AtomicBool,
+type LockQueues = BTreeMap<PathBuf, LockQueue>;
+
+static QUEUES: Mutex<LockQueues> = Mutex::new(BTreeMap::new());
+
+fn queues() -> MutexGuard<'static, LockQueues> {
+    QUEUES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-static ROOMS: Mutex<BTreeMap<PathBuf, Room>> = Mutex::new(BTreeMap::new());
-
-fn rooms() -> MutexGuard<'static, BTreeMap<PathBuf, Room>> {
-    ROOMS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl<'a> Seat<'a> {
+impl<'a> Permit<'a> {
     const MOST: usize = 4;
 
     fn wait(path: &'a Path, until: Instant) -> Result<Self, Error> {
-        let waiter = {
-            let mut rooms = rooms();
-            let room = rooms.entry(path.to_owned()).or_default();
-            if room.seated < Self::MOST {
-                room.seated += 1;
-                return Ok(Self(path));
-            }
-            let waiter = Arc::new(Waiter { thread: std::thread::current(), is_called: AtomicBool::new(false) });
-            room.waiting.push_back(Arc::clone(&waiter));
-            waiter
-        };
-        while !waiter.is_called.load(Ordering::Acquire) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let mut rooms = rooms();
-                if waiter.is_called.load(Ordering::Acquire) {
-                    break;
-                }
-                if let Some(room) = rooms.get_mut(path) {
-                    room.waiting.retain(|other| !Arc::ptr_eq(other, &waiter));
-                }
-                return Err(Error::Busy);
-            }
-            std::thread::park_timeout(left);
+        let mut queues = queues();
+        let queue = queues.entry(path.to_owned()).or_default();
+        if queue.permitted < Self::MOST {
+            queue.permitted += 1;
+            return Ok(Self(path));
         }
-        Ok(Self(path))
+        let own = Arc::new(Condvar::new());
+        queue.waiting.push_back(Arc::clone(&own));
+        // Whoever leaves its permit to this thread takes it out of the queue.
+        let is_own = |other: &Arc<Condvar>| Arc::ptr_eq(other, &own);
+        let waits = |queues: &mut LockQueues| queues.get(path).is_some_and(|queue| queue.waiting.iter().any(is_own));
+        let left = until.saturating_duration_since(Instant::now());
+        let (mut queues, waited) = own.wait_timeout_while(queues, left, waits).unwrap_or_else(PoisonError::into_inner);
+        if !waited.timed_out() {
+            return Ok(Self(path));
+        }
+        if let Some(queue) = queues.get_mut(path) {
+            queue.waiting.retain(|other| !is_own(other));
+        }
+        Err(Error::Busy)
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        let mut rooms = rooms();
-        let Some(room) = rooms.get_mut(self.0) else { return };
-        if let Some(next) = room.waiting.pop_front() {
-            // The seat is his now.
-            next.is_called.store(true, Ordering::Release);
-            next.thread.unpark();
+        let mut queues = queues();
+        let Some(queue) = queues.get_mut(self.0) else { return };
+        if let Some(next) = queue.waiting.pop_front() {
+            // It has the permit now.
+            next.notify_one();
         } else {
-            room.seated -= 1;
-            if room.seated == 0 {
-                rooms.remove(self.0);
+            queue.permitted -= 1;
+            if queue.permitted == 0 {
+                queues.remove(self.0);
             }
         }
     }
@@ -341,22 +312,11 @@ impl Drop for Seat<'_> {
 /// Overwrites the beginning of a file with one write. A longer old content is cut to the new size afterwards: both ends
 /// of that are JSON and white space, so a reader in between is not misled.
 pub(super) fn write_in_place(file: &File, bytes: &[u8]) -> io::Result<()> {
-    overwrite(file, bytes)?;
+    file.write_all_at(bytes, 0)?;
     if file.metadata()?.len() != bytes.len() as u64 {
         file.set_len(bytes.len() as u64)?;
     }
     Ok(())
-}
-
-/// Overwrites a file that always has the same size, with one write.
-pub(super) fn overwrite(file: &File, bytes: &[u8]) -> io::Result<()> {
-    let written = loop {
-        match file.write_at(bytes, 0) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => break other?,
-        }
-    };
-    if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
 }
 
 #[cfg(test)]
@@ -400,17 +360,17 @@ mod tests {
             }
         });
         assert_eq!(Folder::<u32>::open(&path, Shape::Folder).unwrap().unwrap().read().unwrap(), Some(300));
-        assert!(!rooms().contains_key(&path.join(RECORD)), "nothing is left of those who waited");
+        assert!(!queues().contains_key(&path.join(RECORD)), "nothing is left of those who waited");
     }
 
     #[test]
     fn who_waits_for_a_seat_in_vain_is_told_in_time_and_leaves_no_trace() {
         let path = Path::new("a lock");
-        let seats: Vec<_> = (0..Seat::MOST).map(|_| Seat::wait(path, Instant::now()).unwrap()).collect();
+        let permits: Vec<_> = (0..Permit::MOST).map(|_| Permit::wait(path, Instant::now()).unwrap()).collect();
         let soon = Instant::now() + Duration::from_millis(20);
-        assert!(matches!(Seat::wait(path, soon), Err(Error::Busy)));
-        drop(seats);
-        assert!(!rooms().contains_key(path));
+        assert!(matches!(Permit::wait(path, soon), Err(Error::Busy)));
+        drop(permits);
+        assert!(!queues().contains_key(path));
     }
 
     #[test]
@@ -431,7 +391,7 @@ mod tests {
         };
         std::thread::sleep(std::time::Duration::from_millis(50));
         folder.remove().unwrap();
-        // The maker may have made a new folder before the waiter looked; either way what he holds is really there.
+        // The maker may have made a new folder before the waiter looked; either way what it holds is really there.
         let _ = waiting.join().unwrap();
         assert!(making.join().unwrap());
     }

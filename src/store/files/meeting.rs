@@ -8,15 +8,12 @@
 //!
 //! All of this is under the lock because the names are used again.
 
-use super::ends::{Names, Receiver, Sender};
+use super::ends::{Receiver, ReceiverPaths, Sender};
 use super::folder::Folder;
-use super::wake::{Fifo, Knock};
-use super::{Error, make_dir, names, remove_file};
+use super::wake::{Fifo, knock, open_to_knock, open_to_knock_or_remove};
+use super::{Error, if_there, make_dir, names, remove_file};
 use crate::hex;
-use rustix::fd::BorrowedFd;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use std::io;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
@@ -26,13 +23,6 @@ const TAKEN: &str = "taken";
 /// What begins the names of the senders' FIFOs.
 const SENDER: &str = "sender-";
 
-/// Whether those who are there are woken.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Yes,
-    No,
-}
-
 /// A pipe's meeting place, while its session is locked.
 pub(super) struct Meeting<'lock> {
     path: PathBuf,
@@ -41,12 +31,12 @@ pub(super) struct Meeting<'lock> {
 
 impl Meeting<'_> {
     /// The one in the folder `name` of a session.
-    pub fn new<'lock, R: Serialize + DeserializeOwned>(session: &'lock Folder<R>, name: &str) -> Meeting<'lock> {
+    pub fn new<'lock, R>(session: &'lock Folder<R>, name: &str) -> Meeting<'lock> {
         Meeting { path: session.path().join(name), lock: PhantomData }
     }
 
-    fn names(&self) -> Names {
-        Names { receiver: self.path.join(RECEIVER), data: self.path.join(DATA), receipt: self.path.join(TAKEN) }
+    fn paths(&self) -> ReceiverPaths {
+        ReceiverPaths { receiver: self.path.join(RECEIVER), data: self.path.join(DATA), receipt: self.path.join(TAKEN) }
     }
 
     /// Becomes the receiver; `None` where there is one. Senders that wait are woken.
@@ -54,13 +44,13 @@ impl Meeting<'_> {
     /// # Errors
     /// When its files cannot be made, or it cannot be seen who is there.
     pub fn receive(&self) -> Result<Option<Receiver>, Error> {
-        let names = self.names();
-        if names.are_received()? {
+        let paths = self.paths();
+        if paths.are_received()? {
             return Ok(None);
         }
         make_dir(&self.path)?;
-        let receiver = Receiver::make(names, b"")?;
-        self.senders(Call::Yes)?;
+        let receiver = Receiver::make(paths, b"")?;
+        self.senders()?.iter().for_each(knock);
         Ok(Some(receiver))
     }
 
@@ -70,7 +60,7 @@ impl Meeting<'_> {
     /// When its files cannot be made.
     pub fn receive_again(&self, receiver: &mut Receiver) -> Result<(), Error> {
         receiver.renew()?;
-        self.senders(Call::Yes)?;
+        self.senders()?.iter().for_each(knock);
         Ok(())
     }
 
@@ -80,23 +70,19 @@ impl Meeting<'_> {
     /// When its file cannot be made, or it cannot be seen who is there.
     pub fn wait_to_send(&self, most: usize) -> Result<Option<NamedFifo>, Error> {
         make_dir(&self.path)?;
-        if self.senders(Call::No)? >= most {
+        if self.senders()?.len() >= most {
             return Ok(None);
         }
         NamedFifo::make(self.path.join(format!("{SENDER}{}", hex::random(8)?))).map(Some)
     }
 
-    /// How many senders there are.
-    fn senders(&self, call: Call) -> Result<usize, Error> {
-        let mut count = 0;
+    /// The ways to the senders that are there. What killed ones have left is removed.
+    fn senders(&self) -> Result<Vec<OwnedFd>, Error> {
+        let mut senders = Vec::new();
         for name in names(&self.path)?.iter().filter(|name| name.starts_with(SENDER)) {
-            let knock = Knock::at_or_remove(&self.path.join(name))?;
-            count += usize::from(knock.is_heard());
-            if call == Call::No {
-                knock.cancel();
-            }
+            senders.extend(open_to_knock_or_remove(&self.path.join(name))?);
         }
-        Ok(count)
+        Ok(senders)
     }
 
     /// Takes the receiver that waits; `None` where none does.
@@ -104,10 +90,10 @@ impl Meeting<'_> {
     /// # Errors
     /// When its files cannot be opened or their names not removed.
     pub fn take_receiver(&self) -> Result<Option<Sender>, Error> {
-        let names = self.names();
-        let sender = Sender::take(&names)?;
+        let paths = self.paths();
+        let sender = Sender::take(&paths)?;
         if sender.is_some() {
-            remove_file(&names.data)?;
+            remove_file(&paths.data)?;
         }
         Ok(sender)
     }
@@ -117,11 +103,11 @@ impl Meeting<'_> {
     /// # Errors
     /// When it cannot be seen who is there, or a leftover not removed.
     pub fn is_in_use(&self) -> Result<bool, Error> {
-        let has_senders = self.senders(Call::No)? > 0;
-        let names = self.names();
-        let is_received = names.are_received()?;
+        let has_senders = !self.senders()?.is_empty();
+        let paths = self.paths();
+        let is_received = paths.are_received()?;
         if !is_received {
-            names.remove()?;
+            paths.remove()?;
         }
         Ok(has_senders || is_received)
     }
@@ -147,14 +133,13 @@ impl Meeting<'_> {
         // can be woken.
         let mut names = names(&self.path)?;
         names.retain(|name| which(name));
-        let mut knocks = Vec::new();
+        let mut ways = Vec::new();
         for name in names.iter().filter(|name| *name == RECEIVER || name.starts_with(SENDER)) {
-            knocks.push(Knock::surely_at(&self.path.join(name))?);
+            ways.extend(open_to_knock(&self.path.join(name))?);
         }
-        for name in &names {
-            remove_file(&self.path.join(name))?;
-        }
-        Ok(())
+        let removed = names.iter().try_for_each(|name| remove_file(&self.path.join(name)));
+        ways.iter().for_each(knock);
+        Ok(removed?)
     }
 
     /// Removes the pipe. Whoever is there wakes and finds its FIFO removed.
@@ -163,10 +148,7 @@ impl Meeting<'_> {
     /// When something cannot be removed.
     pub fn remove(&self) -> Result<(), Error> {
         self.remove_files(|_| true)?;
-        match std::fs::remove_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
+        Ok(if_there(std::fs::remove_dir(&self.path)).map(drop)?)
     }
 }
 

@@ -9,10 +9,11 @@
 //! 3 KiB nearly always finds one member, one read of the file tells of all, and the table grows at its end.
 //!
 //! Everything changes under the lock of the table's owner, with one exception: the two numbers at the beginning of a line
-//! (its *progress*) are written without it, by the member itself, with one write of constant size. They say which of the
+//! (its *cursor*) are written without it, by the member itself, with one write of constant size. They say which of the
 //! member's streams has written them, and how far it is.
 
-use super::{Error, private_file};
+use super::{Error, if_there, private_file};
+use rustix::io::{pread, retry_on_intr};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{File, OpenOptions};
@@ -28,7 +29,7 @@ pub(super) type Slot = u32;
 const LINE: usize = 384;
 
 /// `[`, ten digits, a comma, 19 digits, a comma.
-const PROGRESS: usize = 32;
+const CURSOR: usize = 32;
 
 const BUCKET: usize = 8;
 const FIRST_SEGMENT: usize = 16;
@@ -42,17 +43,17 @@ pub(super) trait Line: Serialize + DeserializeOwned {
 }
 
 /// How far a member's stream is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Progress {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Cursor {
     /// The number of the stream, counted by its member.
     pub stream: u32,
     /// The id up to which it has been given the log.
     pub position: u64,
 }
 
-impl Progress {
-    fn bytes(self) -> [u8; PROGRESS] {
-        let mut bytes = [0; PROGRESS];
+impl Cursor {
+    fn bytes(self) -> [u8; CURSOR] {
+        let mut bytes = [0; CURSOR];
         // No id has more than 19 digits: it is below 2^63.
         let text = format!("[{:10},{:19},", self.stream, self.position.min(i64::MAX as u64));
         bytes.copy_from_slice(text.as_bytes());
@@ -66,7 +67,7 @@ pub(super) struct Entry<L> {
     /// Where it stands.
     pub slot: Slot,
     /// What its member has written last.
-    pub progress: Progress,
+    pub cursor: Cursor,
     /// What it says.
     pub line: L,
 }
@@ -81,19 +82,17 @@ pub(super) struct Table<L> {
 impl<L: Line> Table<L> {
     /// Opens a table; `None` where there is none.
     pub fn open(path: &Path) -> Result<Option<Self>, Error> {
-        match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Self::of(file).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        if_there(OpenOptions::new().read(true).write(true).open(path))?.map(Self::of).transpose()
     }
 
     /// Opens a table, made if it is missing.
     pub fn open_or_make(path: &Path) -> Result<Self, Error> {
-        match private_file(path) {
-            Ok(file) => Self::of(file),
-            Err(error) => Err(error.into()),
-        }
+        Self::of(private_file(path)?)
+    }
+
+    /// All lines of a table; none where there is no table.
+    pub fn all_at(path: &Path) -> Result<Vec<Entry<L>>, Error> {
+        Self::open(path)?.map_or(Ok(Vec::new()), |table| table.all())
     }
 
     fn of(file: File) -> Result<Self, Error> {
@@ -163,23 +162,22 @@ impl<L: Line> Table<L> {
         let mut bytes = vec![0; count * LINE];
         let mut got = 0;
         while got < bytes.len() {
-            match self.file.read_at(&mut bytes[got..], u64::from(from) * LINE as u64 + got as u64) {
-                Ok(0) => break,
-                Ok(more) => got += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+            let offset = u64::from(from) * LINE as u64 + got as u64;
+            match retry_on_intr(|| pread(&self.file, &mut bytes[got..], offset))? {
+                0 => break,
+                more => got += more,
             }
         }
         Ok(bytes)
     }
 
     /// Adds a line, whose key no other has, and tells where.
-    pub fn insert(&mut self, line: &L, progress: Progress) -> Result<Slot, Error> {
+    pub fn insert(&mut self, line: &L, cursor: Cursor) -> Result<Slot, Error> {
         let hash = hash(line.key());
         for segment in (0..self.segments).rev() {
             let first = bucket(hash, segment);
             if let Some((slot, _)) = (first..).zip(self.read(first, BUCKET)?).find(|(_, entry)| entry.is_none()) {
-                self.put(slot, line, progress)?;
+                self.put(slot, line, cursor)?;
                 return Ok(slot);
             }
         }
@@ -190,25 +188,25 @@ impl<L: Line> Table<L> {
         self.file.set_len(lines_of(self.segments + 1) * LINE as u64)?;
         self.segments += 1;
         let slot = bucket(hash, self.segments - 1);
-        self.put(slot, line, progress)?;
+        self.put(slot, line, cursor)?;
         Ok(slot)
     }
 
-    /// Writes what a line says, and its progress.
-    pub fn put(&self, slot: Slot, line: &L, progress: Progress) -> Result<(), Error> {
-        let mut bytes = progress.bytes().to_vec();
+    /// Writes what a line says, and its cursor.
+    pub fn put(&self, slot: Slot, line: &L, cursor: Cursor) -> Result<(), Error> {
+        let mut bytes = cursor.bytes().to_vec();
         bytes.extend_from_slice(&json(line)?);
         self.write(slot, 0, &bytes)
     }
 
-    /// Changes what a line says, and not its progress.
+    /// Changes what a line says, and not its cursor.
     pub fn update(&self, slot: Slot, line: &L) -> Result<(), Error> {
-        self.write(slot, PROGRESS, &json(line)?)
+        self.write(slot, CURSOR, &json(line)?)
     }
 
-    /// Writes the progress of a line, which its member may do without the lock.
-    pub fn note(&self, slot: Slot, progress: Progress) -> Result<(), Error> {
-        self.write(slot, 0, &progress.bytes())
+    /// Writes the cursor of a line, which its member may do without the lock.
+    pub fn note(&self, slot: Slot, cursor: Cursor) -> Result<(), Error> {
+        self.write(slot, 0, &cursor.bytes())
     }
 
     /// Frees a slot. A member may free its own without the lock.
@@ -217,14 +215,7 @@ impl<L: Line> Table<L> {
     }
 
     fn write(&self, slot: Slot, at: usize, bytes: &[u8]) -> Result<(), Error> {
-        let offset = u64::from(slot) * LINE as u64 + at as u64;
-        loop {
-            match self.file.write_at(bytes, offset) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(written) if written < bytes.len() => return Err(Error::DiskFull(io::ErrorKind::StorageFull.into())),
-                other => return Ok(other.map(drop)?),
-            }
-        }
+        Ok(self.file.write_all_at(bytes, u64::from(slot) * LINE as u64 + at as u64)?)
     }
 
     /// The file: to see whether its name has come to mean another one.
@@ -255,14 +246,14 @@ fn hash(key: &str) -> u64 {
     hash ^ (hash >> 32)
 }
 
-/// What follows the progress, up to the end of the line.
+/// What follows the cursor, up to the end of the line.
 fn json<L: Line>(line: &L) -> Result<Vec<u8>, Error> {
     let mut json = serde_json::to_vec(line).map_err(io::Error::other)?;
     json.push(b']');
-    if json.len() >= LINE - PROGRESS {
+    if json.len() >= LINE - CURSOR {
         return Err(Error::Io(io::Error::new(io::ErrorKind::InvalidInput, "a member's line is too long")));
     }
-    json.resize(LINE - PROGRESS - 1, b' ');
+    json.resize(LINE - CURSOR - 1, b' ');
     json.push(b'\n');
     Ok(json)
 }
@@ -272,7 +263,7 @@ fn parse<L: Line>(line: &[u8], slot: Slot) -> Option<Entry<L>> {
         return None;
     }
     let (stream, position, line) = serde_json::from_slice(line).ok()?;
-    Some(Entry { slot, progress: Progress { stream, position }, line })
+    Some(Entry { slot, cursor: Cursor { stream, position }, line })
 }
 
 #[cfg(test)]
@@ -294,12 +285,12 @@ mod tests {
     fn a_line_holds_the_longest_of_everything() {
         let key = "\\\"".repeat(40);
         let line = (key.clone(), u64::MAX);
-        let progress = Progress { stream: u32::MAX, position: i64::MAX as u64 };
+        let cursor = Cursor { stream: u32::MAX, position: i64::MAX as u64 };
         let dir = TestDir::new();
         let mut table = Numbers::open_or_make(&dir.join("t")).unwrap();
-        table.insert(&line, progress).unwrap();
+        table.insert(&line, cursor).unwrap();
         let found = table.find(&key).unwrap().unwrap();
-        assert_eq!((found.line, found.progress), (line, progress));
+        assert_eq!((found.line, found.cursor), (line, cursor));
     }
 
     #[test]
@@ -310,7 +301,7 @@ mod tests {
         for number in 0..1000_u64 {
             let mut table = Numbers::open_or_make(&path).unwrap();
             let key = format!("client {number}");
-            let slot = table.insert(&(key.clone(), number), Progress::default()).unwrap();
+            let slot = table.insert(&(key.clone(), number), Cursor::default()).unwrap();
             assert!(slots.insert(slot, key).is_none());
         }
         let table = Numbers::open(&path).unwrap().unwrap();
@@ -327,15 +318,14 @@ mod tests {
         let dir = TestDir::new();
         let path = dir.join("t");
         let mut table = Numbers::open_or_make(&path).unwrap();
-        let slots: Vec<Slot> =
-            (0..5).map(|n| table.insert(&(n.to_string(), n), Progress::default()).unwrap()).collect();
+        let slots: Vec<Slot> = (0..5).map(|n| table.insert(&(n.to_string(), n), Cursor::default()).unwrap()).collect();
         table.write(slots[2], 40, b"garbage\0\xFF").unwrap();
         assert_eq!(table.all().unwrap().len(), 4);
         assert!(table.find("2").unwrap().is_none());
         table.file.set_len(LINE as u64 * 3).unwrap();
         let mut table = Numbers::open(&path).unwrap().unwrap();
         assert!(table.all().unwrap().is_empty(), "half a segment counts as none");
-        table.insert(&("new".to_owned(), 1), Progress::default()).unwrap();
+        table.insert(&("new".to_owned(), 1), Cursor::default()).unwrap();
         assert!(table.find("new").unwrap().is_some());
     }
 
@@ -348,8 +338,8 @@ mod tests {
             for (key, step, number) in steps {
                 let key = key.to_string();
                 let found = table.find(&key).unwrap();
-                prop_assert_eq!(found.as_ref().map(|entry| (entry.line.1, entry.progress)), model.get(&key).copied());
-                let progress = Progress { stream: 7, position: number >> 1 };
+                prop_assert_eq!(found.as_ref().map(|entry| (entry.line.1, entry.cursor)), model.get(&key).copied());
+                let cursor = Cursor { stream: 7, position: number >> 1 };
                 match (step, found) {
                     (0, Some(entry)) => {
                         table.free(entry.slot).unwrap();
@@ -357,15 +347,15 @@ mod tests {
                     }
                     (1, Some(entry)) => {
                         table.update(entry.slot, &(key.clone(), number)).unwrap();
-                        model.insert(key, (number, entry.progress));
+                        model.insert(key, (number, entry.cursor));
                     }
                     (_, Some(entry)) => {
-                        table.note(entry.slot, progress).unwrap();
-                        model.insert(key, (entry.line.1, progress));
+                        table.note(entry.slot, cursor).unwrap();
+                        model.insert(key, (entry.line.1, cursor));
                     }
                     (_, None) => {
-                        table.insert(&(key.clone(), number), progress).unwrap();
-                        model.insert(key, (number, progress));
+                        table.insert(&(key.clone(), number), cursor).unwrap();
+                        model.insert(key, (number, cursor));
                     }
                 }
                 prop_assert_eq!(table.all().unwrap().len(), model.len());

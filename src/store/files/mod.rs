@@ -53,10 +53,11 @@ pub mod folder;
 mod log;
 mod meeting;
 mod members;
-mod node;
+pub mod node;
 pub mod pipes;
 pub mod probe;
 pub mod requests;
+mod secret;
 mod servers;
 pub mod session;
 pub mod shelf;
@@ -64,20 +65,49 @@ pub mod sweep;
 mod topic;
 pub mod wake;
 
-pub use super::Error;
+pub use super::error::Error;
 use crate::hex;
-pub use node::OneNode;
+use rustix::io::{pread, retry_on_intr};
 use sha2::{Digest, Sha256};
-use shelf::Kind;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// What the file `version` says: it changes with the layout. A folder of another one is refused, and not brought up to date,
 /// because nothing that the relay keeps lives longer than a day.
 const VERSION: &str = "2\n";
+
+/// What nobody has used yet is kept for so long, whoever else wants its place.
+const UNUSED_TIME: Duration = Duration::from_secs(60);
+
+/// What has a folder for each of its ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The sessions of the UHST relay, by host id.
+    Hosts,
+    /// The broadcast buses, by name.
+    Buses,
+    /// The sessions of two parties with a pipe each way, by their own id.
+    Pipes,
+    /// The requests that wait for servers of PTTH, by server.
+    Ptth,
+}
+
+impl Kind {
+    pub const ALL: [Self; 4] = [Self::Hosts, Self::Buses, Self::Pipes, Self::Ptth];
+
+    /// The folder under the data folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hosts => "hosts",
+            Self::Buses => "buses",
+            Self::Pipes => "pipes",
+            Self::Ptth => "ptth",
+        }
+    }
+}
 
 /// The data folder.
 #[derive(Clone, Debug)]
@@ -112,19 +142,19 @@ impl Files {
 
     /// Fails in a folder that another version of the relay has made.
     fn check_version(&self) -> Result<(), Error> {
-        let version = || match std::fs::read(self.root.join("version")) {
-            Ok(version) => Ok(Some(version)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-            Err(error) => Err(Error::from(error)),
-        };
-        let is_used = || Kind::ALL.iter().any(|kind| self.root.join(kind.name()).exists());
+        let version = || if_there(std::fs::read(self.root.join("version")));
         match version()? {
             Some(version) if version == VERSION.as_bytes() => Ok(()),
             Some(_) => Err(Error::OtherVersion),
             // The version is written before anything else, by somebody else perhaps, and just now.
-            None if is_used() && version()?.is_none() => Err(Error::OtherVersion),
+            None if self.is_used() && version()?.is_none() => Err(Error::OtherVersion),
             None => Ok(()),
         }
+    }
+
+    /// Whether anything is kept in it.
+    fn is_used(&self) -> bool {
+        Kind::ALL.iter().any(|kind| self.root.join(kind.name()).exists())
     }
 
     /// Makes the data folder with its deny files, and `inside` it, if any of them is missing.
@@ -154,7 +184,7 @@ impl Files {
         Some((folder.uid(), folder.gid())).filter(|(user, _)| *user != rustix::process::geteuid().as_raw())
     }
 
-    /// Makes the data folder, and writes in it, so that who starts a server learns at once whether it can.
+    /// Makes the data folder, and writes in it, so that whoever starts a server learns at once whether it can.
     ///
     /// # Errors
     /// Why it cannot be used.
@@ -174,35 +204,13 @@ impl Files {
             other => other,
         }
     }
+}
 
-    /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
-    ///
-    /// # Errors
-    /// When it can neither be read nor made, or is damaged.
-    pub fn secret(&self) -> Result<Vec<u8>, Error> {
-        let path = self.root.join("secret");
-        let secret = match File::open(&path).and_then(|file| read_small(&file)) {
-            Ok(secret) => secret,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_secret(&path)?,
-            Err(error) => return Err(error.into()),
-        };
-        // It is written in one piece and renamed into place, so a short one is somebody else's doing. Signing with an
-        // empty secret would be an open door.
-        if secret.len() < 32 { Err(Error::BadSecret) } else { Ok(secret) }
-    }
-
-    fn make_secret(&self, path: &Path) -> Result<Vec<u8>, Error> {
-        let lock_path = self.root.join("secret.lock");
-        let lock = self.with_root(Path::new(""), || Ok(private_file(&lock_path)?))?;
-        folder::lock_in_time(&lock, &lock_path)?;
-        match std::fs::read(path) {
-            Ok(secret) => return Ok(secret),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-        let secret = hex::random(32)?.into_bytes();
-        replace(path, &self.root.join("secret.new"), &secret)?;
-        Ok(secret)
+/// `None` where what was to be opened, looked at or removed is not there.
+fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
     }
 }
 
@@ -213,13 +221,8 @@ fn hash_name(text: &str) -> String {
 
 /// The names in a folder; none where there is no folder.
 fn names(path: &Path) -> Result<Vec<String>, Error> {
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
     let mut names = Vec::new();
-    for entry in entries {
+    for entry in if_there(std::fs::read_dir(path))?.into_iter().flatten() {
         names.extend(entry?.file_name().into_string());
     }
     Ok(names)
@@ -227,11 +230,7 @@ fn names(path: &Path) -> Result<Vec<String>, Error> {
 
 /// When a file was changed last; `None` where there is none.
 fn modified(path: &Path) -> Result<Option<SystemTime>, Error> {
-    match std::fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.modified()?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    Ok(if_there(std::fs::metadata(path).and_then(|metadata| metadata.modified()))?)
 }
 
 /// A folder nobody else can enter, and those above it. An existing one is left as it is.
@@ -277,18 +276,20 @@ fn identity(metadata: &std::fs::Metadata) -> FileIdentity {
 
 /// The identity of what `path` names now; `None` when it names nothing.
 fn identity_at(path: &Path) -> io::Result<Option<FileIdentity>> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(Some(identity(&metadata))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    if_there(std::fs::symlink_metadata(path).map(|metadata| identity(&metadata)))
 }
 
 /// Removing what is not there is done.
 fn remove_file(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    if_there(std::fs::remove_file(path)).map(drop)
+}
+
+/// Removes a folder, and tells whether it is gone: one that is not empty, or no folder, stays.
+fn remove_dir(path: &Path) -> io::Result<bool> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotADirectory};
+    match std::fs::remove_dir(path) {
+        Err(error) if matches!(error.kind(), DirectoryNotEmpty | NotADirectory) => Ok(false),
+        other => if_there(other).map(|_| true),
     }
 }
 
@@ -297,10 +298,7 @@ fn read_small(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4096];
     let mut got = 0;
     loop {
-        match file.read_at(&mut bytes[got..], got as u64) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => got += other?,
-        }
+        got += retry_on_intr(|| pread(file, &mut bytes[got..], got as u64))?;
         // What is larger is damaged.
         if got < bytes.len() || got >= 1 << 20 {
             bytes.truncate(got);

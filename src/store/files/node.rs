@@ -3,17 +3,19 @@
 //! A *node* is a process that listens: a stream under CGI, or a whole `serve`. For its life it holds the lock of `nodes/ID`,
 //! and sleeps on the FIFO `nodes/ID.wake`. Whether a member is there is known by one try of its node's lock: exact after a
 //! kill, because the kernel lets go of the lock, and one try for all members of a node. A [knock](Files::knock) is one
-//! write into the FIFO that names whom it is for. Within `serve` no FIFO is needed: there each listener has a bell, which
-//! the thread that reads the FIFO rings too.
+//! write into the FIFO that names whom it is for. Within `serve` no FIFO is needed: there each listener has a notifier, which
+//! the thread that reads the FIFO uses too.
 
 use super::folder::{is_locked, try_lock};
-use super::members::{Progress, Slot};
-use super::wake::{Wake, call, open_to_knock};
-use super::{Error, FileIdentity, Files, identity, identity_at, make_dirs, names, private_file, remove_file};
+use super::log::recent::Recent;
+use super::members::{Cursor, Slot};
+use super::wake::{NodeFifo, call, open_to_knock};
+use super::{Error, FileIdentity, Files, identity, identity_at, if_there, make_dirs, names, private_file, remove_file};
 use crate::clock::is_recent;
 use crate::hex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use crate::wake::{Bell, Ready};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -32,13 +34,14 @@ const MAKING_TIME: Duration = Duration::from_secs(60);
 /// How often `serve` looks whether somebody has removed its node's files.
 const ROUND: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
-/// Why somebody is woken.
+/// Why somebody is woken; the number is what is added to its [`Notifier`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub(super) enum Cause {
     /// There is something new in the log.
-    News,
-    /// Another stream has taken the member's place.
-    Takeover,
+    News = 1,
+    /// Another stream has taken the member's place. No listener is notified of news so often, before it hears, that they become that.
+    Takeover = 1 << 32,
 }
 
 /// Whom a knock is for: the listeners of a topic, or the one of them that stands in a slot of its table.
@@ -67,7 +70,7 @@ pub(super) fn topic_of(path: &Path) -> String {
 }
 
 impl Knock {
-    /// For all listeners of a topic, who are on these nodes: one a node.
+    /// For all listeners of a topic, which are on these nodes: one a node.
     pub fn all<'n>(topic: &str, nodes: impl Iterator<Item = &'n str>) -> impl Iterator<Item = Self> {
         let nodes: BTreeSet<&str> = nodes.collect();
         nodes.into_iter().map(|node| Self {
@@ -103,7 +106,7 @@ pub(super) struct Node {
     lock: File,
     identity: FileIdentity,
     /// `None` on a file system without FIFOs, or while there are no descriptors or no room left.
-    wake: Option<Wake>,
+    wake: Option<NodeFifo>,
 }
 
 impl Node {
@@ -135,8 +138,8 @@ impl Node {
         }
     }
 
-    fn make_wake(folder: &Path, id: &str) -> Option<Wake> {
-        Wake::make(&folder.join(format!("{id}{WAKE}")), &folder.join(format!("{id}{WAKE}{NEW}")))
+    fn make_wake(folder: &Path, id: &str) -> Option<NodeFifo> {
+        NodeFifo::make(&folder.join(format!("{id}{WAKE}")), &folder.join(format!("{id}{WAKE}{NEW}")))
     }
 
     /// Makes its files anew where somebody has removed them, and the FIFO where it could not be made before. Whether
@@ -148,7 +151,7 @@ impl Node {
             is_mended = true;
         }
         let place = self.folder.join(format!("{}{WAKE}", self.id));
-        if self.wake.as_ref().map_or(Ok(true), |wake| wake.is_lost(&place))? {
+        if self.wake.as_ref().map_or(Ok(true), |wake| wake.fifo.is_lost(&place))? {
             self.wake = Self::make_wake(&self.folder, &self.id);
             is_mended |= self.wake.is_some();
         }
@@ -170,87 +173,73 @@ fn remove_node(folder: &Path, id: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// What wakes a listener of `serve`: a counter that becomes readable when it is not zero.
-struct Bell {
-    counter: OwnedFd,
+/// Where a listener of `serve` stands.
+#[derive(Default)]
+struct Seat {
+    bell: Bell,
     /// How far its listener is: written to the disk late, because others of this process see it here.
-    progress: Mutex<Progress>,
+    cursor: Mutex<Cursor>,
 }
 
-impl Bell {
-    /// What a takeover adds; news add 1. Nobody rings so often without being heard that one becomes the other.
-    const TAKEOVER: u64 = 1 << 32;
-
-    fn make() -> Result<Self, Error> {
-        let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { counter, progress: Mutex::default() })
-    }
-
-    fn ring(&self, cause: Cause) {
-        let add = match cause {
-            Cause::News => 1,
-            Cause::Takeover => Self::TAKEOVER,
-        };
-        let _ = rustix::io::write(&self.counter, &add.to_ne_bytes());
-    }
-
-    fn hear(&self) -> Cause {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.counter, &mut count);
-        if u64::from_ne_bytes(count) >= Self::TAKEOVER { Cause::Takeover } else { Cause::News }
-    }
+/// Those of this process that listen to a topic.
+#[derive(Default)]
+struct Audience {
+    /// With the slots of those that have one by now.
+    seats: Vec<(Option<Slot>, Weak<Seat>)>,
+    recent: Arc<Recent>,
 }
 
-type Bells = BTreeMap<String, Vec<(Slot, Weak<Bell>)>>;
+impl Audience {
+    fn ring(&self, slot: Option<Slot>, cause: Cause) {
+        self.recent.knock();
+        let those = self.seats.iter().filter(|(own, _)| slot.is_none() || slot == *own);
+        those.filter_map(|(_, seat)| seat.upgrade()).for_each(|seat| seat.bell.ring(cause as u64));
+    }
+}
 
 /// The node of a process in which many listen.
-struct Hall {
+struct SharedNode {
     id: String,
     node: Mutex<Node>,
-    bells: Mutex<Bells>,
+    audiences: Mutex<BTreeMap<String, Audience>>,
 }
 
 /// Those of this process, by their data folder.
-static HALLS: Mutex<BTreeMap<PathBuf, Arc<Hall>>> = Mutex::new(BTreeMap::new());
+static SHARED: Mutex<BTreeMap<PathBuf, Arc<SharedNode>>> = Mutex::new(BTreeMap::new());
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Hall {
+impl SharedNode {
     fn ring(&self, topic: &str, slot: Option<Slot>, cause: Cause) {
-        let bells = lock(&self.bells);
-        for (_, bell) in bells.get(topic).into_iter().flatten().filter(|(own, _)| slot.is_none_or(|slot| slot == *own))
-        {
-            if let Some(bell) = bell.upgrade() {
-                bell.ring(cause);
-            }
+        if let Some(audience) = lock(&self.audiences).get(topic) {
+            audience.ring(slot, cause);
         }
     }
 
     fn ring_all(&self) {
-        let bells = lock(&self.bells);
-        bells.values().flatten().filter_map(|(_, bell)| bell.upgrade()).for_each(|bell| bell.ring(Cause::News));
+        lock(&self.audiences).values().for_each(|audience| audience.ring(None, Cause::News));
     }
 
-    /// Hands on what other processes knock for, as long as the hall is open.
+    /// Hands on what other processes knock for, as long as the shared node is there.
     fn listen(weak: &Weak<Self>) {
-        while let Some(hall) = weak.upgrade() {
-            let fifo = lock(&hall.node).wake.as_ref().and_then(|wake| wake.fd().try_clone_to_owned().ok());
-            drop(hall);
+        while let Some(shared) = weak.upgrade() {
+            let fifo = lock(&shared.node).wake.as_ref().and_then(|wake| wake.fifo.fd().try_clone_to_owned().ok());
+            drop(shared);
             // Without a FIFO there is nothing to hear, but it may be made later.
             let mut fds: Vec<_> = fifo.iter().map(|fifo| PollFd::new(fifo, PollFlags::IN)).collect();
             let is_woken = poll(&mut fds, Some(&ROUND)) == Ok(1);
-            let Some(hall) = weak.upgrade() else { return };
+            let Some(shared) = weak.upgrade() else { return };
             if let Some(fifo) = fifo.filter(|_| is_woken) {
-                hall.hand_on(&fifo);
+                shared.hand_on(&fifo);
                 continue;
             }
-            match lock(&hall.node).mend() {
+            match lock(&shared.node).mend() {
                 Ok(false) => {}
                 Ok(true) => {
                     say!("uhst-relay: files of a running node were removed; they are made anew");
-                    hall.ring_all();
+                    shared.ring_all();
                 }
                 Err(error) => error.log(),
             }
@@ -274,69 +263,82 @@ pub struct OneNode(PathBuf);
 
 impl Drop for OneNode {
     fn drop(&mut self) {
-        let hall = lock(&HALLS).remove(&self.0);
+        let shared = lock(&SHARED).remove(&self.0);
         // Its files go with it, which nobody has to wait for.
-        drop(hall);
+        drop(shared);
     }
 }
 
 /// How a listener is woken. As long as it lives, whoever listens by it is there.
 pub(super) enum Wakeup {
     /// It is a node of its own.
-    Alone(Box<Node>),
+    Own(Box<Node>),
     /// It is one of many.
-    Among(Among),
+    Shared(SharedListener),
 }
 
 /// A listener of `serve`.
-pub(super) struct Among {
-    hall: Arc<Hall>,
+pub(super) struct SharedListener {
+    shared: Arc<SharedNode>,
     topic: String,
-    bell: Arc<Bell>,
+    seat: Arc<Seat>,
+    recent: Arc<Recent>,
 }
 
 impl Wakeup {
     /// The node's id.
     pub fn node(&self) -> &str {
         match self {
-            Self::Alone(node) => &node.id,
-            Self::Among(among) => &among.hall.id,
+            Self::Own(node) => &node.id,
+            Self::Shared(listener) => &listener.shared.id,
         }
     }
 
     /// To be called once the listener has its slot, before anybody is told of it.
     pub fn stand_at(&self, slot: Slot) {
-        if let Self::Among(Among { hall, topic, bell }) = self {
-            let mut bells = lock(&hall.bells);
-            bells.entry(topic.clone()).or_default().push((slot, Arc::downgrade(bell)));
+        if let Self::Shared(SharedListener { shared, topic, seat, .. }) = self {
+            let mut audiences = lock(&shared.audiences);
+            let seats = audiences.get_mut(topic).into_iter().flat_map(|audience| &mut audience.seats);
+            seats
+                .filter(|(_, other)| std::ptr::eq(other.as_ptr(), Arc::as_ptr(seat)))
+                .for_each(|own| own.0 = Some(slot));
         }
     }
 
     /// Tells the others of this process how far the listener is. False where there are none: then it has to be written.
-    pub fn note(&self, progress: Progress) -> bool {
+    pub fn note(&self, cursor: Cursor) -> bool {
         match self {
-            Self::Alone(_) => false,
-            Self::Among(among) => {
-                *lock(&among.bell.progress) = progress;
+            Self::Own(_) => false,
+            Self::Shared(listener) => {
+                *lock(&listener.seat.cursor) = cursor;
                 true
             }
         }
     }
 
-    /// What becomes readable when somebody knocks.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+    /// What is ready when somebody knocks.
+    pub fn wake(&self) -> Option<Ready<'_>> {
         match self {
-            Self::Alone(node) => node.wake.as_ref().map(|wake| wake.fd()),
-            Self::Among(among) => Some(among.bell.counter.as_fd()),
+            Self::Own(node) => node.wake.as_ref().map(|wake| Ready::to_read(wake.fifo.fd())),
+            Self::Shared(listener) => Some(Ready::to_hear(&listener.seat.bell)),
+        }
+    }
+
+    /// What all that listen to the topic in this process read together.
+    pub fn recent(&self) -> Option<Arc<Recent>> {
+        match self {
+            Self::Own(_) => None,
+            Self::Shared(listener) => Some(Arc::clone(&listener.recent)),
         }
     }
 
     /// Takes the knocks, and says whether one of them was a takeover.
     pub fn hear(&self) -> Cause {
         match self {
-            Self::Among(among) => among.bell.hear(),
-            Self::Alone(node) => match &node.wake {
-                Some(wake) if wake.hear() => Cause::Takeover,
+            Self::Shared(listener) if listener.seat.bell.hear() >= Cause::Takeover as u64 => Cause::Takeover,
+            Self::Shared(_) => Cause::News,
+            Self::Own(node) => match &node.wake {
+                Some(wake) if wake.fifo.hear() => Cause::Takeover,
                 _ => Cause::News,
             },
         }
@@ -345,8 +347,8 @@ impl Wakeup {
     /// Whether every knock is sure to be heard: not without a FIFO, nor on a file system that other machines write to.
     pub fn is_sure(&self) -> bool {
         match self {
-            Self::Alone(node) => node.wake.as_ref().is_some_and(Wake::is_sure),
-            Self::Among(among) => lock(&among.hall.node).wake.as_ref().is_some_and(Wake::is_sure),
+            Self::Own(node) => node.wake.as_ref().is_some_and(|wake| wake.is_sure),
+            Self::Shared(listener) => lock(&listener.shared.node).wake.as_ref().is_some_and(|wake| wake.is_sure),
         }
     }
 
@@ -357,20 +359,20 @@ impl Wakeup {
     /// When they cannot be made.
     pub fn mend(&mut self) -> Result<bool, Error> {
         match self {
-            Self::Alone(node) => node.mend(),
+            Self::Own(node) => node.mend(),
             // The thread that reads the FIFO does it.
-            Self::Among(_) => Ok(false),
+            Self::Shared(_) => Ok(false),
         }
     }
 }
 
-impl Drop for Among {
+impl Drop for SharedListener {
     fn drop(&mut self) {
-        let mut bells = lock(&self.hall.bells);
-        if let Some(those) = bells.get_mut(&self.topic) {
-            those.retain(|(_, bell)| !std::ptr::eq(bell.as_ptr(), Arc::as_ptr(&self.bell)));
-            if those.is_empty() {
-                bells.remove(&self.topic);
+        let mut audiences = lock(&self.shared.audiences);
+        if let Some(Audience { seats, .. }) = audiences.get_mut(&self.topic) {
+            seats.retain(|(_, seat)| !std::ptr::eq(seat.as_ptr(), Arc::as_ptr(&self.seat)));
+            if seats.is_empty() {
+                audiences.remove(&self.topic);
             }
         }
     }
@@ -394,15 +396,10 @@ impl Alive<'_> {
             return Ok(*is_alive);
         }
         // A FIFO that somebody has open is as good as the lock: it is only ever the node's own.
-        if self.way.is_none()
-            && !self.files.is_own_node(node)
-            && let Some(way) = open_to_knock(&self.files.wake_of(node))?
-        {
-            self.way = Some((node.to_owned(), way));
-            self.seen.insert(node.to_owned(), true);
-            return Ok(true);
+        if self.way.is_none() && !self.files.is_own_node(node) {
+            self.way = open_to_knock(&self.files.wake_of(node))?.map(|way| (node.to_owned(), way));
         }
-        let is_alive = self.files.node_is_alive(node)?;
+        let is_alive = self.way.as_ref().is_some_and(|(way_to, _)| way_to == node) || self.files.node_is_alive(node)?;
         self.seen.insert(node.to_owned(), is_alive);
         Ok(is_alive)
     }
@@ -422,7 +419,7 @@ impl Files {
     }
 
     fn is_own_node(&self, node: &str) -> bool {
-        self.hall().is_some_and(|hall| hall.id == node)
+        self.shared().is_some_and(|shared| shared.id == node)
     }
 
     fn nodes(&self) -> PathBuf {
@@ -433,32 +430,41 @@ impl Files {
     ///
     /// # Errors
     /// When the node's files cannot be made.
-    pub fn one_node(&self) -> Result<OneNode, Error> {
+    pub fn listen_as_one(&self) -> Result<OneNode, Error> {
         let node = Node::make(&self.nodes())?;
-        let hall = Arc::new(Hall { id: node.id.clone(), node: Mutex::new(node), bells: Mutex::default() });
-        let weak = Arc::downgrade(&hall);
-        lock(&HALLS).insert(self.root.clone(), hall);
-        std::thread::Builder::new().name("knocks".to_owned()).spawn(move || Hall::listen(&weak))?;
+        let shared = Arc::new(SharedNode { id: node.id.clone(), node: Mutex::new(node), audiences: Mutex::default() });
+        let weak = Arc::downgrade(&shared);
+        lock(&SHARED).insert(self.root.clone(), shared);
+        std::thread::Builder::new().name("knocks".to_owned()).spawn(move || SharedNode::listen(&weak))?;
         Ok(OneNode(self.root.clone()))
     }
 
-    fn hall(&self) -> Option<Arc<Hall>> {
-        lock(&HALLS).get(&self.root).cloned()
+    fn shared(&self) -> Option<Arc<SharedNode>> {
+        lock(&SHARED).get(&self.root).cloned()
     }
 
     /// Makes what wakes a listener of a topic.
     pub(super) fn wakeup(&self, topic: &str) -> Result<Wakeup, Error> {
-        Ok(match self.hall() {
-            Some(hall) => Wakeup::Among(Among { hall, topic: topic.to_owned(), bell: Arc::new(Bell::make()?) }),
-            None => Wakeup::Alone(Box::new(Node::make(&self.nodes())?)),
+        Ok(match self.shared() {
+            Some(shared) => {
+                let seat = Arc::<Seat>::default();
+                let recent = {
+                    let mut audiences = lock(&shared.audiences);
+                    let audience = audiences.entry(topic.to_owned()).or_default();
+                    audience.seats.push((None, Arc::downgrade(&seat)));
+                    Arc::clone(&audience.recent)
+                };
+                Wakeup::Shared(SharedListener { shared, topic: topic.to_owned(), seat, recent })
+            }
+            None => Wakeup::Own(Box::new(Node::make(&self.nodes())?)),
         })
     }
 
     /// Wakes whom it is for, and tells whether the node hears it. Whoever cannot be woken looks by itself within seconds.
     pub(super) fn knock(&self, knock: &Knock) -> bool {
-        match self.hall() {
-            Some(hall) if hall.id == knock.node => {
-                hall.ring(&knock.topic, knock.slot, knock.cause);
+        match self.shared() {
+            Some(shared) if shared.id == knock.node => {
+                shared.ring(&knock.topic, knock.slot, knock.cause);
                 true
             }
             _ => call(&self.wake_of(&knock.node), knock.message().as_bytes()),
@@ -466,20 +472,18 @@ impl Files {
     }
 
     /// How far those of a topic are that listen in this process, and its node; `None` where that is not one for many.
-    pub(super) fn progress(&self, topic: &str) -> Option<(String, BTreeMap<Slot, Progress>)> {
-        let hall = self.hall()?;
-        let bells = lock(&hall.bells);
-        let those = bells.get(topic).into_iter().flatten();
-        let progress = those.filter_map(|(slot, bell)| Some((*slot, *lock(&bell.upgrade()?.progress))));
+    pub(super) fn cursors(&self, topic: &str) -> Option<(String, BTreeMap<Slot, Cursor>)> {
+        let shared = self.shared()?;
+        let audiences = lock(&shared.audiences);
+        let those = audiences.get(topic).into_iter().flat_map(|audience| &audience.seats);
+        let cursors = those.filter_map(|(slot, seat)| Some(((*slot)?, *lock(&seat.upgrade()?.cursor))));
         // Of two that stand in one slot the later one counts.
-        let all = progress.fold(BTreeMap::new(), |mut all, (slot, progress): (Slot, Progress)| {
-            let known: &mut Progress = all.entry(slot).or_default();
-            if progress.stream >= known.stream {
-                *known = progress;
-            }
+        let all = cursors.fold(BTreeMap::new(), |mut all, (slot, cursor)| {
+            let known = all.entry(slot).or_default();
+            *known = cursor.max(*known);
             all
         });
-        Some((hall.id.clone(), all))
+        Some((shared.id.clone(), all))
     }
 
     /// To look which nodes are there.
@@ -491,11 +495,10 @@ impl Files {
         if self.is_own_node(node) {
             return Ok(true);
         }
-        match File::open(self.nodes().join(node)) {
-            Ok(file) => Ok(is_locked(&file)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        Ok(match if_there(File::open(self.nodes().join(node)))? {
+            Some(file) => is_locked(&file)?,
+            None => false,
+        })
     }
 
     /// Removes what killed nodes have left, of those whose id begins with these digits.
@@ -506,11 +509,8 @@ impl Files {
             let (id, end) = name.split_once('.').unwrap_or((name, ""));
             let path = folder.join(name);
             if end.is_empty() {
-                let file = match OpenOptions::new().read(true).write(true).open(&path) {
-                    Ok(file) => file,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error.into()),
-                };
+                let opened = OpenOptions::new().read(true).write(true).open(&path);
+                let Some(file) = if_there(opened)? else { continue };
                 // Locked by us from here on, so nobody takes it for a node, and no other is named so.
                 if try_lock(&file)? && identity_at(&path)? == Some(identity(&file.metadata()?)) {
                     // It may have been killed while it made its FIFO.

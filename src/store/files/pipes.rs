@@ -5,21 +5,22 @@ use super::folder::Folder;
 use super::meeting::{Meeting, NamedFifo};
 use super::{Error, Files, Kind};
 use crate::clock::is_recent;
-use crate::store::pipes::{Denied, Limits, NewSession, Party, Visitor};
+use crate::store::pipes::{Denied, Limits, NewSession, Role, Visitor};
+use crate::wake::Ready;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
-use rustix::event::PollFd;
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
+use subtle::ConstantTimeEq as _;
 
 /// What `session.json` says.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Record {
+pub(super) struct PipesRecord {
     /// SHA-256 of the host's token, in base64url.
     token_hash: String,
     /// Whether only the guest with the address below may use it.
@@ -27,35 +28,34 @@ pub(super) struct Record {
     /// The guest's address, once the host has named it.
     guest: Option<IpAddr>,
     /// Whether a sender has ever met a receiver.
-    #[serde(default)]
     has_met: bool,
 }
 
-const PARTIES: [Party; 2] = [Party::Host, Party::Guest];
+const ROLES: [Role; 2] = [Role::Host, Role::Guest];
 
 /// A session, locked.
 pub(super) struct LockedPipes {
-    folder: Folder<Record>,
+    folder: Folder<PipesRecord>,
     /// `None` where it is missing or damaged.
-    record: Option<Record>,
+    record: Option<PipesRecord>,
 }
 
 impl LockedPipes {
-    pub(super) fn read(folder: Folder<Record>) -> Result<Self, Error> {
+    pub(super) fn read(folder: Folder<PipesRecord>) -> Result<Self, Error> {
         let record = folder.read()?;
         Ok(Self { folder, record })
     }
 
     /// Where the pipe to a party is.
-    fn pipe_to(&self, party: Party) -> Meeting<'_> {
-        Meeting::new(&self.folder, if party == Party::Host { "to-host" } else { "to-guest" })
+    fn pipe_to(&self, role: Role) -> Meeting<'_> {
+        Meeting::new(&self.folder, if role == Role::Host { "to-host" } else { "to-guest" })
     }
 
     /// Whether somebody receives or sends. Removes what killed processes have left behind.
     fn is_in_use(&self) -> Result<bool, Error> {
         let mut in_use = false;
-        for party in PARTIES {
-            in_use |= self.pipe_to(party).is_in_use()?;
+        for role in ROLES {
+            in_use |= self.pipe_to(role).is_in_use()?;
         }
         Ok(in_use)
     }
@@ -65,13 +65,14 @@ impl LockedPipes {
     }
 
     /// Who a visitor is; `None` for a stranger.
-    fn party(&self, visitor: &Visitor) -> Option<Party> {
+    fn role(&self, visitor: &Visitor) -> Option<Role> {
         let record = self.record.as_ref()?;
-        if visitor.tokens.iter().any(|token| is_same(&hash(token), &record.token_hash)) {
-            return Some(Party::Host);
+        let is_its = |token: &String| hash(token).as_bytes().ct_eq(record.token_hash.as_bytes()).into();
+        if visitor.tokens.iter().any(is_its) {
+            return Some(Role::Host);
         }
         let is_guest = !record.is_secure || visitor.address.is_some_and(|address| record.guest == Some(address));
-        is_guest.then_some(Party::Guest)
+        is_guest.then_some(Role::Guest)
     }
 
     /// Whether nobody has met in it, and nobody waits.
@@ -93,8 +94,8 @@ impl LockedPipes {
     /// # Errors
     /// When something cannot be removed; a later sweep tries again.
     pub(super) fn remove(self) -> Result<(), Error> {
-        for party in PARTIES {
-            self.pipe_to(party).remove()?;
+        for role in ROLES {
+            self.pipe_to(role).remove()?;
         }
         self.folder.remove()
     }
@@ -109,39 +110,39 @@ impl Files {
     }
 
     /// Locks a session that is not over, and finds out who the visitor is; `None` for a stranger.
-    fn visit(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<(LockedPipes, Option<Party>), Denied> {
+    fn visit(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<(LockedPipes, Option<Role>), Denied> {
         let session = self.pipes(id)?.ok_or(Denied::UnknownSession)?;
         if !session.is_recent(limits.lifetime)? && !session.is_in_use()? {
             return Err(Denied::UnknownSession);
         }
-        let party = session.party(visitor);
-        Ok((session, party))
+        let role = session.role(visitor);
+        Ok((session, role))
     }
 
     /// Locks a session for its host or its guest.
-    fn enter(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<(LockedPipes, Party), Denied> {
-        let (session, party) = self.visit(id, visitor, limits)?;
-        party.map(|party| (session, party)).ok_or(Denied::NotTheGuest)
+    fn enter_session(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<(LockedPipes, Role), Denied> {
+        let (session, role) = self.visit(id, visitor, limits)?;
+        role.map(|role| (session, role)).ok_or(Denied::NotTheGuest)
     }
 
     /// Locks a session for its host.
     fn enter_as_host(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<LockedPipes, Denied> {
-        let (session, party) = self.visit(id, visitor, limits)?;
-        if party == Some(Party::Host) { Ok(session) } else { Err(Denied::NotTheHost) }
+        let (session, role) = self.visit(id, visitor, limits)?;
+        if role == Some(Role::Host) { Ok(session) } else { Err(Denied::NotTheHost) }
     }
 
-    pub(crate) fn make_pipes(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error> {
+    pub fn make_session(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error> {
         let session = NewSession { id: random()?, token: random()? };
         let Some(folder) = self.open_or_make(Kind::Pipes, &session.id, limits.sessions)? else { return Ok(None) };
-        folder.write(&Record { token_hash: hash(&session.token), is_secure, guest: None, has_met: false })?;
+        folder.write(&PipesRecord { token_hash: hash(&session.token), is_secure, guest: None, has_met: false })?;
         Ok(Some(session))
     }
 
-    pub(crate) fn join_pipes(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<Party, Denied> {
-        self.enter(id, visitor, limits).map(|(_, party)| party)
+    pub fn join_session(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<Role, Denied> {
+        self.enter_session(id, visitor, limits).map(|(_, role)| role)
     }
 
-    pub(crate) fn permit_guest(&self, id: &str, host: &Visitor, guest: IpAddr, limits: &Limits) -> Result<(), Denied> {
+    pub fn permit_guest(&self, id: &str, host: &Visitor, guest: IpAddr, limits: &Limits) -> Result<(), Denied> {
         let session = self.enter_as_host(id, host, limits)?;
         let Some(record) = session.record.as_ref().filter(|record| record.is_secure) else {
             return Err(Denied::BasicSession);
@@ -149,41 +150,41 @@ impl Files {
         if record.guest.is_some_and(|before| before != guest) {
             // The one before may be waiting, or in the middle of something. Before the new one is named: where this fails, the
             // host tries again, and it is another one still.
-            session.pipe_to(Party::Guest).send_receiver_away()?;
-            session.pipe_to(Party::Host).send_senders_away()?;
+            session.pipe_to(Role::Guest).send_receiver_away()?;
+            session.pipe_to(Role::Host).send_senders_away()?;
         }
-        Ok(session.folder.write(&Record { guest: Some(guest), ..record.clone() })?)
+        Ok(session.folder.write(&PipesRecord { guest: Some(guest), ..record.clone() })?)
     }
 
-    pub(crate) fn remove_pipes(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied> {
+    pub fn remove_session(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied> {
         Ok(self.enter_as_host(id, host, limits)?.remove()?)
     }
 
-    pub(crate) fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied> {
-        let (session, party) = self.enter(id, visitor, limits)?;
+    pub fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied> {
+        let (session, role) = self.enter_session(id, visitor, limits)?;
         session.folder.touch()?;
-        let way = Way { files: self.clone(), id: id.to_owned(), to: party };
+        let way = PipeRef { files: self.clone(), id: id.to_owned(), to: role };
         let receiver = session.pipe_to(way.to).receive()?.ok_or(Denied::ReceiverThere)?;
         Ok(WaitingReceiver { receiver, way })
     }
 
-    pub(crate) fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied> {
-        let (session, party) = self.enter(id, visitor, limits)?;
+    pub fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied> {
+        let (session, role) = self.enter_session(id, visitor, limits)?;
         session.folder.touch()?;
-        let way = Way { files: self.clone(), id: id.to_owned(), to: party.other() };
+        let way = PipeRef { files: self.clone(), id: id.to_owned(), to: role.other() };
         let fifo = session.pipe_to(way.to).wait_to_send(limits.senders)?.ok_or(Denied::TooManySenders)?;
         Ok(WaitingSender { fifo, way })
     }
 }
 
 /// A pipe of a session that is not locked.
-struct Way {
+struct PipeRef {
     files: Files,
     id: String,
-    to: Party,
+    to: Role,
 }
 
-impl Way {
+impl PipeRef {
     fn lock(&self) -> Result<LockedPipes, Denied> {
         self.files.pipes(&self.id)?.ok_or(Denied::Removed)
     }
@@ -200,13 +201,13 @@ impl Way {
 /// A receiver that no sender has given anything yet. When it is dropped, another may come.
 pub struct WaitingReceiver {
     receiver: Receiver,
-    way: Way,
+    way: PipeRef,
 }
 
 impl WaitingReceiver {
     /// What becomes readable when there is something to [look](Self::look) at.
     #[must_use]
-    pub fn awaited(&self) -> [PollFd<'_>; 2] {
+    pub fn awaited(&self) -> [Ready<'_>; 2] {
         self.receiver.awaited()
     }
 
@@ -251,7 +252,7 @@ impl WaitingReceiver {
 /// dropped, it is none any more.
 pub struct WaitingSender {
     fifo: NamedFifo,
-    way: Way,
+    way: PipeRef,
 }
 
 impl WaitingSender {
@@ -274,7 +275,7 @@ impl WaitingSender {
         if sender.is_some()
             && let Some(record) = session.record.take_if(|record| !record.has_met)
             // The two have each other, whatever becomes of this note.
-            && let Err(error) = session.folder.write(&Record { has_met: true, ..record })
+            && let Err(error) = session.folder.write(&PipesRecord { has_met: true, ..record })
         {
             error.log();
         }
@@ -306,12 +307,6 @@ impl WaitingSender {
 
 fn hash(token: &str) -> String {
     BASE64URL.encode(Sha256::digest(token.as_bytes()))
-}
-
-/// Takes as long wherever they differ.
-fn is_same(one: &str, other: &str) -> bool {
-    let differences = one.bytes().zip(other.bytes()).fold(0, |differences, (a, b)| differences | (a ^ b));
-    one.len() == other.len() && std::hint::black_box(differences) == 0
 }
 
 /// 128 random bits, for a URL or a cookie.

@@ -2,15 +2,19 @@
 //! stream uses them, in a folder of their own, which is gone afterwards.
 
 use super::folder::{Folder, Shape, is_locked, try_lock};
-use super::log::{Address, Reader, Writer};
+use super::log::Address;
+use super::log::reader::Reader;
+use super::log::writer::Writer;
 use super::node::{Cause, Knock, NODES};
-use super::{Error, Files, hash_name, make_dir, private_file, remove_file, replace};
+use super::{Error, Files, hash_name, if_there, make_dir, names, private_file, remove_file, replace};
 use crate::clock::now_ms;
 use crate::hex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::wake::Wake as _;
+use rustix::event::{PollFd, Timespec, poll};
 use rustix::fs::Access;
 use rustix::io::Errno;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -41,7 +45,7 @@ const WAKE_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 const ROOM: u64 = 16 << 20;
 
 /// What was found where the data folder could be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 pub struct Findings {
     /// What was put into a log came out of it.
@@ -57,24 +61,9 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// As it is kept, with the time in milliseconds since 1970.
+    /// As they are kept, with the time in milliseconds since 1970.
     fn encode(&self, at: u64) -> String {
-        let Self { keeps, locks, wakes, is_full, clocks_apart } = self;
-        json!([at, keeps, locks, wakes, is_full, clocks_apart.as_secs_f64()]).to_string()
-    }
-
-    /// `None` where it is not what [`Self::encode`] has made.
-    fn decode(kept: &[u8]) -> Option<(u64, Self)> {
-        let Ok(Value::Array(kept)) = serde_json::from_slice(kept) else { return None };
-        let [at, keeps, locks, wakes, is_full, apart] = kept.as_slice() else { return None };
-        let findings = Self {
-            keeps: keeps.as_bool()?,
-            locks: locks.as_bool()?,
-            wakes: wakes.as_bool()?,
-            is_full: is_full.as_bool()?,
-            clocks_apart: Duration::try_from_secs_f64(apart.as_f64()?).ok()?,
-        };
-        Some((at.as_u64()?, findings))
+        json!([at, self]).to_string()
     }
 }
 
@@ -108,8 +97,8 @@ pub fn has_no_locks(error: &io::Error) -> bool {
 }
 
 impl Files {
-    /// Looks, for somebody at a terminal. Nothing is left behind, not even the data folder where there was none: he may be
-    /// somebody else than the relay, and a folder of his would lock the relay out.
+    /// Looks, for somebody at a terminal. Nothing is left behind, not even the data folder where there was none: whoever
+    /// looks may be another user than the relay, whom that folder would lock out.
     ///
     /// # Errors
     /// When the data folder cannot be used; [`Error::Busy`] when another does not stop looking.
@@ -164,17 +153,12 @@ impl Files {
     pub fn obstacle(&self) -> Option<Obstacle> {
         let there = self.root.ancestors().find(|path| path.exists())?;
         let inside = if there == self.root { ["secret", "hosts", "sweep", PROBE].as_slice() } else { &[] };
-        let places = std::iter::once((there.to_owned(), None))
-            .chain(inside.iter().map(|name| (self.root.join(name), Some(*name))));
-        for (path, name) in places {
+        let own = if there == self.root { Place::DataFolder } else { Place::Above };
+        let inside = inside.iter().map(|name| (self.root.join(name), Place::Inside(name)));
+        for (path, place) in std::iter::once((there.to_owned(), own)).chain(inside) {
             let Ok(about) = std::fs::metadata(&path) else { continue };
             let execute = if about.is_dir() { Access::EXEC_OK } else { Access::empty() };
             if may(&path, Access::READ_OK | Access::WRITE_OK | execute).is_err() {
-                let place = match name {
-                    Some(name) => Place::Inside(name),
-                    None if there == self.root => Place::DataFolder,
-                    None => Place::Above,
-                };
                 return Some(Obstacle { place, owner: about.uid(), mode: about.mode() & 0o7777 });
             }
         }
@@ -182,7 +166,7 @@ impl Files {
     }
 
     fn found_lately(&self) -> Option<Findings> {
-        let (at, findings) = Findings::decode(&std::fs::read(self.root.join(FOUND)).ok()?)?;
+        let (at, findings): (u64, _) = serde_json::from_slice(&std::fs::read(self.root.join(FOUND)).ok()?).ok()?;
         // What lies ahead was found before the clock was set back.
         let age = now_ms().checked_sub(at)?;
         (u128::from(age) < FRESH.as_millis()).then_some(findings)
@@ -194,7 +178,7 @@ impl Files {
             Ok(replace(&path, &beside, findings.encode(now_ms()).as_bytes())?)
         });
         if let Err(error) = kept {
-            // The next visitor looks himself.
+            // The next visitor has it looked at again.
             error.log();
         }
     }
@@ -223,10 +207,7 @@ impl Files {
         };
         let findings = self.try_out(&folder);
         let removed = remove_all(&path);
-        let findings = findings.and_then(|findings| removed.map(|()| findings));
-        if let Ok(findings) = &findings {
-            found(findings);
-        }
+        let findings = findings.and_then(|findings| removed.map(|()| findings)).inspect(found);
         let removed = folder.remove();
         findings.and_then(|findings| removed.map(|()| findings))
     }
@@ -247,9 +228,10 @@ impl Files {
         let topic = hash_name(PROBE);
         let wakeup = nodes.wakeup(&topic)?;
         nodes.knock(&Knock { node: wakeup.node().to_owned(), topic, slot: None, cause: Cause::News });
-        let wakes = wakeup
-            .fd()
-            .is_some_and(|fd| poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&WAKE_TIME)) == Ok(1));
+        let wakes = wakeup.wake().is_some_and(|wake| {
+            let fds = wake.descriptor().map(|(fd, wanted)| PollFd::from_borrowed_fd(fd, wanted));
+            poll(&mut fds.into_iter().collect::<Vec<_>>(), Some(&WAKE_TIME)) == Ok(1)
+        });
 
         let other = || private_file(&folder.beside(LOCK));
         let file = other()?;
@@ -268,14 +250,10 @@ impl Files {
         self.check_version()?;
         let hosts = self.root.join("hosts");
         may(&self.root, Access::EXEC_OK)?;
-        let inside = match std::fs::read_dir(&hosts) {
-            Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
         let secret = self.root.join("secret");
-        for path in inside.iter().chain([&hosts, &self.root, &self.root.join("sweep"), &secret]) {
-            may(path, Access::READ_OK | Access::WRITE_OK)?;
+        let shards = names(&hosts)?.into_iter().map(|name| hosts.join(name));
+        for path in shards.chain([hosts.clone(), self.root.clone(), self.root.join("sweep"), secret.clone()]) {
+            may(&path, Access::READ_OK | Access::WRITE_OK)?;
         }
         if secret.exists() {
             self.secret()?;
@@ -297,10 +275,7 @@ fn remove_all(probe: &Path) -> Result<(), Error> {
     for name in [LOG, LOCK] {
         remove_file(&probe.join(name))?;
     }
-    match std::fs::remove_dir_all(probe.join(NODES)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(if_there(std::fs::remove_dir_all(probe.join(NODES))).map(drop)?)
 }
 
 /// Fails where this process may not do that with what is there; what is not there is no obstacle.

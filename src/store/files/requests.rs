@@ -8,17 +8,16 @@
 //!
 //! None of this needs the lock. Each step is one `rename` or `unlink`, which the kernel does for one process only: a
 //! request appears in `waiting` by the one, whole; it is claimed by whoever moves it to `given`, and is answered by whoever
-//! removes it, who takes its other names away too once the client has the head: nothing on the disk belongs to an answer
+//! removes it, and takes its other names away too once the client has the head: nothing on the disk belongs to an answer
 //! that is under way. The lock is for making the folders and for removing them.
 
-use super::ends::{Incoming, Names, RECEIPT_SIZE, Receiver};
+use super::ends::{Incoming, RECEIPT_SIZE, Receiver, ReceiverPaths};
 use super::folder::Folder;
-use super::shelf::Kind;
-use super::wake::{Knock, call, call_and_remove, is_heard};
-use super::{Error, Files, identity_at, make_dir, names, remove_file};
+use super::wake::{call, call_and_remove, is_heard, knock, open_to_knock};
+use super::{Error, Files, Kind, identity_at, if_there, make_dir, names, remove_dir, remove_file};
 use crate::ptth::ServerName;
 use crate::store::requests::{MOST_CLAIMS, Patience, Progress, PtthServers, RequestId};
-use rustix::event::PollFd;
+use crate::wake::Ready;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -39,13 +38,13 @@ pub(super) const REMOVED: [u8; RequestId::LENGTH] = [b'!'; RequestId::LENGTH];
 
 /// What `session.json` says.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct ServerRecord {
     server: ServerName,
 }
 
 /// The requests of one server.
 #[derive(Clone)]
-pub(crate) struct Requests {
+pub(super) struct Requests {
     files: Files,
     server: ServerName,
     path: PathBuf,
@@ -53,9 +52,24 @@ pub(crate) struct Requests {
 
 impl Files {
     /// The requests of a server, which is registered: so there is a limit to them.
-    pub(crate) fn requests(&self, server: &ServerName) -> Requests {
+    pub(super) fn requests(&self, server: &ServerName) -> Requests {
         let path = self.folder(Kind::Ptth, server.as_str());
         Requests { files: self.clone(), server: server.clone(), path }
+    }
+
+    pub fn ask(
+        &self,
+        server: &ServerName,
+        id: &RequestId,
+        request: &[u8],
+        most: u64,
+    ) -> Result<Option<PendingRequest>, Error> {
+        self.requests(server).ask(0, id, request, most)
+    }
+
+    pub fn give_back(&self, server: &ServerName, ids: &[RequestId]) -> Result<(), Error> {
+        let requests = self.requests(server);
+        ids.iter().try_for_each(|id| requests.give_back(id))
     }
 }
 
@@ -65,17 +79,18 @@ impl Requests {
     }
 
     /// The names of a request, which is in the folder `receipt`.
-    pub(super) fn names(&self, id: &str, receipt: &str) -> Names {
-        names_of(&self.path, id, receipt)
+    pub(super) fn paths(&self, id: &str, receipt: &str) -> ReceiverPaths {
+        paths_of(&self.path, id, receipt)
     }
 
     /// Makes the folders.
     fn make(&self) -> Result<(), Error> {
-        let folder: Option<Folder<Record>> = self.files.open_or_make(Kind::Ptth, self.server.as_str(), u64::MAX)?;
+        let folder: Option<Folder<ServerRecord>> =
+            self.files.open_or_make(Kind::Ptth, self.server.as_str(), u64::MAX)?;
         let folder = folder.ok_or(Error::Busy)?;
         // The record first: where there are folders, there is one.
         if folder.read()?.is_none() {
-            folder.write(&Record { server: self.server.clone() })?;
+            folder.write(&ServerRecord { server: self.server.clone() })?;
         }
         for name in FOLDERS {
             make_dir(&folder.path().join(name))?;
@@ -96,13 +111,7 @@ impl Requests {
     }
 
     /// Asks, after the request has been claimed so often under other ids.
-    pub(crate) fn ask(
-        &self,
-        claims: u8,
-        id: &RequestId,
-        request: &[u8],
-        most: u64,
-    ) -> Result<Option<PendingRequest>, Error> {
+    fn ask(&self, claims: u8, id: &RequestId, request: &[u8], most: u64) -> Result<Option<PendingRequest>, Error> {
         if self.count()? >= most {
             // Some of them may be those of killed clients.
             tidy(&self.path)?;
@@ -111,36 +120,33 @@ impl Requests {
             }
         }
         let pending = self.with_folders(|| {
-            let names = self.names(id.as_str(), GIVEN);
-            let (waiting, given) = (self.path(WAITING).join(id.as_str()), names.receipt.clone());
-            let receiver = Receiver::make(names, &[&[claims], request].concat())?;
+            let paths = self.paths(id.as_str(), GIVEN);
+            let (waiting, given) = (self.path(WAITING).join(id.as_str()), paths.receipt.clone());
+            let receiver = Receiver::make(paths, &[&[claims], request].concat())?;
             let file = RequestFile { file: File::open(&given)?, waiting, given, is_taken: false };
             std::fs::rename(&file.given, &file.waiting)?;
             let (requests, id) = (self.clone(), id.clone());
             Ok(PendingRequest { requests, id, receiver, file, last_look: Instant::now(), state: None })
         })?;
-        self.ring(id);
+        self.wake_far_end(id);
         Ok(Some(pending))
     }
 
     /// Tells a far end, if one is there, that a request waits.
-    pub(super) fn ring(&self, id: &RequestId) {
+    pub(super) fn wake_far_end(&self, id: &RequestId) {
         call(&self.path(LISTENERS), id.as_str().as_bytes());
     }
 
-    pub(crate) fn give_back(&self, id: &RequestId) -> Result<(), Error> {
+    fn give_back(&self, id: &RequestId) -> Result<(), Error> {
         let given = self.path(GIVEN).join(id.as_str());
         let move_back = || -> io::Result<()> {
             if claims(&File::open(&given)?)? < MOST_CLAIMS {
                 std::fs::rename(&given, self.path(WAITING).join(id.as_str()))?;
-                self.ring(id);
+                self.wake_far_end(id);
             }
             Ok(())
         };
-        match move_back() {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
+        Ok(if_there(move_back()).map(drop)?)
     }
 
     fn count(&self) -> Result<u64, Error> {
@@ -174,7 +180,7 @@ enum State {
 impl PendingRequest {
     /// What becomes readable when there is something to [look](Self::look) at.
     #[must_use]
-    pub fn awaited(&self) -> [PollFd<'_>; 2] {
+    pub fn awaited(&self) -> [Ready<'_>; 2] {
         self.receiver.awaited()
     }
 
@@ -217,7 +223,7 @@ impl PendingRequest {
             return Ok(Progress::ServerRemoved);
         }
         match state {
-            State::Waiting => self.requests.ring(&self.id),
+            State::Waiting => self.requests.wake_far_end(&self.id),
             // Where it cannot be claimed any more, its answer may still come.
             _ => self.requests.give_back(&self.id)?,
         }
@@ -286,12 +292,12 @@ impl Drop for RequestFile {
 
 /// The requests of one server, and nobody else makes their folder or removes it.
 pub(super) struct LockedRequests {
-    folder: Folder<Record>,
-    record: Option<Record>,
+    folder: Folder<ServerRecord>,
+    record: Option<ServerRecord>,
 }
 
 impl LockedRequests {
-    pub(super) fn read(folder: Folder<Record>) -> Result<Self, Error> {
+    pub(super) fn read(folder: Folder<ServerRecord>) -> Result<Self, Error> {
         let record = folder.read()?;
         Ok(Self { folder, record })
     }
@@ -324,18 +330,16 @@ impl LockedRequests {
     /// The first thing that cannot be removed; a later sweep tries again.
     pub(super) fn remove(self) -> Result<(), Error> {
         let path = self.folder.path();
-        let mut knocks = Vec::new();
         for folder in FOLDERS {
             for name in names(&path.join(folder))? {
-                let names = names_of(path, &name, folder);
-                knocks.push(Knock::at(&names.receiver));
-                names.remove()?;
+                let paths = paths_of(path, &name, folder);
+                let client = open_to_knock(&paths.receiver).ok().flatten();
+                paths.remove()?;
+                client.iter().for_each(knock);
             }
-            match std::fs::remove_dir(path.join(folder)) {
+            if !remove_dir(&path.join(folder))? {
                 // Somebody has just come. It will see that the server is gone, and the next sweep that it has gone too.
-                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(()),
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
+                return Ok(());
             }
         }
         call_and_remove(&path.join(LISTENERS), &REMOVED)?;
@@ -343,9 +347,9 @@ impl LockedRequests {
     }
 }
 
-fn names_of(requests: &Path, id: &str, receipt: &str) -> Names {
+fn paths_of(requests: &Path, id: &str, receipt: &str) -> ReceiverPaths {
     let [receiver, data, receipt] = [CLIENTS, ANSWERS, receipt].map(|name| requests.join(name).join(id));
-    Names { receiver, data, receipt }
+    ReceiverPaths { receiver, data, receipt }
 }
 
 /// Where it stands in the file how often a request has been claimed: after the receipt.
@@ -364,9 +368,9 @@ fn claims(file: &File) -> io::Result<u8> {
 fn tidy(requests: &Path) -> Result<(), Error> {
     for folder in FOLDERS {
         for name in names(&requests.join(folder))? {
-            let names = names_of(requests, &name, folder);
-            if !names.are_received()? {
-                names.remove()?;
+            let paths = paths_of(requests, &name, folder);
+            if !paths.are_received()? {
+                paths.remove()?;
             }
         }
     }
@@ -404,12 +408,12 @@ mod tests {
         }
 
         /// What a killed client leaves, but for what it sleeps on.
-        fn leave(&self, folder: &str) -> (RequestId, Names) {
+        fn leave(&self, folder: &str) -> (RequestId, ReceiverPaths) {
             let id = RequestId::fresh().unwrap();
-            let names = self.requests.names(id.as_str(), folder);
-            make_fifo(&names.data).unwrap();
-            std::fs::write(&names.receipt, b"1234567890request").unwrap();
-            (id, names)
+            let paths = self.requests.paths(id.as_str(), folder);
+            make_fifo(&paths.data).unwrap();
+            std::fs::write(&paths.receipt, b"1234567890request").unwrap();
+            (id, paths)
         }
     }
 
@@ -432,8 +436,8 @@ mod tests {
     fn what_killed_clients_leave_is_given_to_nobody_counts_for_nothing_and_is_removed() {
         let scene = Scene::new();
         let leave = |folder| {
-            let (id, names) = scene.leave(folder);
-            make_fifo(&names.receiver).unwrap();
+            let (id, paths) = scene.leave(folder);
+            make_fifo(&paths.receiver).unwrap();
             id
         };
         leave(WAITING);
@@ -453,19 +457,19 @@ mod tests {
     #[test]
     fn who_cannot_be_seen_is_not_taken_for_gone() {
         let scene = Scene::new();
-        let (_, names) = scene.leave(WAITING);
+        let (_, paths) = scene.leave(WAITING);
         // A FIFO that can be opened as little as one for which there is no file descriptor.
-        std::os::unix::fs::symlink(&names.receiver, &names.receiver).unwrap();
+        std::os::unix::fs::symlink(&paths.receiver, &paths.receiver).unwrap();
         tidy(&scene.requests.path).unwrap_err();
         scene.requests.listen().unwrap().claim(10).unwrap_err();
         assert!(scene.ask(1).is_err());
-        for kept in [&names.receiver, &names.data, &names.receipt] {
+        for kept in [&paths.receiver, &paths.data, &paths.receipt] {
             assert!(kept.symlink_metadata().is_ok(), "{} is gone", kept.display());
         }
         let listeners = scene.requests.path(LISTENERS);
         std::fs::remove_file(&listeners).unwrap();
         std::os::unix::fs::symlink(&listeners, &listeners).unwrap();
-        scene.requests.far_ends().unwrap_err();
+        scene.requests.files.far_ends(&scene.requests.server).unwrap_err();
     }
 
     #[test]

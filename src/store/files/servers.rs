@@ -6,7 +6,7 @@
 //! }
 //! ```
 
-use super::{Error, FileIdentity, Files, folder, identity, private_file, read_small, replace};
+use super::{Error, FileIdentity, Files, folder, identity, if_there, private_file, read_small, replace};
 use crate::ptth::ServerName;
 use crate::store::requests::{PtthServer, PtthServers};
 use std::fs::{File, Metadata};
@@ -39,15 +39,12 @@ impl Version {
 
 impl Files {
     /// The registered servers; none where there is no file.
-    pub(crate) fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error> {
+    pub fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error> {
         /// The last one that was read: three requests need it for each that passes through.
         static LAST: Mutex<Option<(PathBuf, Version, Arc<PtthServers>)>> = Mutex::new(None);
         let path = self.root.join(FILE);
-        let version = match std::fs::metadata(&path) {
-            Ok(file) => Version::of(&file)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Arc::default()),
-            Err(error) => return Err(error.into()),
-        };
+        let Some(file) = if_there(std::fs::metadata(&path))? else { return Ok(Arc::default()) };
+        let version = Version::of(&file)?;
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((last_path, last_version, servers)) = &*last
             && *last_version == version
@@ -62,14 +59,13 @@ impl Files {
     }
 
     fn read_ptth_servers(&self) -> Result<PtthServers, Error> {
-        match File::open(self.root.join(FILE)).and_then(|file| read_small(&file)) {
-            Ok(text) => serde_json::from_slice(&text).map_err(Error::BadRegistry),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PtthServers::new()),
-            Err(error) => Err(error.into()),
+        match if_there(File::open(self.root.join(FILE)).and_then(|file| read_small(&file)))? {
+            Some(text) => serde_json::from_slice(&text).map_err(Error::BadRegistry),
+            None => Ok(PtthServers::new()),
         }
     }
 
-    pub(crate) fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error> {
+    pub fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error> {
         self.change_ptth_servers(|servers| {
             let is_new = !servers.contains_key(name);
             if is_new {
@@ -79,7 +75,7 @@ impl Files {
         })
     }
 
-    pub(crate) fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error> {
+    pub fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error> {
         self.change_ptth_servers(|servers| servers.remove(name).is_some())
     }
 

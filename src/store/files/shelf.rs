@@ -4,11 +4,8 @@
 
 use super::counts::{Counts, SHARDS, shard_of};
 use super::folder::{Folder, Shape};
-use super::{Error, Files, names};
+use super::{Error, Files, Kind, UNUSED_TIME, names};
 use crate::clock::is_recent;
-use crate::store::UNUSED_TIME;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -16,48 +13,19 @@ use std::path::{Path, PathBuf};
 /// is the oldest of all; where there are, the oldest of that many, which begin at a shard that a hash has chosen.
 const MOST_LOOKS: usize = 512;
 
-/// What has a folder for each of its ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The sessions of the UHST relay, by host id.
-    Hosts,
-    /// The broadcast buses, by name.
-    Buses,
-    /// The sessions of two parties with a pipe each way, by their own id.
-    Pipes,
-    /// The requests that wait for servers of PTTH, by server.
-    Ptth,
-}
-
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Hosts, Self::Buses, Self::Pipes, Self::Ptth];
-
     /// How one of them looks.
-    pub fn shape(self) -> Shape {
+    pub(super) fn shape(self) -> Shape {
         match self {
             Self::Hosts | Self::Buses => Shape::File,
             Self::Pipes | Self::Ptth => Shape::Folder,
-        }
-    }
-
-    /// The folder under the data folder.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hosts => "hosts",
-            Self::Buses => "buses",
-            Self::Pipes => "pipes",
-            Self::Ptth => "ptth",
         }
     }
 }
 
 impl Files {
     /// Locks the folder of `id`; `None` where there is none.
-    pub(super) fn open<R: Serialize + DeserializeOwned>(
-        &self,
-        kind: Kind,
-        id: &str,
-    ) -> Result<Option<Folder<R>>, Error> {
+    pub(super) fn open<R>(&self, kind: Kind, id: &str) -> Result<Option<Folder<R>>, Error> {
         let folder = Folder::open(&self.folder(kind, id), kind.shape())?;
         if folder.is_none() {
             // In a folder of another version it may be there, and not be seen.
@@ -68,12 +36,7 @@ impl Files {
 
     /// Locks the folder of `id`, made if it is missing. `None` where there are `most` of its kind already, and none of them
     /// [gives way](Self::make_room).
-    pub(super) fn open_or_make<R: Serialize + DeserializeOwned>(
-        &self,
-        kind: Kind,
-        id: &str,
-        most: u64,
-    ) -> Result<Option<Folder<R>>, Error> {
+    pub(super) fn open_or_make<R>(&self, kind: Kind, id: &str, most: u64) -> Result<Option<Folder<R>>, Error> {
         let path = self.folder(kind, id);
         if let Some(folder) = Folder::open(&path, kind.shape())? {
             return Ok(Some(folder));

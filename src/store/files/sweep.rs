@@ -4,34 +4,24 @@
 //! Everything is spread over 256 shards. Whoever finds the sweep due takes as many shards as are due by then; nobody
 //! waits for a sweep that somebody else is doing, and what is in use is left for the next round.
 
-use super::folder::Folder;
+use super::folder::{Folder, try_lock, write_in_place};
 use super::pipes::LockedPipes;
 use super::requests::LockedRequests;
-use super::session;
-use super::shelf::Kind;
-use super::{Error, Files, private_file, read_small};
+use super::session::sweep::remove_unused;
+use super::{Error, Files, Kind, if_there, modified, private_file, read_small, remove_dir};
+use crate::clock::is_recent;
 use crate::store::sessions::Policy;
-use fs2::FileExt as _;
-use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// No shorter than this between two sweeps.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// No more shards at once than this: with 10,000 hosts a millisecond each.
-const MOST_AT_ONCE: u64 = 32;
+const MOST_AT_ONCE: u128 = 32;
 
 /// After so long no further shard is begun: a web server waits for a program that it wants to see ended.
 const LONGEST: Duration = Duration::from_millis(20);
-
-#[derive(Default, Serialize, Deserialize)]
-struct Cursor {
-    /// The next shard.
-    shard: u8,
-}
 
 impl Files {
     /// Removes what is dead at `path`.
@@ -42,16 +32,17 @@ impl Files {
             Kind::Buses => {
                 Folder::try_open(path, shape)?.map_or(Ok(()), |folder| self.sweep_bus(folder, policy.settings))
             }
-            Kind::Pipes => {
-                let Some(folder) = Folder::try_open(path, shape)? else { return Ok(remove_empty(path)?) };
-                LockedPipes::read(folder)?.sweep(policy.settings.pipe_lifetime)
-            }
+            // Where there is no record to lock, its maker was killed before it wrote one, and the folder is empty: removing
+            // it fails unless nobody is about to use it.
+            Kind::Pipes => match Folder::try_open(path, shape)? {
+                Some(folder) => LockedPipes::read(folder)?.sweep(policy.settings.pipe_lifetime),
+                None => Ok(remove_dir(path).map(drop)?),
+            },
             // Its requests do without the lock, so they may be there without it.
-            Kind::Ptth => {
-                let made = Folder::try_open_or_make_record(path, shape)?;
-                let Some(folder) = made else { return Ok(remove_empty(path)?) };
-                LockedRequests::read(folder)?.sweep(&*self.ptth_servers()?)
-            }
+            Kind::Ptth => match Folder::try_open_or_make_record(path, shape)? {
+                Some(folder) => LockedRequests::read(folder)?.sweep(&*self.ptth_servers()?),
+                None => Ok(remove_dir(path).map(drop)?),
+            },
         }
     }
 
@@ -59,7 +50,7 @@ impl Files {
     pub(super) fn remove_unused(&self, kind: Kind, path: &Path) -> Result<bool, Error> {
         let shape = kind.shape();
         match kind {
-            Kind::Hosts => Folder::try_open(path, shape)?.map_or(Ok(false), session::remove_unused),
+            Kind::Hosts => Folder::try_open(path, shape)?.map_or(Ok(false), remove_unused),
             Kind::Buses => Folder::try_open(path, shape)?.map_or(Ok(false), |folder| self.remove_unused_bus(folder)),
             Kind::Pipes => match Folder::try_open(path, shape)?.map(LockedPipes::read).transpose()? {
                 Some(pipes) if pipes.is_unused()? => pipes.remove().map(|()| true),
@@ -77,13 +68,11 @@ impl Files {
     /// Whether nobody has swept for a while. Costs one look at a file's time.
     #[must_use]
     pub fn sweep_is_due(&self) -> bool {
-        match std::fs::metadata(self.sweep_file()).and_then(|metadata| metadata.modified()) {
+        match modified(&self.sweep_file()) {
             // A time in the future is a clock that was set back.
-            Ok(last) => last.elapsed().is_ok_and(|elapsed| elapsed >= PAUSE) || last > SystemTime::now() + PAUSE,
-            Err(error) => {
-                error.kind() == io::ErrorKind::NotFound
-                    && Kind::ALL.iter().any(|kind| self.root.join(kind.name()).exists())
-            }
+            Ok(Some(last)) => !is_recent(last, PAUSE),
+            Ok(None) => self.is_used(),
+            Err(_) => false,
         }
     }
 
@@ -102,31 +91,26 @@ impl Files {
         if self.check_version().is_err() {
             return Ok(());
         }
-        let file = match private_file(&self.sweep_file()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
-        if let Err(error) = file.try_lock_exclusive() {
-            return if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error.into()) };
+        let Some(file) = if_there(private_file(&self.sweep_file()))? else { return Ok(()) };
+        if !try_lock(&file)? {
+            return Ok(());
         }
         let elapsed = file.metadata()?.modified()?.elapsed().unwrap_or(PAUSE).max(PAUSE);
-        let due = (elapsed.as_secs_f64() / round.as_secs_f64().max(0.001) * 256.0).ceil().clamp(1.0, 256.0);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=256 above")]
-        let due = (due as u64).min(MOST_AT_ONCE);
-        // A damaged one is as good as the first.
-        let mut cursor: Cursor = serde_json::from_slice(&read_small(&file)?).unwrap_or_default();
+        let due = (256 * elapsed.as_millis()).div_ceil(round.as_millis().max(1)).clamp(1, MOST_AT_ONCE);
+        // The file says which shard is next. One that is damaged says the first.
+        let next = String::from_utf8(read_small(&file)?).unwrap_or_default();
+        let mut shard: u8 = next.trim().parse().unwrap_or(0);
         let began = Instant::now();
         let mut outcome = Ok(());
         for _ in 0..due {
             if began.elapsed() >= LONGEST {
                 break;
             }
-            let number = cursor.shard;
-            cursor.shard = number.wrapping_add(1);
             // Before the shard, so that one in which processes are killed does not keep the others from their turn. A full
             // disk may have no room for it; then all the more must be swept.
-            let written = write_cursor(&file, &cursor);
-            outcome = outcome.and(sweep(number)).and(written.map_err(Error::from));
+            let written = write_in_place(&file, format!("{:3}\n", shard.wrapping_add(1)).as_bytes());
+            outcome = outcome.and(sweep(shard)).and(written.map_err(Error::from));
+            shard = shard.wrapping_add(1);
         }
         outcome
     }
@@ -160,28 +144,13 @@ impl Files {
     }
 }
 
-/// It is in use, or was made by a process that was killed before it wrote the record: then it is empty, and removing it
-/// fails unless nobody is about to use it.
-fn remove_empty(path: &Path) -> io::Result<()> {
-    use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
-    match std::fs::remove_dir(path) {
-        Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn write_cursor(file: &File, cursor: &Cursor) -> io::Result<()> {
-    let mut bytes = serde_json::to_vec(cursor).map_err(io::Error::other)?;
-    bytes.resize(31, b' ');
-    bytes.push(b'\n');
-    super::folder::write_in_place(file, &bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::files::names;
     use crate::store::files::test_dir::TestDir;
+    use std::fs::File;
+    use std::time::SystemTime;
 
     /// How many shards one sweep of a round that is over looks at, if a look takes so long.
     fn looked_at(store: &Files, pause: Duration) -> usize {

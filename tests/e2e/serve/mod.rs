@@ -4,6 +4,7 @@
 mod crowd;
 mod http11;
 mod life;
+mod listen;
 mod malformed;
 mod operator;
 mod proxied;
@@ -189,12 +190,14 @@ impl Serve {
 /// `uhst-relay 0.1.0 (abcdef123456) at http://127.0.0.1:PORT, data in …`
 #[track_caller]
 fn parse_address(line: &str) -> SocketAddr {
-    let (program, place) = line.split_once(" at http://").unwrap_or_default();
+    let (program, place) = line.split_once(" at ").unwrap_or_default();
+    let place = place.trim_start_matches("http://").trim_start_matches("https://");
     let address = place
         .split_once(", data in ")
         .filter(|_| program.starts_with(concat!("uhst-relay ", env!("CARGO_PKG_VERSION"))));
     let address = address.unwrap_or_else(|| panic!("not the line of a server that begins: {line}")).0;
-    address.parse().unwrap_or_else(|_| panic!("no address in {line}"))
+    let first = address.split(" and ").next().unwrap_or_default();
+    first.parse().unwrap_or_else(|_| panic!("no address in {line}"))
 }
 
 impl Relay for Serve {
@@ -336,7 +339,9 @@ impl Wire {
         };
         let rest = self.heard.split_off(end);
         let head = std::mem::replace(&mut self.heard, rest);
-        assert!(head.starts_with(b"HTTP/1.1 "), "{:?}", String::from_utf8_lossy(&head));
+        // An old client is answered in its own version (RFC 9110, 6.2, and what hyper makes of it).
+        let is_http = head.starts_with(b"HTTP/1.1 ") || head.starts_with(b"HTTP/1.0 ");
+        assert!(is_http, "{:?}", String::from_utf8_lossy(&head));
         let (status, headers) = parse_head(&head);
         let mut reply = Reply { status, headers, body: String::new() };
         if method == "HEAD" || status < 200 || status == 204 {

@@ -176,7 +176,6 @@ fn the_log_tells_who_asked_for_what_and_no_secret() {
     let (host, stream) = relay.listening_host();
     let client = relay.join(&host.id);
     relay.send(&client, r#""a secret message""#).expect(200);
-    let mut wire = relay.wire();
     let signature = client.rsplit_once('.').unwrap().1;
     for target in [
         format!("/?token={client}"),
@@ -187,12 +186,14 @@ fn the_log_tells_who_asked_for_what_and_no_secret() {
         format!("/?x=%22&token={client}\"quoted\""),
         "/nothing?action=ping&timestamp=7".to_owned(),
     ] {
+        // What is no target ends the connection.
+        let mut wire = relay.wire();
         wire.send(format!("HEAD {target} HTTP/1.1\r\nHost: relay\r\nReferer: /?token={client}\r\n\r\n"));
         wire.answer_to("HEAD");
     }
     let mut broken = relay.wire();
     broken.send(format!("POST /?token={client} HTTP/1.1\r\nContent-Length: {client}\r\n\r\n"));
-    let size = u64::try_from(broken.answer().body.len()).unwrap();
+    assert_eq!(broken.answer().status, 400);
     relay.send(&format!("{client}x"), "1").expect(401);
 
     let lines = || relay.log().lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
@@ -217,14 +218,12 @@ fn the_log_tells_who_asked_for_what_and_no_secret() {
         let found = lines.iter().any(|(_, line, code, _)| line == request && *code == status);
         assert!(found, "no {request:?} {status} in {log}");
     }
-    assert!(lines.iter().any(|(_, _, status, bytes)| *status == 400 && *bytes == size), "{size} bytes: {log}");
     stream.hang_up();
 }
 
 #[test]
 fn nothing_from_outside_forges_a_line_of_the_log() {
     let relay = Serve::new();
-    let mut wire = relay.wire();
     for target in [
         "/\"%20200%20\"",
         "/%0a127.0.0.1%20-%20-",
@@ -234,6 +233,8 @@ fn nothing_from_outside_forges_a_line_of_the_log() {
         "/?a\"b=c",
         "/?action=\u{202e}\"",
     ] {
+        // What is no target ends the connection.
+        let mut wire = relay.wire();
         wire.send(format!("POST {target} HTTP/1.1\r\nHost: relay\r\n\r\n"));
         wire.answer();
     }
@@ -242,7 +243,8 @@ fn nothing_from_outside_forges_a_line_of_the_log() {
     assert_eq!(log.lines().count(), 8, "{log}");
     for line in log.lines().skip(1) {
         let (_, request, status, _) = log_line(line);
-        assert!(request.starts_with("POST /") && request.ends_with(" HTTP/1.1") && status >= 400, "{line:?}");
+        let is_whole = request.starts_with("POST /") && request.ends_with(" HTTP/1.1");
+        assert!((is_whole || request == "-") && status >= 400, "{line:?}");
         assert!(!line.chars().any(char::is_control), "{line:?}");
     }
 }
@@ -256,7 +258,7 @@ fn quiet_means_quiet() {
     relay.get("").expect_error(401);
     let mut wire = relay.wire();
     wire.send("nonsense\r\n\r\n");
-    wire.answer().expect_error(400);
+    assert_eq!(wire.answer().status, 400);
     let log = relay.log();
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains(&relay.data().display().to_string()), "{log}");
@@ -282,7 +284,7 @@ fn a_log_that_nobody_reads_any_more_stops_nothing() {
             wire.expect_pong(number);
         }
         wire.send("nonsense\r\n\r\n");
-        wire.answer().expect_error(400);
+        assert_eq!(wire.answer().status, 400);
         let mut wire = super::Wire::new(std::net::TcpStream::connect(address).unwrap());
         wire.send(ping(7));
         wire.expect_pong(7);

@@ -29,6 +29,8 @@ pub struct World {
     pub start: Instant,
     phase: AtomicU8,
     connected: AtomicUsize,
+    /// Streams whose place was taken, and that are still there.
+    older: AtomicUsize,
     senders: Mutex<Vec<String>>,
     sends: Mutex<Vec<Send>>,
     logs: Vec<Mutex<Log>>,
@@ -45,6 +47,7 @@ impl World {
             start: Instant::now(),
             phase: AtomicU8::new(Phase::Storm as u8),
             connected: AtomicUsize::new(0),
+            older: AtomicUsize::new(0),
             senders: Mutex::default(),
             sends: Mutex::default(),
             logs: readers.into_iter().map(Mutex::new).collect(),
@@ -66,6 +69,11 @@ impl World {
     /// Readers that have had their first stream.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether some streams are still there although a newer one has taken their place.
+    pub fn has_older(&self) -> bool {
+        self.older.load(Ordering::Relaxed) > 0
     }
 
     /// What a reader is called.
@@ -158,7 +166,7 @@ const FEW: u8 = 30;
 
 /// About how long the longest broadcasts are where somebody is to be left out: on a slow machine, too, more than a queue holds is
 /// sent while a client sleeps.
-const CROWDING: usize = 150_000;
+const CROWDING: usize = 300_000;
 
 /// A host and its clients.
 pub struct Session {
@@ -326,7 +334,7 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
         let mut note;
         let mut older: Option<Older<'_>> = None;
         loop {
-            if older.as_mut().is_some_and(|older| older.is_over(world, source.reader)) {
+            if older.as_mut().is_some_and(|older| older.is_over(source.reader)) {
                 older = None;
             }
             note = match stream.read(Duration::from_millis(200)) {
@@ -379,7 +387,7 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                         lock(log).connections.push(Connection { opened, closed, resumed, resumed_from, note });
                         let replaced = std::mem::replace(&mut stream, newer);
                         // On a bus each is a reader of its own.
-                        older = lock(log).bus.is_none().then(|| Older { stream: replaced, since: Instant::now() });
+                        older = lock(log).bus.is_none().then(|| Older::new(world, replaced));
                         (opened, resumed, resumed_from) = (closed, last, last_at);
                     }
                 }
@@ -408,21 +416,33 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
 
 /// A stream whose place was taken. What it still gives is nothing to anybody.
 struct Older<'a> {
+    world: &'a World,
     stream: Stream<'a>,
     since: Instant,
 }
 
-impl Older<'_> {
+impl<'a> Older<'a> {
+    fn new(world: &'a World, stream: Stream<'a>) -> Self {
+        world.older.fetch_add(1, Ordering::Relaxed);
+        Self { world, stream, since: Instant::now() }
+    }
+
     /// Whether it has ended, as it must; one that stays is noted.
-    fn is_over(&mut self, world: &World, reader: Reader) -> bool {
+    fn is_over(&mut self, reader: Reader) -> bool {
         match self.stream.read(Duration::ZERO) {
             Got::End => true,
             _ if self.since.elapsed() > OUTLIVED_AFTER => {
-                lock(&world.logs[reader]).outlived.push(world.now());
+                lock(&self.world.logs[reader]).outlived.push(self.world.now());
                 true
             }
             _ => false,
         }
+    }
+}
+
+impl Drop for Older<'_> {
+    fn drop(&mut self) {
+        self.world.older.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

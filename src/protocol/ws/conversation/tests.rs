@@ -1,13 +1,12 @@
 use super::*;
 use crate::config::Settings;
-use crate::gateway::Framing;
+use crate::gateway::{cgi, run_blocking};
 use crate::store::buses::BusName;
 use crate::store::files::test_dir::TestDir;
-use crate::ws::Handler;
 use crate::ws::program::Program;
-use rustix::fd::AsFd as _;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};
@@ -17,7 +16,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// Does what a closure says when a text comes, and tells what it is told.
 struct Told<F>(std::sync::mpsc::Sender<String>, F);
 
-impl<F: FnMut(&mut ws::Connection<'_>, &str)> Handler for Told<F> {
+impl<F: FnMut(&mut ws::Connection<'_>, &str) + Send> Handler for Told<F> {
     fn authenticate(&mut self, _: &mut ws::Connection<'_>, _: &Visitor) -> bool {
         true
     }
@@ -54,31 +53,32 @@ struct Running {
 }
 
 impl Running {
-    /// `begun` has come with the handshake.
-    fn start(begun: Vec<u8>, on_text: impl FnMut(&mut ws::Connection<'_>, &str) + Send + 'static) -> Self {
+    /// `early` has come before the connection is answered.
+    fn start(early: &[u8], on_text: impl FnMut(&mut ws::Connection<'_>, &str) + Send + 'static) -> Self {
         let (sender, told) = channel();
-        Self::with(told, begun, move || ConnectionHandler::Own(Box::new(Told(sender, on_text))))
+        Self::with(told, early, move || ConnectionHandler::Own(Box::new(Told(sender, on_text))))
     }
 
     fn with(
         told: Receiver<String>,
-        begun: Vec<u8>,
+        early: &[u8],
         handler: impl FnOnce() -> ConnectionHandler + Send + 'static,
     ) -> Self {
         let dir = TestDir::new();
-        let settings = Settings {
+        let settings = Box::leak(Box::new(Settings {
             data_dir: dir.join("data"),
             keep_alive: Duration::from_millis(200),
             max_queue: 32 << 20,
             ..Settings::default()
-        };
+        }));
         let (ours, client) = UnixStream::pair().unwrap();
         client.set_read_timeout(Some(LONG)).unwrap();
+        (&client).write_all(early).unwrap();
         std::thread::spawn(move || {
-            let member = Member::enter(&settings, &BusName::new("b").unwrap()).unwrap();
-            let mut out = Outgoing::new(ours.as_fd(), Framing::UntilClose, false);
-            let input = Incoming { fd: ours.as_fd(), begun, head: Vec::new() };
-            Conversation::new(input, member, handler(), true).run(&mut out, &Visitor::default(), "key");
+            let member = Member::enter(settings, &BusName::new("b").unwrap()).unwrap();
+            let (input, mut out) = cgi::over(Box::leak(Box::new(ours)));
+            let conversation = Conversation::new(input, member, handler(), out.is_own());
+            run_blocking(conversation.run(&mut *out, &Visitor::default(), "key"));
         });
         // The end of the head that there is not.
         (&client).read_exact(&mut [0; 2]).unwrap();
@@ -105,7 +105,7 @@ fn much(connection: &mut ws::Connection<'_>, _: &str) {
 #[test]
 fn who_reads_nothing_is_dropped_as_who_says_nothing() {
     for message in [&b"much"[..], b""] {
-        let mut running = Running::start(Vec::new(), |connection, text| {
+        let mut running = Running::start(&[], |connection, text| {
             if text == "much" {
                 much(connection, text);
             }
@@ -140,7 +140,7 @@ fn lives_on(mut running: impl FnMut() -> Running, mut act: impl FnMut(&mut UnixS
 #[test]
 fn who_reads_slowly_is_not_dropped() {
     let start = || {
-        let mut running = Running::start(Vec::new(), much);
+        let mut running = Running::start(&[], much);
         running.is_told("open");
         running.client().write_all(&text(b"much")).unwrap();
         running.is_told("much");
@@ -153,7 +153,7 @@ fn who_reads_slowly_is_not_dropped() {
 #[test]
 fn who_sends_slowly_is_not_dropped() {
     let start = || {
-        let mut running = Running::start(Vec::new(), |_, _| {});
+        let mut running = Running::start(&[], |_, _| {});
         running.is_told("open");
         running.client().write_all(&text(&[b'x'; 1000])[..20]).unwrap();
         running
@@ -162,46 +162,67 @@ fn who_sends_slowly_is_not_dropped() {
 }
 
 #[test]
-fn what_comes_with_the_handshake_is_heard_at_once() {
-    let running = Running::start([text(b"one"), text(b"two")].concat(), |_, _| {});
+fn what_comes_early_is_heard_at_once() {
+    let running = Running::start(&[text(b"one"), text(b"two")].concat(), |_, _| {});
     for told in ["open", "one", "two"] {
         running.is_told(told);
     }
 }
 
+/// What a program was told that keeps it in this file.
+fn told_to_its_end(file: &Path) -> String {
+    let start = Instant::now();
+    loop {
+        let told = std::fs::read_to_string(file).unwrap_or_default();
+        if told.contains("finalize") {
+            return told;
+        }
+        assert!(start.elapsed() < LONG, "{told}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn last_words_are_heard_by_a_handler_that_takes_its_time() {
-    for begun in [text(b"last words"), Vec::new()] {
+    for is_early in [true, false] {
         let dir = TestDir::new();
         let file = dir.join("told");
         let script = r#"sleep 0.3; echo '{"accept":true}'; cat >"$0"; true"#;
         let command = ["sh", "-c", script, file.to_str().unwrap()].map(str::to_owned).to_vec();
         let settings = Settings { ws_handler: command, ..Settings::default() };
-        let is_behind = begun.is_empty();
-        let mut running = Running::with(channel().1, begun, move || {
+        let last_words = text(b"last words");
+        let early = if is_early { &last_words[..] } else { &[] };
+        let mut running = Running::with(channel().1, early, move || {
             ConnectionHandler::Program(Box::new(Program::start(&settings, &[]).unwrap()))
         });
-        if is_behind {
-            running.client().write_all(&text(b"last words")).unwrap();
+        if !is_early {
+            running.client().write_all(&last_words).unwrap();
         }
         running.client().shutdown(std::net::Shutdown::Write).unwrap();
-        let start = Instant::now();
-        let told = loop {
-            let told = std::fs::read_to_string(&file).unwrap_or_default();
-            if told.contains("finalize") {
-                break told;
-            }
-            assert!(start.elapsed() < LONG, "{told}");
-            std::thread::sleep(Duration::from_millis(10));
-        };
+        let told = told_to_its_end(&file);
         assert!(told.contains(r#""text":"last words""#), "{told}");
     }
 }
 
 #[test]
+fn a_client_that_goes_without_a_word_is_not_waited_for() {
+    let dir = TestDir::new();
+    let file = dir.join("told");
+    // It decides nothing.
+    let command = ["sh", "-c", r#"exec cat >"$0""#, file.to_str().unwrap()].map(str::to_owned).to_vec();
+    let settings = Settings { ws_handler: command, ..Settings::default() };
+    let mut running = Running::with(channel().1, &[], move || {
+        ConnectionHandler::Program(Box::new(Program::start(&settings, &[]).unwrap()))
+    });
+    running.client().shutdown(std::net::Shutdown::Write).unwrap();
+    let told = told_to_its_end(&file);
+    assert!(told.contains(r#""code":1006"#), "{told}");
+}
+
+#[test]
 fn a_handler_in_rust_that_fails_closes_its_own_connection() {
     for fault in ["panics", "sends", "broadcasts", "nonsense"] {
-        let mut running = Running::start(Vec::new(), |connection, text| match text {
+        let mut running = Running::start(&[], |connection, text| match text {
             "panics" => panic!("as it was told"),
             "sends" => (0..33).for_each(|_| connection.send(Frame::Binary(&vec![0; 1 << 20]))),
             "broadcasts" => (0..1000).for_each(|_| connection.broadcast(Frame::Binary(&[0; 10_000]))),

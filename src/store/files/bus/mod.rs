@@ -1,22 +1,20 @@
 //! A bus in files: a topic that all write to and all read, with its users and those that wait for a message.
 //!
-//! Everything changes under the lock of the bus's record. A [`BusReader`] needs none: it reads the log.
+//! Everything changes under the lock of the bus's record. A [`BusReader`](reader::BusReader) needs none: it reads the log.
 
-mod reader;
+pub mod reader;
 mod sweep;
 mod users;
 
-pub use reader::BusReader;
-
 use super::folder::{Folder, beside, remove_beside};
-use super::log::{Address, Reader, ms_since_2026};
+use super::log::reader::Reader;
+use super::log::{Address, ms_since_2026};
 use super::members::{Line, Table};
 use super::node::{Knock, topic_of};
 use super::topic::{Keep, Topic, oldest};
-use super::{Error, Files, Kind};
+use super::{Error, Files, Kind, UNUSED_TIME, if_there};
 use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
-use crate::store::UNUSED_TIME;
 use crate::store::buses::{BusName, Proof, Refused, User};
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
@@ -137,17 +135,13 @@ impl Files {
         }
     }
 
-    pub(in crate::store) fn greet(&self, name: &BusName, settings: &Settings) -> Result<(User, u64), Refused> {
+    pub fn greet(&self, name: &BusName, settings: &Settings) -> Result<(User, u64), Refused> {
         let (mut bus, _) = self.bus_or_new(name, false, settings)?;
         let user = bus.new_user()?;
         Ok((user, bus.topic().end()?))
     }
 
-    pub(in crate::store) fn register_user(
-        &self,
-        name: &BusName,
-        settings: &Settings,
-    ) -> Result<(User, u64, String), Refused> {
+    pub fn register_user(&self, name: &BusName, settings: &Settings) -> Result<(User, u64, String), Refused> {
         let (mut bus, _) = self.bus_or_new(name, false, settings)?;
         // What may fail first: the key is told only once.
         let end = bus.topic().end()?;
@@ -155,12 +149,12 @@ impl Files {
         Ok((user, end, key))
     }
 
-    pub(in crate::store) fn make_signed_bus(&self, name: &BusName, settings: &Settings) -> Result<bool, Refused> {
+    pub fn make_signed_bus(&self, name: &BusName, settings: &Settings) -> Result<bool, Refused> {
         let (bus, is_new) = self.bus_or_new(name, true, settings)?;
         if bus.record.signed_only { Ok(is_new) } else { Err(Refused::IsOpen) }
     }
 
-    pub(in crate::store) fn post(
+    pub fn post(
         &self,
         name: &BusName,
         user: User,
@@ -180,25 +174,18 @@ impl Files {
         bus.say(user, data)
     }
 
-    pub(in crate::store) fn say(
-        &self,
-        name: &BusName,
-        user: User,
-        data: &str,
-        settings: &Settings,
-    ) -> Result<u64, Refused> {
+    pub fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, Refused> {
         let bus = self.bus_of(name, user, settings)?;
         if bus.record.signed_only { Err(Refused::NotRegistered) } else { bus.say(user, data) }
     }
 
-    pub(in crate::store) fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, Refused> {
+    pub fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, Refused> {
         self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data)
     }
 
     /// Wakes those that wait at the bus whose record stands at `path`.
     fn wake_all(&self, path: &Path) -> Result<(), Error> {
-        let members = Table::<Waiting>::open(&beside(path, MEMBERS))?;
-        let waiting = members.map(|members| members.all()).transpose()?.unwrap_or_default();
+        let waiting = Table::<Waiting>::all_at(&beside(path, MEMBERS))?;
         let topic = topic_of(path);
         let knocks = Knock::all(&topic, waiting.iter().map(|entry| entry.line.node.as_str()));
         let unheard = knocks.filter(|knock| !self.knock(knock)).count();
@@ -211,7 +198,7 @@ impl Files {
         Ok(())
     }
 
-    pub(in crate::store) fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), Refused> {
+    pub fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), Refused> {
         self.bus_of(name, user, settings).map(drop)
     }
 }
@@ -265,10 +252,8 @@ impl<'a> Bus<'a> {
     fn is_crowded_by(&self, user: User) -> Result<bool, Error> {
         let (topic, limit) = (self.topic(), self.settings.max_queue);
         let many = limit / 4 * 3;
-        match std::fs::metadata(&topic.log) {
-            Ok(metadata) if metadata.len() > many => {}
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => return Ok(false),
+        if if_there(std::fs::metadata(&topic.log))?.is_none_or(|log| log.len() <= many) {
+            return Ok(false);
         }
         let mut reader = Reader::open(&topic.log, topic.end()?)?;
         let end = reader.position();
@@ -316,7 +301,7 @@ fn signs(key: &str, proof: &Proof<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::buses::Heard;
+    use crate::store::buses::BusEvent;
 
     #[test]
     fn what_was_said_is_not_refused_because_nobody_can_be_woken() {
@@ -330,7 +315,7 @@ mod tests {
         let mut said = Vec::new();
         let mut reader = files.read(&name, end, other, &settings).unwrap();
         reader
-            .next(|heard| said.extend(matches!(heard, Heard::Message(message) if message.id == id).then_some(())))
+            .next(|heard| said.extend(matches!(heard, BusEvent::Message(message) if message.id == id).then_some(())))
             .unwrap();
         assert_eq!(said.len(), 1);
     }

@@ -1,16 +1,16 @@
 //! Reading a bus.
 
 use super::super::folder::beside;
-use super::super::log::Reader;
-use super::super::members::{Progress, Slot, Table};
+use super::super::log::reader::Reader;
+use super::super::members::{Cursor, Slot, Table};
 use super::super::node::{Wakeup, topic_of};
 use super::super::{Error, Files, Kind, identity, identity_at};
 use super::{Bus, BusRecord, MEMBERS, Waiting, touch_after};
 use crate::clock::{has_passed, is_recent};
 use crate::config::Settings;
 use crate::hex;
-use crate::store::buses::{BusName, Heard, Message, Refused, User};
-use rustix::fd::BorrowedFd;
+use crate::store::buses::{BusEvent, BusName, Message, Refused, User};
+use crate::wake::Ready;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,13 +25,13 @@ pub struct BusReader {
     after: u64,
     /// Whether messages that it asked for were dropped before it read them.
     has_lost: bool,
-    place: Option<Place>,
+    subscription: Option<Subscription>,
     /// Whether it is worth looking: after a knock, now and then, and until nothing is found.
     may_have_more: bool,
 }
 
-/// A reader's place among those that wait.
-struct Place {
+/// A reader's line among those that wait, and what wakes it. The line goes with it.
+struct Subscription {
     wakeup: Wakeup,
     path: PathBuf,
     members: Table<Waiting>,
@@ -39,7 +39,7 @@ struct Place {
     key: String,
 }
 
-impl Place {
+impl Subscription {
     /// Whether somebody has removed it.
     fn is_lost(&self) -> Result<bool, Error> {
         Ok(identity_at(&self.path)? != Some(identity(&self.members.file().metadata()?)) || !self.is_own()?)
@@ -50,7 +50,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Subscription {
     fn drop(&mut self) {
         if matches!(self.is_own(), Ok(true)) {
             let _ = self.members.free(self.slot);
@@ -59,17 +59,11 @@ impl Drop for Place {
 }
 
 impl Files {
-    pub(in crate::store) fn read(
-        &self,
-        name: &BusName,
-        after: u64,
-        user: User,
-        settings: &Settings,
-    ) -> Result<BusReader, Refused> {
+    pub fn read(&self, name: &BusName, after: u64, user: User, settings: &Settings) -> Result<BusReader, Refused> {
         Ok(self.bus_of(name, user, settings)?.reader(name, Some(after), Some(user))?)
     }
 
-    pub(in crate::store) fn subscribe(
+    pub fn subscribe(
         &self,
         name: &BusName,
         after: Option<u64>,
@@ -80,21 +74,13 @@ impl Files {
             Some(user) => self.bus_of(name, user, settings)?,
             None => self.bus_or_new(name, false, settings)?.0,
         };
-        let mut reader = bus.reader(name, after, user)?;
-        reader.place = Some(bus.place(settings.max_clients)?);
-        Ok(reader)
+        bus.waiting_reader(name, after, user)
     }
 
-    pub(in crate::store) fn enter_bus(
-        &self,
-        name: &BusName,
-        settings: &Settings,
-    ) -> Result<(User, BusReader), Refused> {
+    pub fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), Refused> {
         let (mut bus, _) = self.bus_or_new(name, false, settings)?;
         let user = bus.new_user()?;
-        let mut reader = bus.reader(name, None, Some(user))?;
-        reader.place = Some(bus.place(settings.max_clients)?);
-        Ok((user, reader))
+        Ok((user, bus.waiting_reader(name, None, Some(user))?))
     }
 }
 
@@ -116,13 +102,21 @@ impl Bus<'_> {
             lifetime: self.settings.message_lifetime,
             after,
             has_lost,
-            place: None,
+            subscription: None,
             may_have_more: true,
         })
     }
 
-    /// A place among those that wait. What killed ones have left gives way.
-    fn place(&self, most: u64) -> Result<Place, Refused> {
+    /// One that is woken by each message.
+    fn waiting_reader(&self, name: &BusName, after: Option<u64>, user: Option<User>) -> Result<BusReader, Refused> {
+        let subscription = self.subscription(self.settings.max_clients)?;
+        let mut reader = self.reader(name, after, user)?;
+        reader.begin_to_wait(subscription);
+        Ok(reader)
+    }
+
+    /// A line among those that wait. What killed readers have left gives way.
+    fn subscription(&self, most: u64) -> Result<Subscription, Refused> {
         let path = self.folder.beside(MEMBERS);
         let mut members = Table::<Waiting>::open_or_make(&path)?;
         // Leftovers are only told apart when there are many.
@@ -132,9 +126,9 @@ impl Bus<'_> {
         let key = hex::random(8).map_err(Error::from)?;
         let wakeup = self.files.wakeup(&topic_of(self.folder.path()))?;
         let line = Waiting { key: key.clone(), node: wakeup.node().to_owned() };
-        let slot = members.insert(&line, Progress::default())?;
+        let slot = members.insert(&line, Cursor::default())?;
         wakeup.stand_at(slot);
-        Ok(Place { wakeup, path, members, slot, key })
+        Ok(Subscription { wakeup, path, members, slot, key })
     }
 
     /// How many readers wait. What killed ones have left is removed.
@@ -160,15 +154,29 @@ impl Files {
 }
 
 impl BusReader {
-    pub(in crate::store) fn wait_for_more(&mut self, settings: &Settings) -> Result<(), Refused> {
+    /// Has it woken by each message from now on.
+    ///
+    /// # Errors
+    /// Those of [`Store::subscribe`](crate::store::Store::subscribe).
+    pub fn wait_for_more(&mut self, settings: &Settings) -> Result<(), Refused> {
         let files = self.files.clone();
         let bus = files.bus_for(&self.name, self.user, settings)?;
-        self.place = Some(bus.place(settings.max_clients)?);
-        self.may_have_more = true;
+        self.begin_to_wait(bus.subscription(settings.max_clients)?);
         Ok(())
     }
 
-    pub(in crate::store) fn next(&mut self, mut take: impl FnMut(Heard<'_>)) -> Result<bool, Error> {
+    fn begin_to_wait(&mut self, subscription: Subscription) {
+        self.log.share(subscription.wakeup.recent());
+        self.subscription = Some(subscription);
+        self.may_have_more = true;
+    }
+
+    /// Gives what there is next to `take`; false when there is no more for now. What is dead, or the user's own, is not
+    /// given.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn next(&mut self, mut take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
         // Whoever posts knocks; without that it is looked for every time.
         if self.is_surely_woken() && !self.may_have_more {
             return Ok(false);
@@ -188,45 +196,58 @@ impl BusReader {
                     *has_lost |= before > 0;
                 } else if Some(User(from)) != *user {
                     if std::mem::take(has_lost) {
-                        take(Heard::Lost(before));
+                        take(BusEvent::Lost(before));
                     }
-                    take(Heard::Message(Message { id: record.id, user: from, data: record.data }));
+                    take(BusEvent::Message(Message { id: record.id, user: from, data: record.data }));
                 }
             },
         )?;
         *has_lost |= log.has_lost();
         if !self.may_have_more && std::mem::take(has_lost) {
-            take(Heard::Lost(*after));
+            take(BusEvent::Lost(*after));
         }
         Ok(self.may_have_more)
     }
 
-    pub(in crate::store) fn after(&self) -> u64 {
+    /// The id of the last message that was read; before the first one, the id after which it begins.
+    #[must_use]
+    pub fn after(&self) -> u64 {
         self.after
     }
 
-    pub(in crate::store) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.place.as_ref().and_then(|place| place.wakeup.fd())
+    /// What is ready when something was posted.
+    #[must_use]
+    pub fn wake(&self) -> Option<Ready<'_>> {
+        self.subscription.as_ref().and_then(|subscription| subscription.wakeup.wake())
     }
 
-    pub(in crate::store) fn is_surely_woken(&self) -> bool {
-        self.place.as_ref().is_some_and(|place| place.wakeup.is_sure())
+    /// Whether every message is sure to make [`BusReader::wake`] ready.
+    #[must_use]
+    pub fn is_surely_woken(&self) -> bool {
+        self.subscription.as_ref().is_some_and(|subscription| subscription.wakeup.is_sure())
     }
 
-    pub(in crate::store) fn hear(&mut self) {
+    /// To be called when [`BusReader::wake`] was ready, and from time to time where it may not be, before looking for
+    /// messages.
+    pub fn hear(&mut self) {
         self.may_have_more = true;
-        if let Some(place) = &self.place {
-            place.wakeup.hear();
+        if let Some(subscription) = &self.subscription {
+            subscription.wakeup.hear();
         }
     }
 
-    pub(in crate::store) fn tend(&mut self, settings: &Settings) -> Result<bool, Error> {
+    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. False where
+    /// the bus, or the user, is gone.
+    ///
+    /// # Errors
+    /// When that cannot be seen or done; the next call tries again.
+    pub fn tend(&mut self, settings: &Settings) -> Result<bool, Error> {
         // A poster may have been killed before it knocked.
         self.may_have_more |= self.log.has_more()?;
-        let is_lost = match &mut self.place {
-            Some(place) => {
-                self.may_have_more |= place.wakeup.mend()?;
-                place.is_lost()?
+        let is_lost = match &mut self.subscription {
+            Some(subscription) => {
+                self.may_have_more |= subscription.wakeup.mend()?;
+                subscription.is_lost()?
             }
             None => true,
         };
@@ -248,13 +269,12 @@ impl BusReader {
         };
         bus.touch()?;
         if is_lost {
-            say!("uhst-relay: the place of a running stream was removed; it is made anew");
-            match bus.place(u64::MAX) {
-                Ok(place) => self.place = Some(place),
+            say!("uhst-relay: the subscription of a running stream was removed; it is made anew");
+            match bus.subscription(u64::MAX) {
+                Ok(subscription) => self.begin_to_wait(subscription),
                 Err(Refused::Store(error)) => return Err(error),
                 Err(_) => return Ok(false),
             }
-            self.may_have_more = true;
         }
         Ok(true)
     }

@@ -1,11 +1,10 @@
 //! What the sweep does about a bus.
 
 use super::super::folder::Folder;
-use super::super::{Error, Files};
+use super::super::{Error, Files, UNUSED_TIME};
 use super::{Bus, BusRecord, clear};
 use crate::clock::is_recent;
 use crate::config::Settings;
-use crate::store::UNUSED_TIME;
 use std::time::Duration;
 
 /// A bus without a record may be one that is being made.

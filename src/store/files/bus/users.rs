@@ -1,11 +1,10 @@
 //! The registered users of a bus.
 
-use super::super::Error;
-use super::super::members::{Entry, Line, Progress, Table};
+use super::super::members::{Cursor, Entry, Line, Table};
+use super::super::{Error, UNUSED_TIME};
 use super::{Bus, USERS, signs, touch_after};
 use crate::clock::{has_passed, now_ms};
 use crate::hex;
-use crate::store::UNUSED_TIME;
 use crate::store::buses::{Proof, Refused, User};
 use serde::{Deserialize, Serialize};
 
@@ -46,11 +45,11 @@ impl Bus<'_> {
         }
         let user = User(self.record.first + 1 + 2 * self.record.registered);
         self.record.registered += 1;
-        // The number first: who is killed in between has given it to nobody.
+        // The number first: whoever is killed in between has given it to nobody.
         self.folder.write(&self.record)?;
         let key = hex::random(32).map_err(Error::from)?;
         let line = Registered { number: user.0.to_string(), secret: key.clone(), last: 0, seen: now_ms() };
-        users.insert(&line, Progress::default())?;
+        users.insert(&line, Cursor::default())?;
         Ok((user, key))
     }
 

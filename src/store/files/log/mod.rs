@@ -11,11 +11,9 @@
 //! only. What a killed writer left half done has no line end: the next writer cuts it off. The length at the head of a
 //! record, of the whole line, lets a reader pass over what is for others without reading it.
 
-mod reader;
-mod writer;
-
-pub(in crate::store::files) use reader::Reader;
-pub(in crate::store::files) use writer::Writer;
+pub(super) mod reader;
+pub(super) mod recent;
+pub(super) mod writer;
 
 use super::members::Slot;
 use crate::clock::now_ms;
@@ -103,21 +101,21 @@ pub(super) struct Record<'a> {
 }
 
 /// The beginning of a record: as much as tells whether it is to be read.
-struct Head {
+struct RecordHead {
     /// Of the whole line, with its end.
     length: u64,
     to: Address,
 }
 
 /// Takes the beginning of a line apart, of which at least the address and what follows it must be there.
-fn parse_head(start: &[u8]) -> Option<Head> {
+fn parse_head(start: &[u8]) -> Option<RecordHead> {
     let start = &start[..start.len().min(LONGEST_HEAD)];
     let mut words = start.split(|byte| *byte == b' ');
     let length = digits(words.next()?)?;
     words.next()?;
     let to = Address::parse(std::str::from_utf8(words.next()?).ok()?)?;
     // Only where another word follows has all of the address been there.
-    words.next().map(|_| Head { length, to })
+    words.next().map(|_| RecordHead { length, to })
 }
 
 /// No head that is worth passing over without reading is longer.
@@ -156,6 +154,8 @@ fn header(base: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::test_dir::TestDir;
+    use super::reader::Reader;
+    use super::writer::Writer;
     use super::*;
     use proptest::prelude::*;
     use std::path::PathBuf;

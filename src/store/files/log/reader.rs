@@ -1,10 +1,15 @@
 //! Reading a log, from any id on.
 
+use super::super::if_there;
+use super::recent::{Piece, Recent};
 use super::{Address, HEADER_LEN, HEADER_SIZE, Record, digits, parse_head, parse_header, parse_line};
+use rustix::buffer::spare_capacity;
+use rustix::io::{pread, retry_on_intr};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How much a reader takes from the file at once, if that is a whole record.
 const READ_SIZE: usize = 96 * 1024;
@@ -21,13 +26,15 @@ pub struct Reader {
     position: u64,
     /// Whether something was dropped before it was read.
     has_lost: bool,
+    /// What others of this process read too.
+    recent: Option<Arc<Recent>>,
 }
 
 impl Reader {
     /// Opens a log that a [`Writer`] has made, to read what comes after `position`. A position that is not in it (from a
     /// log that was lost) means its beginning.
     pub fn open(path: &Path, position: u64) -> io::Result<Self> {
-        let mut reader = Self { path: path.to_owned(), base: 0, position, has_lost: false };
+        let mut reader = Self { path: path.to_owned(), base: 0, position, has_lost: false, recent: None };
         let file = reader.file()?;
         if !reader.is_record_end(&file, position)? {
             reader.position = reader.base;
@@ -65,13 +72,11 @@ impl Reader {
     /// Goes to where everything after `id` is read from, and as little as can be of what comes before.
     pub fn seek(&mut self, id: u64) -> io::Result<()> {
         let file = self.file()?;
-        if self.is_record_end(&file, id)? {
-            self.position = id;
-            return Ok(());
-        }
         self.position = id;
-        let before = self.record_end(&file, id.saturating_sub(GRAIN).max(self.base))?;
-        self.position = before.unwrap_or(self.base);
+        if !self.is_record_end(&file, id)? {
+            let before = self.record_end(&file, id.saturating_sub(GRAIN).max(self.base))?;
+            self.position = before.unwrap_or(self.base);
+        }
         Ok(())
     }
 
@@ -96,6 +101,11 @@ impl Reader {
         Ok(file.read_at(&mut byte, offset)? == 1 && byte == *b"\n")
     }
 
+    /// Has it read what others of this process have read already.
+    pub fn share(&mut self, recent: Option<Arc<Recent>>) {
+        self.recent = recent;
+    }
+
     pub fn position(&self) -> u64 {
         self.position
     }
@@ -111,11 +121,13 @@ impl Reader {
 
     /// Whether the log ends elsewhere than where this reader is.
     pub fn has_more(&self) -> io::Result<bool> {
-        match std::fs::metadata(&self.path) {
-            Ok(metadata) => Ok(metadata.len() != HEADER_LEN + self.position.saturating_sub(self.base)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+        let end = HEADER_LEN + self.position.saturating_sub(self.base);
+        let has_more = if_there(std::fs::metadata(&self.path))?.is_some_and(|metadata| metadata.len() != end);
+        if let Some(recent) = self.recent.as_ref().filter(|_| has_more) {
+            // Whoever wrote it may have been killed before it knocked.
+            recent.knock();
         }
+        Ok(has_more)
     }
 
     /// Up to where the log may be [compacted](Writer::compact): what lies before the position and was written before
@@ -139,7 +151,7 @@ impl Reader {
             }
         }
         // What is left is little enough to be read.
-        let mut rest = Self { path: self.path.clone(), base: self.base, position: dead, has_lost: false };
+        let mut rest = Self { path: self.path.clone(), base: self.base, position: dead, has_lost: false, recent: None };
         let (bytes, _) = rest.whole_lines(&file, &mut |_| true)?;
         let mut id = dead;
         for line in bytes.get(1..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
@@ -189,17 +201,14 @@ impl Reader {
         mut wants: impl FnMut(&Address) -> bool,
         mut take: impl FnMut(Record<'_>),
     ) -> io::Result<bool> {
-        let file = match self.file() {
-            // It is gone, or being made at this moment.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
-                return Ok(false);
-            }
-            other => other?,
-        };
-        let (bytes, is_end) = self.whole_lines(&file, &mut wants)?;
+        let Some(piece) = self.piece(&mut wants)? else { return Ok(false) };
+        if piece.end == self.position {
+            return Ok(false);
+        }
+        let bytes = &piece.bytes;
         // The first line end is that of what was taken before.
         let mut start = 1;
-        for end in memchr::memchr_iter(b'\n', &bytes).skip(1) {
+        for end in memchr::memchr_iter(b'\n', bytes).skip(1) {
             let line = &bytes[start..end];
             start = end + 1;
             self.position += line.len() as u64 + 1;
@@ -211,7 +220,35 @@ impl Reader {
                 None => say!("uhst-relay: a log holds a line that is no record; it is passed over"),
             }
         }
-        Ok(!is_end)
+        let has_more = |recent: &Arc<Recent>| recent.knocks() != piece.knocks;
+        Ok(!piece.is_end || self.recent.as_ref().is_some_and(has_more))
+    }
+
+    /// What follows the position; `None` where there is no log.
+    fn piece(&mut self, wants: &mut impl FnMut(&Address) -> bool) -> io::Result<Option<Arc<Piece>>> {
+        if let Some(piece) = self.recent.as_ref().and_then(|recent| recent.after(self.position)) {
+            return Ok(Some(piece));
+        }
+        // Before the look: what is written after it is knocked for once more.
+        let knocks = self.recent.as_ref().map_or(0, |recent| recent.knocks());
+        let file = match self.file() {
+            // It is gone, or being made at this moment.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
+                return Ok(None);
+            }
+            other => other?,
+        };
+        let (mut bytes, is_end) = self.whole_lines(&file, wants)?;
+        let start = self.position;
+        let end = start + bytes.len().saturating_sub(1) as u64;
+        if self.recent.is_some() {
+            bytes.shrink_to_fit();
+        }
+        let piece = Arc::new(Piece { start, end, bytes, is_end, knocks });
+        if let Some(recent) = &self.recent {
+            recent.keep(&piece);
+        }
+        Ok(Some(piece))
     }
 
     /// The lines after the position, with their ends and the line end before them, and whether there were no more.
@@ -220,7 +257,10 @@ impl Reader {
         let mut bytes = Vec::with_capacity(READ_SIZE);
         loop {
             let got = match self.offset_before(self.position) {
-                Some(offset) => read_some_at(file, &mut bytes, offset)?,
+                Some(offset) => {
+                    let offset = offset + bytes.len() as u64;
+                    retry_on_intr(|| pread(file, spare_capacity(&mut bytes), offset))?
+                }
                 None => 0,
             };
             if bytes.first() != Some(&b'\n') {
@@ -253,17 +293,6 @@ impl Reader {
                 // It is longer than the buffer.
                 bytes.reserve(3 * bytes.len());
             }
-        }
-    }
-}
-
-/// Reads what follows the bytes that were read from `offset` on, as far as there is capacity for it.
-fn read_some_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
-    let offset = offset + bytes.len() as u64;
-    loop {
-        match rustix::io::pread(file, rustix::buffer::spare_capacity(bytes), offset) {
-            Err(rustix::io::Errno::INTR) => {}
-            other => return Ok(other?),
         }
     }
 }

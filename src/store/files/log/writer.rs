@@ -1,6 +1,6 @@
 //! Appending to a log, and dropping what is dead from its beginning.
 
-use super::super::{Error, remove_file};
+use super::super::{Error, if_there, remove_file};
 use super::{Address, HEADER_LEN, HEADER_SIZE, LENGTH_SIZE, header, new_base, parse_header};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
@@ -17,9 +17,8 @@ pub struct Writer {
 impl Writer {
     /// Opens the log, makes it where it is missing, and mends what a killed writer or a stranger left in it.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = match OpenOptions::new().read(true).append(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::create(path)?),
-            other => other?,
+        let Some(file) = if_there(OpenOptions::new().read(true).append(true).open(path))? else {
+            return Ok(Self::create(path)?);
         };
         let size = file.metadata()?.len();
         let mut head = [0; HEADER_SIZE];
@@ -126,7 +125,7 @@ impl Writer {
     }
 
     /// Drops everything up to the id `keep_from` (a record's end): what follows it moves to a new file, which takes
-    /// this one's place under `path`. A reader who has the old one open at that moment finds the new one next time.
+    /// this one's place under `path`. A reader that has the old one open at that moment finds the new one next time.
     ///
     /// On a full disk there is no room for that. Then the blocks of what is dropped are given back to it, and the file
     /// has a hole.

@@ -17,7 +17,7 @@ fn eventually(mut is_so: impl FnMut() -> bool, what: &str) {
 }
 
 fn is_woken(wakeup: &Wakeup) -> bool {
-    crate::look(wakeup.fd().unwrap(), PollFlags::IN).contains(PollFlags::IN)
+    wakeup.wake().unwrap().is_ready()
 }
 
 fn knock_for(node: &str, topic: &str, slot: Option<Slot>, cause: Cause) -> Knock {
@@ -28,13 +28,13 @@ fn is_alive(files: &Files, node: &str) -> bool {
     files.node_is_alive(node).unwrap()
 }
 
-/// There is one hall in a process.
+/// There is one shared node in a process.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// A listener at a topic's slot in the hall.
+/// A listener at a topic's slot in the shared node.
 fn listener(files: &Files, topic: &str, slot: Slot) -> Wakeup {
     let wakeup = files.wakeup(topic).unwrap();
-    assert!(matches!(wakeup, Wakeup::Among(_)));
+    assert!(matches!(wakeup, Wakeup::Shared(_)));
     wakeup.stand_at(slot);
     wakeup
 }
@@ -156,7 +156,7 @@ fn those_of_a_process_are_one_node_and_each_is_woken_for_itself() {
     let _alone = lock(&ONE_AT_A_TIME);
     let dir = TestDir::new();
     let files = home(&dir);
-    let one_node = files.one_node().unwrap();
+    let one_node = files.listen_as_one().unwrap();
     let (a, b) = (hash_name("a"), hash_name("b"));
     let those = [listener(&files, &a, 1), listener(&files, &a, 2), listener(&files, &b, 1)];
     let id = those[0].node().to_owned();
@@ -177,11 +177,11 @@ fn those_of_a_process_are_one_node_and_each_is_woken_for_itself() {
         assert_eq!(woken(), expected, "from without");
     }
     let elsewhere = TestDir::new();
-    assert!(matches!(home(&elsewhere).wakeup(&a).unwrap(), Wakeup::Alone(_)), "it is for one data folder");
-    let hall = Arc::downgrade(&files.hall().unwrap());
+    assert!(matches!(home(&elsewhere).wakeup(&a).unwrap(), Wakeup::Own(_)), "it is for one data folder");
+    let shared = Arc::downgrade(&files.shared().unwrap());
     drop(those);
     drop(one_node);
-    eventually(|| hall.upgrade().is_none(), "the hall ends with whoever opened it");
+    eventually(|| shared.upgrade().is_none(), "the shared node ends with whoever made it");
     assert!(!is_alive(&files, &id) && names(&files.nodes()).unwrap().is_empty());
 }
 
@@ -190,14 +190,14 @@ fn a_fifo_that_may_have_been_full_wakes_all() {
     let _alone = lock(&ONE_AT_A_TIME);
     let dir = TestDir::new();
     let files = home(&dir);
-    let _one_node = files.one_node().unwrap();
+    let _one_node = files.listen_as_one().unwrap();
     let (a, b) = (listener(&files, &hash_name("a"), 1), listener(&files, &hash_name("b"), 1));
     let message = knock_for(a.node(), &hash_name("a"), None, Cause::News).message();
     assert_eq!(message.len(), MESSAGE);
     let hand_on = |bytes: &[u8]| {
         // What a read of the FIFO gives.
         std::fs::write(dir.join("read"), bytes).unwrap();
-        files.hall().unwrap().hand_on(&File::open(dir.join("read")).unwrap().into());
+        files.shared().unwrap().hand_on(&File::open(dir.join("read")).unwrap().into());
     };
     hand_on(message.repeat(MANY / MESSAGE).as_bytes());
     assert!(is_woken(&a) && !is_woken(&b));
@@ -211,7 +211,7 @@ fn files_that_were_removed_under_a_hall_are_made_anew_and_all_look() {
     let _alone = lock(&ONE_AT_A_TIME);
     let dir = TestDir::new();
     let files = home(&dir);
-    let _one_node = files.one_node().unwrap();
+    let _one_node = files.listen_as_one().unwrap();
     let wakeup = listener(&files, &hash_name("a"), 1);
     let id = wakeup.node().to_owned();
     std::fs::remove_dir_all(files.nodes()).unwrap();
@@ -225,16 +225,16 @@ fn others_of_a_process_see_how_far_a_listener_is() {
     let dir = TestDir::new();
     let files = home(&dir);
     let topic = hash_name("a");
-    let at = |stream, position| Progress { stream, position };
+    let at = |stream, position| Cursor { stream, position };
     assert!(!files.wakeup(&topic).unwrap().note(at(1, 1)), "alone it has to be written");
-    let _one_node = files.one_node().unwrap();
+    let _one_node = files.listen_as_one().unwrap();
     let (new, old, other) = (listener(&files, &topic, 1), listener(&files, &topic, 1), listener(&files, &topic, 2));
     assert!(new.note(at(2, 50)) && old.note(at(1, 70)) && other.note(at(1, 60)));
     assert_eq!(
-        files.progress(&topic).unwrap().1,
+        files.cursors(&topic).unwrap().1,
         BTreeMap::from([(1, at(2, 50)), (2, at(1, 60))]),
         "a later stream's counts"
     );
     drop((new, old, other));
-    assert!(files.progress(&topic).unwrap().1.is_empty() && lock(&files.hall().unwrap().bells).is_empty());
+    assert!(files.cursors(&topic).unwrap().1.is_empty() && lock(&files.shared().unwrap().audiences).is_empty());
 }

@@ -17,7 +17,7 @@ pub(super) const OPENING_TIME: Duration = Duration::from_secs(10);
 const MOST_FORMER: usize = 16;
 
 impl Files {
-    pub(in crate::store) fn register(
+    pub fn register(
         &self,
         host: &HostId,
         registration: &str,
@@ -38,12 +38,7 @@ impl Files {
         session.begin_anew(registration)
     }
 
-    pub(in crate::store) fn join(
-        &self,
-        host: &HostId,
-        client: &ClientId,
-        policy: &Policy<'_>,
-    ) -> Result<Option<String>, Refused> {
+    pub fn join(&self, host: &HostId, client: &ClientId, policy: &Policy<'_>) -> Result<Option<String>, Refused> {
         let mut session = self.session(host, policy)?.ok_or(Refused::UnknownHost)?;
         if !session.host_is_present()? {
             return Err(Refused::UnknownHost);
@@ -52,7 +47,7 @@ impl Files {
         Ok(session.record.registration.clone())
     }
 
-    pub(in crate::store) fn send_to_host(&self, from: &Party, data: &str, policy: &Policy<'_>) -> Result<(), Refused> {
+    pub fn send_to_host(&self, from: &Party, data: &str, policy: &Policy<'_>) -> Result<(), Refused> {
         let client = from.client.as_ref().ok_or(Refused::Expired)?;
         let gone = if from.registration.is_some() { Refused::Expired } else { Refused::UnknownHost };
         let mut session = self.session(&from.host, policy)?.ok_or(gone)?;
@@ -65,7 +60,7 @@ impl Files {
         Ok(session.put(&host, MESSAGE, data, policy.settings.max_queue)?)
     }
 
-    pub(in crate::store) fn send_to_client(
+    pub fn send_to_client(
         &self,
         host: &HostId,
         client: &ClientId,
@@ -80,12 +75,7 @@ impl Files {
         Ok(session.put(&client, MESSAGE, data, policy.settings.max_queue)?)
     }
 
-    pub(in crate::store) fn broadcast(
-        &self,
-        from: &Party,
-        data: &str,
-        policy: &Policy<'_>,
-    ) -> Result<Vec<(ClientId, bool)>, Refused> {
+    pub fn broadcast(&self, from: &Party, data: &str, policy: &Policy<'_>) -> Result<Vec<(ClientId, bool)>, Refused> {
         // An application may have minted the token, and nobody used it.
         let gone = if from.registration.is_some() { Refused::Expired } else { Refused::NobodyThere };
         let mut session = self.session(&from.host, policy)?.ok_or(gone)?;
@@ -93,21 +83,16 @@ impl Files {
         session.say_to_all(data)
     }
 
-    pub(in crate::store) fn would_listen(
-        &self,
-        who: &Party,
-        resume: Option<u64>,
-        policy: &Policy<'_>,
-    ) -> Result<(), Refused> {
-        let Some(mut session) = self.session(&who.host, policy)? else { return missing(who) };
+    pub fn would_listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>) -> Result<(), Refused> {
+        let Some(mut session) = self.session(&party.host, policy)? else { return missing(party) };
         session.is_look = true;
-        session.listening_member(who, resume).map(drop)
+        session.listening_member(party, resume).map(drop)
     }
 }
 
 /// What is to be said where there is no session: only an application's own host may make one.
-pub(super) fn missing(who: &Party) -> Result<(), Refused> {
-    match (&who.registration, &who.client) {
+pub(super) fn missing(party: &Party) -> Result<(), Refused> {
+    match (&party.registration, &party.client) {
         (Some(_), _) => Err(Refused::Expired),
         (None, Some(_)) => Err(Refused::UnknownHost),
         (None, None) => Ok(()),
@@ -119,7 +104,7 @@ impl Session<'_> {
     /// for which something waits (which all of its tokens may fetch).
     fn is_taken(&mut self) -> Result<bool, Error> {
         let is_taken = match self.host_presence()? {
-            Presence::Waiting => is_recent(self.folder()?.touched()?, OPENING_TIME),
+            Presence::Waiting => is_recent(self.folder.touched()?, OPENING_TIME),
             other => self.is_there(other),
         };
         if is_taken || self.record.registration.is_some() {
@@ -144,7 +129,7 @@ impl Session<'_> {
             generation: self.record.generation + 1,
             ..self.record.clone()
         };
-        Ok(self.folder()?.write(&self.record)?)
+        Ok(self.folder.write(&self.record)?)
     }
 
     /// Forgets those of earlier registrations to which nothing is promised; where many registrations have something left, also
@@ -218,14 +203,14 @@ impl Session<'_> {
 
     /// The line of a member that may listen, made if it is missing. One whose registration or lifetime is over may only fetch
     /// what waits for it, and so may a client whose host is gone.
-    pub(super) fn listening_member(&mut self, who: &Party, resume: Option<u64>) -> Result<String, Refused> {
-        let key = match &who.client {
+    pub(super) fn listening_member(&mut self, party: &Party, resume: Option<u64>) -> Result<String, Refused> {
+        let key = match &party.client {
             Some(client) => client_key(client),
-            None => host_key(who.registration.as_deref().or(self.record.registration.as_deref())),
+            None => host_key(party.registration.as_deref().or(self.record.registration.as_deref())),
         };
-        let may = match &who.client {
-            None => self.check_host(who.registration.as_deref()),
-            Some(client) => match self.speaking_client(who, client) {
+        let may = match &party.client {
+            None => self.check_host(party.registration.as_deref()),
+            Some(client) => match self.speaking_client(party, client) {
                 Ok(_) if self.host_is_present()? => Ok(()),
                 Ok(_) => Err(Refused::HostGone),
                 Err(refused) => Err(refused),

@@ -1,24 +1,26 @@
 //! Listening: the end at which a host, or a client, takes its events from the log.
 
 use super::super::folder::beside;
-use super::super::log::{Address, Reader};
-use super::super::members::{Entry, Progress, Slot, Table};
-use super::super::node::{Cause, Wakeup, topic_of};
+use super::super::log::Address;
+use super::super::log::reader::Reader;
+use super::super::members::{Cursor, Entry, Slot, Table};
+use super::super::node::{Cause, Wakeup};
 use super::super::topic::{LEFT_OUT, MESSAGE, is_for, milliseconds, oldest};
-use super::super::{Error, Files, identity, identity_at};
+use super::super::{Error, Files, identity, identity_at, if_there, read_small};
 use super::intentions::missing;
 use super::{MEMBERS, Member, Session, SessionRecord, host_key, presence};
 use crate::clock::now_ms;
 use crate::store::sessions::{Event, Party, Policy, Refused, Standing};
-use rustix::fd::BorrowedFd;
+use crate::wake::Ready;
+use std::fmt;
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-/// A host or a client that listens.
+/// A recipient that listens. As long as this lives, it is present.
 pub struct Listener {
     files: Files,
-    who: Party,
+    party: Party,
     /// Where the record of its session stands.
     record: PathBuf,
     table: Table<Member>,
@@ -72,37 +74,38 @@ impl Loss {
     }
 }
 
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
 impl Files {
-    pub(in crate::store) fn listen(
-        &self,
-        who: &Party,
-        resume: Option<u64>,
-        policy: &Policy<'_>,
-    ) -> Result<Listener, Refused> {
-        let mut session = if let Some(session) = self.session(&who.host, policy)? {
+    pub fn listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>) -> Result<Listener, Refused> {
+        let mut session = if let Some(session) = self.session(&party.host, policy)? {
             session
         } else {
-            missing(who)?;
+            missing(party)?;
             let limit = policy.settings.max_hosts;
-            self.session_or_new(&who.host, None, policy, limit)?.ok_or(Refused::TooManyHosts(limit))?.0
+            self.session_or_new(&party.host, None, policy, limit)?.ok_or(Refused::TooManyHosts(limit))?.0
         };
-        let key = session.listening_member(who, resume)?;
+        let key = session.listening_member(party, resume)?;
         let member = match session.find(&key)? {
             Some(member) => member,
             None => session.host_or_new()?,
         };
-        Ok(session.begin_to_listen(who, member, resume)?)
+        Ok(session.begin_to_listen(party, member, resume)?)
     }
 }
 
 impl Session<'_> {
     fn begin_to_listen(
         &mut self,
-        who: &Party,
+        party: &Party,
         mut member: Entry<Member>,
         resume: Option<u64>,
     ) -> Result<Listener, Error> {
-        let topic = self.topic(who.client.is_none());
+        let topic = self.topic(party.client.is_none());
         let end = topic.end()?;
         let mut log = topic.reader(member.position())?;
         let mut loss = Loss::None;
@@ -119,23 +122,24 @@ impl Session<'_> {
             (None, Some(at)) => at.saturating_add(milliseconds(self.policy.settings.grace)),
             _ => u64::MAX,
         };
-        let wakeup = self.files.wakeup(&topic_of(&self.path))?;
+        let wakeup = self.files.wakeup(&self.name())?;
         self.knock(&member, Cause::Takeover);
         member.line.stream += 1;
         member.line.begin = log.position();
+        log.share(wakeup.recent());
         wakeup.node().clone_into(&mut member.line.node);
         (member.line.ended, member.line.told) = (None, false);
-        member.progress = Progress { stream: member.line.stream, position: log.position() };
-        self.table()?.put(member.slot, &member.line, member.progress)?;
-        wakeup.note(member.progress);
+        member.cursor = Cursor { stream: member.line.stream, position: log.position() };
+        self.table()?.put(member.slot, &member.line, member.cursor)?;
+        wakeup.note(member.cursor);
         wakeup.stand_at(member.slot);
         let table = self.table.take().ok_or(Error::Busy)?;
         let words = self.policy.words;
-        let id = who.client.as_ref().map_or(who.host.as_str(), |client| client.as_str());
+        let id = party.client.as_ref().map_or(party.host.as_str(), |client| client.as_str());
         Ok(Listener {
             files: self.files.clone(),
-            who: who.clone(),
-            record: self.path.clone(),
+            party: party.clone(),
+            record: self.folder.path().to_owned(),
             table,
             slot: member.slot,
             generations: member.line.generations(),
@@ -162,24 +166,36 @@ impl Listener {
     /// A session that a stranger has removed is made anew by its host's stream within a round. A client's waits for that.
     const ROUNDS_WITHOUT_SESSION: u32 = 2;
 
-    pub(in crate::store) fn position(&self) -> u64 {
+    /// The id after which the next event comes.
+    #[must_use]
+    pub fn position(&self) -> u64 {
         self.log.position()
     }
 
-    pub(in crate::store) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.wakeup.fd()
+    /// What is ready when there may be something new.
+    #[must_use]
+    pub fn wake(&self) -> Option<Ready<'_>> {
+        self.wakeup.wake()
     }
 
-    pub(in crate::store) fn is_surely_woken(&self) -> bool {
+    /// Whether everything new is sure to make [`Listener::wake`] ready.
+    #[must_use]
+    pub fn is_surely_woken(&self) -> bool {
         self.wakeup.is_sure()
     }
 
-    pub(in crate::store) fn hear(&mut self) -> bool {
+    /// To be called when [`Listener::wake`] was ready, and from time to time where it may not be, before looking for events.
+    /// Whether another stream has come to take the place.
+    pub fn hear(&mut self) -> bool {
         self.may_have_more = true;
         self.wakeup.hear() == Cause::Takeover
     }
 
-    pub(in crate::store) fn next(&mut self, mut take: impl FnMut(Event<'_>)) -> Result<bool, Error> {
+    /// Gives the next events to `take`; false when there are no more than these for now.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn next(&mut self, mut take: impl FnMut(Event<'_>)) -> Result<bool, Error> {
         let Self { log, loss, slot, generations, backlog, has_resumed, lost_event, is_pending, gone_since, .. } = self;
         let mut take = |event: Event<'_>| {
             *is_pending = true;
@@ -227,25 +243,37 @@ impl Listener {
         Ok(self.may_have_more)
     }
 
-    pub(in crate::store) fn delivered(&mut self) -> Result<(), Error> {
+    /// Notes that everything [`Listener::next`] has given was written to the stream.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn delivered(&mut self) -> Result<(), Error> {
         self.is_pending = false;
-        let position = self.log.position();
-        self.delivered = position;
-        let is_seen = self.wakeup.note(Progress { stream: self.stream, position });
+        let is_seen = self.show_cursor();
         // Other processes see what is written: by how much somebody lags must not be far from the truth.
-        if is_seen && position < self.noted.saturating_add(LATE) { Ok(()) } else { self.write_progress() }
+        if is_seen && self.delivered < self.noted.saturating_add(LATE) { Ok(()) } else { self.write_cursor() }
     }
 
-    fn write_progress(&mut self) -> Result<(), Error> {
+    /// Tells the others of this process how far it is. False where there are none.
+    fn show_cursor(&mut self) -> bool {
+        self.delivered = self.log.position();
+        self.wakeup.note(Cursor { stream: self.stream, position: self.delivered })
+    }
+
+    fn write_cursor(&mut self) -> Result<(), Error> {
         let position = self.delivered;
         if position != self.noted {
-            self.table.note(self.slot, Progress { stream: self.stream, position })?;
+            self.table.note(self.slot, Cursor { stream: self.stream, position })?;
             self.noted = position;
         }
         Ok(())
     }
 
-    pub(in crate::store) fn standing(&mut self) -> Result<Standing, Error> {
+    /// What has become of the place: a look, and nothing more.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn standing(&mut self) -> Result<Standing, Error> {
         Ok(self.look()?.unwrap_or(Standing::Listening))
     }
 
@@ -264,7 +292,12 @@ impl Listener {
         })
     }
 
-    pub(in crate::store) fn tend(&mut self, policy: &Policy<'_>) -> Result<Standing, Error> {
+    /// Does what has to be done from time to time: looks what has become of the place, takes it back where somebody has
+    /// removed its files, looks for events that nobody has knocked for, and tells of peers that have gone.
+    ///
+    /// # Errors
+    /// When that cannot be seen or done; the next call tries again.
+    pub fn tend(&mut self, policy: &Policy<'_>) -> Result<Standing, Error> {
         let is_mended = self.wakeup.mend()?;
         // A sender may have been killed before it knocked.
         self.may_have_more |= self.log.has_more()? || is_mended;
@@ -275,17 +308,16 @@ impl Listener {
         let position = self.log.position();
         // Also what was passed over because it is for others; and where others see it, once it is quiet.
         if standing == Standing::Listening && !self.is_pending {
-            self.delivered = position;
-            let is_seen = self.wakeup.note(Progress { stream: self.stream, position });
+            let is_seen = self.show_cursor();
             if !is_seen || self.tended_at == position {
-                self.write_progress()?;
+                self.write_cursor()?;
             }
         }
         self.tended_at = position;
         if standing == Standing::Listening && self.has_news(&record, policy)? {
             let files = self.files.clone();
-            if let Some(mut session) = files.session(&self.who.host, policy)? {
-                if self.who.client.is_none() { session.tell_all()? } else { session.tell_of_host()? }
+            if let Some(mut session) = files.session(&self.party.host, policy)? {
+                if self.party.client.is_none() { session.tell_all()? } else { session.tell_of_host()? }
             }
         }
         Ok(standing)
@@ -293,17 +325,14 @@ impl Listener {
 
     /// A look without the lock.
     fn read_record(&self) -> Result<Option<SessionRecord>, Error> {
-        match File::open(&self.record) {
-            Ok(file) => Ok(serde_json::from_slice(&super::super::read_small(&file)?).ok()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let record = if_there(File::open(&self.record).and_then(|file| read_small(&file)))?;
+        Ok(record.and_then(|record| serde_json::from_slice(&record).ok()))
     }
 
     /// An application's own host is whichever is the host now; so where another has registered, this is not its line any more.
     fn is_current(&self, record: &SessionRecord) -> bool {
-        self.who.client.is_some()
-            || self.who.registration.is_some()
+        self.party.client.is_some()
+            || self.party.registration.is_some()
             || self.key == host_key(record.registration.as_deref())
     }
 
@@ -312,7 +341,7 @@ impl Listener {
     fn has_news(&self, record: &SessionRecord, policy: &Policy<'_>) -> Result<bool, Error> {
         let (mut alive, now) = (self.files.alive(), now_ms());
         let mut is_news = |line: &Member| Ok(presence(line, &mut alive, now)?.is_news(now, policy.settings.grace));
-        if self.who.client.is_some() {
+        if self.party.client.is_some() {
             let host = self.table.find(&host_key(record.registration.as_deref()))?;
             return host.map_or(Ok(false), |host| is_news(&host.line));
         }
@@ -329,10 +358,10 @@ impl Listener {
     /// anew meanwhile or the session is gone for good.
     fn regain(&mut self, policy: &Policy<'_>) -> Result<Standing, Error> {
         let files = self.files.clone();
-        let registration = self.who.registration.as_deref();
-        let session = match &self.who.client {
-            None => files.session_or_new(&self.who.host, registration, policy, u64::MAX)?.map(|(session, _)| session),
-            Some(_) => files.session(&self.who.host, policy)?,
+        let registration = self.party.registration.as_deref();
+        let session = match &self.party.client {
+            None => files.session_or_new(&self.party.host, registration, policy, u64::MAX)?.map(|(session, _)| session),
+            Some(_) => files.session(&self.party.host, policy)?,
         };
         let Some(mut session) = session else {
             self.missing += 1;
@@ -355,7 +384,7 @@ impl Listener {
         if member.slot == self.slot {
             member.line.from = member.line.from.min(self.log.position());
         }
-        let again = session.begin_to_listen(&self.who, member, Some(self.log.position()))?;
+        let again = session.begin_to_listen(&self.party, member, Some(self.log.position()))?;
         let (table, log) = (again.table, again.log);
         (self.table, self.slot, self.key, self.generations) = (table, again.slot, again.key, again.generations);
         (self.stream, self.noted, self.wakeup) = (again.stream, again.noted, again.wakeup);
@@ -366,9 +395,13 @@ impl Listener {
         Ok(Standing::Listening)
     }
 
-    pub(in crate::store) fn end(&mut self, policy: &Policy<'_>) -> Result<(), Error> {
+    /// Ends the listening, and tells the peers unless the recipient may still come back unnoticed.
+    ///
+    /// # Errors
+    /// When that cannot be written; it is then noticed as the end of a killed process.
+    pub fn end(&mut self, policy: &Policy<'_>) -> Result<(), Error> {
         let files = self.files.clone();
-        let Some(mut session) = files.session(&self.who.host, policy)? else { return Ok(()) };
+        let Some(mut session) = files.session(&self.party.host, policy)? else { return Ok(()) };
         let Some(mut member) = session.find(&self.key)? else { return Ok(()) };
         if member.line.stream != self.stream || member.slot != self.slot {
             return Ok(());
@@ -376,8 +409,8 @@ impl Listener {
         // What was sent to it in this millisecond was sent before.
         member.line.ended = Some(session.now + 1);
         session.update(&member)?;
-        self.write_progress()?;
-        match &self.who.client {
+        self.write_cursor()?;
+        match &self.party.client {
             None => session.tell_of_host(),
             Some(_) => session.tell_of_client(&mut member),
         }
@@ -406,8 +439,9 @@ mod tests {
         let mut listeners: Vec<_> = (ids.iter())
             .map(|id| {
                 files.join(&host, id, &policy).unwrap();
-                let who = Party { host: host.clone(), client: Some(id.clone()), registration: Some("one".to_owned()) };
-                files.listen(&who, None, &policy).unwrap()
+                let party =
+                    Party { host: host.clone(), client: Some(id.clone()), registration: Some("one".to_owned()) };
+                files.listen(&party, None, &policy).unwrap()
             })
             .collect();
         for id in &ids {

@@ -73,7 +73,7 @@ impl Entry<Member> {
     pub fn position(&self) -> u64 {
         let Member { stream, begin, from, .. } = self.line;
         // What another stream has written was written too late.
-        let position = if self.progress.stream == stream { self.progress.position } else { begin };
+        let position = if self.cursor.stream == stream { self.cursor.position } else { begin };
         position.max(from)
     }
 

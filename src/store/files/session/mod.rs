@@ -6,28 +6,25 @@
 //! what was said to those before, and these can still fetch what waits for them, because the logs and the lines stay.
 
 mod intentions;
-mod listener;
+pub mod listener;
 mod member;
-mod sweep;
+pub(super) mod sweep;
 
-pub use listener::Listener;
-pub(super) use sweep::remove_unused;
-
-use super::folder::{Folder, beside, remove_beside};
+use super::folder::{Folder, remove_beside};
 use super::log::Address;
-use super::members::{Entry, Progress, Slot, Table};
+use super::members::{Cursor, Entry, Slot, Table};
 use super::node::{Alive, Cause, Knock, topic_of};
 use super::topic::{Keep, Topic};
-use super::{Error, Files, Kind};
+use super::{Error, Files, Kind, UNUSED_TIME};
 use crate::clock::{has_passed_by, is_recent, now_ms};
+use crate::store::error::Full;
 use crate::store::sessions::{Party, Policy, Refused};
-use crate::store::{Full, UNUSED_TIME};
 use crate::token::{ClientId, HostId};
 use member::{Member, Presence, client_key, host_key, presence};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 const MEMBERS: &str = "members";
@@ -58,23 +55,26 @@ fn most_told(policy: &Policy<'_>) -> u64 {
 struct Session<'a> {
     files: &'a Files,
     policy: &'a Policy<'a>,
-    folder: Option<Folder<SessionRecord>>,
-    /// Where the record stands.
-    path: PathBuf,
     record: SessionRecord,
     table: Option<Table<Member>>,
-    alive: Alive<'a>,
-    knocks: Vec<Knock>,
+    /// The lock. It stands before the knocks, because fields are dropped in this order.
+    folder: Folder<SessionRecord>,
+    knocks: Knocks<'a>,
     /// When it was locked (ms since 1970): all that happens under one lock happens at one time.
     now: u64,
     /// Whether this is a look, which changes nothing.
     is_look: bool,
 }
 
-impl Drop for Session<'_> {
+/// Who is to be woken, and which nodes were found to be there.
+struct Knocks<'a> {
+    waiting: Vec<Knock>,
+    alive: Alive<'a>,
+}
+
+impl Drop for Knocks<'_> {
     fn drop(&mut self) {
-        self.folder = None;
-        for knock in &self.knocks {
+        for knock in &self.waiting {
             self.alive.knock(knock);
         }
     }
@@ -123,23 +123,13 @@ impl<'a> Session<'a> {
         record: SessionRecord,
     ) -> Result<Self, Error> {
         let table = Table::open(&folder.beside(MEMBERS))?;
-        let alive = files.alive();
-        Ok(Self {
-            files,
-            policy,
-            path: folder.path().to_owned(),
-            folder: Some(folder),
-            record,
-            table,
-            alive,
-            knocks: Vec::new(),
-            now: now_ms(),
-            is_look: false,
-        })
+        let knocks = Knocks { waiting: Vec::new(), alive: files.alive() };
+        Ok(Self { files, policy, record, table, folder, knocks, now: now_ms(), is_look: false })
     }
 
-    fn folder(&self) -> Result<&Folder<SessionRecord>, Error> {
-        self.folder.as_ref().ok_or(Error::Busy)
+    /// The name that knocks have for it.
+    fn name(&self) -> String {
+        topic_of(self.folder.path())
     }
 
     fn topic(&self, of_host: bool) -> Topic {
@@ -152,7 +142,7 @@ impl<'a> Session<'a> {
             most,
             most_of_all: settings.max_data,
         };
-        Topic { log: beside(&self.path, name), keep, files: self.files.clone() }
+        Topic { log: self.folder.beside(name), keep, files: self.files.clone() }
     }
 
     // ---- the table
@@ -160,7 +150,7 @@ impl<'a> Session<'a> {
     /// The table, made if it is missing.
     fn table(&mut self) -> Result<&mut Table<Member>, Error> {
         if self.table.is_none() {
-            self.table = Some(Table::open_or_make(&beside(&self.path, MEMBERS))?);
+            self.table = Some(Table::open_or_make(&self.folder.beside(MEMBERS))?);
         }
         self.table.as_mut().ok_or(Error::Busy)
     }
@@ -186,10 +176,10 @@ impl<'a> Session<'a> {
         if entries.is_empty() {
             return;
         }
-        let Some((node, progress)) = self.files.progress(&topic_of(&self.path)) else { return };
+        let Some((node, cursors)) = self.files.cursors(&self.name()) else { return };
         for entry in entries {
-            match progress.get(&entry.slot) {
-                Some(progress) if progress.stream == entry.line.stream => entry.progress = *progress,
+            match cursors.get(&entry.slot) {
+                Some(cursor) if cursor.stream == entry.line.stream => entry.cursor = *cursor,
                 _ if entry.line.node == node => entry.line.node.clear(),
                 _ => {}
             }
@@ -224,9 +214,9 @@ impl<'a> Session<'a> {
             ended: None,
             told: false,
         };
-        let progress = Progress { stream: 0, position: from };
-        let slot = self.table()?.insert(&line, progress)?;
-        Ok(Entry { slot, progress, line })
+        let cursor = Cursor { stream: 0, position: from };
+        let slot = self.table()?.insert(&line, cursor)?;
+        Ok(Entry { slot, cursor, line })
     }
 
     /// The line of the current host; `None` where nobody has joined or listened.
@@ -245,7 +235,7 @@ impl<'a> Session<'a> {
 
     /// Whether a member is there; the end of a killed stream is noted.
     fn presence(&mut self, entry: &mut Entry<Member>) -> Result<Presence, Error> {
-        let presence = presence(&entry.line, &mut self.alive, self.now)?;
+        let presence = presence(&entry.line, &mut self.knocks.alive, self.now)?;
         if let Presence::Ended { at, .. } = presence
             && entry.line.ended.is_none()
             && !self.is_look
@@ -271,7 +261,7 @@ impl<'a> Session<'a> {
 
     fn host_is_there(&self, presence: Presence) -> Result<bool, Error> {
         Ok(match presence {
-            Presence::Waiting => is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime),
+            Presence::Waiting => is_recent(self.folder.touched()?, self.policy.settings.session_lifetime),
             other => self.is_there(other),
         })
     }
@@ -308,7 +298,7 @@ impl<'a> Session<'a> {
         }
         let is_current_host = entry.line.is_host() && self.is_current(entry);
         Ok(if is_current_host {
-            !is_recent(self.folder()?.touched()?, lifetime)
+            !is_recent(self.folder.touched()?, lifetime)
         } else {
             self.has_passed(entry.line.used, lifetime)
         })
@@ -318,7 +308,7 @@ impl<'a> Session<'a> {
     fn host_is_over(&mut self) -> Result<bool, Error> {
         match self.host()? {
             Some(mut host) => self.is_over(&mut host),
-            None => Ok(!is_recent(self.folder()?.touched()?, self.policy.settings.session_lifetime)),
+            None => Ok(!is_recent(self.folder.touched()?, self.policy.settings.session_lifetime)),
         }
     }
 
@@ -373,8 +363,7 @@ impl<'a> Session<'a> {
     }
 
     fn touch_host(&self) -> Result<(), Error> {
-        let folder = self.folder()?;
-        if self.is_look || is_recent(folder.touched()?, self.touch_after()) { Ok(()) } else { folder.touch() }
+        if self.is_look || is_recent(self.folder.touched()?, self.touch_after()) { Ok(()) } else { self.folder.touch() }
     }
 
     fn touch_client(&mut self, client: &mut Entry<Member>) -> Result<(), Error> {
@@ -483,15 +472,15 @@ impl<'a> Session<'a> {
 
     fn knock(&mut self, entry: &Entry<Member>, cause: Cause) {
         if entry.line.says_it_listens() {
-            let (node, topic) = (entry.line.node.clone(), topic_of(&self.path));
-            self.knocks.push(Knock { node, topic, slot: Some(entry.slot), cause });
+            let (node, topic) = (entry.line.node.clone(), self.name());
+            self.knocks.waiting.push(Knock { node, topic, slot: Some(entry.slot), cause });
         }
     }
 
     /// One knock a node.
     fn knock_all<'e>(&mut self, entries: impl Iterator<Item = &'e Entry<Member>>) {
         let nodes = entries.filter(|entry| entry.line.says_it_listens()).map(|entry| entry.line.node.as_str());
-        self.knocks.extend(Knock::all(&topic_of(&self.path), nodes));
+        self.knocks.waiting.extend(Knock::all(&topic_of(self.folder.path()), nodes));
     }
 
     // ---- who has gone
@@ -556,11 +545,8 @@ impl<'a> Session<'a> {
     }
 
     /// Removes the session.
-    fn remove(mut self) -> Result<(), Error> {
-        clear(&self.path)?;
-        match self.folder.take() {
-            Some(folder) => folder.remove(),
-            None => Ok(()),
-        }
+    fn remove(self) -> Result<(), Error> {
+        clear(self.folder.path())?;
+        self.folder.remove()
     }
 }

@@ -30,9 +30,8 @@ impl Files {
 
 /// Removes a session if neither the host nor a client has ever listened, and no message was ever sent. Whether it did.
 pub(in crate::store::files) fn remove_unused(folder: Folder<SessionRecord>) -> Result<bool, Error> {
-    let members = Table::<Member>::open(&folder.beside(MEMBERS))?;
-    let members = members.map(|members| members.all()).transpose()?.unwrap_or_default();
-    let is_said_to = |name| is_any(&folder.beside(name), |record| record.event == MESSAGE);
+    let members = Table::<Member>::all_at(&folder.beside(MEMBERS))?;
+    let is_said_to = |name| is_any(&folder.beside(name), 0, |_| true, |record| record.event == MESSAGE);
     let is_used = members.iter().any(|entry| entry.line.stream > 0) || is_said_to(HOST)? || is_said_to(CLIENTS)?;
     if !is_used {
         clear(folder.path())?;

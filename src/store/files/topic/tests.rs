@@ -35,7 +35,7 @@ fn what_is_too_old_goes_whoever_needs_it() {
     let alive = fill(&topic, 10, now_ms());
     topic.trim(0).unwrap();
     assert_eq!((base(&topic), topic.end().unwrap()), (dead[19], alive[9]));
-    assert!(!topic.new_log().exists());
+    assert!(!beside(&topic.log, "new").exists());
 }
 
 #[test]
@@ -129,8 +129,8 @@ fn all_logs_together_have_a_limit() {
 fn a_missing_log_is_made_for_whoever_will_wait_and_for_nobody_else() {
     let dir = TestDir::new();
     let topic = topic(&dir, KEEP);
-    assert!(topic.reader_if_any(0).unwrap().is_none() && !topic.log.exists());
-    assert!(!topic.has_alive().unwrap() && !is_any(&topic.log, |_| true).unwrap() && !topic.log.exists());
+    assert!(reader_if_any(&topic.log, 0).unwrap().is_none() && !topic.log.exists());
+    assert!(!topic.has_alive().unwrap() && !is_any(&topic.log, 0, |_| true, |_| true).unwrap() && !topic.log.exists());
     topic.reader(0).unwrap();
     assert!(topic.log.exists());
     for damaged in ["", "half", &"x".repeat(1000)] {

@@ -1,5 +1,5 @@
-use super::super::Writer;
 use super::super::tests::{ALL, append, data, place, rest, rest_for};
+use super::super::writer::Writer;
 use super::super::{HEADER_LEN, header};
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-use super::super::Reader;
+use super::super::reader::Reader;
 use super::super::tests::{append, data, place, rest};
 use super::*;
 

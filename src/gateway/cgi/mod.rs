@@ -1,121 +1,50 @@
 //! The door of a web server: RFC 3875, a process a request.
 
+mod input;
+mod output;
+mod splice;
+
 use super::application::Application;
-use super::body::{BODY_TIME, Body, BodySource, TimedReader};
-use super::client::Client;
+use super::body::{BODY_TIME, Body, Incoming};
+use super::client::run_blocking;
 use super::forwarded::Asker;
-use super::outgoing::{Framing, Outgoing};
-use super::reply::{Content, Incoming, Reply, Status};
+use super::reply::{Content, Reply};
 use super::request::Request;
+use super::status::Status;
 use super::stop::{catch_signals, stop_signal};
 use crate::config::{SettingError, Settings, TrustedProxies};
 use crate::syntax::digits;
-use rustix::fd::{AsFd, BorrowedFd};
+use input::{Input, NoLength};
+use output::{Output, Work};
+use rustix::stdio::{stdin, stdout};
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, Shutdown};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Has the application answer the one request that this process was started for.
 #[must_use]
-pub fn run(application: &dyn Application) -> ExitCode {
-    let (stdin, stdout) = (io::stdin(), io::stdout());
+pub fn run(application: &'static dyn Application) -> ExitCode {
     hush_shared_stderr();
     crate::log::hear_panics();
-    let mut reader = TimedReader::new(stdin.as_fd(), BODY_TIME);
-    let header = |name: &str| header_field(name);
-    let settings = Settings::read(None, |program_folder| program_folder.join("data"));
-
-    let asker = asker(&settings, &header);
-    let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
-    let path = variable("PATH_INFO").map(OsString::into_string);
-    let mount = text("SCRIPT_NAME");
-    let path_is_text = !matches!(path, Some(Err(_)));
-    let mut request = Request {
-        method: text("REQUEST_METHOD"),
-        raw_path: raw_path(&text("REQUEST_URI"), &mount, &text("PATH_INFO")),
-        path: path.and_then(Result::ok).unwrap_or_default(),
-        query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
-        header: &header,
-        headers: &header_fields,
-        mount,
-        server: text("SERVER_SOFTWARE"),
-        remote: asker.address,
-        is_https: asker.is_https,
-        // lighttpd alone passes a connection on as it is, if it has been told to (cgi.upgrade); otherwise it takes the wish
-        // out of the request.
-        can_upgrade: text("SERVER_SOFTWARE").starts_with("lighttpd/"),
-        client: Client::new(stdout.as_fd(), false),
-        body: Body { length: None, is_awaited: true, reader: &mut io::empty() },
-    };
-    // RFC 3875, 4.1.2: without CONTENT_LENGTH there is no body, except that servers which take the chunks out of a
-    // chunked body leave its name behind; its end is then the end of the input.
-    let mut sized;
-    let mut no_length = NoLength;
-    let malformed = match length.map(|text| digits(text.as_bytes())) {
-        Some(Some(length)) => {
-            sized = SizedBody { reader, left: length };
-            request.body = Body { length: Some(length), is_awaited: true, reader: &mut sized };
-            false
-        }
-        Some(None) => true,
-        None => {
-            if header("transfer-encoding").is_some() {
-                request.body = Body { length: None, is_awaited: true, reader: &mut reader };
-            } else if text("SERVER_PROTOCOL") == "HTTP/1.0" {
-                // A server that speaks HTTP/1.0 to us does not take chunks apart; a chunked message would be lost
-                // without a word. RFC 1945, 7.2.2: a body must have a length then.
-                request.body = Body { length: None, is_awaited: true, reader: &mut no_length };
-            }
-            false
-        }
-    };
-
-    let mut refused = refused_by_lighttpd(&text("SERVER_SOFTWARE"), &text("REDIRECT_STATUS"));
-    if refused == Some(411)
-        && let Some(path) = answer_without_length(&text("REQUEST_URI"), &request.mount, &request.path)
-            .filter(|path| application.takes_post_without_length(path))
-    {
-        refused = None;
-        "POST".clone_into(&mut request.method);
-        request.raw_path.clone_from(&path);
-        request.path = path;
-    }
-
-    let wrong = match refused {
-        Some(status) => Some((Status::Passed(status), "The web server has refused this request by itself.")),
-        None if malformed => Some((Status::BadRequest, "CONTENT_LENGTH is not a number.")),
-        None if !path_is_text => Some((Status::BadRequest, "The path is not UTF-8.")),
-        None => None,
-    };
-    let head_only = request.method == "HEAD";
-    let reply = match (&settings, wrong) {
-        (Err(error), _) => {
-            say!("uhst-relay: {error}");
-            application.answer_without_settings(error, &request)
-        }
-        (Ok(settings), Some((status, sentence))) => {
-            application.refuse(settings, &request, Reply::error(status, sentence))
-        }
-        (Ok(settings), None) => application.answer(settings, &mut request),
-    };
-    if !matches!(reply.content, Content::Upgrade(_)) {
-        leave_nothing_unread(&mut request.body);
-    }
-    let has_work = || wrong.is_none() && settings.as_ref().is_ok_and(|settings| application.has_work(settings));
+    // The process ends with this one answer.
+    let settings = Settings::read(None, |program_folder| program_folder.join("data"))
+        .map(|settings| &*Box::leak(Box::new(settings)));
+    let head_only = text("REQUEST_METHOD") == "HEAD";
+    let (reply, was_asked) = run_blocking(answer(application, &settings));
+    let has_work = || was_asked && settings.as_ref().is_ok_and(|settings| application.has_work(settings));
     // Only a stream may last for so long that there is work by its end which there was not at its beginning.
     let is_stream = !head_only && !matches!(reply.content, Content::Whole(_) | Content::Absent);
     let works = !is_stream && has_work();
     if works {
         // lighttpd and Apache send SIGTERM as soon as they have the whole answer, which its length may tell: what comes after
         // it would never be finished.
-        let _ = catch_signals();
+        let _ = catch_signals(true);
     }
-    let nph = is_nph(&text("SCRIPT_NAME"));
-    if let Err(error) = send(&stdout, reply, nph, head_only) {
+    let work = settings.as_ref().ok().map(|settings| Work { application, settings });
+    if let Err(error) = run_blocking(send(reply, head_only, work)) {
         // The web server or its client has gone. Streams have noticed by themselves.
         say!("uhst-relay: the answer could not be written: {error}");
     }
@@ -132,8 +61,87 @@ pub fn run(application: &dyn Application) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// The application's answer to the request, or its refusal; and whether it was asked at all.
+async fn answer(
+    application: &'static dyn Application,
+    settings: &Result<&'static Settings, SettingError>,
+) -> (Reply, bool) {
+    let header = |name: &str| header_field(name);
+    let asker = asker(settings, &header);
+    let mount = text("SCRIPT_NAME");
+    let path = variable("PATH_INFO").map(OsString::into_string);
+    let path_is_text = !matches!(path, Some(Err(_)));
+    let (mut reader, length) = body();
+    let mut client = Output::new(stdout(), false, None);
+    let mut request = Request {
+        method: text("REQUEST_METHOD"),
+        raw_path: raw_path(&text("REQUEST_URI"), &mount, &text("PATH_INFO")),
+        path: path.and_then(Result::ok).unwrap_or_default(),
+        query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
+        header: &header,
+        headers: &header_fields,
+        mount,
+        server: text("SERVER_SOFTWARE"),
+        remote: asker.address,
+        is_https: asker.is_https,
+        // lighttpd alone passes a connection on as it is, if it has been told to (cgi.upgrade); otherwise it takes the wish
+        // out of the request.
+        can_upgrade: text("SERVER_SOFTWARE").starts_with("lighttpd/"),
+        client: &mut client,
+        body: Body { length: length.unwrap_or_default(), is_awaited: true, reader: &mut *reader },
+    };
+    let mut refused = refused_by_lighttpd(&text("SERVER_SOFTWARE"), &text("REDIRECT_STATUS"));
+    if refused == Some(411)
+        && let Some(path) = answer_without_length(&text("REQUEST_URI"), &request.mount, &request.path)
+            .filter(|path| application.takes_post_without_length(path))
+    {
+        refused = None;
+        "POST".clone_into(&mut request.method);
+        request.raw_path.clone_from(&path);
+        request.path = path;
+    }
+    let wrong = match refused {
+        Some(status) => Some((Status::Passed(status), "The web server has refused this request by itself.")),
+        None if length.is_err() => Some((Status::BadRequest, "CONTENT_LENGTH is not a number.")),
+        None if !path_is_text => Some((Status::BadRequest, "The path is not UTF-8.")),
+        None => None,
+    };
+    let reply = match (settings, wrong) {
+        (Err(error), _) => {
+            say!("uhst-relay: {error}");
+            application.answer_without_settings(error, &request)
+        }
+        (Ok(settings), Some((status, sentence))) => {
+            application.refuse(settings, &request, Reply::error(status, sentence))
+        }
+        (Ok(settings), None) => application.answer(settings, &mut request).await,
+    };
+    if !matches!(reply.content, Content::Upgrade(_)) {
+        leave_nothing_unread(&mut request.body).await;
+    }
+    (reply, wrong.is_none())
+}
+
+/// The body, and its length where that is known, unless what should say so is no number.
+///
+/// RFC 3875, 4.1.2: without `CONTENT_LENGTH` there is no body, except that servers which take the chunks out of a chunked
+/// body leave its name behind; its end is then the end of the input.
+fn body() -> (Box<dyn Incoming>, Result<Option<u64>, ()>) {
+    let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
+    let input = |length| Box::new(Input::new(stdin(), length, BODY_TIME));
+    match length.map(|text| digits(text.as_bytes())) {
+        Some(Some(length)) => (input(Some(length)), Ok(Some(length))),
+        Some(None) => (Box::new(io::empty()), Err(())),
+        None if header_field("transfer-encoding").is_some() => (input(None), Ok(None)),
+        // A server that speaks HTTP/1.0 to us does not take chunks apart; a chunked message would be lost without a word.
+        // RFC 1945, 7.2.2: a body must have a length then.
+        None if text("SERVER_PROTOCOL") == "HTTP/1.0" => (Box::new(NoLength), Ok(None)),
+        None => (Box::new(io::empty()), Ok(None)),
+    }
+}
+
 /// Whom the request is from, as the web server tells it.
-fn asker(settings: &Result<Settings, SettingError>, header: &dyn Fn(&str) -> Option<String>) -> Asker {
+fn asker(settings: &Result<&'static Settings, SettingError>, header: &dyn Fn(&str) -> Option<String>) -> Asker {
     let connection = Asker {
         address: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
         // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
@@ -165,15 +173,15 @@ fn work_unheard(application: &dyn Application, settings: &Settings) {
 ///
 /// Where input and output are one UNIX socket (`mod_cgid`), unread input resets it when this process ends, and the answer is
 /// lost. fcgiwrap looks at the answer only when the program has taken the whole body.
-fn leave_nothing_unread(body: &mut Body<'_>) {
+async fn leave_nothing_unread(body: &mut Body<'_>) {
     if text("SERVER_SOFTWARE").starts_with("nginx") {
         // Its client cannot get the answer any sooner.
         body.reader.give_time(BODY_TIME);
     }
-    if body.drain() {
+    if body.drain(u64::MAX).await {
         return;
     }
-    if let Ok(input) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from)
+    if let Ok(input) = stdin().try_clone_to_owned().map(UnixStream::from)
         // Another kind of socket has no such address; it is the client's connection itself then.
         && input.local_addr().is_ok()
         && input.shutdown(Shutdown::Read).is_ok()
@@ -183,9 +191,9 @@ fn leave_nothing_unread(body: &mut Body<'_>) {
     }
 }
 
-fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Result<()> {
+async fn send(reply: Reply, head_only: bool, work: Option<Work>) -> io::Result<()> {
     let mut out = Vec::with_capacity(512);
-    if nph {
+    if is_nph(&text("SCRIPT_NAME")) {
         // RFC 3875, 5: a non-parsed-header script answers the client itself, so the connection is its to describe.
         // A body without a length ends with the connection (RFC 9112, 6.3).
         write!(out, "HTTP/1.1 {}\r\nServer: uhst-relay\r\nConnection: close\r\n", reply.status)?;
@@ -207,37 +215,44 @@ fn send(stdout: &io::Stdout, reply: Reply, nph: bool, head_only: bool) -> io::Re
             if !head_only {
                 out.extend_from_slice(&body);
             }
-            write_all(stdout, &out)
+            write_all(&out)
         }
         Content::Absent => {
             out.extend_from_slice(b"\r\n");
-            write_all(stdout, &out)
+            write_all(&out)
         }
         Content::Upgrade(talk) => {
             out.extend_from_slice(b"Connection: Upgrade\r\n");
-            let _ = catch_signals();
-            let stdin = io::stdin();
-            let input = Incoming { fd: stdin.as_fd(), begun: Vec::new(), head: out };
-            talk(input, &mut Outgoing::new(stdout.as_fd(), Framing::WebServer, false));
+            let _ = catch_signals(true);
+            let input = Input::new(stdin(), None, BODY_TIME);
+            talk(Box::new(input), Box::new(Output::switching(stdout(), out, work))).await;
             Ok(())
         }
         Content::Stream(produce) | Content::Sized(_, produce) => {
             out.extend_from_slice(b"\r\n");
-            let written = write_all(stdout, &out);
+            let written = write_all(&out);
             if !head_only {
                 // Without it a signal kills the stream, which its peers notice within seconds.
-                let _ = catch_signals();
-                produce(&mut Outgoing::new(stdout.as_fd(), Framing::WebServer, written.is_err()));
+                let _ = catch_signals(true);
+                produce(&mut Output::new(stdout(), written.is_err(), work)).await;
             }
             written
         }
     }
 }
 
+/// The two ways of a connection that is handed over, through a socket in place of our standard input and output.
+#[cfg(test)]
+pub(crate) fn over(socket: &'static UnixStream) -> (Box<dyn Incoming>, Box<dyn super::Switching>) {
+    use rustix::fd::AsFd as _;
+    let input = Input::new(socket.as_fd(), None, BODY_TIME);
+    (Box::new(input), Box::new(Output::switching(socket.as_fd(), Vec::new(), None)))
+}
+
 /// Past the standard library's line buffer, which would make two writes of one answer.
-fn write_all(stdout: &io::Stdout, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::write(stdout, bytes) {
+        match rustix::io::write(stdout(), bytes) {
             Ok(written) => bytes = &bytes[written..],
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -256,81 +271,6 @@ fn hush_shared_stderr() {
         && let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null")
     {
         let _ = rustix::stdio::dup2_stderr(&null);
-    }
-}
-
-/// The first bytes of the input, as many as the body has.
-struct SizedBody<'a> {
-    reader: TimedReader<'a>,
-    left: u64,
-}
-
-impl Read for SizedBody<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = Read::by_ref(&mut self.reader).take(self.left).read(buffer)?;
-        self.left -= got as u64;
-        Ok(got)
-    }
-}
-
-impl BodySource for SizedBody<'_> {
-    fn awaited(&self) -> Option<BorrowedFd<'_>> {
-        self.reader.awaited().filter(|_| self.left > 0)
-    }
-
-    fn give_time(&mut self, time: Duration) {
-        self.reader.give_time(time);
-    }
-
-    fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 || buffer.is_empty() {
-            return Ok(0);
-        }
-        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let got = self.reader.read_now(&mut buffer[..most])?;
-        self.count(got as u64)?;
-        Ok(got)
-    }
-
-    fn splice_now(&mut self, pipe: BorrowedFd<'_>, most: usize) -> io::Result<Option<u64>> {
-        if self.left == 0 {
-            return Ok(Some(0));
-        }
-        let most = most.min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let moved = self.reader.splice_now(pipe, most)?;
-        if let Some(moved) = moved {
-            self.count(moved)?;
-        }
-        Ok(moved)
-    }
-}
-
-impl SizedBody<'_> {
-    /// So many have come; none where the body ends before its length.
-    fn count(&mut self, bytes: u64) -> io::Result<()> {
-        self.left -= bytes;
-        if bytes == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
-    }
-}
-
-/// A body that cannot be read, because its end cannot be seen.
-struct NoLength;
-
-impl BodySource for NoLength {
-    fn awaited(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    fn give_time(&mut self, _: Duration) {}
-
-    fn read_now(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-impl Read for NoLength {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

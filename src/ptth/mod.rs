@@ -3,15 +3,17 @@
 //! A server behind a firewall (the far end) asks the relay for requests and posts its answers. Both are `MessagePack` as
 //! `rmp-serde` wrote it when the published programs were made: a structure is an array, an enumeration's variant is a
 //! map from its number to nil, and bytes are an array of integers. To the byte, because those programs are strict.
-//!
-//! Names of header fields are lower case. A map has a name once, so several fields of a name become one list (RFC 9110,
-//! 5.3), except for `set-cookie`, which cannot be a list: its name comes several times.
 
-use crate::syntax::is_token;
+mod fields;
+mod server;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use fields::{BAD_FIELD, TOO_LARGE};
+pub use fields::{BadField, Fields, MAX_FIELDS};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
+pub use server::{ServerName, Tripcode};
 use std::fmt;
 
 /// The first part of the paths that only far ends use.
@@ -38,9 +40,6 @@ pub const MAX_REQUESTS: usize = 1000;
 
 /// How many bytes a head may have, as `MessagePack`. Base64 makes a third more of it.
 pub const MAX_HEAD: usize = 64 << 10;
-
-/// How many header fields a head may have.
-pub const MAX_FIELDS: usize = 200;
 
 /// Why something that was received is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,66 +111,6 @@ impl StatusCode {
     #[must_use]
     pub fn code(self) -> u16 {
         self.0
-    }
-}
-
-/// Header fields, by lower-case name, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fields(Vec<(String, Vec<u8>)>);
-
-impl Fields {
-    /// Adds a field; to the list of one that is there already, unless it is `set-cookie`.
-    ///
-    /// # Errors
-    /// [`WireError::BadField`] for a name that is no token (RFC 9110, 5.6.2) or a value with a control character.
-    pub fn add(&mut self, name: &str, value: &[u8]) -> Result<(), WireError> {
-        let is_content = |byte: &u8| *byte == b'\t' || !byte.is_ascii_control();
-        if !is_token(name) || !value.iter().all(is_content) {
-            return Err(WireError::BadField);
-        }
-        let name = name.to_ascii_lowercase();
-        match self.0.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, list)) if name != "set-cookie" => {
-                list.extend_from_slice(b", ");
-                list.extend_from_slice(value);
-            }
-            _ => self.0.push((name, value.to_vec())),
-        }
-        Ok(())
-    }
-
-    /// The value of the first field of that (lower-case) name, where it is text.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.iter().find(|(known, _)| *known == name).and_then(|(_, value)| std::str::from_utf8(value).ok())
-    }
-
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
-    }
-
-    /// Removes what concerns one connection only and must not be passed on (RFC 9110, 7.6.1).
-    pub fn remove_hop_by_hop(&mut self) {
-        const ALWAYS: [&str; 9] = [
-            "connection",
-            "keep-alive",
-            "proxy-authenticate",
-            "proxy-authorization",
-            "proxy-connection",
-            "te",
-            "trailer",
-            "transfer-encoding",
-            "upgrade",
-        ];
-        let connection = self.get("connection").unwrap_or_default().to_ascii_lowercase();
-        let named: Vec<_> = connection.split(',').map(str::trim).collect();
-        self.0.retain(|(name, _)| !ALWAYS.contains(&name.as_str()) && !named.contains(&name.as_str()));
-    }
-
-    /// Removes the fields of that (lower-case) name.
-    pub fn remove(&mut self, name: &str) {
-        self.0.retain(|(known, _)| known != name);
     }
 }
 
@@ -317,10 +256,6 @@ fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), WireErr
     Ok((value, rest))
 }
 
-// A visitor can only fail with words; by these `decode` knows them again.
-const TOO_LARGE: &str = "too large";
-const BAD_FIELD: &str = "bad field";
-
 /// Writes the variant of that number.
 fn serialize_variant<S: Serializer>(serializer: S, number: usize) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(1))?;
@@ -398,112 +333,6 @@ impl<'de> Deserialize<'de> for StatusCode {
             }
         }
         deserializer.deserialize_any(Reader)
-    }
-}
-
-impl Serialize for Fields {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.iter())
-    }
-}
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Fields;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("header fields")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields::default();
-                let mut count = 0;
-                while let Some((name, value)) = map.next_entry::<String, Vec<u8>>()? {
-                    count += 1;
-                    if count > MAX_FIELDS {
-                        return Err(de::Error::custom(TOO_LARGE));
-                    }
-                    fields.add(&name, &value).map_err(|_| de::Error::custom(BAD_FIELD))?;
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(Reader)
-    }
-}
-
-/// The name of a server: 1 to 64 letters, digits, `-`, `_` and `.`, not beginning with a dot. So it is a part of a path
-/// as it is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(try_from = "String")]
-pub struct ServerName(String);
-
-impl ServerName {
-    /// `None` for what cannot be one.
-    #[must_use]
-    pub fn new(name: &str) -> Option<Self> {
-        let is_good = (1..=64).contains(&name.len())
-            && !name.starts_with('.')
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        is_good.then(|| Self(name.to_owned()))
-    }
-
-    /// The name itself.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ServerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for ServerName {
-    type Error = &'static str;
-
-    fn try_from(name: String) -> Result<Self, Self::Error> {
-        Self::new(&name).ok_or("a name is 1 to 64 letters, digits, '-', '_' and '.', and does not begin with a dot")
-    }
-}
-
-/// What the relay keeps of a server's key: its BLAKE3 hash, as base64. Two are compared in constant time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Tripcode(blake3::Hash);
-
-impl Tripcode {
-    /// That of a key. A key is random, so its hash tells nothing about it.
-    #[must_use]
-    pub fn of(key: &str) -> Self {
-        Self(blake3::hash(key.as_bytes()))
-    }
-
-    /// By what the relay that knows it is named in `Via` (RFC 9110, 7.6.3) on the way to the server of that name: it tells
-    /// nothing of the relay's host, and no other server and no other relay has it.
-    #[must_use]
-    pub fn pseudonym(&self, name: &ServerName) -> String {
-        let hash = blake3::Hasher::new().update(self.0.as_bytes()).update(name.as_str().as_bytes()).finalize();
-        format!("uhst-relay-{}", &hash.to_hex()[..16])
-    }
-}
-
-impl From<Tripcode> for String {
-    fn from(tripcode: Tripcode) -> Self {
-        STANDARD.encode(tripcode.0.as_bytes())
-    }
-}
-
-impl TryFrom<String> for Tripcode {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        let bytes = STANDARD.decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-        bytes.map(|bytes| Self(bytes.into())).ok_or("a tripcode is 32 bytes as base64, 44 characters")
     }
 }
 
@@ -655,44 +484,6 @@ mod tests {
         let read = ResponseHead::decode(&head.encode()).unwrap();
         let read: Vec<_> = read.fields.iter().collect();
         assert_eq!(read, [("a", &b"1, 2"[..]), ("set-cookie", b"x"), ("set-cookie", b"y")]);
-    }
-
-    #[test]
-    fn what_concerns_one_connection_is_not_passed_on() {
-        let mut some = fields(&[
-            ("Connection", "close, X-Secret"),
-            ("x-secret", "1"),
-            ("te", "trailers"),
-            ("upgrade", "h2c"),
-            ("transfer-encoding", "chunked"),
-            ("keep-alive", "1"),
-            ("proxy-authorization", "Basic eDp5"),
-            ("content-length", "5"),
-            ("x-open", "1"),
-        ]);
-        some.remove_hop_by_hop();
-        assert_eq!(some, fields(&[("content-length", "5"), ("x-open", "1")]));
-    }
-
-    #[test]
-    fn a_tripcode_is_what_the_published_relay_has() {
-        let tripcode = Tripcode::of("PlaypenCausalPlatformCommodeImproveCatalyze");
-        assert_eq!(String::from(tripcode), "A9rPwZyY89Ag4TJjMoyYA2NeGOm99Je6rq1s0rg8PfY=");
-        assert_eq!(Tripcode::try_from(String::from(tripcode)), Ok(tripcode));
-        assert_ne!(Tripcode::of("another"), tripcode);
-        for wrong in ["", "A9rPwZyY", "A9rPwZyY89Ag4TJjMoyYA2NeGOm99Je6rq1s0rg8PfY", "PlaypenCausal"] {
-            assert!(Tripcode::try_from(wrong.to_owned()).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_name_can_stand_in_a_path() {
-        for good in ["a", "aliens_wildland", "A-1.example", &"n".repeat(64)] {
-            assert_eq!(ServerName::new(good).unwrap().as_str(), good);
-        }
-        for bad in ["", ".", "..", ".a", "a/b", "a b", "ä", "a%", "a\n", &"n".repeat(65)] {
-            assert_eq!(ServerName::new(bad), None, "{bad}");
-        }
     }
 
     fn any_fields() -> impl Strategy<Value = Fields> {

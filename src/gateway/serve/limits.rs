@@ -1,0 +1,93 @@
+//! How much `serve` takes, and for how long.
+
+use std::time::Duration;
+
+/// The longest head of a request, and how much of an answer may wait in memory for a socket.
+pub(super) const HEAD_SIZE: usize = 16 * 1024;
+/// The longest request target in it.
+pub(super) const TARGET_SIZE: usize = 8 * 1024;
+/// The most header fields.
+pub(super) const HEAD_FIELDS: usize = 100;
+/// How long a client may send nothing between two requests, or take for a head.
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
+/// An unread body up to this size, or up to what the relay takes, is read for the sake of the connection; after a longer
+/// one it is closed.
+pub(super) const WORTH_DRAINING: u64 = 256 * 1024;
+/// And no longer than this: the answer waits for it.
+pub(super) const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// So many connections above the limit are refused at leisure; any more are cut off after the refusal.
+const MOST_REFUSED: usize = 100;
+/// What a connection may keep open: its socket, and up to four files and pipes of a stream, of a body on its way from one
+/// client to another, or of a WebSocket with its handler.
+const DESCRIPTORS_OF_CONNECTION: u64 = 5;
+/// No fewer descriptors are for what is opened for a moment only, and for those that are refused.
+const SPARE_DESCRIPTORS: u64 = 64;
+/// How long streams and answers may take to end when the server stops.
+pub(super) const STOP_TIME: Duration = Duration::from_millis(4500);
+
+/// How long sent bytes may stay unacknowledged before a connection counts as broken. Linux also counts a client that keeps
+/// its window shut.
+pub(super) const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+
+/// No shorter than this for a stream: TCP needs a few tries, further and further apart, where packets are lost.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
+
+/// The same for a stream, whose peers wait to be told that it has gone: three keep-alives.
+pub(super) fn silence_of_stream(keep_alive: Duration) -> Duration {
+    keep_alive.saturating_mul(3).clamp(SHORTEST_SILENCE, LONGEST_SILENCE)
+}
+
+/// How many connections there may be: whoever has one shall have the descriptors that it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    pub connections: usize,
+    /// Those above, which are refused at leisure.
+    pub refused: usize,
+}
+
+impl Room {
+    /// With so many descriptors in all, and no more than `most` connections.
+    pub fn of(descriptors: u64, most: u64) -> Self {
+        let spare = SPARE_DESCRIPTORS.max(descriptors / 8);
+        let connections = (descriptors.saturating_sub(spare) / DESCRIPTORS_OF_CONNECTION).min(most).max(1);
+        let refused = usize::try_from((spare / 4).min(descriptors / 8)).unwrap_or(usize::MAX);
+        Self { connections: usize::try_from(connections).unwrap_or(usize::MAX), refused: refused.min(MOST_REFUSED) }
+    }
+}
+
+/// An administrator may change it while the server runs.
+pub(super) fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// The usual limit is 1024 descriptors.
+pub(super) fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // Only root may go beyond what the system allows at most.
+    let enough = Some(1 << 18);
+    if setrlimit(Resource::Nofile, Rlimit { current: enough, maximum: enough }).is_err() {
+        let most = getrlimit(Resource::Nofile).maximum;
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_a_connection_has_the_descriptors_for_it() {
+        for descriptors in [0, 10, 64, 65, 100, 200, 256, 1024, 4096, 1 << 18, u64::MAX] {
+            let room = Room::of(descriptors, 10_000);
+            let (connections, refused) = (room.connections as u64, room.refused as u64);
+            assert!((1..=10_000).contains(&connections) && refused <= 100, "{room:?}");
+            if descriptors > SPARE_DESCRIPTORS {
+                let kept = connections * DESCRIPTORS_OF_CONNECTION;
+                // Three quarters of what is spare are left for what is opened for a moment.
+                assert!(descriptors - kept.min(descriptors) >= 48 && refused <= 16.max(descriptors / 32), "{room:?}");
+            }
+        }
+        assert_eq!(Room::of(1 << 18, 10_000).connections, 10_000);
+        assert_eq!(Room::of(1024, 5), Room { connections: 5, refused: 32 });
+    }
+}

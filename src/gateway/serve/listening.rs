@@ -1,0 +1,262 @@
+//! Where `serve` listens, and what comes in there.
+
+use super::limits::LONGEST_SILENCE;
+use rustix::event::PollFlags;
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::net::RecvFlags;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `ADDR:PORT`.
+    Tcp(SocketAddr),
+    /// The same, with TLS.
+    Tls(SocketAddr),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Tls(address) => write!(f, "https://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+pub(super) enum Listening {
+    Tcp(TcpListener),
+    /// With its path, and which file was made there.
+    Unix(UnixListener, PathBuf, Option<(u64, u64)>),
+}
+
+/// The standard library's backlog is too short for thousands of clients that come back at once.
+const BACKLOG: i32 = 4096;
+
+impl Listening {
+    /// To be called in the runtime.
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) | Address::Tls(address) => {
+                let listener = std::net::TcpListener::bind(address)?;
+                rustix::net::listen(&listener, BACKLOG)?;
+                listener.set_nonblocking(true)?;
+                Ok(Self::Tcp(TcpListener::from_std(listener)?))
+            }
+            Address::Unix(path) => {
+                // A socket that a killed server has left behind answers nobody, and keeps its place. Any other file
+                // refuses connections too, and is not ours to remove.
+                let is_socket = std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket());
+                let refuses = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+                if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refuses) {
+                    std::fs::remove_file(path)?;
+                }
+                let listener = std::os::unix::net::UnixListener::bind(path)?;
+                // Whom it is for, the folder says, as with a port: the proxy in front is another user.
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+                rustix::net::listen(&listener, BACKLOG)?;
+                listener.set_nonblocking(true)?;
+                Ok(Self::Unix(UnixListener::from_std(listener)?, path.clone(), file_at(path)))
+            }
+        }
+    }
+
+    /// Those that a service manager has opened for this process: `LISTEN_FDS` and `LISTEN_PID`, see `sd_listen_fds(3)`.
+    pub fn inherited() -> io::Result<Vec<Self>> {
+        let mut inherited = listenfd::ListenFd::from_env();
+        let mut listening = Vec::new();
+        for index in 0..inherited.len() {
+            if let Ok(Some(listener)) = inherited.take_tcp_listener(index) {
+                listener.set_nonblocking(true)?;
+                listening.push(Self::Tcp(TcpListener::from_std(listener)?));
+            } else if let Some(listener) = inherited.take_unix_listener(index)? {
+                listener.set_nonblocking(true)?;
+                let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
+                // The file is the service manager's.
+                listening.push(Self::Unix(UnixListener::from_std(listener)?, path, None));
+            }
+        }
+        Ok(listening)
+    }
+
+    /// Port 0 means that the system has chosen one.
+    pub fn address(&self, has_tls: bool) -> io::Result<Address> {
+        Ok(match self {
+            Self::Tcp(listener) if has_tls => Address::Tls(listener.local_addr()?),
+            Self::Tcp(listener) => Address::Tcp(listener.local_addr()?),
+            Self::Unix(_, path, _) => Address::Unix(path.clone()),
+        })
+    }
+
+    /// The next connection, and who it is from.
+    pub async fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let socket = Socket(Arc::new(Stream::Tcp(stream)));
+                // A client whose power was cut says nothing; its machine stops acknowledging.
+                socket.set_silence(LONGEST_SILENCE);
+                (socket, Some(peer.ip().to_canonical()))
+            }
+            Self::Unix(listener, ..) => (Socket(Arc::new(Stream::Unix(listener.accept().await?.0))), None),
+        })
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path, file @ Some(_)) = self
+            // A newer server may have taken its place.
+            && file_at(path) == *file
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Which file a path names.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A connection's socket, which hyper reads and writes, and whoever answers may set.
+#[derive(Clone)]
+pub(super) struct Socket(Arc<Stream>);
+
+macro_rules! of_stream {
+    ($socket:expr, $stream:ident => $does:expr) => {
+        match &*$socket.0 {
+            Stream::Tcp($stream) => $does,
+            Stream::Unix($stream) => $does,
+        }
+    };
+}
+
+impl Socket {
+    /// How long sent bytes may stay unacknowledged before the connection counts as broken.
+    pub fn set_silence(&self, limit: Duration) {
+        // Not a TCP socket, perhaps.
+        let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(self, limit);
+    }
+
+    /// Whether the client has gone, or said that it will send nothing more, which only one that has gone says while it waits;
+    /// otherwise this task is woken once it does. That of one whose next request is there already is not seen.
+    pub fn poll_hung_up(&self, cx: &mut Context<'_>) -> bool {
+        let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        while of_stream!(self, stream => stream.poll_read_ready(cx)).is_ready() {
+            if crate::look(self.as_fd(), PollFlags::RDHUP).intersects(ends) {
+                return true;
+            }
+            // Only where nothing can be read, somebody is woken once there is something.
+            if self.peek(&mut [0]).is_ok() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Reads what is there, and leaves it there.
+    fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let peek = || Ok(rustix::net::recv(self, bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0);
+        of_stream!(self, stream => stream.try_io(Interest::READABLE, peek))
+    }
+
+    /// Whether a client without TLS begins with the preface of HTTP/2 (RFC 9113, 3.4): no method of HTTP/1.1 is called PRI.
+    ///
+    /// # Errors
+    /// When it sends nothing, or goes.
+    pub async fn speaks_http2(&self) -> io::Result<bool> {
+        const BEGIN: &[u8] = b"PRI ";
+        let mut bytes = [0; BEGIN.len()];
+        poll_fn(|cx| of_stream!(self, stream => retry(cx, |cx| stream.poll_read_ready(cx), || self.peek(&mut bytes))))
+            .await?;
+        Ok(bytes == BEGIN)
+    }
+
+    /// Writes what can be written at once.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        of_stream!(self, stream => stream.try_write(bytes))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        of_stream!(self, stream => stream.as_fd())
+    }
+}
+
+/// What has to wait until it is ready, and tries again.
+fn retry<T>(
+    cx: &mut Context<'_>,
+    mut poll_ready: impl FnMut(&mut Context<'_>) -> Poll<io::Result<()>>,
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> Poll<io::Result<T>> {
+    loop {
+        ready!(poll_ready(cx))?;
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let got = ready!(of_stream!(self, stream => retry(
+            cx,
+            |cx| stream.poll_read_ready(cx),
+            || stream.try_read(buffer.initialize_unfilled()),
+        )))?;
+        buffer.advance(got);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        of_stream!(self, stream => retry(cx, |cx| stream.poll_write_ready(cx), || stream.try_write(bytes)))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        of_stream!(self, stream => retry(cx, |cx| stream.poll_write_ready(cx), || stream.try_write_vectored(pieces)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match rustix::net::shutdown(&*self, rustix::net::Shutdown::Write) {
+            Ok(()) | Err(rustix::io::Errno::NOTCONN) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The server of `serve`: hyper on tokio, a task a connection.
+
+mod answer;
+mod incoming;
+mod limits;
+mod listening;
+mod outgoing;
+mod server;
+mod switching;
+mod tls;
+mod waiting;
+
+use super::application::Application;
+use super::status::Status;
+use super::stop::{catch_signals, stop_signal};
+use crate::config::Settings;
+use crate::wake::{Ready, Wake as _};
+use answer::{Connection, answer, log};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use limits::{
+    HEAD_FIELDS, HEAD_SIZE, HEAD_TIME, LONGEST_SILENCE, Room, STOP_TIME, descriptor_limit, raise_descriptor_limit,
+};
+pub use listening::Address;
+use listening::{Listening, Socket};
+use server::{Counted, Server};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tls::Tls;
+pub use tls::TlsFiles;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How an application is served.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where to listen, besides where the service manager does (`LISTEN_FDS`).
+    pub addresses: Vec<Address>,
+    /// Whether TLS is spoken at every TCP address.
+    pub tls: Option<TlsFiles>,
+    /// Whether there is no access log.
+    pub quiet: bool,
+}
+
+/// Serves an application until SIGTERM or SIGINT, or SIGHUP: that has the certificate read again, where there is one. `started`
+/// is called once connections are accepted, with the addresses; if it fails, nothing is served.
+///
+/// # Errors
+/// When it cannot listen there, or cannot catch signals; or that of `started`.
+pub fn serve(
+    application: &'static dyn Application,
+    options: Options,
+    settings: &'static Settings,
+    started: impl FnOnce(&[Address]) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let Options { addresses, tls, quiet } = options;
+    catch_signals(tls.is_none())?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let server = &*Box::leak(Box::new(Server {
+        application,
+        settings,
+        quiet,
+        tls: tls.map(Tls::new).transpose()?,
+        connections: AtomicUsize::new(0),
+        refused: AtomicUsize::new(0),
+    }));
+    let result = runtime.block_on(async {
+        let mut listening = Listening::inherited()?;
+        for address in &addresses {
+            let bound = Listening::bind(address);
+            listening.push(bound.map_err(|error| format!("cannot listen at {address}: {error}"))?);
+        }
+        let addresses = listening.iter().map(|listening| listening.address(server.tls.is_some()));
+        started(&addresses.collect::<io::Result<Vec<_>>>()?)?;
+        std::thread::Builder::new().spawn(move || {
+            loop {
+                std::thread::sleep(Duration::from_millis(500));
+                if application.has_work(settings) {
+                    application.work(settings);
+                }
+            }
+        })?;
+        let accepting: Vec<_> = listening.into_iter().map(|those| tokio::spawn(accept(server, those))).collect();
+        asked_to_stop(server).await?;
+        for accepting in accepting {
+            accepting.abort();
+            let _ = accepting.await;
+        }
+        waiting::stop();
+        let until = Instant::now() + STOP_TIME;
+        while server.connections.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    });
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+/// Returns when the server has to stop. Meanwhile SIGHUP has the certificate read again, where there is one.
+async fn asked_to_stop(server: &'static Server) -> io::Result<()> {
+    let Some(stop) = stop_signal() else { return Ok(()) };
+    let mut stop = Ready::to_read(stop);
+    let mut again = server.tls.as_ref().map(|_| signal(SignalKind::hangup())).transpose()?;
+    loop {
+        let is_stopping = poll_fn(|cx| {
+            if stop.poll_wake(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            again.as_mut().map_or(Poll::Pending, |again| again.poll_recv(cx).map(|_| false))
+        });
+        match (is_stopping.await, &server.tls) {
+            (false, Some(tls)) => match tls.read_again() {
+                Ok(()) => say!("uhst-relay: the certificate was read again"),
+                Err(error) => say!("uhst-relay: the certificate stays as it was: {error}"),
+            },
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Takes whoever comes.
+async fn accept(server: &'static Server, listening: Listening) {
+    loop {
+        let (socket, peer) = match listening.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors or memory: those that are here finish, and then there is room again.
+                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
+                    say!("uhst-relay: a connection could not be accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                continue;
+            }
+        };
+        let room = Room::of(descriptor_limit(), server.settings.max_connections);
+        if server.connections.load(Ordering::Acquire) < room.connections {
+            let counted = Counted::new(&server.connections);
+            let is_tcp = matches!(listening, Listening::Tcp(_));
+            tokio::spawn(async move {
+                begin(server, socket, peer, is_tcp).await;
+                drop(counted);
+            });
+        } else {
+            refuse(&socket);
+            if server.refused.load(Ordering::Acquire) < room.refused {
+                let counted = Counted::new(&server.refused);
+                tokio::spawn(async move {
+                    linger(&socket).await;
+                    drop(counted);
+                });
+            }
+        }
+    }
+}
+
+/// Finds out what a client speaks, and answers it.
+async fn begin(server: &'static Server, socket: Socket, peer: Option<IpAddr>, is_tcp: bool) {
+    let tls = server.tls.as_ref().filter(|_| is_tcp);
+    let connection =
+        Arc::new(Connection { socket, peer, is_https: tls.is_some(), is_switched: AtomicBool::new(false) });
+    let socket = connection.socket.clone();
+    match tls {
+        Some(tls) => {
+            if let Ok(stream) = tls.accept(socket).await {
+                let speaks_http2 = tls::speaks_http2(&stream);
+                run(server, &connection, stream, speaks_http2).await;
+            }
+        }
+        None => {
+            if let Ok(Ok(speaks_http2)) = tokio::time::timeout(HEAD_TIME, socket.speaks_http2()).await {
+                run(server, &connection, socket, speaks_http2).await;
+            }
+        }
+    }
+    if !connection.is_switched.load(Ordering::Relaxed) {
+        linger(&connection.socket).await;
+    }
+}
+
+/// Answers the requests of a connection.
+async fn run(
+    server: &'static Server,
+    connection: &Arc<Connection>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    speaks_http2: bool,
+) {
+    let answering = Arc::clone(connection);
+    let service = service_fn(move |request| {
+        let connection = Arc::clone(&answering);
+        // Boxed, so that a stream does not keep the memory of whoever has answered.
+        Box::pin(async move { Ok::<_, Infallible>(answer(server, &connection, request).await) })
+    });
+    let stream = TokioIo::new(stream);
+    let ended = if speaks_http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).max_header_list_size(u32::try_from(HEAD_SIZE).unwrap_or(u32::MAX));
+        // A client that is silent may have gone.
+        builder.keep_alive_interval(LONGEST_SILENCE);
+        drive(builder.serve_connection(stream, service), http2::Connection::graceful_shutdown).await
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIME)
+            .max_headers(HEAD_FIELDS)
+            .max_buf_size(HEAD_SIZE);
+        // Some clients say that they will send nothing more, and wait for the answer.
+        builder.half_close(true).title_case_headers(true).writev(false);
+        let connection = builder.serve_connection(stream, service).with_upgrades();
+        drive(connection, http1::UpgradeableConnection::graceful_shutdown).await
+    };
+    if ended.is_err_and(|error| error.is_parse() || error.is_parse_too_large()) {
+        log(server, connection.peer, "-", Status::BadRequest, 0);
+    }
+}
+
+/// Lets a connection go on to its end, and end after what it has begun once the server is being stopped.
+async fn drive<C: Future<Output = hyper::Result<()>>>(
+    connection: C,
+    end: impl FnOnce(Pin<&mut C>),
+) -> hyper::Result<()> {
+    let (mut connection, mut stopped) = (pin!(connection), pin!(waiting::stopped()));
+    let mut end = Some(end);
+    poll_fn(|cx| {
+        if end.is_some()
+            && stopped.as_mut().poll(cx).is_ready()
+            && let Some(end) = end.take()
+        {
+            end(connection.as_mut());
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await
+}
+
+fn refuse(socket: &Socket) {
+    let body = r#"{"error":"The relay has all the connections it takes: try again later."}"#;
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\nRetry-After: 5\r\nAccess-Control-Allow-Origin: *\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = socket.try_write(answer.as_bytes());
+}
+
+/// Closes such that a client that is still sending gets to see the answer: a socket closed with unread bytes in it
+/// resets the connection (RFC 9112, 9.6).
+async fn linger(socket: &Socket) {
+    use tokio::io::AsyncReadExt as _;
+    let mut socket = socket.clone();
+    if rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).is_err() {
+        return;
+    }
+    let drain = async {
+        let (mut buffer, mut left) = ([0; 4096], limits::WORTH_DRAINING);
+        while let Ok(got) = socket.read(&mut buffer).await
+            && got > 0
+            && left > 0
+        {
+            left = left.saturating_sub(got as u64);
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
+}

@@ -1,0 +1,186 @@
+//! The body of an answer, as hyper takes it.
+//!
+//! A stream is a future that writes into a slot for one piece; hyper takes the piece when its socket has room. The future
+//! runs in the connection's own task, so whatever wakes a stream wakes one task. When the client has gone, hyper drops the
+//! body: the future goes on in a task of its own, and is told.
+
+use super::waiting::Waiting;
+use crate::gateway::client::{Client, Outgoing, Woken};
+use crate::gateway::reply::{Producer, Producing};
+use crate::wake::Wake;
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+/// A piece of a body has at most so many bytes: what waits for a slow reader.
+const PIECE_SIZE: usize = 64 * 1024;
+
+/// What the future and hyper share.
+#[derive(Default)]
+pub(super) struct Slot(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    piece: Option<Bytes>,
+    /// hyper has let go of the body: because it has all of it, or because the client has gone.
+    is_let_go: bool,
+    is_gone: bool,
+    /// The body is to end cut short.
+    is_cut: bool,
+}
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A body.
+pub(super) enum AnswerBody {
+    Whole(Bytes),
+    /// Of which only the head is asked for: there would be one.
+    Head,
+    /// With how many bytes are still to come, where that is known.
+    Stream {
+        producing: Option<Producing<'static>>,
+        slot: Arc<Slot>,
+        left: Option<u64>,
+    },
+}
+
+impl AnswerBody {
+    /// What `produce` writes: so many bytes, where that is known.
+    pub fn stream(produce: Producer, length: Option<u64>, waiting: Waiting) -> Self {
+        let slot = Arc::<Slot>::default();
+        let mut way = Way { slot: Arc::clone(&slot), waiting };
+        let producing = Box::pin(async move { produce(&mut way).await });
+        Self::Stream { producing: Some(producing), slot, left: length }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let (producing, slot, left) = match &mut *self {
+            Self::Head => return Poll::Ready(None),
+            Self::Whole(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            Self::Whole(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Stream { producing, slot, left } => (producing, slot, left),
+        };
+        // One that has written may go on at once.
+        if slot.lock().piece.is_none()
+            && let Some(future) = producing
+            && future.as_mut().poll(cx).is_ready()
+        {
+            *producing = None;
+        }
+        let mut state = slot.lock();
+        match state.piece.take() {
+            Some(piece) => {
+                *left = left.map(|left| left.saturating_sub(piece.len() as u64));
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            None if producing.is_some() => Poll::Pending,
+            None if state.is_cut => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Head | Self::Stream { .. } => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream { left: Some(left), .. } => SizeHint::with_exact(*left),
+            Self::Head | Self::Stream { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        if let Self::Stream { producing, slot, left } = self
+            && let Some(producing) = producing.take()
+        {
+            let mut state = slot.lock();
+            (state.is_let_go, state.is_gone) = (true, *left != Some(0));
+            drop(state);
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(producing);
+            }
+        }
+    }
+}
+
+/// The way to a client, as whoever writes to it sees it.
+struct Way {
+    slot: Arc<Slot>,
+    waiting: Waiting,
+}
+
+impl Client for Way {
+    fn poll_wait(
+        &mut self,
+        cx: &mut Context<'_>,
+        wakes: &mut [&mut dyn Wake],
+        to_write: bool,
+        until: Instant,
+    ) -> Poll<Woken> {
+        let state = self.slot.lock();
+        if state.is_gone {
+            return Poll::Ready(Woken::HungUp);
+        }
+        let is_writable = state.piece.is_none();
+        if state.is_let_go {
+            // The connection's own task is woken by its socket.
+            self.waiting.forget_client();
+        }
+        drop(state);
+        match self.waiting.poll(cx, wakes, until) {
+            Poll::Ready(woken @ (Woken::Stopped | Woken::HungUp | Woken::Knock)) => Poll::Ready(woken),
+            _ if to_write && is_writable => Poll::Ready(Woken::Writable),
+            other => other,
+        }
+    }
+}
+
+impl Outgoing for Way {
+    fn is_own(&self) -> bool {
+        true
+    }
+
+    fn is_broken(&self) -> bool {
+        let state = self.slot.lock();
+        state.is_gone || state.is_cut
+    }
+
+    fn is_writable(&self) -> bool {
+        let state = self.slot.lock();
+        !state.is_gone && state.piece.is_none()
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let mut state = self.slot.lock();
+        if bytes.is_empty() || state.is_gone || state.piece.is_some() {
+            return 0;
+        }
+        let piece = &bytes[..bytes.len().min(PIECE_SIZE)];
+        state.piece = Some(Bytes::copy_from_slice(piece));
+        piece.len()
+    }
+
+    fn cut(&mut self) {
+        self.slot.lock().is_cut = true;
+    }
+}
