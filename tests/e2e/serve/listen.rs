@@ -2,7 +2,6 @@
 
 use super::Serve;
 use crate::place::{Folder, LONG, have, kill, skip, until};
-use crate::relay::Talk as _;
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -49,12 +48,12 @@ fn tls_is_spoken_at_every_port_and_its_certificate_is_read_again() {
     let url = format!("https://localhost:{}", relay.address.port());
     let ping = format!("{url}/?action=ping&timestamp=7");
     for (option, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
-        let pong = said(&[option, "--cacert", &certificate, "-w", " %{http_version}", "-X", "POST", &ping]);
-        assert_eq!(pong, format!("{{\"pong\":7}} {version}"));
+        let answer = said(&[option, "--cacert", &certificate, "-w", " %{http_version}", "-X", "POST", &ping]);
+        assert_eq!(answer, format!("{{\"pong\":7}} {version}"));
     }
     // A socket file needs no TLS.
-    let pong = said(&["--unix-socket", &socket, "-X", "POST", "http://x/?action=ping&timestamp=8"]);
-    assert_eq!(pong, "{\"pong\":8}");
+    let answer = said(&["--unix-socket", &socket, "-X", "POST", "http://x/?action=ping&timestamp=8"]);
+    assert_eq!(answer, "{\"pong\":8}");
 
     // A stream over HTTP/2 stays open while the certificate changes.
     let post = |query: &str, body: &str| {
@@ -96,8 +95,8 @@ fn http2_is_spoken_to_whoever_begins_with_it() {
     }
     let relay = Serve::new();
     let url = format!("http://{}/?action=ping&timestamp=7", relay.address);
-    let pong = said(&["--http2-prior-knowledge", "-w", " %{http_version}", "-X", "POST", &url]);
-    assert_eq!(pong, "{\"pong\":7} 2");
+    let answer = said(&["--http2-prior-knowledge", "-w", " %{http_version}", "-X", "POST", &url]);
+    assert_eq!(answer, "{\"pong\":7} 2");
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn a_client_that_goes_without_a_word_is_not_waited_for() {
     let dir = TestDir::new();
     let file = dir.join("told");
     // It decides nothing.
-    let command = ["sh", "-c", r#"exec cat >"$0""#, file.to_str().unwrap()].map(str::to_owned).to_vec();
+    let command = ["sh", "-c", r#"cat >"$0"; true"#, file.to_str().unwrap()].map(str::to_owned).to_vec();
     let settings = Settings { ws_handler: command, ..Settings::default() };
     let mut running = Running::with(channel().1, &[], move || {
         ConnectionHandler::Program(Box::new(Program::start(&settings, &[]).unwrap()))
