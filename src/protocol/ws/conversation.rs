@@ -72,6 +72,8 @@ impl Span {
 /// What a wait is over for: why, and which of the wakes that has come.
 struct Came {
     woken: Woken,
+    /// How far the connection was when the wait began.
+    stage: Stage,
     bus: bool,
     output: bool,
     input: bool,
@@ -283,14 +285,14 @@ impl Conversation {
     async fn wait(&mut self, out: &mut dyn Outgoing) -> Came {
         let (time_left, to_write) = (self.time_left(), self.link.has_to_write());
         let is_early = matches!(self.stage, Stage::Authenticating(_)) && self.link.has_room_for_early();
-        let hears_client = is_early || self.is_listening();
+        let is_listening = self.is_listening();
         let hears_bus = self.stage == Stage::Open && self.link.unsent() < ENOUGH;
         let mut bus = self.member.reader().wake().filter(|_| hears_bus);
         let program = self.handler.program().map(|program| &*program);
         let mut output = program.and_then(Program::output).map(Ready::to_read);
         let mut input = program.and_then(Program::input).map(Ready::to_write);
         let mut wakes = Vec::<&mut dyn Wake>::with_capacity(4);
-        if hears_client {
+        if is_early || is_listening {
             wakes.push(self.link.wake());
         }
         for ready in [&mut bus, &mut output, &mut input] {
@@ -298,7 +300,7 @@ impl Conversation {
         }
         let woken = out.wait(&mut wakes, to_write, time_left).await;
         let is_ready = |ready: Option<Ready<'_>>| woken == Woken::Knock && ready.is_some_and(|ready| ready.is_ready());
-        Came { woken, bus: is_ready(bus), output: is_ready(output), input: is_ready(input) }
+        Came { woken, stage: self.stage, bus: is_ready(bus), output: is_ready(output), input: is_ready(input) }
     }
 
     /// Does what there is to do then.
@@ -317,9 +319,12 @@ impl Conversation {
         match (came.woken, self.stage) {
             (Woken::Stopped, _) => self.close(1001, "The relay is being stopped."),
             (Woken::Knock, Stage::Authenticating(_)) if !self.link.read_early() => self.stage = Stage::Gone,
-            (Woken::Knock, _) if self.is_listening() => _ = self.hear(),
+            // One that has just been let in is told first that it is open.
+            (Woken::Knock, _) if came.stage == self.stage && self.is_listening() => _ = self.hear(),
             // What it has said before it went is heard first.
-            (Woken::HungUp, _) if !self.is_listening() || !self.hear() => self.stage = Stage::Gone,
+            (Woken::HungUp, _) if !self.is_listening() || (came.stage == self.stage && !self.hear()) => {
+                self.stage = Stage::Gone;
+            }
             _ => {}
         }
         if self.link.has_to_write() && (came.woken == Woken::Writable || out.is_writable()) {
