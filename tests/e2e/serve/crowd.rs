@@ -147,8 +147,9 @@ fn a_thousand_streams_leave_nothing_behind() {
         });
         last
     };
-    let mut wire = relay.wire();
-    let mut post = |query: &str| {
+    // Each on a connection of its own: one that is idle for 10 s is closed.
+    let post = |query: &str| {
+        let mut wire = relay.wire();
         wire.send(format!("POST /?{query} HTTP/1.1\r\nHost: relay\r\nContent-Length: 0\r\n\r\n"));
         wire.answer().expect(200).json()
     };
