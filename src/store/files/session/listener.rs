@@ -126,7 +126,10 @@ impl Session<'_> {
         self.knock(&member, Cause::Takeover);
         member.line.stream += 1;
         member.line.begin = log.position();
-        log.share(wakeup.recent());
+        // The log of what is said to the clients. What is said to the host is another one, which the host alone reads.
+        if party.client.is_some() {
+            log.share(wakeup.recent());
+        }
         wakeup.node().clone_into(&mut member.line.node);
         (member.line.ended, member.line.told) = (None, false);
         member.cursor = Cursor { stream: member.line.stream, position: log.position() };
@@ -457,6 +460,36 @@ mod tests {
             {
             }
             assert!(heard.iter().all(|data| data == id.as_str()), "{id:?} heard {heard:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_and_its_clients_in_one_process_hear_each_what_is_said_to_them() {
+        let dir = TestDir::new();
+        let (files, settings) = (Files::new(&dir.join("data")), Settings::default());
+        let _node = files.listen_as_one().unwrap();
+        let policy = policy(&settings);
+        // Both logs of a session often begin in the same millisecond, and then their ids are the same.
+        for number in 0..30 {
+            let host = HostId::new(&format!("h{number}")).unwrap();
+            let id = ClientId::new("c").unwrap();
+            files.register(&host, "one", Claim::Drawn, &policy).unwrap();
+            files.join(&host, &id, &policy).unwrap();
+            let party = |client| Party { host: host.clone(), client, registration: Some("one".to_owned()) };
+            let (of_host, of_client) = (party(None), party(Some(id.clone())));
+            let mut listeners =
+                [files.listen(&of_host, None, &policy).unwrap(), files.listen(&of_client, None, &policy).unwrap()];
+            files.send_to_host(&of_client, "\"to the host\"", &policy).unwrap();
+            files.broadcast(&of_host, "\"to all\"", &policy).unwrap();
+            for (listener, expected) in listeners.iter_mut().zip(["\"to the host\"", "\"to all\""]) {
+                let mut heard = Vec::new();
+                listener.hear();
+                while listener
+                    .next(|event| heard.extend((event.event == MESSAGE).then(|| event.data.to_owned())))
+                    .unwrap()
+                {}
+                assert_eq!(heard, [expected], "{number}");
+            }
         }
     }
 }
