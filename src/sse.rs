@@ -248,10 +248,7 @@ pub async fn feed<E: Events>(
             // A write to our own socket never blocks.
             Woken::Writable
         } else {
-            match listener.wake().filter(|_| !to_write) {
-                Some(mut wake) => out.wait(&mut [&mut wake], to_write, tick).await,
-                None => out.wait(&mut [], to_write, tick).await,
-            }
+            out.wait(&mut [&mut listener.wake().filter(|_| !to_write)], to_write, tick).await
         };
         match woken {
             Woken::HungUp => return End::Gone,
@@ -294,10 +291,7 @@ pub async fn last_words(out: &mut dyn Outgoing, events: &mut impl Events, unsent
         while matches!(events.write_next(&mut unsent.bytes), Ok(Given { has_more: true, .. })) {}
         let to_write = !unsent.is_empty();
         let tick = until.saturating_duration_since(Instant::now()).min(TICK);
-        let woken = match events.wake() {
-            Some(mut wake) => out.wait(&mut [&mut wake], to_write, tick).await,
-            None => out.wait(&mut [], to_write, tick).await,
-        };
+        let woken = out.wait(&mut [&mut events.wake()], to_write, tick).await;
         match woken {
             Woken::HungUp => return,
             Woken::Writable => _ = unsent.write(out),

@@ -101,11 +101,7 @@ impl<'a, 'b> Feed<'a, 'b> {
                     let awaited: &mut dyn Wake =
                         if matches!(step, Step::NoRoom) { &mut room } else { &mut *self.body.reader };
                     let limit = until.saturating_duration_since(Instant::now());
-                    let woken = match &mut call {
-                        Some(call) => client.wait(&mut [&mut receiver, awaited, call], false, limit).await,
-                        None => client.wait(&mut [&mut receiver, awaited], false, limit).await,
-                    };
-                    match woken {
+                    match client.wait(&mut [&mut receiver, awaited, &mut call], false, limit).await {
                         Woken::Stopped => return End::Stopped,
                         Woken::HungUp => return End::HungUp,
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
@@ -173,12 +169,9 @@ async fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, cli
     let mut until = Instant::now() + IDLE;
     loop {
         let mut receiver = Ready::unread(sender.receiver());
+        let mut call = waiting.map(|waiting| Ready::to_read(waiting.fd()));
         let limit = until.saturating_duration_since(Instant::now());
-        let woken = match waiting.map(|waiting| Ready::to_read(waiting.fd())) {
-            Some(mut call) => client.wait(&mut [&mut receiver, &mut call], false, limit).await,
-            None => client.wait(&mut [&mut receiver], false, limit).await,
-        };
-        match woken {
+        match client.wait(&mut [&mut receiver, &mut call], false, limit).await {
             Woken::Stopped => return End::Stopped,
             Woken::HungUp => return End::HungUp,
             Woken::Tick => {
@@ -289,10 +282,8 @@ async fn deliver(out: &mut dyn Outgoing, mut receiver: Receiver, length: Option<
         let to_write = !delivery.buffer.is_empty() || has_bytes(receiver.data());
         let mut data = Some(Ready::to_read(receiver.data())).filter(|_| !to_write);
         let mut wake = receiver.wake().map(Ready::to_read);
-        let mut wakes: Vec<&mut dyn Wake> = Vec::with_capacity(2);
-        wakes.extend(data.iter_mut().map(|data| data as &mut dyn Wake));
-        wakes.extend(wake.iter_mut().map(|wake| wake as &mut dyn Wake));
-        match out.wait(&mut wakes, to_write, until.saturating_duration_since(Instant::now())).await {
+        let limit = until.saturating_duration_since(Instant::now());
+        match out.wait(&mut [&mut data, &mut wake], to_write, limit).await {
             Woken::Writable => {}
             // The client has gone.
             Woken::HungUp => return,

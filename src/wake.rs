@@ -24,24 +24,54 @@ pub trait Wake: Send {
     fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
+/// What is not there never comes.
+impl<W: Wake> Wake for Option<W> {
+    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        self.as_ref().and_then(W::descriptor)
+    }
+
+    #[cfg(feature = "serve")]
+    fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.as_mut().map_or(Poll::Pending, |wake| wake.poll_wake(cx))
+    }
+}
+
+impl<W: Wake + ?Sized> Wake for &mut W {
+    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        (**self).descriptor()
+    }
+
+    #[cfg(feature = "serve")]
+    fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        (**self).poll_wake(cx)
+    }
+}
+
+/// For a door with many tasks: whether one of `wakes` has come. All of them are asked: each has to know whom to wake.
+#[cfg(feature = "serve")]
+pub(crate) fn poll_any(cx: &mut Context<'_>, wakes: &mut [&mut dyn Wake]) -> Poll<()> {
+    let mut is_woken = false;
+    for wake in wakes {
+        is_woken |= wake.poll_wake(cx).is_ready();
+    }
+    if is_woken { Poll::Ready(()) } else { Poll::Pending }
+}
+
+/// For a door that sleeps in `poll(2)`: what it has to wait for.
+pub(crate) fn poll_fds<'a>(wakes: &'a [&mut dyn Wake]) -> impl Iterator<Item = PollFd<'a>> {
+    let descriptors = wakes.iter().filter_map(Wake::descriptor);
+    descriptors.map(|(fd, wanted)| PollFd::from_borrowed_fd(fd, wanted))
+}
+
 /// Waits for one of `wakes` where there is no client any more, no longer than `limit`. A signal may end it early.
 #[cfg_attr(not(feature = "serve"), expect(clippy::unused_async, reason = "it waits in poll(2) there"))]
 pub async fn wait(wakes: &mut [&mut dyn Wake], limit: Duration) {
     #[cfg(feature = "serve")]
     if tokio::runtime::Handle::try_current().is_ok() {
-        let woken = std::future::poll_fn(|cx| {
-            // All of them: each has to know whom to wake.
-            let mut is_woken = false;
-            for wake in wakes.iter_mut() {
-                is_woken |= wake.poll_wake(cx).is_ready();
-            }
-            if is_woken { Poll::Ready(()) } else { Poll::Pending }
-        });
-        let _ = tokio::time::timeout(limit, woken).await;
+        let _ = tokio::time::timeout(limit, std::future::poll_fn(|cx| poll_any(cx, wakes))).await;
         return;
     }
-    let descriptors = wakes.iter().filter_map(|wake| wake.descriptor());
-    let mut fds: Vec<_> = descriptors.map(|(fd, wanted)| PollFd::from_borrowed_fd(fd, wanted)).collect();
+    let mut fds: Vec<_> = poll_fds(wakes).collect();
     let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
     let _ = poll(&mut fds, Some(&limit));
 }

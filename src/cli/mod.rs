@@ -10,7 +10,7 @@ mod small;
 use crate::VERSION;
 use crate::config::Settings;
 #[cfg(feature = "serve")]
-use crate::gateway::serve::{Address, Options, TlsFiles};
+use crate::gateway::serve::{Options, TlsFiles};
 use crate::health;
 use crate::protocol;
 use crate::ptth::Tripcode;
@@ -200,10 +200,6 @@ fn serve(told: ServeOptions, data: Option<&Path>) -> Done {
     if let (true, Some(text)) = (addresses.is_empty(), &settings.listen) {
         let why = |why| format!("WEBSOCKET_LISTENING_ADDRESS and WEBSOCKET_LISTENING_PORT say {text}: {why}");
         addresses.push(arguments::address(text).map_err(why)?);
-    }
-    // What systemd has opened (LISTEN_FDS) is an address too.
-    if addresses.is_empty() && std::env::var_os("LISTEN_FDS").is_none() {
-        addresses.push(Address::Tcp((std::net::Ipv4Addr::LOCALHOST, 8080).into()));
     }
     let tls = told.tls_cert.zip(told.tls_key).map(|(certificate, key)| TlsFiles { certificate, key });
     let options = Options { addresses, tls, quiet: told.quiet };

@@ -76,8 +76,8 @@ pub trait Outgoing: Client {
 impl dyn Outgoing + '_ {
     /// As for any [client](Client).
     pub async fn wait(&mut self, wakes: &mut [&mut dyn Wake], to_write: bool, limit: Duration) -> Woken {
-        let until = Instant::now() + limit;
-        poll_fn(|cx| self.poll_wait(cx, wakes, to_write, until)).await
+        let client: &mut dyn Client = self;
+        client.wait(wakes, to_write, limit).await
     }
 }
 

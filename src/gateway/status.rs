@@ -38,36 +38,8 @@ pub enum Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Passed(code) => return write!(f, "{code} {}", reason(*code)),
-            Self::SwitchingProtocols => "101 Switching Protocols",
-            Self::Ok => "200 OK",
-            Self::Created => "201 Created",
-            Self::NoContent => "204 No Content",
-            Self::BadRequest => "400 Bad Request",
-            Self::Unauthorized => "401 Unauthorized",
-            Self::Forbidden => "403 Forbidden",
-            Self::NotFound => "404 Not Found",
-            Self::MethodNotAllowed => "405 Method Not Allowed",
-            Self::RequestTimeout => "408 Request Timeout",
-            Self::Conflict => "409 Conflict",
-            Self::Gone => "410 Gone",
-            Self::LengthRequired => "411 Length Required",
-            Self::ContentTooLarge => "413 Content Too Large",
-            Self::UriTooLong => "414 URI Too Long",
-            Self::ExpectationFailed => "417 Expectation Failed",
-            Self::UpgradeRequired => "426 Upgrade Required",
-            Self::TooManyRequests => "429 Too Many Requests",
-            Self::RequestHeaderFieldsTooLarge => "431 Request Header Fields Too Large",
-            Self::InternalServerError => "500 Internal Server Error",
-            Self::NotImplemented => "501 Not Implemented",
-            Self::BadGateway => "502 Bad Gateway",
-            Self::ServiceUnavailable => "503 Service Unavailable",
-            Self::GatewayTimeout => "504 Gateway Timeout",
-            Self::HttpVersionNotSupported => "505 HTTP Version Not Supported",
-            Self::InsufficientStorage => "507 Insufficient Storage",
-            Self::LoopDetected => "508 Loop Detected",
-        })
+        let (code, reason) = self.parts();
+        write!(f, "{code} {reason}")
     }
 }
 
@@ -75,8 +47,41 @@ impl Status {
     /// Its three digits.
     #[must_use]
     pub fn code(self) -> u16 {
-        // The text begins with them.
-        self.to_string().split(' ').next().and_then(|code| code.parse().ok()).unwrap_or(500)
+        self.parts().0
+    }
+
+    /// With the reason phrase.
+    fn parts(self) -> (u16, &'static str) {
+        match self {
+            Self::Passed(code) => (code, reason(code)),
+            Self::SwitchingProtocols => (101, "Switching Protocols"),
+            Self::Ok => (200, "OK"),
+            Self::Created => (201, "Created"),
+            Self::NoContent => (204, "No Content"),
+            Self::BadRequest => (400, "Bad Request"),
+            Self::Unauthorized => (401, "Unauthorized"),
+            Self::Forbidden => (403, "Forbidden"),
+            Self::NotFound => (404, "Not Found"),
+            Self::MethodNotAllowed => (405, "Method Not Allowed"),
+            Self::RequestTimeout => (408, "Request Timeout"),
+            Self::Conflict => (409, "Conflict"),
+            Self::Gone => (410, "Gone"),
+            Self::LengthRequired => (411, "Length Required"),
+            Self::ContentTooLarge => (413, "Content Too Large"),
+            Self::UriTooLong => (414, "URI Too Long"),
+            Self::ExpectationFailed => (417, "Expectation Failed"),
+            Self::UpgradeRequired => (426, "Upgrade Required"),
+            Self::TooManyRequests => (429, "Too Many Requests"),
+            Self::RequestHeaderFieldsTooLarge => (431, "Request Header Fields Too Large"),
+            Self::InternalServerError => (500, "Internal Server Error"),
+            Self::NotImplemented => (501, "Not Implemented"),
+            Self::BadGateway => (502, "Bad Gateway"),
+            Self::ServiceUnavailable => (503, "Service Unavailable"),
+            Self::GatewayTimeout => (504, "Gateway Timeout"),
+            Self::HttpVersionNotSupported => (505, "HTTP Version Not Supported"),
+            Self::InsufficientStorage => (507, "Insufficient Storage"),
+            Self::LoopDetected => (508, "Loop Detected"),
+        }
     }
 }
 

@@ -245,10 +245,7 @@ impl Desk {
                 return Ok(());
             }
             let tick = sse::tick(self.settings, reader.is_surely_woken(), sse::ROUND);
-            let woken = match reader.wake() {
-                Some(mut wake) => client.wait(&mut [&mut wake], false, left.min(tick)).await,
-                None => client.wait(&mut [], false, left.min(tick)).await,
-            };
+            let woken = client.wait(&mut [&mut reader.wake()], false, left.min(tick)).await;
             match woken {
                 Woken::HungUp | Woken::Stopped => return Ok(()),
                 Woken::Knock | Woken::Tick | Woken::Writable => reader.hear(),

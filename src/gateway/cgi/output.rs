@@ -5,7 +5,7 @@ use crate::config::Settings;
 use crate::gateway::application::Application;
 use crate::gateway::client::{Client, Outgoing, Switching, Woken};
 use crate::gateway::stop::stop_signal;
-use crate::wake::Wake;
+use crate::wake::{Wake, poll_fds};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
 use std::task::{Context, Poll};
@@ -89,9 +89,7 @@ impl Client for Output {
         let mut fds = Vec::with_capacity(2 + wakes.len());
         fds.push(PollFd::from_borrowed_fd(self.fd, wanted));
         fds.push(PollFd::from_borrowed_fd(stop.unwrap_or(self.fd), wanted_of_stop));
-        fds.extend(
-            wakes.iter().filter_map(|wake| wake.descriptor()).map(|(fd, wanted)| PollFd::from_borrowed_fd(fd, wanted)),
-        );
+        fds.extend(poll_fds(wakes));
         poll_until(&mut fds, until);
         let (client, stop) = (fds[0].revents(), fds[1].revents());
         Poll::Ready(if stop.contains(PollFlags::IN) {

@@ -125,7 +125,7 @@ pub(super) async fn answer(
         Content::Whole(body) if head.method != Method::HEAD => body.len(),
         _ => 0,
     };
-    log(server, asker.address, &request_line(&head), reply.status, size);
+    log(server, asker.address, || request_line(&head), reply.status, size);
     give(server, connection, &head, reply, keep_alive && !is_stopping(), upgrade).await
 }
 
@@ -331,7 +331,7 @@ fn request_line(head: &Parts) -> String {
 }
 
 /// The common log format, which log analysers read.
-pub(super) fn log(server: &Server, from: Option<IpAddr>, line: &str, status: Status, size: usize) {
+pub(super) fn log(server: &Server, from: Option<IpAddr>, line: impl FnOnce() -> String, status: Status, size: usize) {
     if server.quiet {
         return;
     }
@@ -340,7 +340,7 @@ pub(super) fn log(server: &Server, from: Option<IpAddr>, line: &str, status: Sta
     let parts: Vec<_> = date.split([' ', ',']).filter(|part| !part.is_empty()).collect();
     let [_, day, month, year, time, _] = parts[..] else { return };
     let from = from.map_or_else(|| "-".to_owned(), |from| from.to_string());
-    say!("{from} - - [{day}/{month}/{year}:{time} +0000] \"{line}\" {} {size}", status.code());
+    say!("{from} - - [{day}/{month}/{year}:{time} +0000] \"{}\" {} {size}", line(), status.code());
 }
 
 #[cfg(test)]

@@ -37,6 +37,13 @@ impl std::fmt::Display for Address {
     }
 }
 
+/// Port 8080 of this machine alone.
+impl Default for Address {
+    fn default() -> Self {
+        Self::Tcp((std::net::Ipv4Addr::LOCALHOST, 8080).into())
+    }
+}
+
 pub(super) enum Listening {
     Tcp(TcpListener),
     /// With its path, and which file was made there.

@@ -42,7 +42,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How an application is served.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where to listen, besides where the service manager does (`LISTEN_FDS`).
+    /// Where to listen, besides where the service manager does (`LISTEN_FDS`); where neither says it, at the usual
+    /// [address](Address::default).
     pub addresses: Vec<Address>,
     /// Whether TLS is spoken at every TCP address.
     pub tls: Option<TlsFiles>,
@@ -61,7 +62,7 @@ pub fn serve(
     settings: &'static Settings,
     started: impl FnOnce(&[Address]) -> Result<(), Box<dyn std::error::Error>>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let Options { addresses, tls, quiet } = options;
+    let Options { mut addresses, tls, quiet } = options;
     catch_signals(tls.is_none())?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -75,6 +76,9 @@ pub fn serve(
     }));
     let result = runtime.block_on(async {
         let mut listening = Listening::inherited()?;
+        if listening.is_empty() && addresses.is_empty() {
+            addresses.push(Address::default());
+        }
         for address in &addresses {
             let bound = Listening::bind(address);
             listening.push(bound.map_err(|error| format!("cannot listen at {address}: {error}"))?);
@@ -220,7 +224,7 @@ async fn run(
         drive(connection, http1::UpgradeableConnection::graceful_shutdown).await
     };
     if ended.is_err_and(|error| error.is_parse() || error.is_parse_too_large()) {
-        log(server, connection.peer, "-", Status::BadRequest, 0);
+        log(server, connection.peer, || "-".to_owned(), Status::BadRequest, 0);
     }
 }
 

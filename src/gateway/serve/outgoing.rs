@@ -26,11 +26,21 @@ pub(super) struct Slot(Mutex<State>);
 #[derive(Default)]
 struct State {
     piece: Option<Bytes>,
-    /// hyper has let go of the body: because it has all of it, or because the client has gone.
-    is_let_go: bool,
-    is_gone: bool,
+    taken: Taken,
     /// The body is to end cut short.
     is_cut: bool,
+}
+
+/// How much of the body hyper has taken.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Taken {
+    /// It may take more.
+    #[default]
+    NotYet,
+    /// Everything, and it has let go of it.
+    All,
+    /// It has let go of it before, because the client has gone.
+    Part,
 }
 
 impl Slot {
@@ -113,9 +123,7 @@ impl Drop for AnswerBody {
         if let Self::Stream { producing, slot, left } = self
             && let Some(producing) = producing.take()
         {
-            let mut state = slot.lock();
-            (state.is_let_go, state.is_gone) = (true, *left != Some(0));
-            drop(state);
+            slot.lock().taken = if *left == Some(0) { Taken::All } else { Taken::Part };
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {
                 runtime.spawn(producing);
             }
@@ -138,20 +146,15 @@ impl Client for Way {
         until: Instant,
     ) -> Poll<Woken> {
         let state = self.slot.lock();
-        if state.is_gone {
-            return Poll::Ready(Woken::HungUp);
-        }
-        let is_writable = state.piece.is_none();
-        if state.is_let_go {
-            // The connection's own task is woken by its socket.
-            self.waiting.forget_client();
-        }
+        let (taken, is_writable) = (state.taken, state.piece.is_none());
         drop(state);
-        match self.waiting.poll(cx, wakes, until) {
-            Poll::Ready(woken @ (Woken::Stopped | Woken::HungUp | Woken::Knock)) => Poll::Ready(woken),
-            _ if to_write && is_writable => Poll::Ready(Woken::Writable),
-            other => other,
+        match taken {
+            Taken::NotYet => {}
+            // The connection's own task is woken by its socket.
+            Taken::All => self.waiting.forget_client(),
+            Taken::Part => return Poll::Ready(Woken::HungUp),
         }
+        self.waiting.poll(cx, wakes, to_write && is_writable, until)
     }
 }
 
@@ -162,17 +165,17 @@ impl Outgoing for Way {
 
     fn is_broken(&self) -> bool {
         let state = self.slot.lock();
-        state.is_gone || state.is_cut
+        state.taken == Taken::Part || state.is_cut
     }
 
     fn is_writable(&self) -> bool {
         let state = self.slot.lock();
-        !state.is_gone && state.piece.is_none()
+        state.taken != Taken::Part && state.piece.is_none()
     }
 
     fn write(&mut self, bytes: &[u8]) -> usize {
         let mut state = self.slot.lock();
-        if bytes.is_empty() || state.is_gone || state.piece.is_some() {
+        if bytes.is_empty() || state.taken == Taken::Part || state.piece.is_some() {
             return 0;
         }
         let piece = &bytes[..bytes.len().min(PIECE_SIZE)];

@@ -175,11 +175,7 @@ impl Client for Output {
                 flushed => flushed.is_ready(),
             },
         };
-        match self.waiting.poll(cx, wakes, until) {
-            Poll::Ready(woken @ (Woken::Stopped | Woken::Knock)) => Poll::Ready(woken),
-            _ if to_write && can_write => Poll::Ready(Woken::Writable),
-            other => other,
-        }
+        self.waiting.poll(cx, wakes, to_write && can_write, until)
     }
 }
 

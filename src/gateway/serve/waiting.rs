@@ -2,7 +2,7 @@
 
 use super::listening::Socket;
 use crate::gateway::client::{Client, Woken};
-use crate::wake::Wake;
+use crate::wake::{Wake, poll_any};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -55,8 +55,14 @@ impl Waiting {
         self.socket = None;
     }
 
-    /// What every wait may end for.
-    pub fn poll(&mut self, cx: &mut Context<'_>, wakes: &mut [&mut dyn Wake], until: Instant) -> Poll<Woken> {
+    /// What every wait may end for; `is_writable` says that the client can take bytes, and that it is asked for that.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        wakes: &mut [&mut dyn Wake],
+        is_writable: bool,
+        until: Instant,
+    ) -> Poll<Woken> {
         if !self.has_told_stop {
             // Once: the task has one waker, and to ask again would take a lock that all tasks share.
             if self.stop.is_none() {
@@ -70,13 +76,11 @@ impl Waiting {
         if self.socket.as_ref().is_some_and(|socket| socket.poll_hung_up(cx)) {
             return Poll::Ready(Woken::HungUp);
         }
-        // All of them: each has to know whom to wake.
-        let mut is_woken = false;
-        for wake in wakes {
-            is_woken |= wake.poll_wake(cx).is_ready();
-        }
-        if is_woken {
+        if poll_any(cx, wakes).is_ready() {
             return Poll::Ready(Woken::Knock);
+        }
+        if is_writable {
+            return Poll::Ready(Woken::Writable);
         }
         let until = tokio::time::Instant::from_std(until);
         if until <= tokio::time::Instant::now() {
@@ -103,6 +107,6 @@ pub(super) struct Asking(pub Waiting);
 
 impl Client for Asking {
     fn poll_wait(&mut self, cx: &mut Context<'_>, wakes: &mut [&mut dyn Wake], _: bool, until: Instant) -> Poll<Woken> {
-        self.0.poll(cx, wakes, until)
+        self.0.poll(cx, wakes, false, until)
     }
 }

@@ -6,7 +6,7 @@ use crate::protocol::bus::Member;
 use crate::sse;
 use crate::store;
 use crate::store::buses::{Refused, User};
-use crate::wake::{Ready, Wake};
+use crate::wake::Ready;
 use crate::ws::link::{Link, Received, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
 use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
@@ -291,14 +291,8 @@ impl Conversation {
         let program = self.handler.program().map(|program| &*program);
         let mut output = program.and_then(Program::output).map(Ready::to_read);
         let mut input = program.and_then(Program::input).map(Ready::to_write);
-        let mut wakes = Vec::<&mut dyn Wake>::with_capacity(4);
-        if is_early || is_listening {
-            wakes.push(self.link.wake());
-        }
-        for ready in [&mut bus, &mut output, &mut input] {
-            wakes.extend(ready.as_mut().map(|ready| ready as &mut dyn Wake));
-        }
-        let woken = out.wait(&mut wakes, to_write, time_left).await;
+        let mut client = (is_early || is_listening).then(|| self.link.wake());
+        let woken = out.wait(&mut [&mut client, &mut bus, &mut output, &mut input], to_write, time_left).await;
         let is_ready = |ready: Option<Ready<'_>>| woken == Woken::Knock && ready.is_some_and(|ready| ready.is_ready());
         Came { woken, stage: self.stage, bus: is_ready(bus), output: is_ready(output), input: is_ready(input) }
     }

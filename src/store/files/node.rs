@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 /// The folder of the nodes.
@@ -176,6 +176,8 @@ fn remove_node(folder: &Path, id: &str) -> io::Result<()> {
 /// Where a listener of `serve` stands.
 #[derive(Default)]
 struct Seat {
+    /// Its slot in the topic's table, once it has one.
+    slot: OnceLock<Slot>,
     bell: Bell,
     /// How far its listener is: written to the disk late, because others of this process see it here.
     cursor: Mutex<Cursor>,
@@ -184,16 +186,21 @@ struct Seat {
 /// Those of this process that listen to a topic.
 #[derive(Default)]
 struct Audience {
-    /// With the slots of those that have one by now.
-    seats: Vec<(Option<Slot>, Weak<Seat>)>,
-    recent: Arc<Recent>,
+    seats: Vec<Arc<Seat>>,
+    /// What was read last of each of its logs.
+    recent: BTreeMap<PathBuf, Arc<Recent>>,
 }
 
 impl Audience {
     fn ring(&self, slot: Option<Slot>, cause: Cause) {
-        self.recent.knock();
-        let those = self.seats.iter().filter(|(own, _)| slot.is_none() || slot == *own);
-        those.filter_map(|(_, seat)| seat.upgrade()).for_each(|seat| seat.bell.ring(cause as u64));
+        self.forget_recent();
+        let those = self.seats.iter().filter(|seat| slot.is_none() || slot.as_ref() == seat.slot.get());
+        those.for_each(|seat| seat.bell.ring(cause as u64));
+    }
+
+    /// What was read last may not be all any more.
+    fn forget_recent(&self) {
+        self.recent.values().for_each(|recent| recent.knock());
     }
 }
 
@@ -215,6 +222,12 @@ impl SharedNode {
     fn ring(&self, topic: &str, slot: Option<Slot>, cause: Cause) {
         if let Some(audience) = lock(&self.audiences).get(topic) {
             audience.ring(slot, cause);
+        }
+    }
+
+    fn forget_recent(&self, topic: &str) {
+        if let Some(audience) = lock(&self.audiences).get(topic) {
+            audience.forget_recent();
         }
     }
 
@@ -282,7 +295,6 @@ pub(super) struct SharedListener {
     shared: Arc<SharedNode>,
     topic: String,
     seat: Arc<Seat>,
-    recent: Arc<Recent>,
 }
 
 impl Wakeup {
@@ -296,12 +308,8 @@ impl Wakeup {
 
     /// To be called once the listener has its slot, before anybody is told of it.
     pub fn stand_at(&self, slot: Slot) {
-        if let Self::Shared(SharedListener { shared, topic, seat, .. }) = self {
-            let mut audiences = lock(&shared.audiences);
-            let seats = audiences.get_mut(topic).into_iter().flat_map(|audience| &mut audience.seats);
-            seats
-                .filter(|(_, other)| std::ptr::eq(other.as_ptr(), Arc::as_ptr(seat)))
-                .for_each(|own| own.0 = Some(slot));
+        if let Self::Shared(listener) = self {
+            let _ = listener.seat.slot.set(slot);
         }
     }
 
@@ -324,19 +332,26 @@ impl Wakeup {
         }
     }
 
-    /// What all that listen to the topic in this process read together.
-    pub fn recent(&self) -> Option<Arc<Recent>> {
-        match self {
-            Self::Own(_) => None,
-            Self::Shared(listener) => Some(Arc::clone(&listener.recent)),
-        }
+    /// What all that listen to the topic in this process read together of the log at `path`, which is one of the topic's.
+    pub fn recent(&self, path: &Path) -> Option<Arc<Recent>> {
+        let Self::Shared(listener) = self else { return None };
+        let mut audiences = lock(&listener.shared.audiences);
+        let recent = &mut audiences.get_mut(&listener.topic)?.recent;
+        Some(Arc::clone(recent.entry(path.to_owned()).or_default()))
     }
 
-    /// Takes the knocks, and says whether one of them was a takeover.
+    /// Takes the knocks, and says whether one of them was a takeover. Whoever comes without one looks by itself, and sees what
+    /// nobody has knocked for, too.
     pub fn hear(&self) -> Cause {
         match self {
-            Self::Shared(listener) if listener.seat.bell.hear() >= Cause::Takeover as u64 => Cause::Takeover,
-            Self::Shared(_) => Cause::News,
+            Self::Shared(listener) => match listener.seat.bell.hear() {
+                0 => {
+                    listener.shared.forget_recent(&listener.topic);
+                    Cause::News
+                }
+                rings if rings >= Cause::Takeover as u64 => Cause::Takeover,
+                _ => Cause::News,
+            },
             Self::Own(node) => match &node.wake {
                 Some(wake) if wake.fifo.hear() => Cause::Takeover,
                 _ => Cause::News,
@@ -370,7 +385,7 @@ impl Drop for SharedListener {
     fn drop(&mut self) {
         let mut audiences = lock(&self.shared.audiences);
         if let Some(Audience { seats, .. }) = audiences.get_mut(&self.topic) {
-            seats.retain(|(_, seat)| !std::ptr::eq(seat.as_ptr(), Arc::as_ptr(&self.seat)));
+            seats.retain(|seat| !Arc::ptr_eq(seat, &self.seat));
             if seats.is_empty() {
                 audiences.remove(&self.topic);
             }
@@ -448,13 +463,8 @@ impl Files {
         Ok(match self.shared() {
             Some(shared) => {
                 let seat = Arc::<Seat>::default();
-                let recent = {
-                    let mut audiences = lock(&shared.audiences);
-                    let audience = audiences.entry(topic.to_owned()).or_default();
-                    audience.seats.push((None, Arc::downgrade(&seat)));
-                    Arc::clone(&audience.recent)
-                };
-                Wakeup::Shared(SharedListener { shared, topic: topic.to_owned(), seat, recent })
+                lock(&shared.audiences).entry(topic.to_owned()).or_default().seats.push(Arc::clone(&seat));
+                Wakeup::Shared(SharedListener { shared, topic: topic.to_owned(), seat })
             }
             None => Wakeup::Own(Box::new(Node::make(&self.nodes())?)),
         })
@@ -476,7 +486,7 @@ impl Files {
         let shared = self.shared()?;
         let audiences = lock(&shared.audiences);
         let those = audiences.get(topic).into_iter().flat_map(|audience| &audience.seats);
-        let cursors = those.filter_map(|(slot, seat)| Some(((*slot)?, *lock(&seat.upgrade()?.cursor))));
+        let cursors = those.filter_map(|seat| Some((*seat.slot.get()?, *lock(&seat.cursor))));
         // Of two that stand in one slot the later one counts.
         let all = cursors.fold(BTreeMap::new(), |mut all, (slot, cursor)| {
             let known = all.entry(slot).or_default();

@@ -166,7 +166,7 @@ impl BusReader {
     }
 
     fn begin_to_wait(&mut self, subscription: Subscription) {
-        self.log.share(subscription.wakeup.recent());
+        self.log.share(|path| subscription.wakeup.recent(path));
         self.subscription = Some(subscription);
         self.may_have_more = true;
     }

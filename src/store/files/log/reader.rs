@@ -101,9 +101,9 @@ impl Reader {
         Ok(file.read_at(&mut byte, offset)? == 1 && byte == *b"\n")
     }
 
-    /// Has it read what others of this process have read already.
-    pub fn share(&mut self, recent: Option<Arc<Recent>>) {
-        self.recent = recent;
+    /// Has it read what others of this process have read already of the log at this path.
+    pub fn share(&mut self, recent: impl FnOnce(&Path) -> Option<Arc<Recent>>) {
+        self.recent = recent(&self.path);
     }
 
     pub fn position(&self) -> u64 {

@@ -126,10 +126,7 @@ impl Session<'_> {
         self.knock(&member, Cause::Takeover);
         member.line.stream += 1;
         member.line.begin = log.position();
-        // The log of what is said to the clients. What is said to the host is another one, which the host alone reads.
-        if party.client.is_some() {
-            log.share(wakeup.recent());
-        }
+        log.share(|path| wakeup.recent(path));
         wakeup.node().clone_into(&mut member.line.node);
         (member.line.ended, member.line.told) = (None, false);
         member.cursor = Cursor { stream: member.line.stream, position: log.position() };
@@ -491,5 +488,31 @@ mod tests {
                 assert_eq!(heard, [expected], "{number}");
             }
         }
+    }
+
+    #[test]
+    fn a_stream_that_has_ended_still_hears_of_those_that_end_with_it() {
+        let dir = TestDir::new();
+        let (files, settings) = (Files::new(&dir.join("data")), Settings::default());
+        let _node = files.listen_as_one().unwrap();
+        let policy = policy(&settings);
+        let (host, id) = (HostId::new("h").unwrap(), ClientId::new("c").unwrap());
+        files.register(&host, "one", Claim::Drawn, &policy).unwrap();
+        files.join(&host, &id, &policy).unwrap();
+        let party = |client| Party { host: host.clone(), client, registration: Some("one".to_owned()) };
+        let mut of_host = files.listen(&party(None), None, &policy).unwrap();
+        let mut of_client = files.listen(&party(Some(id)), None, &policy).unwrap();
+        let hear = |listener: &mut Listener| {
+            let mut heard = Vec::new();
+            listener.hear();
+            while listener.next(|event| heard.push(event.data.to_owned())).unwrap() {}
+            heard
+        };
+        assert!(hear(&mut of_host).is_empty() && hear(&mut of_client).is_empty());
+        // Nobody knocks for one that has ended, but it looks for its last words by itself.
+        of_host.end(&policy).unwrap();
+        assert!(hear(&mut of_host).is_empty());
+        of_client.end(&policy).unwrap();
+        assert_eq!(hear(&mut of_host).len(), 1, "the client has left");
     }
 }
