@@ -138,10 +138,13 @@ fn tracing(real: &Path, folder: &Folder) -> Option<PathBuf> {
 /// The calls noted after so many bytes.
 fn noted(trace: &Path, from: u64) -> Vec<String> {
     let mut file = fs::File::open(trace).unwrap();
-    file.seek(SeekFrom::Start(from)).unwrap();
+    // The byte before tells whether a line began there: the end of one that began before was done before.
+    let before = from.saturating_sub(1);
+    file.seek(SeekFrom::Start(before)).unwrap();
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
-    text.lines().map(str::to_owned).collect()
+    let lines = if from > 0 { text.split_once('\n').map_or("", |(_, lines)| lines) } else { &text };
+    lines.lines().map(str::to_owned).collect()
 }
 
 #[test]
