@@ -31,6 +31,18 @@ pub fn catch_signals(ends_with_terminal: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// What becomes readable when SIGHUP comes, where it does not ask to stop.
+///
+/// # Errors
+/// When there is no file descriptor left for it.
+#[cfg(feature = "serve")]
+pub fn catch_hangups() -> io::Result<PipeReader> {
+    let (reader, writer) = io::pipe()?;
+    signal_hook::low_level::pipe::register(signal_hook::consts::SIGHUP, writer)?;
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    Ok(reader)
+}
+
 /// The signals that this process was started to ignore, a bit for each; none where the system does not tell.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

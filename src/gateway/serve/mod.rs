@@ -12,9 +12,9 @@ mod waiting;
 
 use super::application::Application;
 use super::status::Status;
-use super::stop::{catch_signals, stop_signal};
+use super::stop::{catch_hangups, catch_signals, stop_signal};
 use crate::config::Settings;
-use crate::wake::{Ready, Wake as _};
+use crate::wake::{Ready, poll_any};
 use answer::{Connection, answer, log};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -24,20 +24,19 @@ use limits::{
 };
 pub use listening::Address;
 use listening::{Listening, Socket};
+use rustix::fd::AsFd as _;
 use server::{Counted, Server};
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 use tls::Tls;
 pub use tls::TlsFiles;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// How an application is served.
 #[derive(Clone, Debug, Default)]
@@ -114,20 +113,16 @@ pub fn serve(
 async fn asked_to_stop(server: &'static Server) -> io::Result<()> {
     let Some(stop) = stop_signal() else { return Ok(()) };
     let mut stop = Ready::to_read(stop);
-    let mut again = server.tls.as_ref().map(|_| signal(SignalKind::hangup())).transpose()?;
+    let again = server.tls.as_ref().map(|tls| Ok::<_, io::Error>((tls, catch_hangups()?))).transpose()?;
     loop {
-        let is_stopping = poll_fn(|cx| {
-            if stop.poll_wake(cx).is_ready() {
-                return Poll::Ready(true);
-            }
-            again.as_mut().map_or(Poll::Pending, |again| again.poll_recv(cx).map(|_| false))
-        });
-        match (is_stopping.await, &server.tls) {
-            (false, Some(tls)) => match tls.read_again() {
-                Ok(()) => say!("uhst-relay: the certificate was read again"),
-                Err(error) => say!("uhst-relay: the certificate stays as it was: {error}"),
-            },
-            _ => return Ok(()),
+        let mut hangup = again.as_ref().map(|(_, hangups)| Ready::to_read(hangups.as_fd()));
+        poll_fn(|cx| poll_any(cx, &mut [&mut stop, &mut hangup])).await;
+        let Some((tls, hangups)) = again.as_ref().filter(|_| !stop.is_ready()) else { return Ok(()) };
+        // Several that came together are one.
+        let _ = (&*hangups).read(&mut [0; 64]);
+        match tls.read_again() {
+            Ok(()) => say!("uhst-relay: the certificate was read again"),
+            Err(error) => say!("uhst-relay: the certificate stays as it was: {error}"),
         }
     }
 }
