@@ -1,6 +1,15 @@
-//! What time it is, by the machine's clock, which somebody may set back.
+//! What time it is, by the machine's clock, which somebody may set back, and by the one that always goes on.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A moment to wait from. In a test it is tokio's, whose time may stand still, or jump.
+#[must_use]
+pub fn instant() -> Instant {
+    #[cfg(not(test))]
+    return Instant::now();
+    #[cfg(test)]
+    return tokio::time::Instant::now().into_std();
+}
 
 /// Milliseconds since 1970.
 #[must_use]

@@ -58,7 +58,8 @@ pub struct Settings {
     /// `RELAY_KEEP_ALIVE` in seconds: how often an idle stream says so.
     pub keep_alive: Duration,
     /// `RELAY_POLL_TICK` in milliseconds: how long a stream sleeps at most before it looks for messages itself. Unset, it
-    /// is 20 ms on file systems that several machines may write to, and elsewhere it is left to the wake-ups.
+    /// is 20 ms on file systems that several machines may write to, and for a web server's stream that was opened or given
+    /// something within the last second; elsewhere it is left to the wake-ups.
     pub poll_tick: Option<Duration>,
     /// `RELAY_GRACE` in seconds: how long an ended stream still counts as present. At most the session lifetime.
     pub grace: Duration,

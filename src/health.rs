@@ -4,6 +4,7 @@
 
 use crate::config::{Oddity, SettingError, Settings};
 use crate::store::{Error, Findings, Obstacle, Place, Store, has_no_locks};
+use crate::workers::wait;
 use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
@@ -73,9 +74,9 @@ impl Check {
 /// Looks at everything. What cannot be looked at because of something else is not in the list. The log is told of what is
 /// not fine.
 #[must_use]
-pub fn look(settings: Result<&Settings, &SettingError>, audience: Audience) -> Vec<Check> {
+pub async fn look(settings: Result<&Settings, &SettingError>, audience: Audience) -> Vec<Check> {
     let list = match settings {
-        Ok(settings) => look_at(settings, audience),
+        Ok(settings) => look_at(settings, audience).await,
         Err(error) => {
             let cure =
                 "Correct it in `data/settings.conf` or in the server's configuration; the README lists all settings.";
@@ -92,24 +93,24 @@ pub fn look(settings: Result<&Settings, &SettingError>, audience: Audience) -> V
     list
 }
 
-fn look_at(settings: &Settings, audience: Audience) -> Vec<Check> {
+async fn look_at(settings: &Settings, audience: Audience) -> Vec<Check> {
     let mut list: Vec<Check> = settings.all_oddities().into_iter().map(odd).collect();
     if list.is_empty() {
         list.push(Check::ok("Settings", "Every setting can be read."));
     }
     let store = Store::of(settings);
     let probe = match audience {
-        Audience::Terminal => store.probe(),
-        Audience::Page => store.probe_for_page(),
+        Audience::Terminal => store.probe().await,
+        Audience::Page => store.probe_for_page().await,
     };
     match &probe {
         Ok(findings) => list.extend([data_folder(*findings), locks(*findings), wake_ups(*findings)]),
         Err(error) => {
             error.log();
-            list.push(unusable(error, store.obstacle().as_ref()));
+            list.push(unusable(error, store.obstacle().await.as_ref()));
         }
     }
-    if let Err(error @ Error::BadRegistry(_)) = store.ptth_servers() {
+    if let Err(error @ Error::BadRegistry(_)) = store.ptth_servers().await {
         error.log();
         list.push(unusable(&error, None));
     }
@@ -126,14 +127,17 @@ fn odd(Oddity { sentence, cure }: Oddity) -> Check {
 ///
 /// # Errors
 /// When it cannot be used.
-pub fn glance(settings: &Settings) -> Result<(), Error> {
+pub async fn glance(settings: &Settings) -> Result<(), Error> {
     settings.oddities.iter().for_each(Oddity::log);
     let store = Store::of(settings);
-    store.look().inspect_err(|error| {
-        if let Check { sentence, outcome: Outcome::Problem { cure }, .. } = unusable(error, store.obstacle().as_ref()) {
-            say!("uhst-relay: {sentence} {cure}");
-        }
-    })
+    let looked = store.look().await;
+    if let Err(error) = &looked
+        && let Check { sentence, outcome: Outcome::Problem { cure }, .. } =
+            unusable(error, store.obstacle().await.as_ref())
+    {
+        say!("uhst-relay: {sentence} {cure}");
+    }
+    looked
 }
 
 /// The list as a person at a terminal reads it.
@@ -153,7 +157,7 @@ pub fn list(settings: Result<&Settings, &SettingError>) -> List {
     if let Ok(settings) = settings {
         tell(format_args!("Data folder: {}\n", settings.data_dir.display()));
     }
-    let list = look(settings, Audience::Terminal);
+    let list = wait(look(settings, Audience::Terminal));
     for Check { name, sentence, outcome } in &list {
         match outcome {
             Outcome::Ok => tell(format_args!("ok       {name}: {sentence}")),
@@ -403,7 +407,7 @@ mod tests {
     #[test]
     fn a_setting_that_cannot_be_read_is_the_whole_list() {
         let error = Settings::read(Some("\0".into()), |_| unreachable!()).unwrap_err();
-        let list = look(Err(&error), Audience::Terminal);
+        let list = wait(look(Err(&error), Audience::Terminal));
         assert_eq!(list.len(), 1, "{list:?}");
         assert!(problem(&list[0]).contains("settings.conf"), "{list:?}");
     }
@@ -411,7 +415,7 @@ mod tests {
     #[test]
     fn a_data_folder_that_cannot_be_made_is_a_problem_that_does_not_name_its_path() {
         let settings = Settings { data_dir: "/proc/no/such/folder".into(), ..Settings::default() };
-        let list = look(Ok(&settings), Audience::Terminal);
+        let list = wait(look(Ok(&settings), Audience::Terminal));
         assert!(!list.iter().all(Check::is_ok), "{list:?}");
         assert!(!format!("{list:?}").contains("/proc"), "{list:?}");
     }

@@ -21,6 +21,7 @@
 //! - [`health`]: whether everything the relay needs works, and what to do where it does not.
 //! - [`syntax`], [`json`], [`html`], [`hex`], [`clock`]: small pieces that belong to nobody.
 //! - `log`: lines on stderr, for which nobody waits.
+//! - `workers`: which threads of `serve` may wait for the disk, so that the rest does not.
 //! - [`cli`]: the command line, a thin shell over the rest.
 //!
 //! Whatever waits is an `async fn`, and each of its waits is one call that names all it waits for ([`gateway::Client`], [`wake`]).
@@ -42,15 +43,6 @@ fn look(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
     let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
     let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     fds[0].revents()
-}
-
-/// Does what may block for longer than it takes to say so: in `serve` the other tasks of this thread go on in another one.
-pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    #[cfg(feature = "serve")]
-    if tokio::runtime::Handle::try_current().is_ok() {
-        return tokio::task::block_in_place(work);
-    }
-    work()
 }
 
 /// The version, and in parentheses the commit where that is known.
@@ -76,4 +68,5 @@ pub mod syntax;
 pub mod token;
 pub mod transfer;
 pub mod wake;
+mod workers;
 pub mod ws;

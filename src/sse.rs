@@ -1,10 +1,12 @@
 //! Feeds an event stream (WHATWG HTML, 9.2 "Server-sent events") for as long as somebody listens, whatever the protocol.
 
+use crate::clock::instant;
 use crate::config::Settings;
 use crate::gateway::{Outgoing, Woken};
 use crate::store::Error;
 use crate::store::sessions::Standing;
 use crate::wake::Ready;
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 /// How often a stream looks after things that nobody wakes it for: a killed peer is noticed within this time.
@@ -20,6 +22,10 @@ const SOON: Duration = Duration::from_secs(1);
 /// set. Where they do come, within microseconds, it looks once a [`ROUND`]: fifty looks a second cost 0.15 % of a core for
 /// each idle stream, even if there is nothing to look at.
 const TICK: Duration = Duration::from_millis(20);
+
+/// A web server's stream that was opened, or given something, within this time looks as often, whatever wakes it: where
+/// there is talk, nobody should wait for a round because a sender was killed before it could wake others.
+const ACTIVE: Duration = Duration::from_secs(1);
 
 /// The comment of an idle stream, in three pieces. Most web servers find out that a client has left when the *second* write
 /// fails, thttpd when the third does, so that a keep-alive written at once would take two periods to tell, or three; in
@@ -58,50 +64,41 @@ pub fn write_event(out: &mut Vec<u8>, id: u64, event: &str, data: &str) {
     out.extend_from_slice(b"\n\n");
 }
 
-/// What [`Events::write_next`] has written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Given {
-    /// How many events.
-    pub count: usize,
-    /// Whether there may be more by now.
-    pub has_more: bool,
-}
-
-/// Where the events of a stream come from.
+/// Where the events of a stream come from. Its futures are dropped only with the stream.
 pub trait Events: Send {
     /// What comes when there is something new.
     fn wake(&self) -> Option<Ready<'_>>;
 
-    /// Whether everything new is sure to make [`Events::wake`] readable.
+    /// Whether everything new is sure to make [`Events::wake`] ready.
     fn is_surely_woken(&self) -> bool;
 
-    /// To be called when [`Events::wake`] was readable, and from time to time where it may not be, before looking for
+    /// To be called when [`Events::wake`] was ready, and from time to time where it may not be, before looking for
     /// events. Whether somebody has come to take the stream's place.
     fn hear(&mut self) -> bool;
 
-    /// Writes the next events to `out`.
+    /// Writes the next events to `out`, if there are any. Whether there may be more by now.
     ///
     /// # Errors
     /// When they cannot be read.
-    fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, Error>;
+    fn write_next(&mut self, out: &mut Vec<u8>) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Notes that everything [`Events::write_next`] has given was written to the stream.
     ///
     /// # Errors
     /// When that cannot be written.
-    fn delivered(&mut self) -> Result<(), Error>;
+    fn delivered(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// What has become of the stream's place: a look.
     ///
     /// # Errors
     /// When that cannot be seen.
-    fn standing(&mut self) -> Result<Standing, Error>;
+    fn standing(&mut self) -> impl Future<Output = Result<Standing, Error>> + Send;
 
     /// Does what has to be done for the stream every [few seconds](ROUND), and tells what has become of its place.
     ///
     /// # Errors
     /// Is logged; the stream goes on.
-    fn tend(&mut self) -> Result<Standing, Error>;
+    fn tend(&mut self) -> impl Future<Output = Result<Standing, Error>> + Send;
 }
 
 /// How often a stream looks after things that nobody wakes it for, on [our own socket](Outgoing::is_own) or a web server's.
@@ -154,148 +151,202 @@ impl Unsent {
         }
     }
 
-    /// The same, before what has just been added.
-    fn precede_with_keep_alive(&mut self) {
-        let rest = std::mem::take(&mut self.said);
-        if rest > 0 {
-            self.bytes.splice(0..0, KEEP_ALIVE[rest..].concat());
-        }
-    }
-
     fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Writes some of it. True when all of it is on its way.
-    fn write(&mut self, out: &mut dyn Outgoing) -> bool {
+    /// Writes some of it.
+    fn write(&mut self, out: &mut dyn Outgoing) {
         self.written += out.write(&self.bytes[self.written..]);
-        let is_done = self.written == self.bytes.len();
-        if is_done {
+        if self.written == self.bytes.len() {
             self.written = 0;
             self.bytes.clear();
         }
-        is_done
     }
 }
 
 /// Gives events to the client until one of them has gone.
-///
-/// One loop, one wait: whatever can happen to a stream (a message, a hang-up, a signal, a slow client that can take
-/// more, the keep-alive, a newer stream) ends it, so nothing can block the notice of anything else.
-pub async fn feed<E: Events>(
-    out: &mut dyn Outgoing,
-    listener: &mut E,
-    unsent: &mut Unsent,
-    settings: &Settings,
-) -> End {
-    // Whether there are events in `unsent`, so that having written it means having delivered them.
-    let mut events = false;
-    // Whether somebody has knocked, and whether it was a newer stream.
-    let (mut is_heard, mut is_challenged) = (false, false);
-    // Whether nobody has tried to write `unsent` yet.
-    let mut is_fresh = true;
-    let mut trouble = Trouble::default();
-    let mut next_keep_alive = Instant::now() + settings.keep_alive;
+pub async fn feed(out: &mut dyn Outgoing, events: &mut impl Events, unsent: &mut Unsent, settings: &Settings) -> End {
+    let now = instant();
     let round = round(out.is_own());
-    let mut next_round = Instant::now() + round;
-    loop {
-        let now = Instant::now();
-        if now >= next_round || (now >= next_keep_alive && now + SOON >= next_round) {
-            next_round = now + round;
-            match listener.tend() {
-                Ok(Standing::Listening) => trouble.over(),
-                Ok(Standing::Superseded) => return End::Superseded,
-                Ok(Standing::Over) => return End::Over,
-                Err(error) => trouble.log(&error),
+    let trouble = Trouble::default();
+    let (next_round, written_at, given_at) = (now + round, now, now);
+    let mut feed = Feed { out, events, unsent, settings, trouble, round, next_round, written_at, given_at };
+    let Err(end) = feed.run().await;
+    end
+}
+
+/// A stream that is being fed. Whatever ends it is an `Err`.
+struct Feed<'a, E> {
+    out: &'a mut dyn Outgoing,
+    events: &'a mut E,
+    unsent: &'a mut Unsent,
+    settings: &'a Settings,
+    trouble: Trouble,
+    round: Duration,
+    next_round: Instant,
+    /// When all that had been taken for the client was on its way last.
+    written_at: Instant,
+    /// When that were events; before that, when the stream was opened.
+    given_at: Instant,
+}
+
+impl<E: Events> Feed<'_, E> {
+    async fn run(&mut self) -> Result<Infallible, End> {
+        self.write().await?;
+        self.give().await?;
+        loop {
+            let is_knocked = self.sleep().await?;
+            self.tend_if_due().await?;
+            if !self.give().await? {
+                if is_knocked {
+                    // It may be of somebody who has taken the place, or removed it: that must not wait.
+                    self.look().await?;
+                }
+                self.say_if_due().await?;
             }
         }
-        if unsent.is_empty() {
-            is_fresh = true;
-            match listener.write_next(&mut unsent.bytes) {
-                // All of it was too old; there may be more.
-                Ok(Given { count: 0, has_more: true }) => continue,
-                Ok(Given { count, .. }) => events = count > 0,
-                Err(error) => trouble.log(&error),
-            }
-            if !unsent.is_empty() {
-                unsent.precede_with_keep_alive();
-            }
-            // A knock without a message may be of somebody who has taken the place, or removed it: that must not wait.
-            if (std::mem::take(&mut is_heard) && !events) || std::mem::take(&mut is_challenged) {
-                match listener.standing() {
-                    Ok(Standing::Superseded) => return End::Superseded,
-                    Ok(Standing::Over) => next_round = now,
-                    _ => {}
+    }
+
+    /// Sleeps until something may have happened, or is due. Whether somebody has knocked.
+    async fn sleep(&mut self) -> Result<bool, End> {
+        let now = instant();
+        let is_active = !self.out.is_own() && now < self.given_at + ACTIVE;
+        let tick = tick(self.settings, self.events.is_surely_woken() && !is_active, self.round);
+        let until = self.next_round.min(self.next_keep_alive());
+        let woken = self.wait(false, tick.min(until.saturating_duration_since(now))).await?;
+        let is_knocked = woken == Woken::Knock;
+        if !is_knocked {
+            // Streams are many and mostly idle.
+            self.unsent.bytes.shrink_to_fit();
+        }
+        if (is_knocked || tick < self.round) && self.events.hear() {
+            self.look().await?;
+        }
+        Ok(is_knocked)
+    }
+
+    /// Every wait of a stream: for its client, for its end, and for what is new.
+    async fn wait(&mut self, to_write: bool, limit: Duration) -> Result<Woken, End> {
+        // Whoever has something to write need not be told that there is more.
+        let mut wake = self.events.wake().filter(|_| !to_write);
+        match self.out.wait(&mut [&mut wake], to_write, limit).await {
+            Woken::HungUp => Err(End::Gone),
+            Woken::Stopped => Err(End::Stopped),
+            woken => Ok(woken),
+        }
+    }
+
+    /// Gives the client all events that there are. Whether there were any.
+    async fn give(&mut self) -> Result<bool, End> {
+        let mut is_given = false;
+        loop {
+            let next_round = self.next_round;
+            // What comes must not tear a keep-alive. Where nothing comes, that goes on as before.
+            let said = self.unsent.said;
+            self.unsent.finish_keep_alive();
+            let rest = self.unsent.bytes.len();
+            let has_more = match self.events.write_next(&mut self.unsent.bytes).await {
+                Ok(has_more) => has_more,
+                Err(error) => {
+                    self.trouble.log(&error);
+                    false
+                }
+            };
+            if self.unsent.bytes.len() == rest {
+                self.unsent.bytes.clear();
+                self.unsent.said = said;
+            } else {
+                self.write().await?;
+                self.given_at = self.written_at;
+                is_given = true;
+                if let Err(error) = self.events.delivered().await {
+                    self.trouble.log(&error);
                 }
             }
-            if unsent.is_empty() && now >= next_keep_alive {
-                unsent.say_piece();
-                if out.is_own() {
-                    // Our own socket tells at once; one piece is half the work.
-                    unsent.finish_keep_alive();
-                }
+            // What a round has found meanwhile nobody knocks for.
+            if !has_more && next_round == self.next_round {
+                return Ok(is_given);
             }
         }
-        let to_write = !unsent.is_empty();
-        let tick = tick(settings, listener.is_surely_woken(), round);
-        let mut until = next_round;
-        if !to_write {
-            until = until.min(next_keep_alive);
+    }
+
+    /// Writes all that was taken for the client.
+    async fn write(&mut self) -> Result<(), End> {
+        while !self.unsent.is_empty() {
+            // A write to our own socket never blocks, and after one there is no room until it has been waited for.
+            if (!self.out.is_own() || !self.out.is_writable())
+                && self.wait(true, self.next_round.saturating_duration_since(instant())).await? != Woken::Writable
+            {
+                self.tend_if_due().await?;
+                continue;
+            }
+            self.unsent.write(self.out);
         }
-        let tick = tick.min(until.saturating_duration_since(now));
-        // Who has something to write need not be told that there is more.
-        let woken = if to_write && std::mem::take(&mut is_fresh) && out.is_own() && out.is_writable() {
-            // A write to our own socket never blocks.
-            Woken::Writable
-        } else {
-            out.wait(&mut [&mut listener.wake().filter(|_| !to_write)], to_write, tick).await
-        };
-        match woken {
-            Woken::HungUp => return End::Gone,
-            Woken::Stopped => return End::Stopped,
-            Woken::Knock => {
-                is_heard = true;
-                is_challenged |= listener.hear();
+        self.written_at = instant();
+        Ok(())
+    }
+
+    fn next_keep_alive(&self) -> Instant {
+        self.written_at + self.unsent.said.checked_sub(1).map_or(self.settings.keep_alive, |pieces| BETWEEN[pieces])
+    }
+
+    /// Says the next piece of a keep-alive, if it is time for it.
+    async fn say_if_due(&mut self) -> Result<(), End> {
+        if instant() >= self.next_keep_alive() {
+            self.unsent.say_piece();
+            if self.out.is_own() {
+                // Our own socket tells at once; one piece is half the work.
+                self.unsent.finish_keep_alive();
             }
-            Woken::Tick => {
-                if settings.poll_tick.is_some() || !listener.is_surely_woken() {
-                    is_challenged |= listener.hear();
-                }
-                if !to_write {
-                    // Streams are many and mostly idle.
-                    unsent.bytes.shrink_to_fit();
-                }
-            }
-            Woken::Writable => {
-                if !unsent.write(out) {
-                    continue;
-                }
-                let pause = unsent.said.checked_sub(1).map_or(settings.keep_alive, |pieces| BETWEEN[pieces]);
-                next_keep_alive = Instant::now() + pause;
-                if std::mem::take(&mut events)
-                    && let Err(error) = listener.delivered()
-                {
-                    trouble.log(&error);
-                }
-            }
+            self.write().await?;
         }
+        Ok(())
+    }
+
+    /// Looks what has become of the stream's place.
+    async fn look(&mut self) -> Result<(), End> {
+        match self.events.standing().await {
+            Ok(Standing::Superseded) => Err(End::Superseded),
+            Ok(Standing::Over) => {
+                self.next_round = instant();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Does a round, if it is time for it.
+    async fn tend_if_due(&mut self) -> Result<(), End> {
+        let now = instant();
+        if now < self.next_round && (now < self.next_keep_alive() || now + SOON < self.next_round) {
+            return Ok(());
+        }
+        self.next_round = now + self.round;
+        match self.events.tend().await {
+            Ok(Standing::Listening) => self.trouble.over(),
+            Ok(Standing::Superseded) => return Err(End::Superseded),
+            Ok(Standing::Over) => return Err(End::Over),
+            Err(error) => self.trouble.log(&error),
+        }
+        Ok(())
     }
 }
 
 /// Gives the client what is still waiting, and what comes within `time`: a stream that ends because its session or its
 /// process does should not keep the reason to itself.
 pub async fn last_words(out: &mut dyn Outgoing, events: &mut impl Events, unsent: &mut Unsent, time: Duration) {
-    let until = Instant::now() + time;
+    let until = instant() + time;
     unsent.finish_keep_alive();
     loop {
-        while matches!(events.write_next(&mut unsent.bytes), Ok(Given { has_more: true, .. })) {}
+        while unsent.is_empty() && matches!(events.write_next(&mut unsent.bytes).await, Ok(true)) {}
         let to_write = !unsent.is_empty();
-        let tick = until.saturating_duration_since(Instant::now()).min(TICK);
-        let woken = out.wait(&mut [&mut events.wake()], to_write, tick).await;
+        let left = until.saturating_duration_since(instant());
+        let woken = out.wait(&mut [&mut events.wake().filter(|_| !to_write)], to_write, left.min(TICK)).await;
         match woken {
             Woken::HungUp => return,
-            Woken::Writable => _ = unsent.write(out),
-            Woken::Tick if Instant::now() >= until => return,
+            Woken::Writable => unsent.write(out),
+            Woken::Tick if left.is_zero() => return,
             Woken::Knock | Woken::Tick | Woken::Stopped => _ = events.hear(),
         }
     }
@@ -318,6 +369,9 @@ impl Trouble {
         self.told = false;
     }
 }
+
+#[cfg(all(test, feature = "serve"))]
+mod simulation;
 
 #[cfg(test)]
 mod tests {

@@ -1,16 +1,12 @@
-//! How a body gets from one process to another through a [pipe](crate::store::pipes), whatever the protocol.
+//! How a body gets from one request to another through a [pipe](crate::store::pipes), whatever the protocol.
 //!
-//! Neither end keeps more of it than a buffer: the bytes are in the FIFO between the two, and where the kernel can, it
-//! moves them from the sender's connection there, and from there to the receiver's, without a copy in either process. A
-//! receiver that takes nothing fills the FIFO, then the sender's connection: its client has to wait.
+//! Neither end keeps more of it than a buffer: the bytes are in what is between the two. Where that is a FIFO, and the
+//! kernel can, it moves them from the sender's connection there, and from there to the receiver's, without a copy in either
+//! process. A receiver that takes nothing fills the pipe, then the sender's connection: its client has to wait.
 
 use crate::gateway::{Body, BodyError, Client, Content, Outgoing, Producer, Woken};
-use crate::look;
 use crate::store::{Receiver, Sender, WaitingSender};
 use crate::wake::{Ready, Wake};
-use rustix::event::PollFlags;
-use rustix::fd::BorrowedFd;
-use rustix::io::Errno;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -39,10 +35,10 @@ pub enum End {
 /// A body on its way into a pipe. It survives a receiver that has not begun to take it.
 pub struct Feed<'a, 'b> {
     body: &'a mut Body<'b>,
-    /// Read from the body and not in the FIFO yet: what is after `from`.
+    /// Read from the body and not in the pipe yet: what is after `from`.
     buffer: Vec<u8>,
     from: usize,
-    /// How many bytes have gone into the FIFO.
+    /// How many bytes have gone into the pipe.
     given: u64,
 }
 
@@ -51,7 +47,7 @@ enum Step {
     Moved,
     /// Nothing: there are no bytes yet.
     NoBytes,
-    /// Nothing: the FIFO is full.
+    /// Nothing: the pipe is full.
     NoRoom,
     /// The body has ended.
     End,
@@ -90,14 +86,13 @@ impl<'a, 'b> Feed<'a, 'b> {
             sender.widen();
         }
         let mut until = Instant::now() + IDLE;
-        while let Some(data) = sender.data() {
-            match self.step(data) {
+        while sender.is_open() {
+            match self.step(sender) {
                 Ok(Step::Moved) => until = Instant::now() + IDLE,
-                Ok(Step::End) => sender.end(),
+                Ok(Step::End) => sender.end(true),
                 Ok(step @ (Step::NoBytes | Step::NoRoom)) => {
-                    let mut receiver = Ready::unread(sender.receiver());
-                    let mut call = waiting.map(|waiting| Ready::to_read(waiting.fd()));
-                    let mut room = Ready::to_write(data);
+                    let [mut room, mut receiver] = sender.awaited();
+                    let mut call = waiting.map(WaitingSender::awaited);
                     let awaited: &mut dyn Wake =
                         if matches!(step, Step::NoRoom) { &mut room } else { &mut *self.body.reader };
                     let limit = until.saturating_duration_since(Instant::now());
@@ -106,12 +101,12 @@ impl<'a, 'b> Feed<'a, 'b> {
                         Woken::HungUp => return End::HungUp,
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
                         Woken::Tick => return End::Body(BodyError::TooSlow),
-                        _ if is_sent_away(waiting) => return End::SentAway,
-                        _ if receiver.is_ready() => return receiver_left(waiting),
+                        _ if is_called(call.as_ref()) && is_sent_away(waiting) => return End::SentAway,
+                        _ if !sender.is_received() => return receiver_left(waiting),
                         _ => {}
                     }
                 }
-                // EPIPE of the FIFO, which has no reader any more.
+                // It has gone.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     return receiver_left(waiting);
                 }
@@ -121,28 +116,30 @@ impl<'a, 'b> Feed<'a, 'b> {
         wait_for_receiver(sender, waiting, client).await
     }
 
-    fn step(&mut self, data: BorrowedFd<'_>) -> io::Result<Step> {
+    fn step(&mut self, sender: &Sender) -> io::Result<Step> {
         let pending = &self.buffer[self.from..];
         if !pending.is_empty() {
-            return match rustix::io::write(data, pending) {
-                Ok(written) => {
+            return match would_block(sender.write(pending)) {
+                Ok(Some(written)) => {
                     self.from += written;
                     self.given += written as u64;
                     Ok(Step::Moved)
                 }
-                Err(Errno::AGAIN) => Ok(Step::NoRoom),
-                Err(Errno::INTR) => Ok(Step::Moved),
-                Err(error) => Err(error.into()),
+                Ok(None) => Ok(Step::NoRoom),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Step::Moved),
+                Err(error) => Err(error),
             };
         }
-        match would_block(self.body.reader.splice_now(data, 1 << 20))? {
-            Some(Some(0)) => return Ok(Step::End),
-            Some(Some(moved)) => {
-                self.given += moved;
-                return Ok(Step::Moved);
+        if let Some(fifo) = sender.fifo() {
+            match would_block(self.body.reader.splice_now(fifo, 1 << 20))? {
+                Some(Some(0)) => return Ok(Step::End),
+                Some(Some(moved)) => {
+                    self.given += moved;
+                    return Ok(Step::Moved);
+                }
+                Some(None) => {}
+                None => return Ok(if Ready::to_write(fifo).is_ready() { Step::NoBytes } else { Step::NoRoom }),
             }
-            Some(None) => {}
-            None => return Ok(if has_room(data) { Step::NoBytes } else { Step::NoRoom }),
         }
         self.from = 0;
         self.buffer.resize(BUFFER, 0);
@@ -163,13 +160,13 @@ impl<'a, 'b> Feed<'a, 'b> {
     }
 }
 
-/// Everything is in the FIFO; what the receiver's client takes of it is known when the receiver has gone.
+/// Everything is in the pipe; what the receiver's client takes of it is known when the receiver has gone.
 async fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, client: &mut dyn Client) -> End {
     let mut taken = sender.taken().unwrap_or_default();
     let mut until = Instant::now() + IDLE;
-    loop {
-        let mut receiver = Ready::unread(sender.receiver());
-        let mut call = waiting.map(|waiting| Ready::to_read(waiting.fd()));
+    while sender.is_received() {
+        let [_, mut receiver] = sender.awaited();
+        let mut call = waiting.map(WaitingSender::awaited);
         let limit = until.saturating_duration_since(Instant::now());
         match client.wait(&mut [&mut receiver, &mut call], false, limit).await {
             Woken::Stopped => return End::Stopped,
@@ -181,22 +178,33 @@ async fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, cli
                 }
                 until = Instant::now() + IDLE;
             }
-            _ if is_sent_away(waiting) => return End::SentAway,
-            _ if receiver.is_ready() => return End::ReceiverLeft,
+            _ if is_called(call.as_ref()) && is_sent_away(waiting) => return End::SentAway,
             _ => {}
         }
     }
+    receiver_left(waiting)
 }
 
 /// Ends a body that has broken off, and gives the receiver's client a moment to take what there is of it.
 pub async fn settle(sender: &mut Sender, client: &mut dyn Client) {
-    sender.end();
-    client.wait(&mut [&mut Ready::unread(sender.receiver())], false, Duration::from_secs(1)).await;
+    sender.end(false);
+    let until = Instant::now() + Duration::from_secs(1);
+    while sender.is_received() {
+        let [_, mut receiver] = sender.awaited();
+        let limit = until.saturating_duration_since(Instant::now());
+        if client.wait(&mut [&mut receiver], false, limit).await != Woken::Knock {
+            return;
+        }
+    }
 }
 
 /// A receiver whose pipe is removed leaves too.
 fn receiver_left(waiting: Option<&WaitingSender>) -> End {
     if is_sent_away(waiting) { End::SentAway } else { End::ReceiverLeft }
+}
+
+fn is_called(call: Option<&Ready<'_>>) -> bool {
+    call.is_some_and(Ready::is_ready)
 }
 
 fn is_sent_away(waiting: Option<&WaitingSender>) -> bool {
@@ -210,15 +218,11 @@ fn would_block<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn has_room(fifo: BorrowedFd<'_>) -> bool {
-    look(fifo, PollFlags::OUT).intersects(PollFlags::OUT)
-}
-
 /// Where a body of unknown length ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Wherever the sender has gone.
-    Any,
+    /// Wherever the sender has gone. Where it has not said so, this trailer field follows the body.
+    Any(Option<(&'static str, &'static str)>),
     /// Where the sender says so; one that just goes has cut the body short, and the client shall see that.
     Told,
 }
@@ -279,43 +283,42 @@ async fn deliver(out: &mut dyn Outgoing, mut receiver: Receiver, length: Option<
             continue;
         }
         noted = Ok(());
-        let to_write = !delivery.buffer.is_empty() || has_bytes(receiver.data());
-        let mut data = Some(Ready::to_read(receiver.data())).filter(|_| !to_write);
-        let mut wake = receiver.wake().map(Ready::to_read);
+        let to_write = !delivery.buffer.is_empty() || receiver.there() > 0;
+        if !to_write && receiver.has_ended() {
+            return end(out, &receiver, ending);
+        }
+        let [data, mut call] = receiver.awaited();
+        let mut data = data.filter(|_| !to_write);
         let limit = until.saturating_duration_since(Instant::now());
-        match out.wait(&mut [&mut data, &mut wake], to_write, limit).await {
-            Woken::Writable => {}
+        match out.wait(&mut [&mut data, &mut call], to_write, limit).await {
             // The client has gone.
             Woken::HungUp => return,
             // Nothing moves, or this process has to stop: the client sees that this is not the end.
             Woken::Tick | Woken::Stopped => return out.cut(),
-            Woken::Knock => {
-                // Where that cannot be seen, somebody has knocked all the same.
-                if receiver.is_removed().unwrap_or(true) {
-                    return out.cut();
-                }
-                if !to_write
-                    && !has_bytes(receiver.data())
-                    && look(receiver.data(), PollFlags::IN).contains(PollFlags::HUP)
-                {
-                    // The end. It was the sender's: the pipe is still there.
-                    if ending == Ending::Told && !receiver.is_complete() {
-                        out.cut();
-                    }
-                    return;
-                }
-            }
+            // Where that cannot be seen, somebody has knocked all the same.
+            Woken::Knock if receiver.is_removed().unwrap_or(true) => return out.cut(),
+            Woken::Knock | Woken::Writable => {}
         }
     }
 }
 
-fn has_bytes(fifo: BorrowedFd<'_>) -> bool {
-    rustix::io::ioctl_fionread(fifo).is_ok_and(|bytes| bytes > 0)
+/// Ends what comes out of a pipe where its sender has gone.
+fn end(out: &mut dyn Outgoing, receiver: &Receiver, ending: Ending) {
+    // That may be because the pipe was removed: nobody has knocked here yet, perhaps.
+    if receiver.has_lost_place().unwrap_or(true) {
+        return out.cut();
+    }
+    match ending {
+        _ if receiver.is_complete() => {}
+        Ending::Told => out.cut(),
+        Ending::Any(Some((name, value))) => out.trail(name, value),
+        Ending::Any(None) => {}
+    }
 }
 
 struct Delivery {
     left: Option<u64>,
-    /// Read from the FIFO and not taken by the client yet: what is after `from`. Only where the kernel cannot move it.
+    /// Read from a FIFO and not taken by the client yet: what is after `from`. Only where the kernel cannot move it.
     buffer: Vec<u8>,
     from: usize,
 }
@@ -323,12 +326,17 @@ struct Delivery {
 impl Delivery {
     /// Moves what can be moved without waiting: how many bytes.
     fn step(&mut self, out: &mut dyn Outgoing, receiver: &mut Receiver) -> u64 {
-        let there = rustix::io::ioctl_fionread(receiver.data()).unwrap_or(0);
+        let there = receiver.there();
         if self.left.is_some_and(|left| there + (self.buffer.len() - self.from) as u64 >= left) {
             // With the last of these bytes the client knows that it has all, and may come for more at once.
             receiver.leave();
         }
-        let moved = if self.buffer.is_empty() { out.splice(receiver.data()) } else { None };
+        let moved = match receiver.fifo().filter(|_| self.buffer.is_empty()) {
+            Some(fifo) => out.splice(fifo),
+            None => {
+                receiver.give(|bytes| if out.is_writable() { out.write(bytes) } else { 0 }).map(|given| given as u64)
+            }
+        };
         let moved = moved.unwrap_or_else(|| self.copy(out, receiver));
         if let Some(left) = &mut self.left {
             *left -= moved.min(*left);
@@ -339,7 +347,7 @@ impl Delivery {
     fn copy(&mut self, out: &mut dyn Outgoing, receiver: &Receiver) -> u64 {
         if self.buffer.is_empty() {
             self.buffer.resize(BUFFER, 0);
-            let got = rustix::io::read(receiver.data(), &mut self.buffer).unwrap_or(0);
+            let got = receiver.read(&mut self.buffer);
             self.buffer.truncate(got);
             self.from = 0;
         }
@@ -353,5 +361,84 @@ impl Delivery {
             self.from = 0;
         }
         written as u64
+    }
+}
+
+#[cfg(all(test, feature = "serve"))]
+mod tests {
+    use super::*;
+    use crate::gateway::run_blocking;
+    use crate::store::Store;
+    use crate::store::files::{Files, test_dir::TestDir};
+    use crate::store::pipes::{Limits, Visitor};
+    use crate::wake::poll_any;
+    use std::task::{Context, Poll};
+
+    /// A client that takes nothing before the first wait is over, and never waits for what does not come.
+    #[derive(Default)]
+    struct Slow {
+        has_waited: bool,
+        got: Vec<u8>,
+        is_cut: bool,
+    }
+
+    impl Client for Slow {
+        fn poll_wait(
+            &mut self,
+            cx: &mut Context<'_>,
+            wakes: &mut [&mut dyn Wake],
+            to_write: bool,
+            _: Instant,
+        ) -> Poll<Woken> {
+            let is_writable = std::mem::replace(&mut self.has_waited, true) && to_write;
+            Poll::Ready(match poll_any(cx, wakes) {
+                Poll::Ready(()) => Woken::Knock,
+                Poll::Pending if is_writable => Woken::Writable,
+                Poll::Pending => Woken::Tick,
+            })
+        }
+    }
+
+    impl Outgoing for Slow {
+        fn is_own(&self) -> bool {
+            true
+        }
+
+        fn is_broken(&self) -> bool {
+            false
+        }
+
+        fn is_writable(&self) -> bool {
+            self.has_waited
+        }
+
+        fn write(&mut self, bytes: &[u8]) -> usize {
+            self.got.extend(bytes);
+            bytes.len()
+        }
+
+        fn cut(&mut self) {
+            self.is_cut = true;
+        }
+    }
+
+    #[test]
+    fn an_end_that_came_before_the_bytes_were_taken_is_not_waited_for() {
+        let dir = TestDir::new();
+        let store = Store::Files(Files::new(&dir.join("data")));
+        let mut out = Slow::default();
+        run_blocking(async {
+            let _node = store.listen_as_one().await.unwrap();
+            let limits = Limits { sessions: 1, senders: 1, lifetime: Duration::from_secs(60) };
+            let session = store.make_session(false, &limits).await.unwrap().unwrap();
+            let mut receiver = store.receive(&session.id, &Visitor::default(), &limits).await.unwrap();
+            let host = Visitor { tokens: vec![session.token], address: None };
+            let waiting = store.wait_to_send(&session.id, &host, &limits).await.unwrap();
+            let mut sender = waiting.take_receiver().await.unwrap().unwrap();
+            assert!(sender.send_head(b"head", b"body") && receiver.look().await.unwrap().is_some());
+            sender.end(true);
+            deliver(&mut out, receiver.begin(), None, Ending::Told).await;
+        });
+        assert_eq!((out.got, out.is_cut), (b"body".to_vec(), false));
     }
 }

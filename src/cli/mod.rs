@@ -17,6 +17,7 @@ use crate::ptth::Tripcode;
 use crate::store::requests::PtthServer;
 use crate::store::{self, Store};
 use crate::token::Token;
+use crate::workers::wait;
 use arguments::{Arguments, Command, Ptth, TokenOf};
 #[cfg(feature = "serve")]
 use arguments::{FarOptions, ServeOptions};
@@ -162,7 +163,7 @@ fn own_settings(data: Option<&Path>) -> Result<Settings, Box<dyn Error>> {
 /// What root writes in another user's data folder, the relay could not use: so root goes on as that user.
 fn become_owner(settings: &Settings) -> Result<(), Box<dyn Error>> {
     let store = Store::of(settings);
-    let Some((user, group)) = store.other_owner().filter(|_| rustix::process::geteuid().is_root()) else {
+    let Some((user, group)) = wait(store.other_owner()).filter(|_| rustix::process::geteuid().is_root()) else {
         return Ok(());
     };
     let (user, group) = (rustix::process::Uid::from_raw(user), rustix::process::Gid::from_raw(group));
@@ -177,7 +178,7 @@ fn become_owner(settings: &Settings) -> Result<(), Box<dyn Error>> {
 
 /// Each line of the input is a message.
 fn notify(settings: &Settings, channel: &str) -> Done {
-    if let Some((owner, _)) = Store::of(settings).other_owner() {
+    if let Some((owner, _)) = wait(Store::of(settings).other_owner()) {
         return Err(format!(
             "the data folder belongs to user {owner}, who could not use what another writes there: sudo -u '#{owner}' uhst-relay notify …"
         )
@@ -209,8 +210,8 @@ fn serve(told: ServeOptions, data: Option<&Path>) -> Done {
         // Only now: whoever cannot listen leaves nothing behind.
         let data = settings.data_dir.display();
         let store = Store::of(settings);
-        store.prepare().map_err(|error| format!("{error} [{data}]"))?;
-        node = Some(store.listen_as_one().map_err(|error| format!("{error} [{data}]"))?);
+        wait(store.prepare()).map_err(|error| format!("{error} [{data}]"))?;
+        node = Some(wait(store.listen_as_one()).map_err(|error| format!("{error} [{data}]"))?);
         if let Some(path) = &settings.ws_pipe {
             let notify = |text: &str| protocol::ws::notify(settings, "", text).map(drop);
             let watch = crate::ws::pipe::listen(path, settings.bus_message, notify)
@@ -234,7 +235,7 @@ fn ptth(data: Option<&Path>, command: Ptth) -> Done {
         Ptth::Add { name, display, listed } => {
             let key = crate::hex::random(32)?;
             let server = PtthServer { tripcode: Tripcode::of(&key), display_name: display, listed };
-            if !store()?.register_ptth_server(&name, &server)? {
+            if !wait(store()?.register_ptth_server(&name, &server))? {
                 return Err(
                     format!("there is a server {name} already: `uhst-relay ptth remove {name}` forgets it").into()
                 );
@@ -247,14 +248,14 @@ fn ptth(data: Option<&Path>, command: Ptth) -> Done {
         }
         Ptth::List => {
             let mut list = String::new();
-            for (name, server) in store()?.ptth_servers()?.iter() {
+            for (name, server) in wait(store()?.ptth_servers())?.iter() {
                 let listed = if server.listed { "listed" } else { "hidden" };
                 let _ = writeln!(list, "{name}\t{listed}\t{}", server.display_name.as_deref().unwrap_or_default());
             }
             print(&list)?;
         }
         Ptth::Remove { name } => {
-            if !store()?.remove_ptth_server(&name)? {
+            if !wait(store()?.remove_ptth_server(&name))? {
                 return Err(format!("there is no server {name}").into());
             }
         }

@@ -4,9 +4,12 @@
 //! among many. Under CGI, where a process does one thing, that call sleeps in `poll(2)`, so that the future is ready the
 //! first time that it is [polled](run_blocking), and needs no runtime.
 
+use crate::clock::instant;
 use crate::wake::Wake;
 use rustix::fd::BorrowedFd;
 use std::future::poll_fn;
+#[cfg(feature = "serve")]
+use std::pin::Pin;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -36,13 +39,31 @@ pub trait Client: Send + Sync {
         to_write: bool,
         until: Instant,
     ) -> Poll<Woken>;
+
+    /// Returns when whatever of this kind the client has sent before, on whatever connection, is done. To be asked before
+    /// anything is waited for.
+    #[cfg(feature = "serve")]
+    fn turn<'a>(&'a self, _kind: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl dyn Client + '_ {
+    /// The [turn](Client::turn) of a kind. Where each request is a process, nobody knows of others, and it is at once.
+    pub fn turn_of(&self, kind: impl FnOnce() -> String) -> impl Future<Output = ()> {
+        #[cfg(feature = "serve")]
+        return async move { self.turn(&kind()).await };
+        #[cfg(not(feature = "serve"))]
+        {
+            let _ = kind;
+            std::future::ready(())
+        }
+    }
+
     /// Waits until the client has hung up, this process is asked to stop, one of `wakes` has come, the client can take bytes
     /// (if `to_write`), or `limit` is over.
     pub async fn wait(&mut self, wakes: &mut [&mut dyn Wake], to_write: bool, limit: Duration) -> Woken {
-        let until = Instant::now() + limit;
+        let until = instant() + limit;
         poll_fn(|cx| self.poll_wait(cx, wakes, to_write, until)).await
     }
 }
@@ -64,6 +85,14 @@ pub trait Outgoing: Client {
 
     /// Makes the body end cut short, where the client can see that.
     fn cut(&mut self);
+
+    /// From now on there is that much time for all the rest: then the connection ends, also where it takes nothing. Under CGI
+    /// that is the web server's business.
+    fn give_time(&mut self, _time: Duration) {}
+
+    /// Has this trailer field follow the body, if the request says that it [takes them](super::Request::takes_trailers) and
+    /// the answer's `Trailer` names it.
+    fn trail(&mut self, _name: &'static str, _value: &'static str) {}
 
     /// Moves bytes from a pipe to the client, past this process's memory and without waiting for either, and says how many
     /// are on their way: none where the client can take none, or has gone. `None` where they have to be

@@ -29,6 +29,9 @@ pub struct Request<'a> {
     pub is_https: bool,
     /// Whether the connection can be handed over to another protocol ([`Content::Upgrade`]).
     pub can_upgrade: bool,
+    /// Whether a trailer field can follow the body of the answer (RFC 9110, 6.5), and the client has said that it keeps
+    /// such fields.
+    pub takes_trailers: bool,
     /// The client that waits for the answer.
     pub client: &'a mut dyn Client,
     /// What is sent along.

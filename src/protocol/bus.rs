@@ -16,11 +16,13 @@ use crate::gateway::{Client, Content, Outgoing, Reply, Request, Status, Woken};
 use crate::hex;
 use crate::json::compact;
 use crate::refusal::Refusal;
-use crate::sse::{self, Events, Given, Unsent};
+use crate::sse::{self, Events, Unsent};
 use crate::store::buses::{BusEvent, BusName, Message, Proof, Refused, User};
+use crate::store::made::Made;
 use crate::store::sessions::Standing;
 use crate::store::{self, BusReader, Store};
 use crate::wake::Ready;
+use crate::workers::stream_at_disk;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,13 @@ const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
 /// A poll waits no longer than this: web servers and proxies give up on a silent program after a minute.
 const LONGEST_WAIT: Duration = Duration::from_secs(50);
+
+/// An answer to a poll is made and given in pieces of about this size.
+const PIECE: usize = 8 * 1024;
+
+/// It is given for as long as messages live, but no longer and no shorter than this.
+const SHORTEST_ANSWER: Duration = Duration::from_secs(10);
+const LONGEST_ANSWER: Duration = Duration::from_secs(600);
 
 /// The name of the bus at `path`; `None` where no bus can be.
 pub(super) fn name(path: &str) -> Option<&str> {
@@ -150,7 +159,7 @@ fn accepts_events(request: &Request<'_>) -> bool {
     (request.header)("accept").is_some_and(|accept| accept.to_ascii_lowercase().contains("text/event-stream"))
 }
 
-fn write_message(out: &mut Vec<u8>, Message { id, user, data }: Message<'_>) {
+fn write_message(out: &mut Vec<u8>, Message { id, user, data, .. }: Message<'_>) {
     // Writing to memory does not fail.
     let _ = write!(out, r#"{{"id":{id},"user":{user},"data":{data}}}"#);
 }
@@ -175,18 +184,18 @@ impl Desk {
                     Some(id) => Some(id),
                     None => id(query)?,
                 };
-                self.listen(name, after, user(query)?, is_head)
+                self.listen(name, after, user(query)?, is_head).await
             }
             "GET" | "HEAD" => match (id(query)?, user(query)?) {
                 (Some(after), Some(user)) => {
                     let wait = if is_head { Duration::ZERO } else { wait(query)? };
                     self.poll(name, after, user, wait, request.client).await
                 }
-                (None, None) if request.query.is_empty() => self.greet(name, is_head),
+                (None, None) if request.query.is_empty() => self.greet(name, is_head).await,
                 _ => Err(unknown_call()),
             },
-            "POST" if query.has("register") => self.register(name),
-            "POST" if query.get("create") == Some("signed") => self.create_signed(name),
+            "POST" if query.has("register") => self.register(name).await,
+            "POST" if query.get("create") == Some("signed") => self.create_signed(name).await,
             "POST" => match user(query)? {
                 Some(user) => self.post(name, user, query, request).await,
                 None => Err(unknown_call()),
@@ -197,12 +206,12 @@ impl Desk {
 
     // ---- GET without a query
 
-    fn greet(&self, name: &BusName, is_head: bool) -> Result<Reply, Refusal> {
+    async fn greet(&self, name: &BusName, is_head: bool) -> Result<Reply, Refusal> {
         if is_head {
             // Nobody is made who would not hear its number.
             return Ok(Reply { content: nothing(), ..Reply::json(Status::Ok, "") });
         }
-        let (user, end) = self.store.greet(name, self.settings)?;
+        let (user, end) = self.store.greet(name, self.settings).await?;
         Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{end}}}"#, user.0)))
     }
 
@@ -216,38 +225,44 @@ impl Desk {
         wait: Duration,
         client: &mut dyn Client,
     ) -> Result<Reply, Refusal> {
-        let mut reader = self.store.read(name, after, user, self.settings)?;
-        let mut array = Vec::new();
-        take_all(&mut reader, &mut array)?;
-        if array.is_empty() && !wait.is_zero() {
+        let mut reader = self.store.read(name, after, user, self.settings).await?;
+        let mut array = vec![b'['];
+        let mut has_more = take_some(&mut reader, &mut array)?;
+        if array.len() == 1 && !wait.is_zero() {
             reader.wait_for_more(self.settings)?;
-            self.await_message(&mut reader, &mut array, wait, client).await?;
+            has_more = self.await_message(&mut reader, &mut array, wait, client).await?;
         }
-        array.insert(0, b'[');
-        array.push(b']');
-        Ok(Reply::json(Status::Ok, array))
+        if !has_more {
+            array.push(b']');
+            return Ok(Reply::json(Status::Ok, array));
+        }
+        // What is older than that by then is dead.
+        let time = self.settings.message_lifetime.clamp(SHORTEST_ANSWER, LONGEST_ANSWER);
+        let rest = async move |out: &mut dyn Outgoing| give(out, reader, array, time).await;
+        Ok(Reply { content: Content::Stream(Box::new(|out| Box::pin(rest(out)))), ..Reply::json(Status::Ok, "") }
+            .header("Cache-Control", "no-store"))
     }
 
-    /// Sleeps until there is a message, the time is up, or the client has gone.
+    /// Sleeps until there is a message, the time is up, or the client has gone. Whether there is more than it has taken.
     async fn await_message(
         &self,
         reader: &mut BusReader,
         array: &mut Vec<u8>,
         wait: Duration,
         client: &mut dyn Client,
-    ) -> Result<(), store::Error> {
+    ) -> Result<bool, store::Error> {
         let until = Instant::now() + wait;
         loop {
             // First of all: what was posted before there was somebody to knock for.
-            take_all(reader, array)?;
+            let has_more = take_some(reader, array)?;
             let left = until.saturating_duration_since(Instant::now());
-            if !array.is_empty() || left.is_zero() {
-                return Ok(());
+            if !array.ends_with(b"[") || left.is_zero() {
+                return Ok(has_more);
             }
             let tick = sse::tick(self.settings, reader.is_surely_woken(), sse::ROUND);
             let woken = client.wait(&mut [&mut reader.wake()], false, left.min(tick)).await;
             match woken {
-                Woken::HungUp | Woken::Stopped => return Ok(()),
+                Woken::HungUp | Woken::Stopped => return Ok(false),
                 Woken::Knock | Woken::Tick | Woken::Writable => reader.hear(),
             }
         }
@@ -255,14 +270,20 @@ impl Desk {
 
     // ---- GET ?events
 
-    fn listen(&self, name: &BusName, after: Option<u64>, user: Option<User>, is_head: bool) -> Result<Reply, Refusal> {
+    async fn listen(
+        &self,
+        name: &BusName,
+        after: Option<u64>,
+        user: Option<User>,
+        is_head: bool,
+    ) -> Result<Reply, Refusal> {
         if is_head {
             if let Some(user) = user {
-                self.store.check_user(name, user, self.settings)?;
+                self.store.check_user(name, user, self.settings).await?;
             }
             return Ok(Reply { content: nothing(), ..stream_head() });
         }
-        let reader = self.store.subscribe(name, after, user, self.settings)?;
+        let reader = self.store.subscribe(name, after, user, self.settings).await?;
         let settings = self.settings;
         let stream = async move |out: &mut dyn Outgoing| {
             // Where it really begins: a client that comes back with an id that no message has reached yet would begin later.
@@ -281,6 +302,7 @@ impl Desk {
         query: &Query,
         request: &mut Request<'_>,
     ) -> Result<Reply, Refusal> {
+        request.client.turn_of(|| format!("{} {}", user.0, name.as_str())).await;
         let body = request.body.read(self.settings.bus_message).await?;
         let no_body = || Refusal::new(Status::BadRequest, "There is no body: send one JSON value in UTF-8.");
         let data = compact(&body)?.ok_or_else(no_body)?;
@@ -292,42 +314,77 @@ impl Desk {
             (Some(n), Some(signed), Some(signature)) => Some(Proof { n, signed, signature }),
             _ => None,
         };
-        let id = self.store.post(name, user, proof, &data, self.settings)?;
+        let id = self.store.post(name, user, proof, &data, self.settings).await?;
         Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{id}}}"#, user.0)))
     }
 
     // ---- POST ?register, ?create=signed
 
-    fn register(&self, name: &BusName) -> Result<Reply, Refusal> {
-        let (user, end, key) = self.store.register_user(name, self.settings)?;
+    async fn register(&self, name: &BusName) -> Result<Reply, Refusal> {
+        let (user, end, key) = self.store.register_user(name, self.settings).await?;
         Ok(Reply::json(Status::Ok, format!(r#"{{"user":{},"id":{end},"key":"{key}"}}"#, user.0)))
     }
 
-    fn create_signed(&self, name: &BusName) -> Result<Reply, Refusal> {
-        let is_new = self.store.make_signed_bus(name, self.settings)?;
+    async fn create_signed(&self, name: &BusName) -> Result<Reply, Refusal> {
+        let is_new = self.store.make_signed_bus(name, self.settings).await?;
         Ok(Reply::json(if is_new { Status::Created } else { Status::Ok }, "{}"))
     }
 }
 
-/// Gives what there is to `array`, without its brackets.
-fn take_all(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<(), store::Error> {
-    while reader.next(|heard| {
-        // A poll that comes too late sees it by the numbers.
-        let BusEvent::Message(message) = heard else { return };
-        if !array.is_empty() {
-            array.push(b',');
+/// Gives some of what there is next to `array`, whose beginning is there or written. Whether there is more.
+fn take_some(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<bool, store::Error> {
+    let mut has_more = true;
+    while has_more && array.len() < PIECE {
+        has_more = reader.next(|heard| {
+            // A poll that comes too late sees it by the numbers.
+            let BusEvent::Message(message) = heard else { return };
+            if array.last() != Some(&b'[') {
+                array.push(b',');
+            }
+            write_message(array, message);
+        })?;
+    }
+    Ok(has_more)
+}
+
+/// Gives a whole array from this piece of it on: as fast as the client takes it, but for no longer than there is time.
+async fn give(out: &mut dyn Outgoing, mut reader: BusReader, mut array: Vec<u8>, time: Duration) {
+    out.give_time(time);
+    let (until, mut has_more) = (Instant::now() + time, true);
+    loop {
+        let mut rest = &array[..];
+        while !rest.is_empty() {
+            match out.wait(&mut [], true, until.saturating_duration_since(Instant::now())).await {
+                Woken::Writable => rest = &rest[out.write(&rest[..rest.len().min(PIECE)])..],
+                Woken::HungUp => return,
+                Woken::Tick => return out.cut(),
+                // Whoever is being given something gets it.
+                Woken::Knock | Woken::Stopped => {}
+            }
         }
-        write_message(array, message);
-    })? {}
-    Ok(())
+        if !has_more {
+            return;
+        }
+        array.clear();
+        has_more = match take_some(&mut reader, &mut array) {
+            Ok(has_more) => has_more,
+            Err(error) => {
+                error.log();
+                return out.cut();
+            }
+        };
+        if !has_more {
+            array.push(b']');
+        }
+    }
 }
 
 /// Posts to a bus as the application that the relay belongs to, and makes the bus if it is missing. The message's id.
 ///
 /// # Errors
 /// When it cannot be posted.
-pub(super) fn notify(settings: &Settings, name: &BusName, data: &str) -> Result<u64, Refused> {
-    Store::of(settings).notify(name, data, settings)
+pub(super) async fn notify(settings: &Settings, name: &BusName, data: &str) -> Result<u64, Refused> {
+    Store::of(settings).notify(name, data, settings).await
 }
 
 /// Somebody who stays on a bus: it posts as one user and hears all others, on whatever connection.
@@ -342,8 +399,8 @@ pub(super) struct Member {
 
 impl Member {
     /// A fresh user of the bus, who hears what comes from now on. The bus is made if it is missing.
-    pub(super) fn enter(settings: &'static Settings, name: &BusName) -> Result<Self, Refused> {
-        let (user, reader) = Store::of(settings).enter(name, settings)?;
+    pub(super) async fn enter(settings: &'static Settings, name: &BusName) -> Result<Self, Refused> {
+        let (user, reader) = Store::of(settings).enter(name, settings).await?;
         // Not before it was there.
         let since = now_ms() + 1;
         Ok(Self { settings, name: name.clone(), user, since, reader })
@@ -381,8 +438,8 @@ impl Member {
     }
 
     /// Posts a JSON value in one line.
-    pub(super) fn post(&self, data: &str) -> Result<u64, Refused> {
-        Store::of(self.settings).say(&self.name, self.user, data, self.settings)
+    pub(super) async fn post(&self, data: &str) -> Result<u64, Refused> {
+        Store::of(self.settings).say(&self.name, self.user, data, self.settings).await
     }
 
     /// To be called every [few seconds](sse::ROUND). `Ok(false)` where the bus is gone.
@@ -412,36 +469,31 @@ impl Events for Stream {
         false
     }
 
-    fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, store::Error> {
-        let mut count = 0;
-        let has_more = self.reader.next(|heard| {
-            count += 1;
-            // Writing to memory does not fail.
-            let _ = match heard {
-                BusEvent::Lost(id) => write!(out, "id: {id}\nevent: lost\ndata: {{}}"),
-                BusEvent::Message(message) => {
+    fn write_next(&mut self, out: &mut Vec<u8>) -> impl Future<Output = Result<bool, store::Error>> + Send {
+        stream_at_disk(|| {
+            self.reader.next(|heard| match heard {
+                BusEvent::Lost(id) => sse::write_event(out, id, "lost", "{}"),
+                BusEvent::Message(message) => Made::write(message.made, out, |out| {
+                    // Writing to memory does not fail.
                     let _ = write!(out, "id: {}\ndata: ", message.id);
                     write_message(out, message);
-                    Ok(())
-                }
-            };
-            out.extend_from_slice(b"\n\n");
-        })?;
-        Ok(Given { count, has_more })
+                    out.extend_from_slice(b"\n\n");
+                }),
+            })
+        })
     }
 
     /// What a reader has been given is not its to remember.
-    fn delivered(&mut self) -> Result<(), store::Error> {
+    async fn delivered(&mut self) -> Result<(), store::Error> {
         Ok(())
     }
 
-    fn standing(&mut self) -> Result<Standing, store::Error> {
+    async fn standing(&mut self) -> Result<Standing, store::Error> {
         Ok(Standing::Listening)
     }
 
-    fn tend(&mut self) -> Result<Standing, store::Error> {
-        let is_there = self.reader.tend(self.settings)?;
-        Ok(if is_there { Standing::Listening } else { Standing::Over })
+    fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
+        stream_at_disk(|| Ok(if self.reader.tend(self.settings)? { Standing::Listening } else { Standing::Over }))
     }
 }
 

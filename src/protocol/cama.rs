@@ -18,7 +18,6 @@ use crate::refusal::Refusal;
 use crate::store::pipes::{Denied, Limits, NewSession, Role, Visitor};
 use crate::store::{self, Receiver, Sender, Store, WaitingSender};
 use crate::transfer::{self, End, Ending, Feed};
-use crate::wake::Ready;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, SystemTime};
@@ -41,6 +40,9 @@ const PASSED_ON: [&str; 4] = ["Content-Disposition", "Content-Encoding", "Conten
 
 /// The longest value of such a field that is passed on.
 const LONGEST_VALUE: usize = 1024;
+
+/// The trailer field that follows a body in chunks which its sender has broken off, for a receiver that takes such fields.
+const ABORTED: (&str, &str) = ("x-transfer", "aborted");
 
 /// The session that a path names, empty for all of them; `None` where the path is not this protocol's.
 #[must_use]
@@ -220,44 +222,45 @@ impl Relay<'_> {
         }
         if id.is_empty() {
             return match method.as_str() {
-                "PUT" | "POST" => self.allocate(&said),
+                "PUT" | "POST" => self.allocate(&said).await,
                 _ => Err(Refusal::method_not_allowed(METHODS_OF_ALL)),
             };
         }
         match method.as_str() {
             "GET" => {
-                let (visitor, timeout) = (said.visitor(), self.timeout(id, &said)?);
-                self.receive(id, &visitor, timeout, request.client).await
+                let (visitor, timeout) = (said.visitor(), self.timeout(id, &said).await?);
+                let aborted = request.takes_trailers.then_some(ABORTED);
+                self.receive(id, &visitor, timeout, aborted, request.client).await
             }
             "HEAD" => {
-                self.store.join_session(id, &said.visitor(), &self.limits)?;
+                self.store.join_session(id, &said.visitor(), &self.limits).await?;
                 Ok(Reply::empty(Status::Ok))
             }
-            "PUT" if said.peer_address().is_some() => self.permit(id, &said),
+            "PUT" if said.peer_address().is_some() => self.permit(id, &said).await,
             "PUT" | "POST" => {
-                let (visitor, timeout) = (said.visitor(), self.timeout(id, &said)?);
+                let (visitor, timeout) = (said.visitor(), self.timeout(id, &said).await?);
                 let head = said.head(request.body.length);
                 self.send(id, &visitor, timeout, &head, request).await
             }
-            "DELETE" => self.delete(id, &said),
+            "DELETE" => self.delete(id, &said).await,
             _ => Err(Refusal::method_not_allowed(METHODS)),
         }
     }
 
     /// How long to wait. Whoever may not do that at all is told that first.
-    fn timeout(&self, id: &str, said: &Said<'_, '_>) -> Result<Duration, Refusal> {
+    async fn timeout(&self, id: &str, said: &Said<'_, '_>) -> Result<Duration, Refusal> {
         let timeout = said.timeout(self.settings.pipe_timeout);
         if timeout.is_err() {
-            self.store.join_session(id, &said.visitor(), &self.limits)?;
+            self.store.join_session(id, &said.visitor(), &self.limits).await?;
         }
         timeout
     }
 
     // ---- PUT /cama/session
 
-    fn allocate(&self, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
+    async fn allocate(&self, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
         let is_secure = said.is_secure()?;
-        let made = self.store.make_session(is_secure, &self.limits)?;
+        let made = self.store.make_session(is_secure, &self.limits).await?;
         let NewSession { id, token } = made.ok_or_else(|| {
             let limit = self.limits.sessions;
             let sentence = format!("The relay has its {limit} sessions (RELAY_MAX_PIPES): try again later.");
@@ -274,14 +277,14 @@ impl Relay<'_> {
 
     // ---- PUT /cama/session/ID with X-Peer-Address
 
-    fn permit(&self, id: &str, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
+    async fn permit(&self, id: &str, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
         let address = said.peer_address().ok_or_else(bad_address)?;
         let host = said.visitor();
         match address {
-            Ok(guest) => self.store.permit_guest(id, &host, guest, &self.limits)?,
+            Ok(guest) => self.store.permit_guest(id, &host, guest, &self.limits).await?,
             // Whoever may not name one at all is told that first.
             Err(refusal) => {
-                return Err(match self.store.join_session(id, &host, &self.limits) {
+                return Err(match self.store.join_session(id, &host, &self.limits).await {
                     Ok(Role::Host) => refusal,
                     Ok(Role::Guest) | Err(Denied::NotTheGuest) => Denied::NotTheHost.into(),
                     Err(denied) => denied.into(),
@@ -293,8 +296,8 @@ impl Relay<'_> {
 
     // ---- DELETE /cama/session/ID
 
-    fn delete(&self, id: &str, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
-        self.store.remove_session(id, &said.visitor(), &self.limits)?;
+    async fn delete(&self, id: &str, said: &Said<'_, '_>) -> Result<Reply, Refusal> {
+        self.store.remove_session(id, &said.visitor(), &self.limits).await?;
         Ok(Reply::empty(Status::Ok).header("Set-Cookie", cookie(id, "", Duration::ZERO, said)))
     }
 
@@ -305,9 +308,10 @@ impl Relay<'_> {
         id: &str,
         visitor: &Visitor,
         timeout: Duration,
+        aborted: Option<(&'static str, &'static str)>,
         client: &mut dyn Client,
     ) -> Result<Reply, Refusal> {
-        let mut receiver = self.store.receive(id, visitor, &self.limits)?;
+        let mut receiver = self.store.receive(id, visitor, &self.limits).await?;
         let mut wait = Wait::begin(timeout);
         let head = loop {
             let is_over = {
@@ -317,12 +321,12 @@ impl Relay<'_> {
             if is_over && !(receiver.is_taken() && wait.extend()) {
                 return Err(nobody_came());
             }
-            if let Some(head) = receiver.look()? {
+            if let Some(head) = receiver.look().await? {
                 break head;
             }
         };
         let head: Head = serde_json::from_slice(&head).map_err(|error| store::Error::Io(error.into()))?;
-        Ok(body_reply(head, receiver.begin()))
+        Ok(body_reply(head, aborted, receiver.begin()))
     }
 
     // ---- POST /cama/session/ID
@@ -335,7 +339,7 @@ impl Relay<'_> {
         head: &Head,
         request: &mut Request<'_>,
     ) -> Result<Reply, Refusal> {
-        let waiting = self.store.wait_to_send(id, visitor, &self.limits)?;
+        let waiting = self.store.wait_to_send(id, visitor, &self.limits).await?;
         let head_bytes = serde_json::to_vec(head).map_err(|error| store::Error::Io(error.into()))?;
         let (client, wait) = (&mut *request.client, Wait::begin(timeout));
         let mut feed = Feed::new(&mut request.body);
@@ -355,7 +359,7 @@ impl Relay<'_> {
                 // It had not even begun: another one may come.
                 End::ReceiverLeft if taken.is_none() && feed.given() == 0 => {}
                 End::ReceiverLeft | End::ReceiverStuck => break delivered,
-                End::SentAway => return Err(waiting.why_sent_away().into()),
+                End::SentAway => return Err(waiting.why_sent_away().await.into()),
                 End::HungUp => return Err(Refusal::hung_up()),
                 End::Stopped => return Err(Refusal::stopping()),
                 End::Body(error) => {
@@ -364,7 +368,7 @@ impl Relay<'_> {
             }
         };
         feed.drop_rest().await;
-        waiting.finish();
+        waiting.finish().await;
         let delivered = delivered.to_string();
         // The second is for chunked bodies, but a web server may have made a whole one of those.
         Ok(Reply::empty(Status::Ok).header("X-Bytes-Delivered", delivered.clone()).header("X-Bytes-Relayed", delivered))
@@ -374,17 +378,17 @@ impl Relay<'_> {
 /// Waits for a receiver.
 async fn meet(waiting: &WaitingSender, wait: &Wait, client: &mut dyn Client) -> Result<Sender, Refusal> {
     loop {
-        if let Some(sender) = waiting.take_receiver()? {
+        if let Some(sender) = waiting.take_receiver().await? {
             return Ok(sender);
         }
-        if !wait.sleep(client, &mut [&mut Ready::to_read(waiting.fd())], Duration::MAX).await? {
+        if !wait.sleep(client, &mut [&mut waiting.awaited()], Duration::MAX).await? {
             return Err(nobody_came());
         }
     }
 }
 
-/// The answer to a `GET`: the other's body, as it comes.
-fn body_reply(head: Head, receiver: Receiver) -> Reply {
+/// The answer to a `GET`: the other's body, as it comes. `aborted` follows one in chunks whose sender has broken off.
+fn body_reply(head: Head, aborted: Option<(&'static str, &'static str)>, receiver: Receiver) -> Reply {
     let mut reply = Reply::empty(Status::Ok)
         .header("Content-Type", head.content_type.unwrap_or_else(|| "application/octet-stream".to_owned()))
         // no-transform: a proxy that compresses would hold the bytes back (RFC 9111, 5.2.2.6).
@@ -397,5 +401,9 @@ fn body_reply(head: Head, receiver: Receiver) -> Reply {
     for (name, value) in head.fields {
         reply = reply.header(name, value);
     }
-    Reply { content: transfer::content(receiver, head.length, Ending::Any), ..reply }
+    let aborted = aborted.filter(|_| head.length.is_none());
+    if let Some((name, _)) = aborted {
+        reply = reply.header("Trailer", name);
+    }
+    Reply { content: transfer::content(receiver, head.length, Ending::Any(aborted)), ..reply }
 }

@@ -15,6 +15,7 @@ use crate::config::{SettingError, Settings};
 use crate::gateway::{Answering, Application, Reply, Request, Status};
 use crate::refusal::Refusal;
 use crate::store::{self, Store};
+use crate::workers::wait;
 use cors::{origin_is_allowed, with_cors};
 
 /// The relay, as the doors see it.
@@ -27,7 +28,7 @@ impl Application for Relay {
 
     fn answer_without_settings(&self, error: &SettingError, request: &Request<'_>) -> Reply {
         if page::is_asked_for(request) {
-            return page::answer(Err(error), request);
+            return wait(page::answer(Err(error), request));
         }
         let refusal = Refusal::new(Status::InternalServerError, error.to_string());
         page::for_people(request, refusal.field("Access-Control-Allow-Origin", "*").reply())
@@ -42,11 +43,11 @@ impl Application for Relay {
     }
 
     fn has_work(&self, settings: &Settings) -> bool {
-        Store::of(settings).sweep_is_due()
+        wait(Store::of(settings).sweep_is_due())
     }
 
     fn work(&self, settings: &Settings) {
-        Store::of(settings).sweep_if_due(&uhst::policy(settings));
+        wait(Store::of(settings).sweep_if_due(&uhst::policy(settings)));
     }
 }
 
@@ -57,7 +58,7 @@ async fn answer(settings: &'static Settings, request: &mut Request<'_>) -> Reply
     } else if let "" | "/" = request.path.as_str() {
         match page::application(request) {
             Some(application) => application,
-            None if page::is_asked_for(request) => page::answer(Ok(settings), request),
+            None if page::is_asked_for(request) => page::answer(Ok(settings), request).await,
             None => uhst::answer(settings, request).await,
         }
     } else if let Some(name) = bus::name(&request.path).map(str::to_owned) {
@@ -89,5 +90,5 @@ async fn answer(settings: &'static Settings, request: &mut Request<'_>) -> Reply
 /// # Errors
 /// The first failure.
 pub fn sweep_all(settings: &Settings) -> Result<(), store::Error> {
-    Store::of(settings).sweep_all(&uhst::policy(settings))
+    wait(Store::of(settings).sweep_all(&uhst::policy(settings)))
 }

@@ -59,8 +59,8 @@ pub(super) fn names_html(accept: &str) -> bool {
 
 /// The page, with the health of the relay at this moment.
 #[must_use]
-pub fn answer(settings: Result<&Settings, &SettingError>, request: &Request<'_>) -> Reply {
-    let list = health::look(settings, Audience::Page);
+pub async fn answer(settings: Result<&Settings, &SettingError>, request: &Request<'_>) -> Reply {
+    let list = health::look(settings, Audience::Page).await;
     let program = request.mount.rsplit('/').next().unwrap_or_default();
     html(Status::Ok, fill(&list, now_ms(), WebServer::named(&request.server), program), &policy(PAGE))
 }
@@ -279,6 +279,7 @@ mod tests {
             remote: None,
             is_https: false,
             can_upgrade: false,
+            takes_trailers: false,
             client: &mut Simulated { is_there: true },
             body: Body { length: None, is_awaited: true, reader: &mut std::io::empty() },
         })

@@ -69,15 +69,18 @@ async fn route(store: &Store, path: &str, request: &mut Request<'_>) -> Result<R
             of_methods(request, "POST")?;
             far_end::respond(store, id, request).await
         }
-        (FRONTEND, "servers", "", None) => read_only(request, |request| list::list(store, request)),
+        (FRONTEND, "servers", "", None) => read_only(request, list::list(store, request)).await,
         (FRONTEND, "servers", _, None) if super::ws::is_wanted(request) => Err(no_upgrade()),
-        (FRONTEND, "servers", name, None) => read_only(request, |request| {
-            let (name, _) = ask::server(store, name)?;
-            // So that links in what is there lead below it.
-            Ok(Reply::empty(Status::Passed(307)).header("Location", format!("{}/", base(request, &name))))
-        }),
+        (FRONTEND, "servers", name, None) => {
+            read_only(request, async {
+                let (name, _) = ask::server(store, name).await?;
+                // So that links in what is there lead below it.
+                Ok(Reply::empty(Status::Passed(307)).header("Location", format!("{}/", base(request, &name))))
+            })
+            .await
+        }
         (FRONTEND, "relay_up_check", "", None) => {
-            read_only(request, |_| Ok(Reply::json(Status::Ok, "{}").header("Cache-Control", "no-store")))
+            read_only(request, async { Ok(Reply::json(Status::Ok, "{}").header("Cache-Control", "no-store")) }).await
         }
         _ => Err(Refusal::new(
             Status::NotFound,
@@ -107,15 +110,15 @@ fn to_server(path: &str) -> Option<(String, &str)> {
     rest.filter(|_| first == FRONTEND && second == "servers" && !name.is_empty()).map(|rest| (name, rest))
 }
 
-fn read_only(
+async fn read_only(
     request: &Request<'_>,
-    answer: impl FnOnce(&Request<'_>) -> Result<Reply, Refusal>,
+    answer: impl Future<Output = Result<Reply, Refusal>>,
 ) -> Result<Reply, Refusal> {
     if request.method == "OPTIONS" {
         return Ok(options(request, METHODS));
     }
     of_methods(request, METHODS)?;
-    answer(request)
+    answer.await
 }
 
 fn of_methods(request: &Request<'_>, methods: &'static str) -> Result<(), Refusal> {

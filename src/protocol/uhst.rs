@@ -17,11 +17,13 @@ use crate::health;
 use crate::hex;
 use crate::json::compact;
 use crate::refusal::Refusal;
-use crate::sse::{self, End, Events, Given, Unsent};
+use crate::sse::{self, End, Events, Unsent};
+use crate::store::made::Made;
 use crate::store::sessions::{Claim, Event, Party, Policy, Refused, Standing, Words};
 use crate::store::{self, Listener, Store};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
 use crate::wake::Ready;
+use crate::workers::{stream_at_disk, wait};
 use serde_json::json;
 use std::time::Duration;
 
@@ -59,13 +61,13 @@ pub async fn answer(settings: &'static Settings, request: &mut Request<'_>) -> R
 /// # Errors
 /// When the secret can neither be read nor made.
 pub fn mint(settings: &Settings, token: &Token) -> Result<String, store::Error> {
-    Ok(key(settings, &Store::of(settings))?.sign(token, now_s()))
+    Ok(wait(key(settings, &Store::of(settings)))?.sign(token, now_s()))
 }
 
-fn key(settings: &Settings, store: &Store) -> Result<Key, store::Error> {
+async fn key(settings: &Settings, store: &Store) -> Result<Key, store::Error> {
     Ok(match &settings.jwt_secret {
         Some(secret) => Key::new(secret.as_bytes()),
-        None => Key::new(&store.secret()?),
+        None => Key::new(&store.secret().await?),
     })
 }
 
@@ -169,50 +171,50 @@ impl Relay {
         }
         let query = Query::parse(&request.query)?;
         match (method, query.get("action"), query.get("token")) {
-            ("POST", Some("host"), _) => self.register(query.get("hostId")),
-            ("POST", Some("join"), _) => self.join(query.get("hostId")),
+            ("POST", Some("host"), _) => self.register(query.get("hostId")).await,
+            ("POST", Some("join"), _) => self.join(query.get("hostId")).await,
             ("POST", Some("ping"), _) => {
-                health::glance(self.settings)?;
+                health::glance(self.settings).await?;
                 Ok(ping(query.get("timestamp")))
             }
             (_, Some("host" | "join" | "ping"), _) => Err(Refusal::method_not_allowed("POST, OPTIONS")),
             ("POST", None, Some(token)) => self.send(token, request).await,
-            ("GET", None, Some(token)) => self.listen(token, resume_id(&query, request)),
-            ("HEAD", None, Some(token)) => self.would_listen(token, resume_id(&query, request)),
+            ("GET", None, Some(token)) => self.listen(token, resume_id(&query, request)).await,
+            ("HEAD", None, Some(token)) => self.would_listen(token, resume_id(&query, request)).await,
             ("GET" | "HEAD", None, None) if request.query.is_empty() => Err(nothing_asked()),
             (_, None, None) => Err(no_token()),
             _ => Err(Refusal::new(Status::BadRequest, "There is no such action: use host, join or ping.")),
         }
     }
 
-    fn key(&self) -> Result<Key, store::Error> {
-        key(self.settings, &self.store)
+    async fn key(&self) -> Result<Key, store::Error> {
+        key(self.settings, &self.store).await
     }
 
-    fn verify(&self, token: &str) -> Result<(Token, Key), Refusal> {
-        let key = self.key()?;
+    async fn verify(&self, token: &str) -> Result<(Token, Key), Refusal> {
+        let key = self.key().await?;
         Ok((key.verify(token, now_s())?, key))
     }
 
     // ---- POST ?action=host
 
-    fn register(&self, host_id: Option<&str>) -> Result<Reply, Refusal> {
-        let key = self.key()?;
+    async fn register(&self, host_id: Option<&str>) -> Result<Reply, Refusal> {
+        let key = self.key().await?;
         let registration = hex::random(8).map_err(store::Error::from)?;
         let host_id = match host_id {
             Some(host_id) => {
                 let host_id = HostId::new(host_id).ok_or_else(bad_host_id)?;
-                self.store.register(&host_id, &registration, Claim::Chosen, &self.policy())?;
+                self.store.register(&host_id, &registration, Claim::Chosen, &self.policy()).await?;
                 host_id
             }
-            None => self.register_drawn(&registration)?,
+            None => self.register_drawn(&registration).await?,
         };
         let token = Token::Host { host_id: host_id.clone(), registration: Some(registration) };
         let answer = json!({ "hostId": host_id.as_str(), "hostToken": key.sign(&token, now_s()) });
         Ok(Reply::json(Status::Ok, answer.to_string()))
     }
 
-    fn register_drawn(&self, registration: &str) -> Result<HostId, Refusal> {
+    async fn register_drawn(&self, registration: &str) -> Result<HostId, Refusal> {
         for _ in 0..ID_TRIES {
             let random = hex::random(7).map_err(store::Error::from)?;
             let random = u64::from_str_radix(&random, 16).unwrap_or(0);
@@ -221,7 +223,7 @@ impl Relay {
                 None => format!("{:06}", random % 1_000_000),
             };
             let host_id = HostId::new(&id).ok_or_else(bad_host_id)?;
-            match self.store.register(&host_id, registration, Claim::Drawn, &self.policy()) {
+            match self.store.register(&host_id, registration, Claim::Drawn, &self.policy()).await {
                 Ok(()) => return Ok(host_id),
                 Err(Refused::Taken) => {}
                 Err(other) => return Err(other.into()),
@@ -232,12 +234,12 @@ impl Relay {
 
     // ---- POST ?action=join
 
-    fn join(&self, host_id: Option<&str>) -> Result<Reply, Refusal> {
+    async fn join(&self, host_id: Option<&str>) -> Result<Reply, Refusal> {
         let missing = || Refusal::new(Status::BadRequest, "The hostId is missing: add &hostId=… of the host to join.");
         let host_id = HostId::new(host_id.ok_or_else(missing)?).ok_or_else(bad_host_id)?;
-        let key = self.key()?;
+        let key = self.key().await?;
         let client_id = new_client_id()?;
-        let registration = self.store.join(&host_id, &client_id, &self.policy())?;
+        let registration = self.store.join(&host_id, &client_id, &self.policy()).await?;
         let token = Token::Client { host_id, client_id, registration };
         Ok(Reply::json(Status::Ok, json!({ "clientToken": key.sign(&token, now_s()) }).to_string()))
     }
@@ -245,7 +247,8 @@ impl Relay {
     // ---- POST ?token=
 
     async fn send(&self, token: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
-        let (token, key) = self.verify(token)?;
+        let (token, key) = self.verify(token).await?;
+        request.client.turn_of(|| sender(&token)).await;
         let body = request.body.read(self.settings.max_body).await?;
         let message = compact(&body)?.unwrap_or_else(|| "{}".to_owned());
         let policy = self.policy();
@@ -255,13 +258,13 @@ impl Relay {
                 let response_token = Token::Response { host_id: host_id.clone(), client_id: client_id.clone() };
                 let response_token = key.sign(&response_token, now_s());
                 let data = format!(r#"{{"body":{message},"responseToken":"{response_token}"}}"#);
-                self.store.send_to_host(&party(&token)?, &data, &policy)?;
+                self.store.send_to_host(&party(&token)?, &data, &policy).await?;
             }
             Token::Response { host_id, client_id } => {
-                self.store.send_to_client(host_id, client_id, &data, &policy)?;
+                self.store.send_to_client(host_id, client_id, &data, &policy).await?;
             }
             Token::Host { .. } => {
-                let sent = self.store.broadcast(&party(&token)?, &data, &policy)?;
+                let sent = self.store.broadcast(&party(&token)?, &data, &policy).await?;
                 let answer = sent.into_iter().map(|(client, is_sent)| (client.as_str().to_owned(), is_sent.into()));
                 return Ok(Reply::json(Status::Ok, serde_json::Value::Object(answer.collect()).to_string()));
             }
@@ -271,18 +274,26 @@ impl Relay {
 
     // ---- GET ?token=
 
-    fn listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
-        let (token, _) = self.verify(token)?;
-        let listener = self.store.listen(&party(&token)?, resume, &self.policy()).map_err(unheard)?;
+    async fn listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
+        let (token, _) = self.verify(token).await?;
+        let listener = self.store.listen(&party(&token)?, resume, &self.policy()).await.map_err(unheard)?;
         let stream = Stream { listener, token, settings: self.settings };
         Ok(Reply { content: Content::Stream(Box::new(|out| Box::pin(stream.run(out)))), ..stream_head() })
     }
 
     /// What GET would answer, without listening: a HEAD must not take the stream away from whoever has it.
-    fn would_listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
-        let (token, _) = self.verify(token)?;
-        self.store.would_listen(&party(&token)?, resume, &self.policy()).map_err(unheard)?;
+    async fn would_listen(&self, token: &str, resume: Option<u64>) -> Result<Reply, Refusal> {
+        let (token, _) = self.verify(token).await?;
+        self.store.would_listen(&party(&token)?, resume, &self.policy()).await.map_err(unheard)?;
         Ok(Reply { content: nothing(), ..stream_head() })
+    }
+}
+
+/// Whoever sends with a token: what it sends first comes first.
+fn sender(token: &Token) -> String {
+    match token {
+        Token::Client { host_id, client_id, .. } => format!("{} {}", client_id.as_str(), host_id.as_str()),
+        Token::Host { host_id, .. } | Token::Response { host_id, .. } => format!(" {}", host_id.as_str()),
     }
 }
 
@@ -346,25 +357,24 @@ impl Events for Stream {
         self.listener.hear()
     }
 
-    fn write_next(&mut self, out: &mut Vec<u8>) -> Result<Given, store::Error> {
-        let mut count = 0;
-        let has_more = self.listener.next(|Event { id, event, data }| {
-            count += 1;
-            sse::write_event(out, id, event, data);
-        })?;
-        Ok(Given { count, has_more })
+    fn write_next(&mut self, out: &mut Vec<u8>) -> impl Future<Output = Result<bool, store::Error>> + Send {
+        stream_at_disk(|| {
+            self.listener.next(|Event { id, event, data, made }| {
+                Made::write(made, out, |out| sse::write_event(out, id, event, data));
+            })
+        })
     }
 
-    fn delivered(&mut self) -> Result<(), store::Error> {
-        self.listener.delivered()
+    fn delivered(&mut self) -> impl Future<Output = Result<(), store::Error>> + Send {
+        stream_at_disk(|| self.listener.delivered())
     }
 
-    fn standing(&mut self) -> Result<Standing, store::Error> {
-        self.listener.standing()
+    fn standing(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
+        stream_at_disk(|| self.listener.standing())
     }
 
-    fn tend(&mut self) -> Result<Standing, store::Error> {
-        self.listener.tend(&policy(self.settings))
+    fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
+        stream_at_disk(|| self.listener.tend(&policy(self.settings)))
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn name(path: &str) -> Option<&str> {
 /// Answers a request to a channel.
 pub async fn answer(settings: &'static Settings, request: &mut Request<'_>, name: &str) -> Reply {
     let reply = match request.method.as_str() {
-        "GET" => handshake::answer(settings, request, name),
+        "GET" => handshake::answer(settings, request, name).await,
         "POST" => notify::answer(settings, request, name).await,
         "OPTIONS" => Ok(options(request, METHODS)),
         _ => Err(method_not_allowed()),

@@ -1,6 +1,7 @@
 //! The broadcast bus: all that is posted is read by all, in one order, for as long as a message lives.
 
 use super::error::Error;
+use super::made::Made;
 
 /// The name of a bus: any text without control characters and slashes, up to 256 bytes. The default bus has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub struct Message<'a> {
     pub user: u64,
     /// What was posted: a JSON value in one line.
     pub data: &'a str,
+    /// What is made of it, where others of this process are given it too.
+    pub made: Option<&'a Made>,
 }
 
 /// What a reader is given.

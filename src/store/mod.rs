@@ -10,6 +10,7 @@ pub mod buses;
 mod contract;
 mod error;
 pub(crate) mod files;
+pub mod made;
 pub mod pipes;
 pub mod requests;
 pub mod sessions;
@@ -17,6 +18,7 @@ pub mod sessions;
 use crate::config::Settings;
 use crate::ptth::ServerName;
 use crate::token::{ClientId, HostId};
+use crate::workers::at_disk;
 use buses::{BusName, Proof, User};
 pub use error::{Error, Full};
 pub use files::bus::reader::BusReader;
@@ -48,23 +50,24 @@ impl Store {
     }
 
     /// Does a little of the sweep, where it is time for it. A failure is told in the log.
-    pub fn sweep_if_due(&self, policy: &Policy<'_>) {
-        if self.sweep_is_due()
-            && let Err(error) = self.sweep_some(policy)
+    pub async fn sweep_if_due(&self, policy: &Policy<'_>) {
+        if self.sweep_is_due().await
+            && let Err(error) = self.sweep_some(policy).await
         {
             error.log();
         }
     }
 }
 
-/// Makes methods of [`Store`] that hand on to the method of the same name of whichever home it is.
+/// Makes methods of [`Store`] that hand on to the method of the same name of whichever home it is. In one on this machine that
+/// is done at once; the future is handed on as it is, because a state machine around each would make relay.cgi larger.
 macro_rules! intentions {
-    ($($(#[$about:meta])* pub fn $name:ident(&self $(, $value:ident: $kind:ty)*) -> $answer:ty;)*) => {
+    ($($(#[$about:meta])* pub async fn $name:ident(&self $(, $value:ident: $kind:ty)*) -> $answer:ty;)*) => {
         impl Store {
             $($(#[$about])*
-            pub fn $name(&self $(, $value: $kind)*) -> $answer {
+            pub fn $name(&self $(, $value: $kind)*) -> impl Future<Output = $answer> {
                 match self {
-                    Self::Files(home) => home.$name($($value),*),
+                    Self::Files(home) => at_disk(move || home.$name($($value),*)),
                 }
             })*
         }
@@ -78,7 +81,7 @@ intentions! {
     ///
     /// # Errors
     /// [`sessions::Refused::Taken`], [`sessions::Refused::TooManyHosts`], [`sessions::Refused::MessagesWait`].
-    pub fn register(&self, host: &HostId, registration: &str, claim: Claim, policy: &Policy<'_>)
+    pub async fn register(&self, host: &HostId, registration: &str, claim: Claim, policy: &Policy<'_>)
         -> Result<(), sessions::Refused>;
 
     /// Adds a client to a host that is present, and tells the registration it has joined. At the limit one that has joined
@@ -86,7 +89,7 @@ intentions! {
     ///
     /// # Errors
     /// [`sessions::Refused::UnknownHost`], [`sessions::Refused::TooManyClients`].
-    pub fn join(&self, host: &HostId, client: &ClientId, policy: &Policy<'_>)
+    pub async fn join(&self, host: &HostId, client: &ClientId, policy: &Policy<'_>)
         -> Result<Option<String>, sessions::Refused>;
 
     /// Sends a message to the host, from a client. It is taken as a whole, in the order of the calls, or not at all.
@@ -95,13 +98,13 @@ intentions! {
     /// [`sessions::Refused::Expired`], [`sessions::Refused::HostGone`]; for a client of an application's own also
     /// [`sessions::Refused::UnknownHost`] and [`sessions::Refused::TooManyClients`]; [`Error::QueueFull`] while too much
     /// waits for the host.
-    pub fn send_to_host(&self, from: &Party, data: &str, policy: &Policy<'_>) -> Result<(), sessions::Refused>;
+    pub async fn send_to_host(&self, from: &Party, data: &str, policy: &Policy<'_>) -> Result<(), sessions::Refused>;
 
     /// Sends a message to one client, in the order of the calls, broadcasts among them.
     ///
     /// # Errors
     /// [`sessions::Refused::ClientGone`]; [`Error::QueueFull`] while too much waits for it.
-    pub fn send_to_client(&self, host: &HostId, client: &ClientId, data: &str, policy: &Policy<'_>)
+    pub async fn send_to_client(&self, host: &HostId, client: &ClientId, data: &str, policy: &Policy<'_>)
         -> Result<(), sessions::Refused>;
 
     /// Sends a message to every client that is present, and tells for each whether it will get it: one that has too much
@@ -111,7 +114,7 @@ intentions! {
     /// # Errors
     /// [`sessions::Refused::Expired`]; [`sessions::Refused::NobodyThere`]; [`Error::TopicFull`] while the clients' log holds
     /// its most.
-    pub fn broadcast(&self, from: &Party, data: &str, policy: &Policy<'_>)
+    pub async fn broadcast(&self, from: &Party, data: &str, policy: &Policy<'_>)
         -> Result<Vec<(ClientId, bool)>, sessions::Refused>;
 
     /// Begins to listen, after the event `resume` if that is named, else after what the last listener was given. A
@@ -121,14 +124,14 @@ intentions! {
     /// [`sessions::Refused::Expired`], unless something waits; [`sessions::Refused::HostGone`] for a client for which nothing
     /// waits; for one of an application's own [`sessions::Refused::UnknownHost`], [`sessions::Refused::TooManyHosts`] and
     /// [`sessions::Refused::TooManyClients`].
-    pub fn listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>)
+    pub async fn listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>)
         -> Result<Listener, sessions::Refused>;
 
     /// Whether [`Store::listen`] would succeed, without taking anybody's place.
     ///
     /// # Errors
     /// The same.
-    pub fn would_listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>) -> Result<(), sessions::Refused>;
+    pub async fn would_listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>) -> Result<(), sessions::Refused>;
 }
 
 // Buses.
@@ -138,47 +141,47 @@ intentions! {
     ///
     /// # Errors
     /// [`buses::Refused::TooManyBuses`].
-    pub fn greet(&self, name: &BusName, settings: &Settings) -> Result<(User, u64), buses::Refused>;
+    pub async fn greet(&self, name: &BusName, settings: &Settings) -> Result<(User, u64), buses::Refused>;
 
     /// Gives out a fresh registered user, the id of the last message, and the user's key: 64 hexadecimal digits. The bus is
     /// made if it is missing. At the limit the oldest user that has never signed anything gives way.
     ///
     /// # Errors
     /// [`buses::Refused::TooManyBuses`], [`buses::Refused::TooManyUsers`].
-    pub fn register_user(&self, name: &BusName, settings: &Settings) -> Result<(User, u64, String), buses::Refused>;
+    pub async fn register_user(&self, name: &BusName, settings: &Settings) -> Result<(User, u64, String), buses::Refused>;
 
     /// Makes a bus on which only registered users may post. False where it is there already.
     ///
     /// # Errors
     /// [`buses::Refused::IsOpen`], [`buses::Refused::TooManyBuses`].
-    pub fn make_signed_bus(&self, name: &BusName, settings: &Settings) -> Result<bool, buses::Refused>;
+    pub async fn make_signed_bus(&self, name: &BusName, settings: &Settings) -> Result<bool, buses::Refused>;
 
     /// Posts a message, a JSON value in one line, and tells its id. Every reader gets it within its lifetime, after all that
     /// were posted before.
     ///
     /// # Errors
     /// Those of the user and the proof; [`buses::Refused::SaysTooMuch`]; [`Error::TopicFull`] while the bus holds its most.
-    pub fn post(&self, name: &BusName, user: User, proof: Option<Proof<'_>>, data: &str, settings: &Settings)
+    pub async fn post(&self, name: &BusName, user: User, proof: Option<Proof<'_>>, data: &str, settings: &Settings)
         -> Result<u64, buses::Refused>;
 
     /// The same for a plain user whose share of the bus the caller keeps an eye on: it is never said to say too much.
     ///
     /// # Errors
     /// Those of the user; [`buses::Refused::NotRegistered`]; [`Error::TopicFull`] while the bus holds its most.
-    pub fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, buses::Refused>;
+    pub async fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, buses::Refused>;
 
     /// Posts a message of the application that the relay belongs to. The bus is made if it is missing.
     ///
     /// # Errors
     /// [`buses::Refused::TooManyBuses`]; [`Error::TopicFull`] while the bus holds its most.
-    pub fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, buses::Refused>;
+    pub async fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, buses::Refused>;
 
     /// To read what comes after the id `after`, except what the user has posted. An id that no message has reached yet is
     /// somebody's mistake, or another bus's, and means what is posted from now on.
     ///
     /// # Errors
     /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`].
-    pub fn read(&self, name: &BusName, after: u64, user: User, settings: &Settings) -> Result<BusReader, buses::Refused>;
+    pub async fn read(&self, name: &BusName, after: u64, user: User, settings: &Settings) -> Result<BusReader, buses::Refused>;
 
     /// The same for one that is woken by each message. Whoever names no user hears all, and makes the bus if it is missing;
     /// whoever names no id hears what is posted from now on.
@@ -186,20 +189,20 @@ intentions! {
     /// # Errors
     /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`], [`buses::Refused::TooManyBuses`],
     /// [`buses::Refused::TooManyReaders`].
-    pub fn subscribe(&self, name: &BusName, after: Option<u64>, user: Option<User>, settings: &Settings)
+    pub async fn subscribe(&self, name: &BusName, after: Option<u64>, user: Option<User>, settings: &Settings)
         -> Result<BusReader, buses::Refused>;
 
     /// A fresh plain user, and a reader of what others post from now on. The bus is made if it is missing.
     ///
     /// # Errors
     /// [`buses::Refused::TooManyBuses`], [`buses::Refused::TooManyReaders`].
-    pub fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), buses::Refused>;
+    pub async fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), buses::Refused>;
 
     /// Whether the bus knows the user.
     ///
     /// # Errors
     /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`].
-    pub fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), buses::Refused>;
+    pub async fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), buses::Refused>;
 }
 
 // Pipes.
@@ -208,38 +211,38 @@ intentions! {
     ///
     /// # Errors
     /// When the store cannot be used.
-    pub fn make_session(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error>;
+    pub async fn make_session(&self, is_secure: bool, limits: &Limits) -> Result<Option<NewSession>, Error>;
 
     /// Joins a session, without doing anything there: who the visitor is in it.
     ///
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`].
-    pub fn join_session(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<pipes::Role, Denied>;
+    pub async fn join_session(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<pipes::Role, Denied>;
 
     /// Names the only guest of a secure session. Where it is another than before, the one before is sent away, whatever
     /// it is doing.
     ///
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheHost`], [`Denied::BasicSession`].
-    pub fn permit_guest(&self, id: &str, host: &Visitor, guest: IpAddr, limits: &Limits) -> Result<(), Denied>;
+    pub async fn permit_guest(&self, id: &str, host: &Visitor, guest: IpAddr, limits: &Limits) -> Result<(), Denied>;
 
     /// Removes a session. Whoever receives or sends there is woken, and finds it removed.
     ///
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheHost`]. Where it fails, it may be tried again.
-    pub fn remove_session(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied>;
+    pub async fn remove_session(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied>;
 
     /// Becomes the receiver of what the other party sends. Senders that wait are woken, and the first of them takes it.
     ///
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::ReceiverThere`].
-    pub fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied>;
+    pub async fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied>;
 
     /// Becomes one of those that wait to send to the other party.
     ///
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::TooManySenders`].
-    pub fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied>;
+    pub async fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied>;
 }
 
 // PTTH.
@@ -248,53 +251,53 @@ intentions! {
     ///
     /// # Errors
     /// [`Error::BadRegistry`] for a file that somebody has edited and that cannot be read now.
-    pub fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error>;
+    pub async fn ptth_servers(&self) -> Result<Arc<PtthServers>, Error>;
 
     /// Registers a server; false where there is one of that name, which stays as it is.
     ///
     /// # Errors
     /// When the servers cannot be read or written; they are as they were then.
-    pub fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error>;
+    pub async fn register_ptth_server(&self, name: &ServerName, server: &PtthServer) -> Result<bool, Error>;
 
     /// Removes a server; false where there is none. Its requests and far ends go with the next sweep.
     ///
     /// # Errors
     /// As for registering.
-    pub fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error>;
+    pub async fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error>;
 
     /// Asks a registered server: from now on the request waits, and a far end that listens is woken for it. `None` where
     /// `most` wait already, those of killed clients not counted.
     ///
     /// # Errors
     /// When it cannot be kept.
-    pub fn ask(&self, server: &ServerName, id: &RequestId, request: &[u8], most: u64)
+    pub async fn ask(&self, server: &ServerName, id: &RequestId, request: &[u8], most: u64)
         -> Result<Option<PendingRequest>, Error>;
 
     /// Listens for requests to a registered server.
     ///
     /// # Errors
     /// When that cannot be noted.
-    pub fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error>;
+    pub async fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error>;
 
     /// What is known of a server's far ends.
     ///
     /// # Errors
     /// When that cannot be seen.
-    pub fn far_ends(&self, server: &ServerName) -> Result<FarEnds, Error>;
+    pub async fn far_ends(&self, server: &ServerName) -> Result<FarEnds, Error>;
 
     /// Has claimed requests wait again, for another far end, which is woken. One whose answer has begun, or that has been
     /// claimed [as often as may be](requests::MOST_CLAIMS), is left alone.
     ///
     /// # Errors
     /// The first that cannot be given back; its client will see to the others.
-    pub fn give_back(&self, server: &ServerName, ids: &[RequestId]) -> Result<(), Error>;
+    pub async fn give_back(&self, server: &ServerName, ids: &[RequestId]) -> Result<(), Error>;
 
     /// Begins to answer a request to one of these servers, which takes it away; `None` where there is none, its client has
     /// gone, or its answer has begun. Whether the one that answers has claimed it does not matter.
     ///
     /// # Errors
     /// When that cannot be seen or noted.
-    pub fn answer_request(&self, servers: &[ServerName], id: &RequestId) -> Result<Option<Answer>, Error>;
+    pub async fn answer_request(&self, servers: &[ServerName], id: &RequestId) -> Result<Option<Answer>, Error>;
 }
 
 // The store itself.
@@ -303,61 +306,59 @@ intentions! {
     ///
     /// # Errors
     /// When it can neither be read nor made, or is damaged.
-    pub fn secret(&self) -> Result<Vec<u8>, Error>;
+    pub async fn secret(&self) -> Result<Vec<u8>, Error>;
 
     /// Makes what there has to be, and writes, so that whoever starts a server learns at once whether it can.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub fn prepare(&self) -> Result<(), Error>;
+    pub async fn prepare(&self) -> Result<(), Error>;
 
     /// The user and the group whose the home is, if the user is not this process's: what this process would write there, the
     /// relay could not use.
-    #[must_use]
-    pub fn other_owner(&self) -> Option<(u32, u32)>;
+    pub async fn other_owner(&self) -> Option<(u32, u32)>;
 
     /// Looks whether the home can do what is asked of it, for somebody at a terminal. Nothing is left behind.
     ///
     /// # Errors
     /// When it cannot be used; [`Error::Busy`] when another does not stop looking.
-    pub fn probe(&self) -> Result<Findings, Error>;
+    pub async fn probe(&self) -> Result<Findings, Error>;
 
     /// The same as the relay itself and for the visitors of its page, unless somebody has looked a moment ago.
     ///
     /// # Errors
     /// The same.
-    pub fn probe_for_page(&self) -> Result<Findings, Error>;
+    pub async fn probe_for_page(&self) -> Result<Findings, Error>;
 
     /// Whether the home can be used, as far as a look tells that waits for nobody.
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn look(&self) -> Result<(), Error>;
+    pub async fn look(&self) -> Result<(), Error>;
 
     /// What keeps this process from using the home; `None` where it is nothing that permissions tell.
-    #[must_use]
-    pub fn obstacle(&self) -> Option<Obstacle>;
+    pub async fn obstacle(&self) -> Option<Obstacle>;
 
     /// Whether nobody has swept for a while.
-    #[must_use]
-    pub fn sweep_is_due(&self) -> bool;
+    pub async fn sweep_is_due(&self) -> bool;
 
     /// Removes some of what is dead, and tells the peers of those that have gone: a little of it, so that nobody waits for it.
     ///
     /// # Errors
     /// The first failure; a later sweep tries again.
-    pub fn sweep_some(&self, policy: &Policy<'_>) -> Result<(), Error>;
+    pub async fn sweep_some(&self, policy: &Policy<'_>) -> Result<(), Error>;
 
     /// The same with all of it.
     ///
     /// # Errors
     /// The same.
-    pub fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error>;
+    pub async fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error>;
 
     /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
     /// them.
     ///
     /// # Errors
     /// When what wakes it cannot be made.
-    pub fn listen_as_one(&self) -> Result<OneNode, Error>;
+    #[cfg(feature = "serve")]
+    pub async fn listen_as_one(&self) -> Result<OneNode, Error>;
 }

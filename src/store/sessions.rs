@@ -8,6 +8,7 @@
 //! recipient that comes back with the id of the last event that it has.
 
 use super::error::Error;
+use super::made::Made;
 use crate::config::Settings;
 use crate::token::{ClientId, HostId};
 
@@ -101,6 +102,8 @@ pub struct Event<'a> {
     pub event: &'a str,
     /// Its data, in one line.
     pub data: &'a str,
+    /// What is made of it, where others of this process are given it too.
+    pub made: Option<&'a Made>,
 }
 
 /// What has become of a listener.

@@ -335,7 +335,7 @@ impl Drop for Program {
     fn drop(&mut self) {
         // Its number is its own until it is waited for, so nobody else is hit.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-        let _ = crate::blocking(|| self.child.wait());
+        let _ = crate::workers::blocking(|| self.child.wait());
     }
 }
 

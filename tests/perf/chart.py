@@ -11,6 +11,7 @@ STYLE = """
   .ground { fill: #ffffff; stroke: #d1d9e0 }
   .serve { fill: #0969da }
   .cgi { fill: #7eb6f6 }
+  .nginx { fill: #d4a72c }
   .peer { fill: #a8b1bb }
   .spread { stroke: #1f2328; stroke-width: 1.5 }
   @media (prefers-color-scheme: dark) {
@@ -19,6 +20,7 @@ STYLE = """
     .ground { fill: #0d1117; stroke: #3d444d }
     .serve { fill: #4493f8 }
     .cgi { fill: #1f5fb0 }
+    .nginx { fill: #9e6a03 }
     .peer { fill: #656c76 }
     .spread { stroke: #e6edf3 }
   }

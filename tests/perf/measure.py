@@ -1,4 +1,4 @@
-"""What cgi and compare share: starting what is measured, calling the load client, looking at processes, telling."""
+"""What the measurements share: starting what is measured, calling the load client, looking at processes, telling."""
 
 import contextlib
 import json
@@ -124,6 +124,7 @@ def web_server(name, programs, variant=(), prepare=None):
 
 
 def ask(url, query, body=b""):
+    """The JSON of an answer to a POST, or, without a body, to a GET."""
     with urllib.request.urlopen("%s?%s" % (url, query), body, timeout=10) as answer:
         return json.load(answer)
 
@@ -230,20 +231,30 @@ def cpu_seconds(pid):
     return time.clock_gettime(~pid << 3 | 2)  # clock_getcpuclockid(3), which Python has for threads only
 
 
+def descriptors(pid):
+    """How many it has open."""
+    return len(os.listdir("/proc/%d/fd" % pid))
+
+
 def idle_streams(load, url, find, count, seconds):
-    """Memory and CPU of the processes that `find` finds, with `count` streams to which nobody sends."""
+    """Memory, descriptors and CPU of the processes that `find` finds, with `count` streams to which nobody sends.
+
+    Nothing when they cannot be opened.
+    """
     arguments = "streams", url, "--streams", count, "--rate", 0, "--seconds", seconds + 4
     with stopped_at_the_end(subprocess.Popen(load.command(arguments), stdout=subprocess.PIPE, text=True)) as client:
         if not client.stdout.readline():
-            raise SystemExit("the idle streams could not be opened")
+            return None
         # Those of the last requests may still be ending.
         time.sleep(1)
         pids = find()
         start, before = time.monotonic(), {pid: cpu_seconds(pid) for pid in pids}
         time.sleep(seconds)
+        # A machine that has much to do is late to end those of the last requests.
+        pids = [pid for pid in pids if os.path.exists("/proc/%d" % pid)]
         used = {pid: cpu_seconds(pid) - before[pid] for pid in pids}
         took = time.monotonic() - start
-        found = [dict(memory(pid), cpu_percent=round(100 * used[pid] / took, 5)) for pid in pids]
+        found = [dict(memory(pid), descriptors=descriptors(pid), cpu_percent=round(100 * used[pid] / took, 5)) for pid in pids]
         output, _ = client.communicate(timeout=60)
         load.read(arguments, output, client.returncode)
     return found
@@ -279,6 +290,24 @@ class Table:
         for line in self.lines:
             met = {True: "met", False: "NOT MET", None: ""}[line["met"]]
             print((form % (line["what"], line["value"], line["spread"], line["target"], met)).rstrip())
+
+
+def is_ram_disk(folder):
+    """Whether what is written there stays in memory."""
+    with open("/proc/self/mounts") as file:
+        mounts = {words[1]: words[2] for words in map(str.split, file)}
+    folder = os.path.realpath(folder)
+    while folder not in mounts:
+        folder = os.path.dirname(folder)
+    return mounts[folder] in ("tmpfs", "ramfs")
+
+
+def prefer_ram_disk():
+    """Temporary files go to a RAM disk, unless TMPDIR says where they go. CGI programs are among them."""
+    place = "/dev/shm"
+    if "TMPDIR" not in os.environ and os.access(place, os.W_OK) and not os.statvfs(place).f_flag & os.ST_NOEXEC:
+        if is_ram_disk(place):
+            tempfile.tempdir = place
 
 
 def machine():

@@ -87,6 +87,8 @@ async fn answer(
         // lighttpd alone passes a connection on as it is, if it has been told to (cgi.upgrade); otherwise it takes the wish
         // out of the request.
         can_upgrade: text("SERVER_SOFTWARE").starts_with("lighttpd/"),
+        // RFC 3875 knows none: a web server would take them for the end of the body.
+        takes_trailers: false,
         client: &mut client,
         body: Body { length: length.unwrap_or_default(), is_awaited: true, reader: &mut *reader },
     };

@@ -4,8 +4,9 @@
 //! and that nothing follows a body whose length a proxy may have seen otherwise.
 
 use super::incoming::RequestBody;
-use super::limits::{DRAIN_TIME, TARGET_SIZE, WORTH_DRAINING, silence_of_stream};
+use super::limits::{DRAIN_TIME, TARGET_SIZE, WORTH_DRAINING, send_buffer, silence_of_stream};
 use super::listening::Socket;
+use super::order::Turn;
 use super::outgoing::AnswerBody;
 use super::server::{Counted, Server};
 use super::switching;
@@ -16,6 +17,7 @@ use crate::gateway::reply::{Content, Reply};
 use crate::gateway::request::Request;
 use crate::gateway::status::Status;
 use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::ext::Protocol;
 use hyper::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, Version};
@@ -23,6 +25,7 @@ use std::fmt::Write as _;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::SystemTime;
@@ -42,6 +45,9 @@ impl Connection {
         Waiting::new((version != Version::HTTP_2).then(|| self.socket.clone()))
     }
 }
+
+/// A WebSocket's key where its handshake has none (RFC 8441, 5).
+const NO_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAA==";
 
 /// Why a request is refused before the application is asked. The connection is closed after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +75,22 @@ pub(super) async fn answer(
     server: &'static Server,
     connection: &Connection,
     mut request: hyper::Request<Incoming>,
+    turn: Arc<Turn>,
 ) -> hyper::Response<AnswerBody> {
     let upgrade = hyper::upgrade::on(&mut request);
     let (head, frames) = request.into_parts();
-    let header = |name: &str| field(&head.headers, name);
+    if head.method != Method::POST {
+        turn.give_up();
+    }
+    // RFC 8441: over HTTP/2, what wants a WebSocket is no GET. The application is shown one.
+    let is_websocket = head.method == Method::CONNECT
+        && head.extensions.get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
+    let header = |name: &str| match name {
+        "upgrade" if is_websocket => Some("websocket".to_owned()),
+        "connection" if is_websocket => Some("Upgrade".to_owned()),
+        "sec-websocket-key" if is_websocket => Some(NO_KEY.to_owned()),
+        _ => field(&head.headers, name),
+    };
     let asker = Asker { address: connection.peer, is_https: connection.is_https }
         .behind(&server.settings.trusted_proxies, &header);
     // RFC 9112, 6.1: after a body in chunks that may have had a length too, another server may see another request.
@@ -83,7 +101,7 @@ pub(super) async fn answer(
         Ok(target) => {
             let expects = head.headers.contains_key(EXPECT);
             let mut request = Request {
-                method: head.method.as_str().to_owned(),
+                method: if is_websocket { "GET" } else { head.method.as_str() }.to_owned(),
                 path: target.path,
                 raw_path: target.raw_path,
                 query: target.query,
@@ -94,11 +112,12 @@ pub(super) async fn answer(
                 server: "uhst-relay".to_owned(),
                 remote: asker.address,
                 is_https: asker.is_https,
-                can_upgrade: head.version == Version::HTTP_11,
-                client: &mut Asking(connection.waiting(head.version)),
+                can_upgrade: head.version == Version::HTTP_11 || is_websocket,
+                takes_trailers: head.version != Version::HTTP_10 && header("te").is_some_and(|te| names_trailers(&te)),
+                client: &mut Asking { waiting: connection.waiting(head.version), turn: Arc::clone(&turn) },
                 body: Body { length, is_awaited: !expects, reader: &mut body },
             };
-            let reply = server.application.answer(server.settings, &mut request).await;
+            let reply = turn.hold(server.application.answer(server.settings, &mut request)).await;
             // Where the body ends, the next request begins; so it must be read. A client that still waits for our word may
             // send it or not (RFC 9110, 10.1.1): the place of the next request is unknown.
             if !body.is_read() && (!expects || body.is_asked_for()) {
@@ -126,6 +145,9 @@ pub(super) async fn answer(
         _ => 0,
     };
     log(server, asker.address, || request_line(&head), reply.status, size);
+    if matches!(reply.content, Content::Whole(_) | Content::Absent) {
+        connection.socket.seat().is_free();
+    }
     give(server, connection, &head, reply, keep_alive && !is_stopping(), upgrade).await
 }
 
@@ -140,7 +162,7 @@ async fn give(
 ) -> hyper::Response<AnswerBody> {
     let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
     headers.insert("server", HeaderValue::from_static("uhst-relay"));
-    let is_1_1 = head.version == Version::HTTP_11;
+    let (is_1_1, is_2) = (head.version == Version::HTTP_11, head.version == Version::HTTP_2);
     for (name, value) in &reply.headers {
         // Names are ours or have been checked, and values have no control characters.
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_bytes()), HeaderValue::from_bytes(value)) {
@@ -151,13 +173,20 @@ async fn give(
     if is_stream {
         connection.socket.set_silence(silence_of_stream(server.settings.keep_alive));
     }
+    if is_event_stream(&headers) {
+        connection.socket.set_send_buffer(send_buffer(server.settings.max_queue));
+    }
     let mut status = StatusCode::from_u16(reply.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = match reply.content {
         Content::Whole(body) => AnswerBody::Whole(body.into()),
         Content::Absent => AnswerBody::Whole(Bytes::new()),
         Content::Stream(_) | Content::Sized(..) if head.method == Method::HEAD => AnswerBody::Head,
-        Content::Stream(produce) => AnswerBody::stream(produce, None, connection.waiting(head.version)),
-        Content::Sized(length, produce) => AnswerBody::stream(produce, Some(length), connection.waiting(head.version)),
+        Content::Stream(produce) => {
+            AnswerBody::stream(produce, None, connection.waiting(head.version), &connection.socket)
+        }
+        Content::Sized(length, produce) => {
+            AnswerBody::stream(produce, Some(length), connection.waiting(head.version), &connection.socket)
+        }
         Content::Upgrade(talk) => {
             let (input, output, answered) = switching::ways(upgrade);
             let talking = talk(Box::new(input), Box::new(output));
@@ -171,14 +200,21 @@ async fn give(
             // With the receiver gone, whoever talks knows that the client has.
             let answer = poll_fn(|cx| match answered.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(answer.ok()),
-                Poll::Pending if connection.socket.poll_hung_up(cx) => Poll::Ready(None),
+                Poll::Pending if !is_2 && connection.socket.poll_hung_up(cx) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
             if let Some(protocol) = answer.await {
-                connection.is_switched.store(true, Ordering::Relaxed);
+                if is_2 {
+                    // The stream is switched, and its connection is not (RFC 8441, 5).
+                    status = StatusCode::OK;
+                    headers.remove("upgrade");
+                    headers.remove("sec-websocket-accept");
+                } else {
+                    connection.is_switched.store(true, Ordering::Relaxed);
+                    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+                }
                 let protocol = protocol.and_then(|protocol| HeaderValue::try_from(protocol).ok());
                 headers.extend(protocol.map(|protocol| (HeaderName::from_static("sec-websocket-protocol"), protocol)));
-                headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             } else {
                 // It has ended before it began.
                 status = StatusCode::INTERNAL_SERVER_ERROR;
@@ -200,6 +236,11 @@ async fn give(
     let mut response = hyper::Response::new(body);
     (*response.status_mut(), *response.headers_mut()) = (status, headers);
     response
+}
+
+/// RFC 9110, 10.1.4.
+fn names_trailers(te: &str) -> bool {
+    te.split(',').any(|coding| coding.trim_matches(OWS).eq_ignore_ascii_case("trailers"))
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

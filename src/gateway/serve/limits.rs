@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// The longest head of a request, and how much of an answer may wait in memory for a socket.
 pub(super) const HEAD_SIZE: usize = 16 * 1024;
+/// How much of an answer over HTTP/2 may wait in memory for its client.
+pub(super) const SEND_SIZE: usize = 64 * 1024;
 /// The longest request target in it.
 pub(super) const TARGET_SIZE: usize = 8 * 1024;
 /// The most header fields.
@@ -17,13 +19,18 @@ pub(super) const WORTH_DRAINING: u64 = 256 * 1024;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// So many connections above the limit are refused at leisure; any more are cut off after the refusal.
 const MOST_REFUSED: usize = 100;
-/// What a connection may keep open: its socket, and up to four files and pipes of a stream, of a body on its way from one
-/// client to another, or of a WebSocket with its handler.
-const DESCRIPTORS_OF_CONNECTION: u64 = 5;
-/// No fewer descriptors are for what is opened for a moment only, and for those that are refused.
+/// What a connection keeps open: its socket.
+const DESCRIPTORS_OF_CONNECTION: u64 = 1;
+/// This part of all descriptors, and no fewer than so many, is for files that are opened for a moment, for pipes and handlers,
+/// and for those that are refused.
+const SPARE_PART: u64 = 8;
 const SPARE_DESCRIPTORS: u64 = 64;
 /// How long streams and answers may take to end when the server stops.
 pub(super) const STOP_TIME: Duration = Duration::from_millis(4500);
+
+/// After how many tasks a worker looks for requests that have come meanwhile: they go before the rest of a crowd that is to be
+/// given a message, which gets the next one with it then. A look costs a tenth of what a task costs that writes.
+pub(super) const EVENT_INTERVAL: u32 = 4;
 
 /// How long sent bytes may stay unacknowledged before a connection counts as broken. Linux also counts a client that keeps
 /// its window shut.
@@ -37,6 +44,12 @@ pub(super) fn silence_of_stream(keep_alive: Duration) -> Duration {
     keep_alive.saturating_mul(3).clamp(SHORTEST_SILENCE, LONGEST_SILENCE)
 }
 
+/// What Linux is asked for as the send buffer of an event stream, of which it makes twice as much: what is under way there
+/// must be less than what the log keeps of it, so it is no more than a quarter of what may wait.
+pub(super) fn send_buffer(max_queue: u64) -> usize {
+    usize::try_from(max_queue / 8).unwrap_or(usize::MAX).clamp(8 * 1024, 1024 * 1024)
+}
+
 /// How many connections there may be: whoever has one shall have the descriptors that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
@@ -48,11 +61,18 @@ pub(super) struct Room {
 impl Room {
     /// With so many descriptors in all, and no more than `most` connections.
     pub fn of(descriptors: u64, most: u64) -> Self {
-        let spare = SPARE_DESCRIPTORS.max(descriptors / 8);
+        let spare = SPARE_DESCRIPTORS.max(descriptors / SPARE_PART);
         let connections = (descriptors.saturating_sub(spare) / DESCRIPTORS_OF_CONNECTION).min(most).max(1);
         let refused = usize::try_from((spare / 4).min(descriptors / 8)).unwrap_or(usize::MAX);
         Self { connections: usize::try_from(connections).unwrap_or(usize::MAX), refused: refused.min(MOST_REFUSED) }
     }
+}
+
+/// How many descriptors so many connections need.
+pub(super) fn descriptors_for(connections: u64) -> u64 {
+    let kept = connections.saturating_mul(DESCRIPTORS_OF_CONNECTION);
+    (kept.saturating_sub(1).saturating_mul(SPARE_PART) / (SPARE_PART - 1) + 1)
+        .max(kept.saturating_add(SPARE_DESCRIPTORS))
 }
 
 /// An administrator may change it while the server runs.
@@ -88,6 +108,11 @@ mod tests {
             }
         }
         assert_eq!(Room::of(1 << 18, 10_000).connections, 10_000);
+        for connections in [2, 5, 100, 224, 225, 1000, 10_000, 15_000] {
+            let least = descriptors_for(connections);
+            assert_eq!(Room::of(least, 1 << 40).connections as u64, connections);
+            assert!((Room::of(least - 1, 1 << 40).connections as u64) < connections, "{connections}");
+        }
         assert_eq!(Room::of(1024, 5), Room { connections: 5, refused: 32 });
     }
 }

@@ -1,8 +1,10 @@
 //! Where `serve` listens, and what comes in there.
 
 use super::limits::LONGEST_SILENCE;
+use super::order::{Entrance, Order, Seat};
+use crate::wake::{Ready, Wake as _};
 use rustix::event::PollFlags;
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::RecvFlags;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,25 +46,26 @@ impl Default for Address {
     }
 }
 
-pub(super) enum Listening {
-    Tcp(TcpListener),
-    /// With its path, and which file was made there.
-    Unix(UnixListener, PathBuf, Option<(u64, u64)>),
+/// A listener, and where it is.
+pub(super) struct Listening {
+    socket: Arc<OwnedFd>,
+    /// Of a UNIX socket: its path, and which file was made there.
+    file: Option<(PathBuf, Option<(u64, u64)>)>,
 }
 
 /// The standard library's backlog is too short for thousands of clients that come back at once.
 const BACKLOG: i32 = 4096;
 
 impl Listening {
-    /// To be called in the runtime.
+    fn new(socket: impl Into<OwnedFd>, file: Option<(PathBuf, Option<(u64, u64)>)>) -> io::Result<Self> {
+        let socket = socket.into();
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Self { socket: Arc::new(socket), file })
+    }
+
     pub fn bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp(address) | Address::Tls(address) => {
-                let listener = std::net::TcpListener::bind(address)?;
-                rustix::net::listen(&listener, BACKLOG)?;
-                listener.set_nonblocking(true)?;
-                Ok(Self::Tcp(TcpListener::from_std(listener)?))
-            }
+        let listening = match address {
+            Address::Tcp(address) | Address::Tls(address) => Self::new(std::net::TcpListener::bind(address)?, None),
             Address::Unix(path) => {
                 // A socket that a killed server has left behind answers nobody, and keeps its place. Any other file
                 // refuses connections too, and is not ours to remove.
@@ -74,11 +77,11 @@ impl Listening {
                 let listener = std::os::unix::net::UnixListener::bind(path)?;
                 // Whom it is for, the folder says, as with a port: the proxy in front is another user.
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-                rustix::net::listen(&listener, BACKLOG)?;
-                listener.set_nonblocking(true)?;
-                Ok(Self::Unix(UnixListener::from_std(listener)?, path.clone(), file_at(path)))
+                Self::new(listener, Some((path.clone(), file_at(path))))
             }
-        }
+        }?;
+        rustix::net::listen(&listening.socket, BACKLOG)?;
+        Ok(listening)
     }
 
     /// Those that a service manager has opened for this process: `LISTEN_FDS` and `LISTEN_PID`, see `sd_listen_fds(3)`.
@@ -87,13 +90,11 @@ impl Listening {
         let mut listening = Vec::new();
         for index in 0..inherited.len() {
             if let Ok(Some(listener)) = inherited.take_tcp_listener(index) {
-                listener.set_nonblocking(true)?;
-                listening.push(Self::Tcp(TcpListener::from_std(listener)?));
+                listening.push(Self::new(listener, None)?);
             } else if let Some(listener) = inherited.take_unix_listener(index)? {
-                listener.set_nonblocking(true)?;
                 let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
                 // The file is the service manager's.
-                listening.push(Self::Unix(UnixListener::from_std(listener)?, path, None));
+                listening.push(Self::new(listener, Some((path, None)))?);
             }
         }
         Ok(listening)
@@ -101,32 +102,51 @@ impl Listening {
 
     /// Port 0 means that the system has chosen one.
     pub fn address(&self, has_tls: bool) -> io::Result<Address> {
-        Ok(match self {
-            Self::Tcp(listener) if has_tls => Address::Tls(listener.local_addr()?),
-            Self::Tcp(listener) => Address::Tcp(listener.local_addr()?),
-            Self::Unix(_, path, _) => Address::Unix(path.clone()),
-        })
+        if let Some((path, _)) = &self.file {
+            return Ok(Address::Unix(path.clone()));
+        }
+        let address = rustix::net::getsockname(&self.socket)?.try_into()?;
+        Ok(if has_tls { Address::Tls(address) } else { Address::Tcp(address) })
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// Where its connections come in, in order.
+    pub fn open(&self, order: &'static Order) -> io::Result<Entrance> {
+        order.open(Arc::clone(&self.socket))
     }
 
     /// The next connection, and who it is from.
-    pub async fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
-        Ok(match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                let socket = Socket(Arc::new(Stream::Tcp(stream)));
-                // A client whose power was cut says nothing; its machine stops acknowledging.
-                socket.set_silence(LONGEST_SILENCE);
-                (socket, Some(peer.ip().to_canonical()))
+    pub async fn accept(&self, entrance: &Entrance) -> io::Result<(Socket, Option<IpAddr>)> {
+        let mut ready = Ready::to_read(self.socket.as_fd());
+        let accept = poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(accepted) = entrance.accept(cx) {
+                    return Poll::Ready(accepted);
+                }
+                ready!(ready.poll_wake(cx));
             }
-            Self::Unix(listener, ..) => (Socket(Arc::new(Stream::Unix(listener.accept().await?.0))), None),
-        })
+        });
+        let (socket, seat) = accept.await?;
+        let peer = seat.peer();
+        if !self.is_tcp() {
+            let stream = Stream::Unix(UnixStream::from_std(socket.into())?);
+            return Ok((Socket(Arc::new((stream, seat))), peer));
+        }
+        let stream = TcpStream::from_std(socket.into())?;
+        stream.set_nodelay(true)?;
+        let socket = Socket(Arc::new((Stream::Tcp(stream), seat)));
+        // A client whose power was cut says nothing; its machine stops acknowledging.
+        socket.set_silence(LONGEST_SILENCE);
+        Ok((socket, peer))
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        if let Self::Unix(_, path, file @ Some(_)) = self
+        if let Some((path, file @ Some(_))) = &self.file
             // A newer server may have taken its place.
             && file_at(path) == *file
         {
@@ -147,11 +167,11 @@ enum Stream {
 
 /// A connection's socket, which hyper reads and writes, and whoever answers may set.
 #[derive(Clone)]
-pub(super) struct Socket(Arc<Stream>);
+pub(super) struct Socket(Arc<(Stream, Seat)>);
 
 macro_rules! of_stream {
     ($socket:expr, $stream:ident => $does:expr) => {
-        match &*$socket.0 {
+        match &$socket.0.0 {
             Stream::Tcp($stream) => $does,
             Stream::Unix($stream) => $does,
         }
@@ -159,11 +179,26 @@ macro_rules! of_stream {
 }
 
 impl Socket {
+    /// Its place in the order of what comes in.
+    pub fn seat(&self) -> &Seat {
+        &self.0.1
+    }
+
     /// How long sent bytes may stay unacknowledged before the connection counts as broken.
     pub fn set_silence(&self, limit: Duration) {
         // Not a TCP socket, perhaps.
         let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
         let _ = rustix::net::sockopt::set_tcp_user_timeout(self, limit);
+    }
+
+    /// Ends the connection, whoever uses it.
+    pub fn end(&self) {
+        let _ = rustix::net::shutdown(self, rustix::net::Shutdown::Both);
+    }
+
+    /// How much may wait in the kernel to be sent.
+    pub fn set_send_buffer(&self, size: usize) {
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(self, size);
     }
 
     /// Whether the client has gone, or said that it will send nothing more, which only one that has gone says while it waits;
@@ -202,7 +237,8 @@ impl Socket {
 
     /// Writes what can be written at once.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        of_stream!(self, stream => stream.try_write(bytes))
+        // A socket that has just been accepted is not known to be writable yet.
+        Ok(rustix::io::write(self, bytes)?)
     }
 }
 
@@ -232,7 +268,9 @@ impl AsyncRead for Socket {
         let got = ready!(of_stream!(self, stream => retry(
             cx,
             |cx| stream.poll_read_ready(cx),
-            || stream.try_read(buffer.initialize_unfilled()),
+            || stream.try_io(Interest::READABLE, || self.seat().read(stream, || {
+                Ok(rustix::io::read(stream, buffer.initialize_unfilled())?)
+            })),
         )))?;
         buffer.advance(got);
         Poll::Ready(Ok(()))

@@ -4,6 +4,7 @@ mod answer;
 mod incoming;
 mod limits;
 mod listening;
+mod order;
 mod outgoing;
 mod server;
 mod switching;
@@ -15,17 +16,20 @@ use super::status::Status;
 use super::stop::{catch_hangups, catch_signals, stop_signal};
 use crate::config::Settings;
 use crate::wake::{Ready, poll_any};
+use crate::workers;
 use answer::{Connection, answer, log};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use limits::{
-    HEAD_FIELDS, HEAD_SIZE, HEAD_TIME, LONGEST_SILENCE, Room, STOP_TIME, descriptor_limit, raise_descriptor_limit,
+    EVENT_INTERVAL, HEAD_FIELDS, HEAD_SIZE, HEAD_TIME, LONGEST_SILENCE, Room, SEND_SIZE, STOP_TIME, descriptor_limit,
+    descriptors_for, raise_descriptor_limit,
 };
 pub use listening::Address;
 use listening::{Listening, Socket};
+use order::{Entrance, Order};
 use rustix::fd::AsFd as _;
-use server::{Counted, Server};
+use server::{Counted, Seldom, Server};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io::{self, Read as _};
@@ -64,14 +68,22 @@ pub fn serve(
     let Options { mut addresses, tls, quiet } = options;
     catch_signals(tls.is_none())?;
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers::wanted())
+        .event_interval(EVENT_INTERVAL)
+        .enable_all()
+        .build()?;
+    let watch = workers::watch(runtime.handle())?;
     let server = &*Box::leak(Box::new(Server {
         application,
         settings,
         quiet,
         tls: tls.map(Tls::new).transpose()?,
+        order: Order::new()?,
         connections: AtomicUsize::new(0),
         refused: AtomicUsize::new(0),
+        refusals: Seldom::default(),
+        failures: Seldom::default(),
     }));
     let result = runtime.block_on(async {
         let mut listening = Listening::inherited()?;
@@ -84,6 +96,11 @@ pub fn serve(
         }
         let addresses = listening.iter().map(|listening| listening.address(server.tls.is_some()));
         started(&addresses.collect::<io::Result<Vec<_>>>()?)?;
+        let descriptors = descriptor_limit();
+        let room = Room::of(descriptors, settings.max_connections);
+        if (room.connections as u64) < settings.max_connections {
+            say!("uhst-relay: {}", reason(descriptors, room, settings));
+        }
         std::thread::Builder::new().spawn(move || {
             loop {
                 std::thread::sleep(Duration::from_millis(500));
@@ -92,7 +109,10 @@ pub fn serve(
                 }
             }
         })?;
-        let accepting: Vec<_> = listening.into_iter().map(|those| tokio::spawn(accept(server, those))).collect();
+        let entrances: Vec<_> = listening.iter().map(|those| those.open(&server.order)).collect::<io::Result<_>>()?;
+        let accepting: Vec<_> = (listening.into_iter().zip(entrances))
+            .map(|(listening, entrance)| tokio::spawn(accept(server, listening, entrance)))
+            .collect();
         asked_to_stop(server).await?;
         for accepting in accepting {
             accepting.abort();
@@ -105,6 +125,7 @@ pub fn serve(
         }
         Ok(())
     });
+    drop(watch);
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
@@ -128,29 +149,31 @@ async fn asked_to_stop(server: &'static Server) -> io::Result<()> {
 }
 
 /// Takes whoever comes.
-async fn accept(server: &'static Server, listening: Listening) {
+async fn accept(server: &'static Server, listening: Listening, entrance: Entrance) {
     loop {
-        let (socket, peer) = match listening.accept().await {
+        let (socket, peer) = match listening.accept(&entrance).await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors or memory: those that are here finish, and then there is room again.
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
-                    say!("uhst-relay: a connection could not be accepted: {error}");
+                    server.failures.say(&format!("a connection could not be accepted: {error}"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 continue;
             }
         };
-        let room = Room::of(descriptor_limit(), server.settings.max_connections);
+        let descriptors = descriptor_limit();
+        let room = Room::of(descriptors, server.settings.max_connections);
         if server.connections.load(Ordering::Acquire) < room.connections {
             let counted = Counted::new(&server.connections);
-            let is_tcp = matches!(listening, Listening::Tcp(_));
+            let is_tcp = listening.is_tcp();
             tokio::spawn(async move {
                 begin(server, socket, peer, is_tcp).await;
                 drop(counted);
             });
         } else {
             refuse(&socket);
+            server.refusals.say(&format!("a connection was refused: {}", reason(descriptors, room, server.settings)));
             if server.refused.load(Ordering::Acquire) < room.refused {
                 let counted = Counted::new(&server.refused);
                 tokio::spawn(async move {
@@ -196,8 +219,9 @@ async fn run(
     let answering = Arc::clone(connection);
     let service = service_fn(move |request| {
         let connection = Arc::clone(&answering);
+        let turn = Arc::new(connection.socket.seat().turn(!speaks_http2));
         // Boxed, so that a stream does not keep the memory of whoever has answered.
-        Box::pin(async move { Ok::<_, Infallible>(answer(server, &connection, request).await) })
+        Box::pin(async move { Ok::<_, Infallible>(answer(server, &connection, request, turn).await) })
     });
     let stream = TokioIo::new(stream);
     let ended = if speaks_http2 {
@@ -205,6 +229,8 @@ async fn run(
         builder.timer(TokioTimer::new()).max_header_list_size(u32::try_from(HEAD_SIZE).unwrap_or(u32::MAX));
         // A client that is silent may have gone.
         builder.keep_alive_interval(LONGEST_SILENCE);
+        // RFC 8441: a WebSocket is a stream among others.
+        builder.enable_connect_protocol().max_send_buf_size(SEND_SIZE);
         drive(builder.serve_connection(stream, service), http2::Connection::graceful_shutdown).await
     } else {
         let mut builder = http1::Builder::new();
@@ -240,6 +266,17 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
         connection.as_mut().poll(cx)
     })
     .await
+}
+
+/// What there is no more room than that for.
+fn reason(descriptors: u64, room: Room, settings: &Settings) -> String {
+    let (Room { connections, .. }, most) = (room, settings.max_connections);
+    if (connections as u64) < most {
+        let enough = descriptors_for(most);
+        format!("{descriptors} descriptors (ulimit -n) are enough for {connections} connections; {most} need {enough}")
+    } else {
+        format!("there are {most} connections (RELAY_MAX_CONNECTIONS)")
+    }
 }
 
 fn refuse(socket: &Socket) {

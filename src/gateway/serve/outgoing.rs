@@ -4,17 +4,20 @@
 //! runs in the connection's own task, so whatever wakes a stream wakes one task. When the client has gone, hyper drops the
 //! body: the future goes on in a task of its own, and is told.
 
+use super::listening::Socket;
 use super::waiting::Waiting;
 use crate::gateway::client::{Client, Outgoing, Woken};
 use crate::gateway::reply::{Producer, Producing};
 use crate::wake::Wake;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use hyper::header::{HeaderName, HeaderValue};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
 /// A piece of a body has at most so many bytes: what waits for a slow reader.
 const PIECE_SIZE: usize = 64 * 1024;
@@ -29,6 +32,8 @@ struct State {
     taken: Taken,
     /// The body is to end cut short.
     is_cut: bool,
+    /// What is to follow its end.
+    trailer: Option<(&'static str, &'static str)>,
 }
 
 /// How much of the body hyper has taken.
@@ -64,9 +69,9 @@ pub(super) enum AnswerBody {
 
 impl AnswerBody {
     /// What `produce` writes: so many bytes, where that is known.
-    pub fn stream(produce: Producer, length: Option<u64>, waiting: Waiting) -> Self {
+    pub fn stream(produce: Producer, length: Option<u64>, waiting: Waiting, socket: &Socket) -> Self {
         let slot = Arc::<Slot>::default();
-        let mut way = Way { slot: Arc::clone(&slot), waiting };
+        let mut way = Way { slot: Arc::clone(&slot), waiting, socket: socket.clone(), deadline: None };
         let producing = Box::pin(async move { produce(&mut way).await });
         Self::Stream { producing: Some(producing), slot, left: length }
     }
@@ -97,8 +102,14 @@ impl Body for AnswerBody {
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }
             None if producing.is_some() => Poll::Pending,
-            None if state.is_cut => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
-            None => Poll::Ready(None),
+            // What has fewer bytes than it was to have is no end either: over HTTP/2, too, the client shall see that.
+            None if state.is_cut || left.is_some_and(|left| left > 0) => {
+                Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())))
+            }
+            None => Poll::Ready(state.trailer.take().map(|(name, value)| {
+                let fields = [(HeaderName::from_static(name), HeaderValue::from_static(value))];
+                Ok(Frame::trailers(fields.into_iter().collect()))
+            })),
         }
     }
 
@@ -135,6 +146,17 @@ impl Drop for AnswerBody {
 struct Way {
     slot: Arc<Slot>,
     waiting: Waiting,
+    socket: Socket,
+    /// What ends the connection in time: hyper asks for no more of a body while its socket takes nothing.
+    deadline: Option<JoinHandle<()>>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        if let Some(deadline) = &self.deadline {
+            deadline.abort();
+        }
+    }
 }
 
 impl Client for Way {
@@ -185,5 +207,17 @@ impl Outgoing for Way {
 
     fn cut(&mut self) {
         self.slot.lock().is_cut = true;
+    }
+
+    fn give_time(&mut self, time: Duration) {
+        let socket = self.socket.clone();
+        self.deadline = Some(tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            socket.end();
+        }));
+    }
+
+    fn trail(&mut self, name: &'static str, value: &'static str) {
+        self.slot.lock().trailer = Some((name, value));
     }
 }

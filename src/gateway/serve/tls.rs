@@ -33,7 +33,7 @@ impl TlsFiles {
             .map_err(|error| error.to_string())?
             .with_no_client_auth()
             .with_single_cert(certificates, key)
-            .map_err(|error| named(&self.certificate, &error))?;
+            .map_err(|error| format!("{} and {}: {error}", self.certificate.display(), self.key.display()))?;
         // RFC 7301: the first that both know.
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))

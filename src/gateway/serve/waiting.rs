@@ -1,9 +1,12 @@
 //! What the waits of all tasks share.
 
 use super::listening::Socket;
+use super::order::Turn;
 use crate::gateway::client::{Client, Woken};
+use crate::gateway::reply::Producing;
 use crate::wake::{Wake, poll_any};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -103,10 +106,17 @@ impl Waiting {
 }
 
 /// The client whose request is being answered. Where HTTP/2 tells that it has gone, hyper drops whoever answers.
-pub(super) struct Asking(pub Waiting);
+pub(super) struct Asking {
+    pub waiting: Waiting,
+    pub turn: Arc<Turn>,
+}
 
 impl Client for Asking {
     fn poll_wait(&mut self, cx: &mut Context<'_>, wakes: &mut [&mut dyn Wake], _: bool, until: Instant) -> Poll<Woken> {
-        self.0.poll(cx, wakes, false, until)
+        self.waiting.poll(cx, wakes, false, until)
+    }
+
+    fn turn<'a>(&'a self, kind: &'a str) -> Producing<'a> {
+        Box::pin(self.turn.come(kind))
     }
 }

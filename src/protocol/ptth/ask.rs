@@ -40,10 +40,10 @@ pub(super) fn base(request: &Request<'_>, name: &ServerName) -> String {
 }
 
 /// A registered server.
-pub(super) fn server(store: &Store, name: &str) -> Result<(ServerName, PtthServer), Refusal> {
+pub(super) async fn server(store: &Store, name: &str) -> Result<(ServerName, PtthServer), Refusal> {
     let unknown = || Refusal::new(Status::NotFound, "There is no such server at this relay.");
     let name = ServerName::new(name).ok_or_else(unknown)?;
-    let server = store.ptth_servers()?.get(&name).cloned().ok_or_else(unknown)?;
+    let server = store.ptth_servers().await?.get(&name).cloned().ok_or_else(unknown)?;
     Ok((name, server))
 }
 
@@ -59,7 +59,7 @@ pub(super) async fn ask(
     rest: &str,
     request: &mut Request<'_>,
 ) -> Result<Reply, Refusal> {
-    let (name, server) = server(store, name)?;
+    let (name, server) = server(store, name).await?;
     let pseudonym = server.tripcode.pseudonym(&name);
     let mut fields = fields_for_server(request);
     if names_in_via(&fields, &pseudonym) {
@@ -103,24 +103,24 @@ async fn wait_for_answer(
         || not_now(format!("{limit} requests wait for this server already (RELAY_MAX_CLIENTS): try again later."));
     let mut wait = Wait::begin(ANSWER_TIME);
     let (id, request) = numbered(head)?;
-    let mut pending = store.ask(name, &id, &request, limit)?.ok_or_else(too_many)?;
+    let mut pending = store.ask(name, &id, &request, limit).await?.ok_or_else(too_many)?;
     loop {
         let is_over = {
             let [mut data, mut call] = pending.awaited();
             !wait.sleep(client, &mut [&mut data, &mut call], PATIENCE.look).await?
         };
-        if is_over && !(pending.is_being_answered()? && wait.extend()) {
+        if is_over && !(pending.is_being_answered().await? && wait.extend()) {
             return Err(Refusal::new(
                 Status::GatewayTimeout,
                 "The server did not answer in time: it may not be connected.",
             ));
         }
-        match pending.look(&PATIENCE)? {
+        match pending.look(&PATIENCE).await? {
             Progress::Waits => {}
             Progress::Begins(head) => return Ok((head, pending.begin())),
             Progress::BrokenOff => {
                 let (id, request) = numbered(head)?;
-                pending = pending.ask_again(&id, &request, limit)?.ok_or_else(too_many)?;
+                pending = pending.ask_again(&id, &request, limit).await?.ok_or_else(too_many)?;
             }
             Progress::GivenUp => return Err(bad_answer("its far end broke off more than once")),
             Progress::ServerRemoved => {

@@ -23,13 +23,13 @@ fn wrong_key() -> Refusal {
 
 /// The servers whose key was sent. All are looked at, and tripcodes are compared in constant time, so that the time it
 /// takes tells nothing.
-fn servers_of_key(store: &Store, request: &Request<'_>) -> Result<Vec<ServerName>, Refusal> {
+async fn servers_of_key(store: &Store, request: &Request<'_>) -> Result<Vec<ServerName>, Refusal> {
     let key = (request.header)(&KEY_FIELD.to_ascii_lowercase()).ok_or_else(|| {
         let sentence = format!("The server's key is missing: send it in the header field {KEY_FIELD}.");
         Refusal::new(Status::Forbidden, sentence)
     })?;
     let tripcode = Tripcode::of(&key);
-    let servers = store.ptth_servers()?;
+    let servers = store.ptth_servers().await?;
     let of_key = servers.iter().filter(|(_, server)| server.tripcode == tripcode);
     Ok(of_key.map(|(name, _)| name.clone()).collect())
 }
@@ -46,19 +46,19 @@ pub(super) async fn listen(store: &Store, name: &str, request: &mut Request<'_>)
     let mut is_over = false;
     loop {
         // Each time: the key may have been withdrawn while its far end waits, and others have another one.
-        let of_key = servers_of_key(store, request)?;
+        let of_key = servers_of_key(store, request).await?;
         let Some(name) = of_key.into_iter().find(|server| server.as_str() == name) else {
             if let Some(far_end) = far_end {
-                far_end.leave();
+                far_end.leave().await;
             }
             return Err(wrong_key());
         };
         let here = match &mut far_end {
             Some(here) => here,
-            none => none.insert(store.listen_for_requests(&name)?),
+            none => none.insert(store.listen_for_requests(&name).await?),
         };
         // At first, once it listens so that none comes in between, when it is called, and at last.
-        let claimed = here.claim(MOST_CLAIMED)?;
+        let claimed = here.claim(MOST_CLAIMED).await?;
         if !claimed.is_empty() || is_over {
             return Ok(give(store.clone(), name, claimed));
         }
@@ -86,7 +86,7 @@ fn give(store: Store, name: ServerName, claimed: Vec<Claimed>) -> Reply {
             // What it has not taken when it hangs up, it may have lost.
             let is_taken = transfer::write_all(out, &list).await
                 && matches!(out.wait(&mut [], true, transfer::IDLE).await, Woken::Writable | Woken::Stopped);
-            if !is_taken && let Err(error) = store.give_back(&name, &ids) {
+            if !is_taken && let Err(error) = store.give_back(&name, &ids).await {
                 error.log();
             }
         })
@@ -105,7 +105,7 @@ pub(super) async fn respond(store: &Store, id: &str, request: &mut Request<'_>) 
     let no_head = || bad(format!("The head of the answer is missing: send it in the header field {HEAD_FIELD}."));
     let bad_head = |error| bad(format!("The head of the answer cannot be used. {error}"));
     let client_left = || Refusal::new(Status::Gone, "The client has gone before it had all of the answer.");
-    let names = servers_of_key(store, request)?;
+    let names = servers_of_key(store, request).await?;
     if names.is_empty() {
         return Err(wrong_key());
     }
@@ -121,12 +121,12 @@ pub(super) async fn respond(store: &Store, id: &str, request: &mut Request<'_>) 
     if let Err(error @ (WireError::NotBase64 | WireError::Malformed)) = decoded {
         return Err(bad_head(error));
     }
-    let answer = store.answer_request(&names, &id)?.ok_or_else(unknown)?;
+    let answer = store.answer_request(&names, &id).await?.ok_or_else(unknown)?;
     let head = AnswerHead { length: request.body.length, head: &value };
     let client = &mut *request.client;
     let mut feed = Feed::new(&mut request.body);
     let is_sent = feed.send_head(answer.sender(), &head.encode());
-    let mut sender = answer.begin();
+    let mut sender = answer.begin().await;
     if !is_sent {
         return Err(client_left());
     }
@@ -136,7 +136,7 @@ pub(super) async fn respond(store: &Store, id: &str, request: &mut Request<'_>) 
     let end = feed.send(&mut sender, None, client).await;
     let has_all = sender.taken()? == Some(feed.given());
     match end {
-        End::ReceiverLeft if has_all && sender.data().is_none() => {}
+        End::ReceiverLeft if has_all && !sender.is_open() => {}
         End::ReceiverLeft if has_all && feed.given() == 0 => {
             // An answer without a body. A far end that has announced one all the same may never send it.
             request.body.reader.give_time(Duration::ZERO);

@@ -15,10 +15,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const BETWEEN_QUESTIONS: Duration = Duration::from_secs(5);
 
 /// The servers that their operator wants to be listed.
-pub(super) fn list(store: &Store, request: &Request<'_>) -> Result<Reply, Refusal> {
+pub(super) async fn list(store: &Store, request: &Request<'_>) -> Result<Reply, Refusal> {
     let mut listed = Vec::new();
-    for (name, server) in store.ptth_servers()?.iter().filter(|(_, server)| server.listed) {
-        let FarEnds { seen, is_listening } = store.far_ends(name)?;
+    for (name, server) in store.ptth_servers().await?.iter().filter(|(_, server)| server.listed) {
+        let FarEnds { seen, is_listening } = store.far_ends(name).await?;
         let display_name = server.display_name.clone().unwrap_or_else(|| name.to_string());
         let is_connected = is_listening || seen.is_some_and(|seen| is_recent(seen, BETWEEN_QUESTIONS));
         let (url, name) = (base(request, name) + "/", name.clone());

@@ -7,10 +7,12 @@ use crate::sse;
 use crate::store;
 use crate::store::buses::{Refused, User};
 use crate::wake::Ready;
+use crate::workers;
 use crate::ws::link::{Link, Received, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
 use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
 use serde_json::value::RawValue;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -103,6 +105,8 @@ pub(super) struct Conversation {
     /// What was posted for this connection, in bytes, and what its handler has said to the log, in lines.
     posted: Span,
     logged: Span,
+    /// What is to be posted once the handler has had its say.
+    to_post: VecDeque<String>,
 }
 
 impl Conversation {
@@ -127,6 +131,7 @@ impl Conversation {
             next_loop: now + settings.ws_loop.unwrap_or(settings.keep_alive),
             posted: Span::new(),
             logged: Span::new(),
+            to_post: VecDeque::new(),
             member,
         }
     }
@@ -158,17 +163,19 @@ impl Conversation {
                     self.tell(&Event::Open { key });
                 }
                 // What has come early is here already, and nothing will wake us for it.
-                self.hear();
+                self.hear().await;
             }
             self.look_at_the_clock(out);
+            self.tend().await;
             if self.stage == Stage::Open {
                 self.pass_on_what_others_said();
             }
+            self.post().await;
             if self.is_over(out) {
                 break;
             }
             let came = self.wait(out).await;
-            self.take(&came, out);
+            self.take(&came, out).await;
         }
         self.say_goodbye(1006, "");
         self.tell(&Event::AfterClose);
@@ -184,6 +191,7 @@ impl Conversation {
             };
             program.finish(act).await;
         }
+        self.post().await;
     }
 
     /// Whether the connection has ended. What can still be written is written first.
@@ -236,9 +244,14 @@ impl Conversation {
                 self.tell(&Event::Loop);
             }
         }
+    }
+
+    /// What has to be done for the member from time to time.
+    async fn tend(&mut self) {
+        let now = Instant::now();
         if now >= self.next_round {
             self.next_round = now + self.round;
-            match self.member.tend() {
+            match workers::stream_at_disk(|| self.member.tend()).await {
                 Ok(true) => {}
                 Ok(false) => self.close(1001, "The channel was removed."),
                 Err(error) => error.log(),
@@ -298,7 +311,7 @@ impl Conversation {
     }
 
     /// Does what there is to do then.
-    fn take(&mut self, came: &Came, out: &mut dyn Outgoing) {
+    async fn take(&mut self, came: &Came, out: &mut dyn Outgoing) {
         if came.bus || !self.member.reader().is_surely_woken() {
             self.member.reader().hear();
         }
@@ -314,10 +327,13 @@ impl Conversation {
             (Woken::Stopped, _) => self.close(1001, "The relay is being stopped."),
             (Woken::Knock, Stage::Authenticating(_)) if !self.link.read_early() => self.stage = Stage::Gone,
             // One that has just been let in is told first that it is open.
-            (Woken::Knock, _) if came.stage == self.stage && self.is_listening() => _ = self.hear(),
+            (Woken::Knock, _) if came.stage == self.stage && self.is_listening() => _ = self.hear().await,
             // What it has said before it went is heard first.
-            (Woken::HungUp, _) if !self.is_listening() || (came.stage == self.stage && !self.hear()) => {
-                self.stage = Stage::Gone;
+            (Woken::HungUp, _) => {
+                let hears = self.is_listening() && (came.stage != self.stage || self.hear().await);
+                if !hears {
+                    self.stage = Stage::Gone;
+                }
             }
             _ => {}
         }
@@ -329,7 +345,7 @@ impl Conversation {
     // ---- what comes in
 
     /// Takes what the client has said: what came early, and what is read at once. Whether there was anything.
-    fn hear(&mut self) -> bool {
+    async fn hear(&mut self) -> bool {
         self.link.let_read();
         let mut has_come = false;
         while self.stage != Stage::Gone {
@@ -361,6 +377,7 @@ impl Conversation {
                 Received::Gone => self.stage = Stage::Gone,
                 Received::Nothing => break,
             }
+            self.post().await;
         }
         has_come
     }
@@ -406,7 +423,7 @@ impl Conversation {
             ConnectionHandler::Failed(_) => return,
             ConnectionHandler::Program(program) => return program.tell(event),
             ConnectionHandler::BuiltIn(handler) => tell(&mut **handler),
-            ConnectionHandler::Own(handler) => crate::blocking(|| tell(&mut **handler)),
+            ConnectionHandler::Own(handler) => crate::workers::blocking(|| tell(&mut **handler)),
         };
         if let Ok(actions) = told {
             for action in actions {
@@ -440,7 +457,7 @@ impl Conversation {
             (Action::Accept(..), _) => {}
             (Action::Send(text), _) => self.send(Frame::Text(&text)),
             (Action::SendBinary(bytes), _) => self.send(Frame::Binary(&bytes)),
-            (Action::Broadcast(data, size), _) => self.broadcast(&data, size),
+            (Action::Broadcast(data, size), _) => self.broadcast(data, size),
             (Action::Close(code, reason), _) if is_close_code(code) => self.close(code, &reason),
             (Action::Close(code, _), _) => self.fail(&Fault::Nonsense(format!("nobody may close with {code}"))),
             (Action::Log(line), _) => {
@@ -477,7 +494,7 @@ impl Conversation {
         }
     }
 
-    fn broadcast(&mut self, data: &str, size: usize) {
+    fn broadcast(&mut self, data: String, size: usize) {
         let settings = self.member.settings();
         if size as u64 > settings.bus_message {
             return self.close(1009, "The message is too long for the channel.");
@@ -494,17 +511,24 @@ impl Conversation {
                 _ => self.fail(&Fault::Floods),
             };
         }
-        match self.member.post(data) {
-            Ok(_) => {}
-            Err(Refused::NotRegistered) => self.close(1008, "On this channel only registered users may post."),
-            Err(Refused::Store(store::Error::TopicFull(_))) => {
-                self.close(1013, "The channel is full: try again later.");
+        self.to_post.push_back(data);
+    }
+
+    /// Posts what the handler has broadcast.
+    async fn post(&mut self) {
+        while let Some(data) = self.to_post.pop_front() {
+            match self.member.post(&data).await {
+                Ok(_) => {}
+                Err(Refused::NotRegistered) => self.close(1008, "On this channel only registered users may post."),
+                Err(Refused::Store(store::Error::TopicFull(_))) => {
+                    self.close(1013, "The channel is full: try again later.");
+                }
+                Err(Refused::Store(error)) => {
+                    error.log();
+                    self.close(1011, "The message could not be stored.");
+                }
+                Err(_) => self.close(1001, "The channel was removed."),
             }
-            Err(Refused::Store(error)) => {
-                error.log();
-                self.close(1011, "The message could not be stored.");
-            }
-            Err(_) => self.close(1001, "The channel was removed."),
         }
     }
 

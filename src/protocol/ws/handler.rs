@@ -18,13 +18,13 @@ pub(super) enum ConnectionHandler {
 impl ConnectionHandler {
     /// The one that the application, or else the owner, has chosen.
     pub(super) fn new(settings: &Settings, visitor: &Visitor) -> Self {
-        if let Some(own) = crate::blocking(ws::own_handler) {
+        if let Some(own) = crate::workers::blocking(ws::own_handler) {
             return Self::Own(own);
         }
         match settings.ws_handler.first().map(String::as_str) {
             None => Self::BuiltIn(Box::new(ws::Channel)),
             Some("echo") => Self::BuiltIn(Box::new(ws::Echo)),
-            Some(_) => match crate::blocking(|| Program::start(settings, &visitor.environment)) {
+            Some(_) => match crate::workers::blocking(|| Program::start(settings, &visitor.environment)) {
                 Ok(program) => Self::Program(Box::new(program)),
                 Err(fault) => Self::Failed(Some(fault)),
             },

@@ -33,7 +33,7 @@ fn has_token(request: &Request<'_>, field: &str, token: &str) -> bool {
 }
 
 /// Answers a GET: the connection becomes a WebSocket's.
-pub(super) fn answer(settings: &'static Settings, request: &Request<'_>, name: &str) -> Result<Reply, Refusal> {
+pub(super) async fn answer(settings: &'static Settings, request: &Request<'_>, name: &str) -> Result<Reply, Refusal> {
     if !is_asked_for(request) {
         return Err(upgrade_required(
             "This is the address of a WebSocket: open it with one, and let every proxy on the way pass Upgrade on.",
@@ -56,7 +56,7 @@ pub(super) fn answer(settings: &'static Settings, request: &Request<'_>, name: &
     let most = settings.max_handlers;
     // Before the 101, after which no client can be sent elsewhere, and before anything is made for it.
     let slot = Slot::take(is_program(settings), most).ok_or_else(|| too_many_handlers(most))?;
-    let member = Member::enter(settings, &name)?;
+    let member = Member::enter(settings, &name).await?;
     let visitor = visitor(request);
     let accept = BASE64.encode(Sha1::new().chain_update(&key).chain_update(GUID).finalize());
     let talk: Talker = Box::new(move |input, mut out| {

@@ -8,6 +8,7 @@ use crate::protocol::query::Query;
 use crate::refusal::Refusal;
 use crate::store::buses::BusName;
 use crate::store::{self, Store};
+use crate::workers::wait;
 use crate::ws::{Frame, frames};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -22,10 +23,10 @@ pub(super) async fn answer(
     let name = BusName::new(name).ok_or_else(bus::bad_name)?;
     let given = query.get("key").and_then(hex::decode).unwrap_or_default();
     // Compared in constant time.
-    keyed(settings, &name)?.verify_slice(&given).map_err(|_| wrong_key())?;
+    keyed(settings, &name).await?.verify_slice(&given).map_err(|_| wrong_key())?;
     let body = request.body.read(settings.bus_message).await?;
     let text = std::str::from_utf8(&body).map_err(|_| not_text())?;
-    let id = bus::notify(settings, &name, &frames::to_bus(Frame::Text(text)))?;
+    let id = bus::notify(settings, &name, &frames::to_bus(Frame::Text(text))).await?;
     Ok(Reply::json(Status::Ok, format!(r#"{{"id":{id}}}"#)).header("Cache-Control", "no-store"))
 }
 
@@ -40,10 +41,10 @@ fn wrong_key() -> Refusal {
     )
 }
 
-fn keyed(settings: &Settings, name: &BusName) -> Result<Hmac<Sha256>, store::Error> {
+async fn keyed(settings: &Settings, name: &BusName) -> Result<Hmac<Sha256>, store::Error> {
     let secret = match &settings.jwt_secret {
         Some(secret) => secret.as_bytes().to_vec(),
-        None => Store::of(settings).secret()?,
+        None => Store::of(settings).secret().await?,
     };
     // HMAC takes a key of any length. The first line keeps it apart from all else that the secret signs.
     let mac = Hmac::<Sha256>::new_from_slice(&secret).map_err(|_| store::Error::BadSecret)?;
@@ -63,7 +64,7 @@ fn channel(settings: &Settings, name: &str, length: usize) -> Result<BusName, St
 /// A sentence that says why it could not be.
 pub fn notify(settings: &Settings, name: &str, text: &str) -> Result<u64, String> {
     let name = channel(settings, name, text.len())?;
-    bus::notify(settings, &name, &frames::to_bus(Frame::Text(text)))
+    wait(bus::notify(settings, &name, &frames::to_bus(Frame::Text(text))))
         .map_err(|refused| Refusal::from(refused).to_string())
 }
 
@@ -73,7 +74,7 @@ pub fn notify(settings: &Settings, name: &str, text: &str) -> Result<u64, String
 /// A sentence that says why there is none.
 pub fn key(settings: &Settings, name: &str) -> Result<String, String> {
     let name = channel(settings, name, 0)?;
-    let key = keyed(settings, &name).map_err(|error| error.to_string())?.finalize().into_bytes();
+    let key = wait(keyed(settings, &name)).map_err(|error| error.to_string())?.finalize().into_bytes();
     Ok(hex::encode(&key))
 }
 

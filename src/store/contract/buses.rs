@@ -1,4 +1,4 @@
-use super::{Home, homes};
+use super::{Done as _, Home, homes};
 use crate::config::Settings;
 use crate::store::buses::{BusEvent, BusName, Proof, Refused, User};
 use crate::store::{BusReader, Error, Store};
@@ -38,15 +38,15 @@ const LOST: &str = "lost";
 
 /// What a user hears that comes with this id.
 fn heard_after(store: &Store, after: u64, user: User, settings: &Settings) -> Vec<String> {
-    heard(&mut store.read(&bus(), after, user, settings).unwrap())
+    heard(&mut store.read(&bus(), after, user, settings).done().unwrap())
 }
 
 fn greet(store: &Store) -> User {
-    store.greet(&bus(), &settings()).unwrap().0
+    store.greet(&bus(), &settings()).done().unwrap().0
 }
 
 fn post(store: &Store, user: User, data: &str) -> u64 {
-    store.post(&bus(), user, None, data, &settings()).unwrap()
+    store.post(&bus(), user, None, data, &settings()).done().unwrap()
 }
 
 fn signature(key: &str, signed: &[u8]) -> Vec<u8> {
@@ -59,7 +59,7 @@ fn signature(key: &str, signed: &[u8]) -> Vec<u8> {
 fn post_signed(store: &Store, user: User, key: &str, n: u64) -> Result<u64, Refused> {
     let signature = signature(key, b"signed");
     let proof = Proof { n, signed: b"signed", signature: &signature };
-    store.post(&bus(), user, Some(proof), "\"signed\"", &settings())
+    store.post(&bus(), user, Some(proof), "\"signed\"", &settings()).done()
 }
 
 /// Sweeps until that has happened: what another process holds at the moment is left for the next round.
@@ -67,15 +67,17 @@ fn sweep_until(store: &Store, settings: &Settings, mut has_happened: impl FnMut(
     let began = Instant::now();
     while !has_happened() {
         assert!(began.elapsed() < Duration::from_secs(60), "a sweep does nothing");
-        store.sweep_all(&crate::protocol::uhst::policy(settings)).unwrap();
+        store.sweep_all(&crate::protocol::uhst::policy(settings)).done().unwrap();
     }
 }
 
 #[test]
 fn all_that_is_posted_is_read_by_all_others_in_one_order() {
     for Home { store, .. } in &homes() {
-        let (mut all, (ann, mut bobs)) =
-            (store.subscribe(&bus(), None, None, &settings()).unwrap(), store.enter(&bus(), &settings()).unwrap());
+        let (mut all, (ann, mut bobs)) = (
+            store.subscribe(&bus(), None, None, &settings()).done().unwrap(),
+            store.enter(&bus(), &settings()).done().unwrap(),
+        );
         let bob = greet(store);
         assert_eq!(heard(&mut all), [""; 0]);
         let ids = [post(store, ann, "1"), post(store, bob, "2"), post(store, ann, "3")];
@@ -90,12 +92,12 @@ fn all_that_is_posted_is_read_by_all_others_in_one_order() {
 #[test]
 fn a_message_tells_its_id_and_who_has_posted_it() {
     for Home { store, .. } in &homes() {
-        let (ann, start) = store.greet(&bus(), &settings()).unwrap();
+        let (ann, start) = store.greet(&bus(), &settings()).done().unwrap();
         let posted = post(store, ann, "{\"a\": [1, 2]}");
-        let said = store.say(&bus(), ann, "\"b c\"", &settings()).unwrap();
-        let notified = store.notify(&bus(), "3", &settings()).unwrap();
+        let said = store.say(&bus(), ann, "\"b c\"", &settings()).done().unwrap();
+        let notified = store.notify(&bus(), "3", &settings()).done().unwrap();
         let mut all = Vec::new();
-        let mut reader = store.read(&bus(), start, greet(store), &settings()).unwrap();
+        let mut reader = store.read(&bus(), start, greet(store), &settings()).done().unwrap();
         while reader
             .next(|heard| match heard {
                 BusEvent::Message(message) => all.push((message.id, message.user, message.data.to_owned())),
@@ -111,7 +113,7 @@ fn a_message_tells_its_id_and_who_has_posted_it() {
 #[test]
 fn reading_goes_on_after_any_id_that_was_given_out() {
     for Home { store, .. } in &homes() {
-        let (ann, start) = store.greet(&bus(), &settings()).unwrap();
+        let (ann, start) = store.greet(&bus(), &settings()).done().unwrap();
         let bob = greet(store);
         let ids: Vec<_> = (0..5).map(|n| post(store, ann, &n.to_string())).collect();
         assert_eq!(heard_after(store, start, bob, &settings()), ["0", "1", "2", "3", "4"]);
@@ -127,7 +129,7 @@ fn an_id_that_no_message_has_reached_means_what_comes_from_now_on() {
         let (ann, bob) = (greet(store), greet(store));
         let last = post(store, ann, "1");
         for ahead in [last + 1, last + 1_000_000, u64::MAX] {
-            let mut reader = store.read(&bus(), ahead, bob, &settings()).unwrap();
+            let mut reader = store.read(&bus(), ahead, bob, &settings()).done().unwrap();
             assert_eq!(heard(&mut reader), [""; 0]);
             post(store, ann, "\"new\"");
             assert_eq!(heard(&mut reader), ["\"new\""], "{ahead}");
@@ -140,9 +142,9 @@ fn whoever_names_no_id_hears_what_is_posted_from_then_on() {
     for Home { store, .. } in &homes() {
         let ann = greet(store);
         post(store, ann, "1");
-        let mut named = store.subscribe(&bus(), None, Some(greet(store)), &settings()).unwrap();
-        let mut nameless = store.subscribe(&bus(), None, None, &settings()).unwrap();
-        let (_, mut entered) = store.enter(&bus(), &settings()).unwrap();
+        let mut named = store.subscribe(&bus(), None, Some(greet(store)), &settings()).done().unwrap();
+        let mut nameless = store.subscribe(&bus(), None, None, &settings()).done().unwrap();
+        let (_, mut entered) = store.enter(&bus(), &settings()).done().unwrap();
         post(store, ann, "2");
         for reader in [&mut named, &mut nameless, &mut entered] {
             assert_eq!(heard(reader), ["2"]);
@@ -155,9 +157,9 @@ fn whoever_waits_is_woken_by_each_message() {
     for Home { store, .. } in &homes() {
         let ann = greet(store);
         let mut readers = [
-            store.subscribe(&bus(), None, None, &settings()).unwrap(),
-            store.enter(&bus(), &settings()).unwrap().1,
-            store.read(&bus(), 0, greet(store), &settings()).unwrap(),
+            store.subscribe(&bus(), None, None, &settings()).done().unwrap(),
+            store.enter(&bus(), &settings()).done().unwrap().1,
+            store.read(&bus(), 0, greet(store), &settings()).done().unwrap(),
         ];
         assert!(readers[2].wake().is_none(), "it does not wait");
         readers[2].wait_for_more(&settings()).unwrap();
@@ -172,7 +174,7 @@ fn whoever_waits_is_woken_by_each_message() {
             }
         }
         post(store, ann, "3");
-        store.notify(&name("other"), "4", &settings()).unwrap();
+        store.notify(&name("other"), "4", &settings()).done().unwrap();
         assert_eq!(heard(&mut readers[0]), ["3"], "and by no other bus");
     }
 }
@@ -182,9 +184,9 @@ fn no_bus_hears_another() {
     for Home { store, .. } in &homes() {
         let names = ["", "a", "A", "a b", "..", "ä", &"x".repeat(BusName::LONGEST)].map(name);
         let mut readers: Vec<_> =
-            names.iter().map(|name| store.subscribe(name, None, None, &settings()).unwrap()).collect();
+            names.iter().map(|name| store.subscribe(name, None, None, &settings()).done().unwrap()).collect();
         for (number, name) in names.iter().enumerate() {
-            store.notify(name, &number.to_string(), &settings()).unwrap();
+            store.notify(name, &number.to_string(), &settings()).done().unwrap();
         }
         for (number, reader) in readers.iter_mut().enumerate() {
             assert_eq!(heard(reader), [number.to_string()]);
@@ -196,18 +198,18 @@ fn no_bus_hears_another() {
 fn nobody_else_is_known() {
     for Home { store, .. } in &homes() {
         let (settings, news) = (settings(), bus());
-        assert!(matches!(store.check_user(&news, User(2), &settings), Err(Refused::UnknownBus)));
-        assert!(matches!(store.read(&news, 0, User(2), &settings), Err(Refused::UnknownBus)));
-        assert!(matches!(store.post(&news, User(2), None, "1", &settings), Err(Refused::UnknownBus)));
+        assert!(matches!(store.check_user(&news, User(2), &settings).done(), Err(Refused::UnknownBus)));
+        assert!(matches!(store.read(&news, 0, User(2), &settings).done(), Err(Refused::UnknownBus)));
+        assert!(matches!(store.post(&news, User(2), None, "1", &settings).done(), Err(Refused::UnknownBus)));
         let ann = greet(store);
-        store.check_user(&news, ann, &settings).unwrap();
+        store.check_user(&news, ann, &settings).done().unwrap();
         let strangers = [0, ann.0 - 2, ann.0 + 1, ann.0 + 2, u64::MAX - 1, u64::MAX].map(User);
         for user in strangers {
-            assert!(matches!(store.check_user(&news, user, &settings), Err(Refused::UnknownUser)), "{user:?}");
-            assert!(matches!(store.read(&news, 0, user, &settings), Err(Refused::UnknownUser)));
-            assert!(matches!(store.subscribe(&news, None, Some(user), &settings), Err(Refused::UnknownUser)));
-            assert!(matches!(store.post(&news, user, None, "1", &settings), Err(Refused::UnknownUser)));
-            assert!(matches!(store.say(&news, user, "1", &settings), Err(Refused::UnknownUser)));
+            assert!(matches!(store.check_user(&news, user, &settings).done(), Err(Refused::UnknownUser)), "{user:?}");
+            assert!(matches!(store.read(&news, 0, user, &settings).done(), Err(Refused::UnknownUser)));
+            assert!(matches!(store.subscribe(&news, None, Some(user), &settings).done(), Err(Refused::UnknownUser)));
+            assert!(matches!(store.post(&news, user, None, "1", &settings).done(), Err(Refused::UnknownUser)));
+            assert!(matches!(store.say(&news, user, "1", &settings).done(), Err(Refused::UnknownUser)));
         }
         assert_eq!(heard_after(store, 0, ann, &settings), [""; 0], "what is refused is never heard");
     }
@@ -217,8 +219,8 @@ fn nobody_else_is_known() {
 fn no_number_is_given_out_twice() {
     for Home { store, .. } in &homes() {
         let mut plain: Vec<_> = (0..4).map(|_| greet(store).0).collect();
-        plain.push(store.enter(&bus(), &settings()).unwrap().0.0);
-        let registered: Vec<_> = (0..3).map(|_| store.register_user(&bus(), &settings()).unwrap().0.0).collect();
+        plain.push(store.enter(&bus(), &settings()).done().unwrap().0.0);
+        let registered: Vec<_> = (0..3).map(|_| store.register_user(&bus(), &settings()).done().unwrap().0.0).collect();
         assert!(plain.iter().all(|number| number % 2 == 0) && registered.iter().all(|number| number % 2 == 1));
         let mut all = [plain, registered].concat();
         assert!(all.iter().all(|number| *number > 0 && *number < 1 << 53));
@@ -231,10 +233,10 @@ fn no_number_is_given_out_twice() {
 #[test]
 fn a_registered_user_posts_what_it_has_signed_and_nothing_twice() {
     for Home { store, .. } in &homes() {
-        let (ann, start, key) = store.register_user(&bus(), &settings()).unwrap();
-        let (_, _, other) = store.register_user(&bus(), &settings()).unwrap();
+        let (ann, start, key) = store.register_user(&bus(), &settings()).done().unwrap();
+        let (_, _, other) = store.register_user(&bus(), &settings()).done().unwrap();
         assert!(key.len() == 64 && key != other);
-        assert!(matches!(store.post(&bus(), ann, None, "1", &settings()), Err(Refused::NotSigned)));
+        assert!(matches!(store.post(&bus(), ann, None, "1", &settings()).done(), Err(Refused::NotSigned)));
         assert!(matches!(post_signed(store, ann, &other, 5), Err(Refused::WrongSignature)));
         post_signed(store, ann, &key, 5).unwrap();
         for stale in [0, 4, 5] {
@@ -248,16 +250,16 @@ fn a_registered_user_posts_what_it_has_signed_and_nothing_twice() {
 #[test]
 fn a_signed_bus_is_for_registered_users_only_and_for_all_to_read() {
     for Home { store, .. } in &homes() {
-        assert!(store.make_signed_bus(&bus(), &settings()).unwrap());
-        assert!(!store.make_signed_bus(&bus(), &settings()).unwrap(), "it is there already");
+        assert!(store.make_signed_bus(&bus(), &settings()).done().unwrap());
+        assert!(!store.make_signed_bus(&bus(), &settings()).done().unwrap(), "it is there already");
         let plain = greet(store);
-        assert!(matches!(store.post(&bus(), plain, None, "1", &settings()), Err(Refused::NotRegistered)));
-        assert!(matches!(store.say(&bus(), plain, "1", &settings()), Err(Refused::NotRegistered)));
-        let (ann, start, key) = store.register_user(&bus(), &settings()).unwrap();
+        assert!(matches!(store.post(&bus(), plain, None, "1", &settings()).done(), Err(Refused::NotRegistered)));
+        assert!(matches!(store.say(&bus(), plain, "1", &settings()).done(), Err(Refused::NotRegistered)));
+        let (ann, start, key) = store.register_user(&bus(), &settings()).done().unwrap();
         post_signed(store, ann, &key, 1).unwrap();
         assert_eq!(heard_after(store, start, plain, &settings()), ["\"signed\""]);
-        store.greet(&name("open"), &settings()).unwrap();
-        assert!(matches!(store.make_signed_bus(&name("open"), &settings()), Err(Refused::IsOpen)));
+        store.greet(&name("open"), &settings()).done().unwrap();
+        assert!(matches!(store.make_signed_bus(&name("open"), &settings()).done(), Err(Refused::IsOpen)));
     }
 }
 
@@ -265,19 +267,19 @@ fn a_signed_bus_is_for_registered_users_only_and_for_all_to_read() {
 fn there_is_a_limit_to_buses_users_and_readers() {
     for Home { store, .. } in &homes() {
         let few = Settings { max_buses: 1, max_clients: 2, ..settings() };
-        let readers = [(); 2].map(|()| store.subscribe(&bus(), None, None, &few).unwrap());
-        assert!(matches!(store.subscribe(&bus(), None, None, &few), Err(Refused::TooManyReaders(2))));
-        assert!(matches!(store.enter(&bus(), &few), Err(Refused::TooManyReaders(2))));
+        let readers = [(); 2].map(|()| store.subscribe(&bus(), None, None, &few).done().unwrap());
+        assert!(matches!(store.subscribe(&bus(), None, None, &few).done(), Err(Refused::TooManyReaders(2))));
+        assert!(matches!(store.enter(&bus(), &few).done(), Err(Refused::TooManyReaders(2))));
         let [gone, _stays] = readers;
         drop(gone);
-        store.subscribe(&bus(), None, None, &few).expect("whoever goes makes room");
+        store.subscribe(&bus(), None, None, &few).done().expect("whoever goes makes room");
         for _ in 0..2 {
-            store.register_user(&bus(), &few).unwrap();
+            store.register_user(&bus(), &few).done().unwrap();
         }
-        assert!(matches!(store.register_user(&bus(), &few), Err(Refused::TooManyUsers(2))));
-        assert!(matches!(store.greet(&name("other"), &few), Err(Refused::TooManyBuses(1))));
-        assert!(matches!(store.notify(&name("other"), "1", &few), Err(Refused::TooManyBuses(1))));
-        store.greet(&bus(), &few).expect("one that is there is no more");
+        assert!(matches!(store.register_user(&bus(), &few).done(), Err(Refused::TooManyUsers(2))));
+        assert!(matches!(store.greet(&name("other"), &few).done(), Err(Refused::TooManyBuses(1))));
+        assert!(matches!(store.notify(&name("other"), "1", &few).done(), Err(Refused::TooManyBuses(1))));
+        store.greet(&bus(), &few).done().expect("one that is there is no more");
     }
 }
 
@@ -285,10 +287,10 @@ fn there_is_a_limit_to_buses_users_and_readers() {
 fn a_bus_holds_its_most_and_what_is_refused_is_never_heard() {
     for Home { store, .. } in &homes() {
         let small = Settings { max_queue: 20_000, ..settings() };
-        let (mut all, data) = (store.subscribe(&bus(), None, None, &small).unwrap(), "1".repeat(1000));
+        let (mut all, data) = (store.subscribe(&bus(), None, None, &small).done().unwrap(), "1".repeat(1000));
         let mut stored = 0;
         let refused = loop {
-            match store.notify(&bus(), &data, &small) {
+            match store.notify(&bus(), &data, &small).done() {
                 Ok(_) => stored += 1,
                 Err(refused) => break refused,
             }
@@ -308,15 +310,15 @@ fn whoever_says_too_much_leaves_the_last_quarter_to_others() {
         let (loud, quiet, data) = (greet(store), greet(store), "1".repeat(1000));
         let mut said = 0;
         let refused = loop {
-            match store.post(&bus(), loud, None, &data, &small) {
+            match store.post(&bus(), loud, None, &data, &small).done() {
                 Ok(_) => said += 1,
                 Err(refused) => break refused,
             }
         };
         assert!(matches!(refused, Refused::SaysTooMuch(40_000)), "{refused:?}");
         assert!((25..=31).contains(&said), "{said} of 40");
-        store.post(&bus(), quiet, None, &data, &small).unwrap();
-        store.say(&bus(), loud, &data, &small).expect("its share is the caller's to watch");
+        store.post(&bus(), quiet, None, &data, &small).done().unwrap();
+        store.say(&bus(), loud, &data, &small).done().expect("its share is the caller's to watch");
     }
 }
 
@@ -324,10 +326,10 @@ fn whoever_says_too_much_leaves_the_last_quarter_to_others() {
 fn a_message_is_gone_after_its_lifetime_and_whoever_missed_it_is_told() {
     for Home { store, .. } in &homes() {
         let short = Settings { message_lifetime: Duration::from_millis(50), ..settings() };
-        let (ann, start) = store.greet(&bus(), &short).unwrap();
+        let (ann, start) = store.greet(&bus(), &short).done().unwrap();
         let bob = greet(store);
-        let first = store.post(&bus(), ann, None, "1", &short).unwrap();
-        store.post(&bus(), ann, None, "2", &short).unwrap();
+        let first = store.post(&bus(), ann, None, "1", &short).done().unwrap();
+        store.post(&bus(), ann, None, "2", &short).done().unwrap();
         let began = Instant::now();
         while heard_after(store, 0, bob, &short).iter().any(|data| data != LOST) {
             assert!(began.elapsed() < Duration::from_secs(60), "it never dies");
@@ -352,26 +354,26 @@ fn a_bus_that_nobody_uses_goes_and_none_of_its_numbers_comes_again() {
         let (ann, bob) = (greet(store), greet(store));
         let last = post(store, ann, "1");
         let none = Settings { message_lifetime: Duration::ZERO, bus_lifetime: Duration::ZERO, ..settings() };
-        let is_gone = || matches!(store.check_user(&bus(), bob, &settings()), Err(Refused::UnknownBus));
+        let is_gone = || matches!(store.check_user(&bus(), bob, &settings()).done(), Err(Refused::UnknownBus));
         sweep_until(store, &none, is_gone);
-        let (new, start) = store.greet(&bus(), &settings()).unwrap();
+        let (new, start) = store.greet(&bus(), &settings()).done().unwrap();
         assert!(start > last && new.0 > bob.0);
         assert!(post(store, new, "2") > last);
-        assert!(matches!(store.check_user(&bus(), ann, &settings()), Err(Refused::UnknownUser)));
+        assert!(matches!(store.check_user(&bus(), ann, &settings()).done(), Err(Refused::UnknownUser)));
     }
 }
 
 #[test]
 fn a_sweep_leaves_what_is_in_use() {
     for Home { store, .. } in &homes() {
-        let (ann, start) = store.greet(&bus(), &settings()).unwrap();
-        let (carl, _, key) = store.register_user(&bus(), &settings()).unwrap();
+        let (ann, start) = store.greet(&bus(), &settings()).done().unwrap();
+        let (carl, _, key) = store.register_user(&bus(), &settings()).done().unwrap();
         post(store, ann, "1");
-        let mut reader = store.subscribe(&bus(), None, None, &settings()).unwrap();
+        let mut reader = store.subscribe(&bus(), None, None, &settings()).done().unwrap();
         // What is in the shards of these is gone once the sweep has seen everything.
         let over = Settings { message_lifetime: Duration::ZERO, ..settings() };
-        store.greet(&name("other"), &settings()).unwrap();
-        store.sweep_all(&crate::protocol::uhst::policy(&settings())).unwrap();
+        store.greet(&name("other"), &settings()).done().unwrap();
+        store.sweep_all(&crate::protocol::uhst::policy(&settings())).done().unwrap();
         assert_eq!(heard_after(store, start, carl, &settings()), ["1"]);
         sweep_until(store, &over, || heard_after(store, start, carl, &settings()) == [LOST]);
         post_signed(store, carl, &key, 1).unwrap();
@@ -384,7 +386,7 @@ fn a_sweep_leaves_what_is_in_use() {
 #[test]
 fn a_reader_learns_that_its_bus_is_gone() {
     for Home { store, .. } in &homes() {
-        let (_, mut reader) = store.enter(&bus(), &settings()).unwrap();
+        let (_, mut reader) = store.enter(&bus(), &settings()).done().unwrap();
         assert!(reader.tend(&settings()).unwrap());
         let none = Settings { message_lifetime: Duration::ZERO, bus_lifetime: Duration::ZERO, ..settings() };
         sweep_until(store, &none, || !reader.tend(&settings()).unwrap());
@@ -394,7 +396,7 @@ fn a_reader_learns_that_its_bus_is_gone() {
 #[test]
 fn many_post_at_once_and_all_is_read_once() {
     for Home { store, .. } in &homes() {
-        let mut all = store.subscribe(&bus(), None, None, &settings()).unwrap();
+        let mut all = store.subscribe(&bus(), None, None, &settings()).done().unwrap();
         std::thread::scope(|scope| {
             for user in 0..4 {
                 scope.spawn(move || {

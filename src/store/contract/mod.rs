@@ -8,10 +8,11 @@ mod sessions;
 mod sessions_attacked;
 mod sessions_resume;
 
-use super::Store;
 use super::files::Files;
 use super::files::test_dir::TestDir;
+use super::{OneNode, Store};
 use crate::config::Settings;
+use crate::gateway::run_blocking;
 use crate::wake::Ready;
 use rustix::event::PollFlags;
 use rustix::fd::BorrowedFd;
@@ -20,17 +21,39 @@ use std::time::{Duration, Instant};
 /// A home with nothing in it.
 struct Home {
     store: Store,
+    /// Where all of this process are one node, as under `serve`.
+    _node: Option<OneNode>,
+    /// The same as another process has it, to which the first is not its own.
+    elsewhere: Store,
     /// Where it keeps things. It is removed with this.
     _dir: TestDir,
 }
 
+fn home(is_one_node: bool) -> Home {
+    let dir = TestDir::new();
+    let store = Store::Files(Files::new(&dir.join("data")));
+    let node = is_one_node.then(|| store.listen_as_one().done().unwrap());
+    let elsewhere = Store::Files(Files::new(&dir.join("data/../data")));
+    Home { store, _node: node, elsewhere, _dir: dir }
+}
+
 /// One of each kind.
 fn homes() -> Vec<Home> {
-    let dir = TestDir::new();
-    vec![Home { store: Store::Files(Files::new(&dir.join("data"))), _dir: dir }]
+    vec![home(false)]
+}
+
+/// The same for what is another thing within a process and between two.
+fn homes_near_and_far() -> Vec<Home> {
+    vec![home(false), home(true)]
 }
 
 impl Home {
+    /// Each way for two ends to be in processes.
+    fn pairs(&self) -> [[&Store; 2]; 4] {
+        let (here, there) = (&self.store, &self.elsewhere);
+        [[here, here], [here, there], [there, here], [there, there]]
+    }
+
     /// Sweeps until that has happened. What somebody is using is left for the next round, and a process that another test
     /// starts holds our locks between fork and exec.
     fn sweep_until(&self, pipes: Duration, mut has_happened: impl FnMut() -> bool) {
@@ -44,9 +67,30 @@ impl Home {
     /// Sweeps all of it.
     fn sweep(&self, pipes: Duration) {
         let settings = Settings { pipe_lifetime: pipes, ..Settings::default() };
-        self.store.sweep_all(&crate::protocol::uhst::policy(&settings)).unwrap();
+        self.store.sweep_all(&crate::protocol::uhst::policy(&settings)).done().unwrap();
     }
 }
+
+/// Waits until that is there.
+fn sooner_or_later<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What is ready in place, as all is in a home on this machine where there is no runtime.
+trait Done: Future + Sized {
+    fn done(self) -> Self::Output {
+        run_blocking(self)
+    }
+}
+
+impl<F: Future> Done for F {}
 
 /// Whether somebody who sleeps on it is woken.
 fn is_woken(fd: BorrowedFd<'_>) -> bool {
@@ -54,6 +98,6 @@ fn is_woken(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// The same for whoever sleeps on two.
-fn is_any_woken([data, call]: [Ready<'_>; 2]) -> bool {
-    data.is_ready() || call.is_ready()
+fn is_any_woken<'a>(awaited: impl IntoIterator<Item = Option<Ready<'a>>>) -> bool {
+    awaited.into_iter().flatten().any(|ready| ready.is_ready())
 }

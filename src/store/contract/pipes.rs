@@ -1,4 +1,4 @@
-use super::{Home, homes, is_any_woken, is_woken};
+use super::{Done as _, Home, homes_near_and_far, is_any_woken, sooner_or_later};
 use crate::store::pipes::{Denied, LONGEST_HEAD, Limits, NewSession, Role, Visitor};
 use crate::store::{Receiver, Sender, Store};
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,7 +11,7 @@ const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
 fn session(store: &Store, is_secure: bool) -> NewSession {
-    store.make_session(is_secure, &LIMITS).unwrap().unwrap()
+    store.make_session(is_secure, &LIMITS).done().unwrap().unwrap()
 }
 
 fn host(session: &NewSession) -> Visitor {
@@ -27,77 +27,78 @@ fn at(address: IpAddr) -> Visitor {
 }
 
 fn write(sender: &Sender, bytes: &[u8]) {
-    assert_eq!(rustix::io::write(sender.data().unwrap(), bytes).unwrap(), bytes.len());
+    assert_eq!(sender.write(bytes).unwrap(), bytes.len());
 }
 
 /// What is there now; `None` where more may come, nothing at the end.
 fn read(receiver: &Receiver) -> Option<Vec<u8>> {
     let mut bytes = [0; 100];
-    rustix::io::read(receiver.data(), &mut bytes).ok().map(|got| bytes[..got].to_vec())
+    let got = receiver.read(&mut bytes);
+    (got > 0 || receiver.has_ended()).then(|| bytes[..got].to_vec())
 }
 
 /// What the guest receives, and the host sends.
 fn met(store: &Store, id: &str, host: &Visitor) -> (Receiver, Sender) {
-    let mut receiver = store.receive(id, &guest(), &LIMITS).unwrap();
-    let sender = store.wait_to_send(id, host, &LIMITS).unwrap().take_receiver().unwrap().unwrap();
+    let mut receiver = store.receive(id, &guest(), &LIMITS).done().unwrap();
+    let sender = store.wait_to_send(id, host, &LIMITS).done().unwrap().take_receiver().done().unwrap().unwrap();
     assert!(sender.send_head(b"head", b""));
-    assert_eq!(receiver.look().unwrap().unwrap(), b"head");
+    assert_eq!(receiver.look().done().unwrap().unwrap(), b"head");
     (receiver.begin(), sender)
 }
 
 #[test]
 fn whoever_has_the_token_is_the_host_and_anybody_else_the_guest() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let (one, other) = (session(store, false), session(store, false));
-        let join = |visitor: &Visitor| store.join_session(&one.id, visitor, &LIMITS).unwrap();
+        let join = |visitor: &Visitor| store.join_session(&one.id, visitor, &LIMITS).done().unwrap();
         assert_eq!(join(&host(&one)), Role::Host);
         assert_eq!((join(&host(&other)), join(&guest())), (Role::Guest, Role::Guest));
         assert!(one.id != other.id && one.token != other.token);
-        assert!(matches!(store.join_session("unknown", &guest(), &LIMITS), Err(Denied::UnknownSession)));
+        assert!(matches!(store.join_session("unknown", &guest(), &LIMITS).done(), Err(Denied::UnknownSession)));
     }
 }
 
 #[test]
 fn a_secure_session_is_for_its_host_and_the_guest_that_the_host_named() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, true);
         let (id, host) = (&session.id, host(&session));
-        assert!(matches!(store.receive(id, &at(ONE), &LIMITS), Err(Denied::NotTheGuest)));
-        assert!(matches!(store.permit_guest(id, &at(ONE), ONE, &LIMITS), Err(Denied::NotTheHost)));
-        store.permit_guest(id, &host, ONE, &LIMITS).unwrap();
-        assert_eq!(store.join_session(id, &at(ONE), &LIMITS).unwrap(), Role::Guest);
-        assert_eq!(store.join_session(id, &host, &LIMITS).unwrap(), Role::Host);
+        assert!(matches!(store.receive(id, &at(ONE), &LIMITS).done(), Err(Denied::NotTheGuest)));
+        assert!(matches!(store.permit_guest(id, &at(ONE), ONE, &LIMITS).done(), Err(Denied::NotTheHost)));
+        store.permit_guest(id, &host, ONE, &LIMITS).done().unwrap();
+        assert_eq!(store.join_session(id, &at(ONE), &LIMITS).done().unwrap(), Role::Guest);
+        assert_eq!(store.join_session(id, &host, &LIMITS).done().unwrap(), Role::Host);
         for stranger in [guest(), at(OTHER)] {
-            assert!(matches!(store.join_session(id, &stranger, &LIMITS), Err(Denied::NotTheGuest)));
-            assert!(matches!(store.receive(id, &stranger, &LIMITS), Err(Denied::NotTheGuest)));
-            assert!(matches!(store.wait_to_send(id, &stranger, &LIMITS), Err(Denied::NotTheGuest)));
+            assert!(matches!(store.join_session(id, &stranger, &LIMITS).done(), Err(Denied::NotTheGuest)));
+            assert!(matches!(store.receive(id, &stranger, &LIMITS).done(), Err(Denied::NotTheGuest)));
+            assert!(matches!(store.wait_to_send(id, &stranger, &LIMITS).done(), Err(Denied::NotTheGuest)));
         }
     }
 }
 
 #[test]
 fn nobody_is_named_the_guest_of_an_open_session() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
-        let permitted = store.permit_guest(&session.id, &host(&session), ONE, &LIMITS);
+        let permitted = store.permit_guest(&session.id, &host(&session), ONE, &LIMITS).done();
         assert!(matches!(permitted, Err(Denied::BasicSession)));
-        assert_eq!(store.join_session(&session.id, &at(OTHER), &LIMITS).unwrap(), Role::Guest);
+        assert_eq!(store.join_session(&session.id, &at(OTHER), &LIMITS).done().unwrap(), Role::Guest);
     }
 }
 
 #[test]
 fn a_head_and_bytes_arrive_and_the_sender_learns_how_many_were_taken() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
-        let mut receiver = store.receive(&session.id, &guest(), &LIMITS).unwrap();
-        assert_eq!(receiver.look().unwrap(), None);
+        let mut receiver = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
+        assert_eq!(receiver.look().done().unwrap(), None);
         assert!(!receiver.is_taken() && !is_any_woken(receiver.awaited()));
-        let waiting = store.wait_to_send(&session.id, &host(&session), &LIMITS).unwrap();
-        let mut sender = waiting.take_receiver().unwrap().unwrap();
+        let waiting = store.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap();
+        let mut sender = waiting.take_receiver().done().unwrap().unwrap();
         assert!(receiver.is_taken());
         assert!(sender.send_head(&vec![7; LONGEST_HEAD], b"first"));
         assert!(is_any_woken(receiver.awaited()));
-        assert_eq!(receiver.look().unwrap().unwrap(), vec![7; LONGEST_HEAD]);
+        assert_eq!(receiver.look().done().unwrap().unwrap(), vec![7; LONGEST_HEAD]);
         let mut receiver = receiver.begin();
         assert_eq!(sender.taken().unwrap(), None, "it has not begun");
         assert_eq!(receiver.take_at_once(6).unwrap(), None, "not all of it is there");
@@ -105,23 +106,79 @@ fn a_head_and_bytes_arrive_and_the_sender_learns_how_many_were_taken() {
         write(&sender, b"second");
         assert_eq!(read(&receiver).unwrap(), b"second");
         assert_eq!(read(&receiver), None, "there may be more");
-        sender.end();
+        sender.end(true);
         assert_eq!(read(&receiver).unwrap(), b"", "the end");
         receiver.took(2).unwrap();
         drop(receiver);
         assert_eq!(sender.taken().unwrap(), Some(7));
-        waiting.finish();
+        waiting.finish().done();
+    }
+}
+
+#[test]
+fn whoever_comes_first_and_wherever_it_is_the_two_meet() {
+    for home in &homes_near_and_far() {
+        let session = session(&home.store, false);
+        for ([from, to], receiver_first) in home.pairs().into_iter().flat_map(|pair| [(pair, true), (pair, false)]) {
+            let receive = || to.receive(&session.id, &guest(), &LIMITS).done().unwrap();
+            let early = receiver_first.then(receive);
+            let waiting = from.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap();
+            let none = waiting.take_receiver().done().unwrap();
+            let mut receiver = early.unwrap_or_else(receive);
+            for store in [from, to] {
+                assert!(matches!(store.receive(&session.id, &guest(), &LIMITS).done(), Err(Denied::ReceiverThere)));
+            }
+            let mut sender = none.unwrap_or_else(|| {
+                sooner_or_later(|| {
+                    // Each does what it does when it is woken.
+                    if is_any_woken(receiver.awaited()) {
+                        assert_eq!(receiver.look().done().unwrap(), None);
+                    }
+                    waiting.awaited().is_ready().then(|| waiting.take_receiver().done().unwrap()).flatten()
+                })
+            });
+            assert!(receiver.is_taken() && sender.send_head(b"head", b"first"));
+            assert_eq!(receiver.look().done().unwrap().unwrap(), b"head");
+            let mut receiver = receiver.begin();
+            assert_eq!(receiver.take_at_once(5).unwrap().unwrap(), b"first");
+            write(&sender, b"second");
+            sender.end(true);
+            assert_eq!((read(&receiver).unwrap(), read(&receiver).unwrap()), (b"second".to_vec(), vec![]));
+            receiver.took(6).unwrap();
+            assert!(receiver.is_complete() && sender.is_received());
+            drop(receiver);
+            assert_eq!((sender.is_received(), sender.taken().unwrap()), (false, Some(11)));
+        }
+    }
+}
+
+#[test]
+fn one_that_waits_is_there_for_other_processes_too() {
+    for home in &homes_near_and_far() {
+        let [here, there] = [&home.store, &home.elsewhere];
+        let session = session(here, false);
+        let mut receiver = here.receive(&session.id, &guest(), &LIMITS).done().unwrap();
+        let senders = [(); 2].map(|()| here.wait_to_send(&session.id, &guest(), &LIMITS).done().unwrap());
+        assert!(matches!(there.wait_to_send(&session.id, &guest(), &LIMITS).done(), Err(Denied::TooManySenders)));
+        assert!(there.join_session(&session.id, &guest(), &OVER).done().is_ok(), "it is in use");
+        there.remove_session(&session.id, &host(&session), &LIMITS).done().unwrap();
+        sooner_or_later(|| is_any_woken(receiver.awaited()).then_some(()));
+        assert!(matches!(receiver.look().done(), Err(Denied::Removed)));
+        for sender in &senders {
+            sooner_or_later(|| sender.awaited().is_ready().then_some(()));
+            assert!(sender.is_sent_away());
+        }
     }
 }
 
 #[test]
 fn an_end_that_was_said_is_known_from_one_that_was_not() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
         for is_said in [true, false] {
             let (receiver, mut sender) = met(store, &session.id, &host(&session));
             if is_said {
-                sender.end();
+                sender.end(true);
             }
             drop(sender);
             assert_eq!((read(&receiver).unwrap(), receiver.is_complete()), (vec![], is_said));
@@ -131,9 +188,9 @@ fn an_end_that_was_said_is_known_from_one_that_was_not() {
 
 #[test]
 fn in_each_direction_there_is_one_receiver_at_a_time() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
-        let receive = |visitor: &Visitor| store.receive(&session.id, visitor, &LIMITS);
+        let receive = |visitor: &Visitor| store.receive(&session.id, visitor, &LIMITS).done();
         let first = receive(&guest()).unwrap();
         assert!(matches!(receive(&guest()), Err(Denied::ReceiverThere)));
         let _other_direction = receive(&host(&session)).unwrap();
@@ -149,141 +206,147 @@ fn in_each_direction_there_is_one_receiver_at_a_time() {
 
 #[test]
 fn a_receiver_is_taken_by_one_sender() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
-        let senders = [(); 2].map(|()| store.wait_to_send(&session.id, &host(&session), &LIMITS).unwrap());
-        assert!(senders.iter().all(|sender| sender.take_receiver().unwrap().is_none()), "there is none");
-        let _receiver = store.receive(&session.id, &guest(), &LIMITS).unwrap();
-        assert!(senders.iter().all(|sender| is_woken(sender.fd())));
-        let _taken = senders[0].take_receiver().unwrap().unwrap();
-        assert!(senders.iter().all(|sender| sender.take_receiver().unwrap().is_none()));
-        let to_host = store.wait_to_send(&session.id, &guest(), &LIMITS).unwrap();
-        assert!(to_host.take_receiver().unwrap().is_none(), "the other direction");
+        let senders = [(); 2].map(|()| store.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap());
+        assert!(senders.iter().all(|sender| sender.take_receiver().done().unwrap().is_none()), "there is none");
+        let _receiver = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
+        assert!(senders.iter().all(|sender| sender.awaited().is_ready()));
+        let _taken = senders[0].take_receiver().done().unwrap().unwrap();
+        assert!(senders.iter().all(|sender| sender.take_receiver().done().unwrap().is_none()));
+        let to_host = store.wait_to_send(&session.id, &guest(), &LIMITS).done().unwrap();
+        assert!(to_host.take_receiver().done().unwrap().is_none(), "the other direction");
     }
 }
 
 #[test]
 fn a_sender_that_leaves_without_a_word_makes_room_for_another() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
-        let mut receiver = store.receive(&session.id, &guest(), &LIMITS).unwrap();
-        let wait = || store.wait_to_send(&session.id, &host(&session), &LIMITS).unwrap();
-        drop(wait().take_receiver().unwrap().unwrap());
+        let mut receiver = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
+        let wait = || store.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap();
+        drop(wait().take_receiver().done().unwrap().unwrap());
         let next = wait();
-        assert!(next.take_receiver().unwrap().is_none(), "the receiver has not noticed yet");
+        assert!(next.take_receiver().done().unwrap().is_none(), "the receiver has not noticed yet");
         assert!(is_any_woken(receiver.awaited()));
-        assert_eq!(receiver.look().unwrap(), None);
-        assert!(is_woken(next.fd()) && !receiver.is_taken());
-        let sender = next.take_receiver().unwrap().unwrap();
+        assert_eq!(receiver.look().done().unwrap(), None);
+        assert!(next.awaited().is_ready() && !receiver.is_taken());
+        let sender = next.take_receiver().done().unwrap().unwrap();
         assert!(sender.send_head(b"", b"first"));
-        assert_eq!(receiver.look().unwrap().unwrap(), b"");
+        assert_eq!(receiver.look().done().unwrap().unwrap(), b"");
         assert_eq!(receiver.begin().take_at_once(5).unwrap().unwrap(), b"first");
     }
 }
 
 #[test]
 fn no_more_senders_wait_in_a_direction_than_may() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
-        let wait = |visitor: &Visitor| store.wait_to_send(&session.id, visitor, &LIMITS);
+        let wait = |visitor: &Visitor| store.wait_to_send(&session.id, visitor, &LIMITS).done();
         let (one, two) = (wait(&guest()).unwrap(), wait(&guest()).unwrap());
         assert!(matches!(wait(&guest()), Err(Denied::TooManySenders)));
         let _other_direction = wait(&host(&session)).unwrap();
         drop(one);
         let _three = wait(&guest()).unwrap();
-        two.finish();
+        two.finish().done();
         assert!(wait(&guest()).is_ok());
     }
 }
 
 #[test]
 fn a_sender_learns_that_its_receiver_has_gone() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
         let (receiver, sender) = met(store, &session.id, &host(&session));
-        let has_gone = || crate::look(sender.receiver(), rustix::event::PollFlags::empty()).is_empty();
-        assert!(has_gone(), "it is there");
+        assert!(sender.is_received());
         drop(receiver);
-        assert!(!has_gone());
-        let next = store.receive(&session.id, &guest(), &LIMITS).unwrap();
-        assert!(!has_gone() && !next.is_taken(), "the next is no business of this sender");
+        let [_, gone] = sender.awaited();
+        assert!(gone.unwrap().is_ready() && !sender.is_received());
+        let next = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
+        assert!(!sender.is_received() && !next.is_taken(), "the next is no business of this sender");
     }
 }
 
 #[test]
 fn removing_a_session_sends_everybody_away() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
         let (id, host) = (&session.id, host(&session));
-        let mut to_host = store.receive(id, &host, &LIMITS).unwrap();
-        let to_guest = store.wait_to_send(id, &host, &LIMITS).unwrap();
+        let mut to_host = store.receive(id, &host, &LIMITS).done().unwrap();
+        let to_guest = store.wait_to_send(id, &host, &LIMITS).done().unwrap();
         let (receiver, sender) = met(store, id, &host);
-        assert!(matches!(store.remove_session(id, &guest(), &LIMITS), Err(Denied::NotTheHost)));
+        assert!(matches!(store.remove_session(id, &guest(), &LIMITS).done(), Err(Denied::NotTheHost)));
         // It was called when the receiver came.
         assert!(!to_guest.is_sent_away() && !receiver.is_removed().unwrap());
-        assert!(!is_woken(to_guest.fd()) && !is_any_woken(to_host.awaited()));
-        store.remove_session(id, &host, &LIMITS).unwrap();
-        assert!(is_woken(to_guest.fd()) && is_any_woken(to_host.awaited()) && is_woken(receiver.wake().unwrap()));
-        assert!(matches!(to_host.look(), Err(Denied::Removed)));
+        assert!(!to_guest.awaited().is_ready() && !is_any_woken(to_host.awaited()));
+        store.remove_session(id, &host, &LIMITS).done().unwrap();
+        assert!(to_guest.awaited().is_ready() && is_any_woken(to_host.awaited()) && is_any_woken(receiver.awaited()));
+        assert!(matches!(to_host.look().done(), Err(Denied::Removed)));
         assert!(to_guest.is_sent_away() && receiver.is_removed().unwrap());
-        assert!(matches!(to_guest.why_sent_away(), Denied::Removed));
-        assert!(matches!(to_guest.take_receiver(), Err(Denied::Removed)));
-        assert!(matches!(store.join_session(id, &host, &LIMITS), Err(Denied::UnknownSession)));
+        assert!(matches!(to_guest.why_sent_away().done(), Denied::Removed));
+        assert!(matches!(to_guest.take_receiver().done(), Err(Denied::Removed)));
+        assert!(matches!(store.join_session(id, &host, &LIMITS).done(), Err(Denied::UnknownSession)));
         drop((receiver, sender));
     }
 }
 
 #[test]
 fn when_another_guest_is_named_the_one_before_is_sent_away_and_the_host_is_not() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, true);
         let (id, host) = (&session.id, host(&session));
-        store.permit_guest(id, &host, ONE, &LIMITS).unwrap();
-        let mut guests = store.receive(id, &at(ONE), &LIMITS).unwrap();
-        let from_guest = store.wait_to_send(id, &at(ONE), &LIMITS).unwrap();
-        let mut hosts = store.receive(id, &host, &LIMITS).unwrap();
-        store.permit_guest(id, &host, ONE, &LIMITS).unwrap();
-        assert_eq!(guests.look().unwrap(), None, "the same guest stays");
+        store.permit_guest(id, &host, ONE, &LIMITS).done().unwrap();
+        let mut guests = store.receive(id, &at(ONE), &LIMITS).done().unwrap();
+        let from_guest = store.wait_to_send(id, &at(ONE), &LIMITS).done().unwrap();
+        let mut hosts = store.receive(id, &host, &LIMITS).done().unwrap();
+        store.permit_guest(id, &host, ONE, &LIMITS).done().unwrap();
+        assert_eq!(guests.look().done().unwrap(), None, "the same guest stays");
         assert!(!from_guest.is_sent_away());
-        store.permit_guest(id, &host, OTHER, &LIMITS).unwrap();
-        assert!(is_any_woken(guests.awaited()) && is_woken(from_guest.fd()));
-        assert!(matches!(guests.look(), Err(Denied::NotTheGuest)));
-        assert!(matches!(from_guest.take_receiver(), Err(Denied::NotTheGuest)), "the host's receiver is not for it");
-        assert!(matches!(from_guest.why_sent_away(), Denied::NotTheGuest));
-        assert_eq!(hosts.look().unwrap(), None);
-        let others = store.receive(id, &at(OTHER), &LIMITS).unwrap();
+        store.permit_guest(id, &host, OTHER, &LIMITS).done().unwrap();
+        assert!(is_any_woken(guests.awaited()) && from_guest.awaited().is_ready());
+        assert!(matches!(guests.look().done(), Err(Denied::NotTheGuest)));
+        assert!(
+            matches!(from_guest.take_receiver().done(), Err(Denied::NotTheGuest)),
+            "the host's receiver is not for it"
+        );
+        assert!(matches!(from_guest.why_sent_away().done(), Denied::NotTheGuest));
+        assert_eq!(hosts.look().done().unwrap(), None);
+        let others = store.receive(id, &at(OTHER), &LIMITS).done().unwrap();
         drop(guests);
-        let to_guest = store.wait_to_send(id, &host, &LIMITS).unwrap();
-        assert!(to_guest.take_receiver().unwrap().is_some() && others.is_taken(), "the one before left it alone");
+        let to_guest = store.wait_to_send(id, &host, &LIMITS).done().unwrap();
+        assert!(
+            to_guest.take_receiver().done().unwrap().is_some() && others.is_taken(),
+            "the one before left it alone"
+        );
     }
 }
 
 #[test]
 fn a_receiver_that_was_sent_away_after_its_sender_left_leaves_the_next_ones_alone() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, true);
         let (id, host) = (&session.id, host(&session));
-        store.permit_guest(id, &host, ONE, &LIMITS).unwrap();
-        let mut before = store.receive(id, &at(ONE), &LIMITS).unwrap();
-        drop(store.wait_to_send(id, &host, &LIMITS).unwrap().take_receiver().unwrap().unwrap());
-        store.permit_guest(id, &host, OTHER, &LIMITS).unwrap();
-        let mut next = store.receive(id, &at(OTHER), &LIMITS).unwrap();
-        assert!(matches!(before.look(), Err(Denied::NotTheGuest)));
+        store.permit_guest(id, &host, ONE, &LIMITS).done().unwrap();
+        let mut before = store.receive(id, &at(ONE), &LIMITS).done().unwrap();
+        drop(store.wait_to_send(id, &host, &LIMITS).done().unwrap().take_receiver().done().unwrap().unwrap());
+        store.permit_guest(id, &host, OTHER, &LIMITS).done().unwrap();
+        let mut next = store.receive(id, &at(OTHER), &LIMITS).done().unwrap();
+        assert!(matches!(before.look().done(), Err(Denied::NotTheGuest)));
         drop(before);
-        let sender = store.wait_to_send(id, &host, &LIMITS).unwrap().take_receiver().unwrap().unwrap();
+        let sender = store.wait_to_send(id, &host, &LIMITS).done().unwrap().take_receiver().done().unwrap().unwrap();
         assert!(sender.send_head(b"for the next", b""));
-        assert_eq!(next.look().unwrap().unwrap(), b"for the next");
+        assert_eq!(next.look().done().unwrap().unwrap(), b"for the next");
     }
 }
 
 #[test]
 fn a_session_lasts_for_its_lifetime_and_while_somebody_is_in_it() {
-    for home in &homes() {
+    for home in &homes_near_and_far() {
         let store = &home.store;
         let session = session(store, false);
-        let is_there = |limits| store.join_session(&session.id, &guest(), limits).is_ok();
+        let is_there = |limits| store.join_session(&session.id, &guest(), limits).done().is_ok();
         assert!(is_there(&LIMITS) && !is_there(&OVER));
-        let receiver = store.receive(&session.id, &guest(), &LIMITS).unwrap();
+        let receiver = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
         assert!(is_there(&OVER));
         home.sweep(OVER.lifetime);
         assert!(is_there(&LIMITS), "a sweep leaves alone what is in use");
@@ -297,12 +360,12 @@ fn a_session_lasts_for_its_lifetime_and_while_somebody_is_in_it() {
 
 #[test]
 fn there_is_a_limit_to_sessions() {
-    for home in &homes() {
-        let make = || home.store.make_session(false, &Limits { sessions: 2, ..LIMITS }).unwrap();
+    for home in &homes_near_and_far() {
+        let make = || home.store.make_session(false, &Limits { sessions: 2, ..LIMITS }).done().unwrap();
         let one = make().unwrap();
         make().unwrap();
         assert!(make().is_none());
-        home.store.remove_session(&one.id, &host(&one), &LIMITS).unwrap();
+        home.store.remove_session(&one.id, &host(&one), &LIMITS).done().unwrap();
         home.sweep_until(LIMITS.lifetime, || make().is_some());
     }
 }

@@ -1,4 +1,4 @@
-use super::{Home, homes, is_any_woken, is_woken};
+use super::{Done as _, Home, homes_near_and_far, is_any_woken, is_woken, sooner_or_later};
 use crate::ptth::{ServerName, Tripcode};
 use crate::store::requests::{FarEnds, MOST_CLAIMS, Patience, Progress, PtthServer, RequestId};
 use crate::store::{Answer, PendingRequest, Store, WaitingFarEnd};
@@ -21,7 +21,7 @@ fn server(key: &str) -> PtthServer {
 /// The home's only server.
 fn registered(store: &Store) -> ServerName {
     let name = name("s");
-    assert!(store.register_ptth_server(&name, &server("key")).unwrap());
+    assert!(store.register_ptth_server(&name, &server("key")).done().unwrap());
     name
 }
 
@@ -29,22 +29,22 @@ fn ask(store: &Store, server: &ServerName, request: &[u8]) -> (RequestId, Pendin
     // So that it is later than whatever came before.
     std::thread::sleep(Duration::from_millis(2));
     let id = RequestId::fresh().unwrap();
-    let pending = store.ask(server, &id, request, 10).unwrap().unwrap();
+    let pending = store.ask(server, &id, request, 10).done().unwrap().unwrap();
     std::thread::sleep(Duration::from_millis(2));
     (id, pending)
 }
 
 fn claim(far_end: &mut WaitingFarEnd, most: usize) -> Vec<Vec<u8>> {
-    far_end.claim(most).unwrap().into_iter().map(|claimed| claimed.request).collect()
+    far_end.claim(most).done().unwrap().into_iter().map(|claimed| claimed.request).collect()
 }
 
 /// What a far end claims that comes now.
 fn claim_now(store: &Store, server: &ServerName) -> Vec<Vec<u8>> {
-    claim(&mut store.listen_for_requests(server).unwrap(), 10)
+    claim(&mut store.listen_for_requests(server).done().unwrap(), 10)
 }
 
 fn answer(store: &Store, server: &ServerName, id: &RequestId) -> Option<Answer> {
-    store.answer_request(std::slice::from_ref(server), id).unwrap()
+    store.answer_request(std::slice::from_ref(server), id).done().unwrap()
 }
 
 fn nothing() -> Vec<Vec<u8>> {
@@ -53,58 +53,61 @@ fn nothing() -> Vec<Vec<u8>> {
 
 #[test]
 fn what_is_registered_is_kept_and_what_is_removed_is_gone() {
-    for Home { store, .. } in &homes() {
-        assert!(store.ptth_servers().unwrap().is_empty());
+    for Home { store, .. } in &homes_near_and_far() {
+        assert!(store.ptth_servers().done().unwrap().is_empty());
         let shown = PtthServer { display_name: Some("A \"name\"".into()), listed: true, ..server("k2") };
-        assert!(store.register_ptth_server(&name("a"), &server("k1")).unwrap());
-        assert!(store.register_ptth_server(&name("b"), &shown).unwrap());
-        assert!(!store.register_ptth_server(&name("a"), &server("another's")).unwrap(), "the name is taken");
-        assert_eq!(*store.ptth_servers().unwrap(), [(name("a"), server("k1")), (name("b"), shown)].into());
-        assert!(store.remove_ptth_server(&name("a")).unwrap() && !store.remove_ptth_server(&name("a")).unwrap());
-        assert_eq!(store.ptth_servers().unwrap().len(), 1);
+        assert!(store.register_ptth_server(&name("a"), &server("k1")).done().unwrap());
+        assert!(store.register_ptth_server(&name("b"), &shown).done().unwrap());
+        assert!(!store.register_ptth_server(&name("a"), &server("another's")).done().unwrap(), "the name is taken");
+        assert_eq!(*store.ptth_servers().done().unwrap(), [(name("a"), server("k1")), (name("b"), shown)].into());
+        assert!(
+            store.remove_ptth_server(&name("a")).done().unwrap()
+                && !store.remove_ptth_server(&name("a")).done().unwrap()
+        );
+        assert_eq!(store.ptth_servers().done().unwrap().len(), 1);
     }
 }
 
 #[test]
 fn nobody_loses_what_another_registers_at_the_same_time() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         std::thread::scope(|scope| {
             for thread in 0..8 {
                 scope.spawn(move || {
                     for number in 0..5 {
                         let name = name(&format!("server-{thread}-{number}"));
-                        assert!(store.register_ptth_server(&name, &server("k")).unwrap());
+                        assert!(store.register_ptth_server(&name, &server("k")).done().unwrap());
                     }
                 });
             }
         });
-        assert_eq!(store.ptth_servers().unwrap().len(), 40);
+        assert_eq!(store.ptth_servers().done().unwrap().len(), 40);
     }
 }
 
 #[test]
 fn a_request_is_claimed_once_and_answered_once() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
         let (id, mut pending) = ask(store, &server, b"one");
-        let claimed = store.listen_for_requests(&server).unwrap().claim(10).unwrap();
+        let claimed = store.listen_for_requests(&server).done().unwrap().claim(10).done().unwrap();
         assert_eq!((claimed[0].id.clone(), claimed[0].request.as_slice()), (id.clone(), &b"one"[..]));
         assert_eq!(claim_now(store, &server), nothing());
         assert!(answer(store, &name("other"), &id).is_none(), "of another server");
-        assert!(!pending.is_being_answered().unwrap() && !is_any_woken(pending.awaited()));
+        assert!(!pending.is_being_answered().done().unwrap() && !is_any_woken(pending.awaited()));
         let begun = answer(store, &server, &id).unwrap();
         assert!(answer(store, &server, &id).is_none(), "twice");
         assert!(answer(store, &server, &RequestId::fresh().unwrap()).is_none(), "nobody's");
-        assert!(pending.is_being_answered().unwrap());
-        assert_eq!(pending.look(&WATCHFUL).unwrap(), Progress::Waits);
+        assert!(pending.is_being_answered().done().unwrap());
+        assert_eq!(pending.look(&WATCHFUL).done().unwrap(), Progress::Waits);
         assert!(begun.sender().send_head(b"head", b""));
         assert!(is_any_woken(pending.awaited()));
-        store.give_back(&server, &[id]).unwrap();
+        store.give_back(&server, &[id]).done().unwrap();
         assert_eq!(claim_now(store, &server), nothing(), "its answer has begun");
-        assert_eq!(pending.look(&PATIENT).unwrap(), Progress::Begins(b"head".to_vec()));
-        let sender = begun.begin();
+        assert_eq!(pending.look(&PATIENT).done().unwrap(), Progress::Begins(b"head".to_vec()));
+        let sender = begun.begin().done();
         let mut receiver = pending.begin();
-        rustix::io::write(sender.data().unwrap(), b"body").unwrap();
+        sender.write(b"body").unwrap();
         assert_eq!(receiver.take_at_once(4).unwrap().unwrap(), b"body");
         drop(receiver);
         assert_eq!(sender.taken().unwrap(), Some(4));
@@ -112,12 +115,45 @@ fn a_request_is_claimed_once_and_answered_once() {
 }
 
 #[test]
+fn wherever_a_request_is_answered_its_client_has_the_answer() {
+    for home in &homes_near_and_far() {
+        let server = registered(&home.store);
+        for [far_end, client] in home.pairs() {
+            let (id, mut pending) = ask(client, &server, b"request");
+            assert_eq!(claim_now(far_end, &server), [b"request"]);
+            std::thread::scope(|scope| {
+                // It may have to wait for the client.
+                let answering = scope.spawn(|| {
+                    let answer = answer(far_end, &server, &id).unwrap();
+                    assert!(answer.sender().send_head(b"head", b""));
+                    let sender = answer.begin().done();
+                    sender.write(b"body").unwrap();
+                    sender
+                });
+                let head =
+                    sooner_or_later(|| match is_any_woken(pending.awaited()).then(|| pending.look(&PATIENT).done()) {
+                        Some(Ok(Progress::Begins(head))) => Some(head),
+                        None | Some(Ok(Progress::Waits)) => None,
+                        Some(other) => panic!("{other:?}"),
+                    });
+                let mut sender = answering.join().unwrap();
+                let mut receiver = pending.begin();
+                assert_eq!((head, receiver.take_at_once(4).unwrap().unwrap()), (b"head".to_vec(), b"body".to_vec()));
+                sender.end(false);
+                assert!(receiver.has_ended() && !receiver.is_complete());
+            });
+            assert!(answer(far_end, &server, &id).is_none());
+        }
+    }
+}
+
+#[test]
 fn the_oldest_are_claimed_first_and_another_far_end_is_called_for_the_others() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
         let _asked = [b"1", b"2", b"3"].map(|request| ask(store, &server, request));
-        let mut other = store.listen_for_requests(&server).unwrap();
-        let mut far_end = store.listen_for_requests(&server).unwrap();
+        let mut other = store.listen_for_requests(&server).done().unwrap();
+        let mut far_end = store.listen_for_requests(&server).done().unwrap();
         assert!(!is_woken(other.fd()));
         assert_eq!(claim(&mut far_end, 2), [b"1", b"2"]);
         assert!(is_woken(other.fd()) && other.is_called());
@@ -127,13 +163,13 @@ fn the_oldest_are_claimed_first_and_another_far_end_is_called_for_the_others() {
 
 #[test]
 fn what_is_given_back_waits_again_and_calls_a_far_end() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
         let asked = [b"1", b"2", b"3"].map(|request| ask(store, &server, request));
         assert_eq!(claim_now(store, &server).len(), 3);
-        let mut other = store.listen_for_requests(&server).unwrap();
+        let mut other = store.listen_for_requests(&server).done().unwrap();
         assert_eq!(claim(&mut other, 10), nothing());
-        store.give_back(&server, &[asked[1].0.clone()]).unwrap();
+        store.give_back(&server, &[asked[1].0.clone()]).done().unwrap();
         assert!(other.is_called());
         assert_eq!(claim(&mut other, 10), [b"2"]);
     }
@@ -141,21 +177,21 @@ fn what_is_given_back_waits_again_and_calls_a_far_end() {
 
 #[test]
 fn a_request_is_claimed_twice_by_far_ends_that_came_after_it_and_not_again() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
-        let mut before = store.listen_for_requests(&server).unwrap();
+        let mut before = store.listen_for_requests(&server).done().unwrap();
         let (id, mut pending) = ask(store, &server, b"x");
         for claims in 1..=MOST_CLAIMS {
             assert_eq!(claim_now(store, &server), [b"x"]);
-            store.give_back(&server, std::slice::from_ref(&id)).unwrap();
+            store.give_back(&server, std::slice::from_ref(&id)).done().unwrap();
             if claims == 1 {
                 // It may have died long since: after the first, it has the request for nothing.
                 assert_eq!(claim(&mut before, 10), [b"x"]);
-                store.give_back(&server, std::slice::from_ref(&id)).unwrap();
+                store.give_back(&server, std::slice::from_ref(&id)).done().unwrap();
             }
         }
         assert_eq!(claim_now(store, &server), nothing());
-        assert_eq!(pending.look(&Patience { claim: Duration::ZERO, ..WATCHFUL }).unwrap(), Progress::Waits);
+        assert_eq!(pending.look(&Patience { claim: Duration::ZERO, ..WATCHFUL }).done().unwrap(), Progress::Waits);
         assert_eq!(claim_now(store, &server), nothing());
         assert!(answer(store, &server, &id).is_some(), "it can still be answered");
     }
@@ -163,51 +199,51 @@ fn a_request_is_claimed_twice_by_far_ends_that_came_after_it_and_not_again() {
 
 #[test]
 fn a_request_whose_answer_breaks_off_is_asked_again_but_not_for_ever() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
         let (mut id, mut pending) = ask(store, &server, b"x");
         for claims in 1..=MOST_CLAIMS {
             assert_eq!(claim_now(store, &server), [b"x"]);
             drop(answer(store, &server, &id).unwrap());
             assert!(is_any_woken(pending.awaited()));
-            let progress = pending.look(&PATIENT).unwrap();
+            let progress = pending.look(&PATIENT).done().unwrap();
             if claims == MOST_CLAIMS {
                 assert_eq!(progress, Progress::GivenUp);
             } else {
                 assert_eq!(progress, Progress::BrokenOff);
                 id = RequestId::fresh().unwrap();
                 std::thread::sleep(Duration::from_millis(2));
-                pending = pending.ask_again(&id, b"x", 10).unwrap().unwrap();
+                pending = pending.ask_again(&id, b"x", 10).done().unwrap().unwrap();
             }
         }
         // Nothing has come at all of an answer that is begun, for too long.
         let (id, mut pending) = ask(store, &server, b"y");
         assert_eq!(claim_now(store, &server), [b"y"]);
         let begun = answer(store, &server, &id).unwrap();
-        assert_eq!(pending.look(&WATCHFUL).unwrap(), Progress::Waits);
-        assert_eq!(pending.look(&Patience { head: Duration::ZERO, ..WATCHFUL }).unwrap(), Progress::BrokenOff);
+        assert_eq!(pending.look(&WATCHFUL).done().unwrap(), Progress::Waits);
+        assert_eq!(pending.look(&Patience { head: Duration::ZERO, ..WATCHFUL }).done().unwrap(), Progress::BrokenOff);
         drop(begun);
     }
 }
 
 #[test]
 fn a_request_that_a_far_end_keeps_for_too_long_is_given_back_and_may_be_answered_all_the_same() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
         let (id, mut pending) = ask(store, &server, b"x");
         assert_eq!(claim_now(store, &server), [b"x"]);
-        assert_eq!(pending.look(&WATCHFUL).unwrap(), Progress::Waits);
+        assert_eq!(pending.look(&WATCHFUL).done().unwrap(), Progress::Waits);
         assert_eq!(claim_now(store, &server), nothing(), "it has some time");
-        assert_eq!(pending.look(&Patience { claim: Duration::ZERO, ..WATCHFUL }).unwrap(), Progress::Waits);
+        assert_eq!(pending.look(&Patience { claim: Duration::ZERO, ..WATCHFUL }).done().unwrap(), Progress::Waits);
         assert!(answer(store, &server, &id).unwrap().sender().send_head(b"late", b""));
         assert_eq!(claim_now(store, &server), nothing());
-        assert_eq!(pending.look(&PATIENT).unwrap(), Progress::Begins(b"late".to_vec()));
+        assert_eq!(pending.look(&PATIENT).done().unwrap(), Progress::Begins(b"late".to_vec()));
     }
 }
 
 #[test]
 fn a_request_goes_with_its_client() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
         let (id, pending) = ask(store, &server, b"x");
         drop(pending);
@@ -216,7 +252,7 @@ fn a_request_goes_with_its_client() {
         let (id, pending) = ask(store, &server, b"y");
         assert_eq!(claim_now(store, &server), [b"y"]);
         drop(pending);
-        store.give_back(&server, std::slice::from_ref(&id)).unwrap();
+        store.give_back(&server, std::slice::from_ref(&id)).done().unwrap();
         assert_eq!(claim_now(store, &server), nothing());
         assert!(answer(store, &server, &id).is_none());
     }
@@ -224,23 +260,23 @@ fn a_request_goes_with_its_client() {
 
 #[test]
 fn there_is_a_limit_to_the_requests_of_a_server() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
         let (one, two) = (ask(store, &server, b"1"), ask(store, &server, b"2"));
-        let ask_at_most = |most| store.ask(&server, &RequestId::fresh().unwrap(), b"3", most).unwrap();
+        let ask_at_most = |most| store.ask(&server, &RequestId::fresh().unwrap(), b"3", most).done().unwrap();
         assert!(ask_at_most(2).is_none());
         drop(two);
         assert!(ask_at_most(2).is_some());
-        let again = one.1.ask_again(&RequestId::fresh().unwrap(), b"1", 1).unwrap();
+        let again = one.1.ask_again(&RequestId::fresh().unwrap(), b"1", 1).done().unwrap();
         assert!(again.is_none());
     }
 }
 
 #[test]
 fn one_of_the_far_ends_that_wait_is_called_for_a_request() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
-        let mut far_ends = [(); 2].map(|()| store.listen_for_requests(&server).unwrap());
+        let mut far_ends = [(); 2].map(|()| store.listen_for_requests(&server).done().unwrap());
         for far_end in &mut far_ends {
             assert!(!is_woken(far_end.fd()) && !far_end.is_called());
             assert_eq!(claim(far_end, 10), nothing());
@@ -255,15 +291,15 @@ fn one_of_the_far_ends_that_wait_is_called_for_a_request() {
 
 #[test]
 fn a_call_that_nobody_answered_is_made_again() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
-        let [mut dying, mut other, mut third] = [(); 3].map(|()| store.listen_for_requests(&server).unwrap());
+        let [mut dying, mut other, mut third] = [(); 3].map(|()| store.listen_for_requests(&server).done().unwrap());
         let (_, mut pending) = ask(store, &server, b"x");
         assert!(dying.is_called() && !other.is_called());
         drop(dying);
-        assert_eq!(pending.look(&WATCHFUL).unwrap(), Progress::Waits);
+        assert_eq!(pending.look(&WATCHFUL).done().unwrap(), Progress::Waits);
         assert!(other.is_called() && !third.is_called(), "its client looks after it");
-        other.leave();
+        other.leave().done();
         assert!(third.is_called(), "whoever leaves passes it on");
         assert_eq!(claim(&mut third, 10), [b"x"]);
     }
@@ -271,35 +307,39 @@ fn a_call_that_nobody_answered_is_made_again() {
 
 #[test]
 fn far_ends_are_seen_to_wait_and_to_have_been_there() {
-    for Home { store, .. } in &homes() {
+    for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
-        assert_eq!(store.far_ends(&server).unwrap(), FarEnds { seen: None, is_listening: false });
-        let far_end = store.listen_for_requests(&server).unwrap();
-        let seen = store.far_ends(&server).unwrap();
+        assert_eq!(store.far_ends(&server).done().unwrap(), FarEnds { seen: None, is_listening: false });
+        let far_end = store.listen_for_requests(&server).done().unwrap();
+        let seen = store.far_ends(&server).done().unwrap();
         assert!(seen.is_listening && seen.seen.unwrap().elapsed().unwrap_or_default() < LONG);
         drop(far_end);
-        let seen = store.far_ends(&server).unwrap();
+        let seen = store.far_ends(&server).done().unwrap();
         assert!(!seen.is_listening && seen.seen.is_some());
     }
 }
 
 #[test]
 fn removing_a_server_ends_what_waits_for_it() {
-    for home in &homes() {
+    for home in &homes_near_and_far() {
         let store = &home.store;
         let server = registered(store);
         let (_id, mut waiting) = ask(store, &server, b"x");
-        let mut far_ends = [(); 2].map(|()| store.listen_for_requests(&server).unwrap());
+        let mut far_ends = [(); 2].map(|()| store.listen_for_requests(&server).done().unwrap());
         home.sweep(LONG);
-        assert_eq!(waiting.look(&PATIENT).unwrap(), Progress::Waits, "a sweep leaves a registered server's alone");
-        store.remove_ptth_server(&server).unwrap();
-        assert_eq!(waiting.look(&WATCHFUL).unwrap(), Progress::ServerRemoved, "whoever looks sees it at once");
+        assert_eq!(
+            waiting.look(&PATIENT).done().unwrap(),
+            Progress::Waits,
+            "a sweep leaves a registered server's alone"
+        );
+        store.remove_ptth_server(&server).done().unwrap();
+        assert_eq!(waiting.look(&WATCHFUL).done().unwrap(), Progress::ServerRemoved, "whoever looks sees it at once");
         home.sweep_until(LONG, || is_any_woken(waiting.awaited()));
-        assert_eq!(waiting.look(&PATIENT).unwrap(), Progress::ServerRemoved);
+        assert_eq!(waiting.look(&PATIENT).done().unwrap(), Progress::ServerRemoved);
         for far_end in &mut far_ends {
             assert!(is_woken(far_end.fd()) && far_end.is_called());
         }
-        assert_eq!(store.far_ends(&server).unwrap(), FarEnds { seen: None, is_listening: false });
+        assert_eq!(store.far_ends(&server).done().unwrap(), FarEnds { seen: None, is_listening: false });
         // It is registered anew: a far end that has not left yet hears of new requests.
         registered(store);
         assert_eq!(claim(&mut far_ends[0], 10), nothing());

@@ -1,4 +1,4 @@
-use super::{Home, homes};
+use super::{Done as _, Home, homes};
 use crate::config::Settings;
 use crate::protocol::uhst::policy;
 use crate::store::sessions::{Claim, Party, Policy, Refused, Standing};
@@ -64,7 +64,7 @@ impl Relay {
     }
 
     pub(super) fn register_as(&self, host: &str, registration: &str, claim: Claim) -> Result<(), Refused> {
-        self.home.store.register(&id(host), registration, claim, &self.policy())
+        self.home.store.register(&id(host), registration, claim, &self.policy()).done()
     }
 
     pub(super) fn register(&self, registration: &str) -> Result<(), Refused> {
@@ -72,27 +72,27 @@ impl Relay {
     }
 
     pub(super) fn join(&self, client: &str) -> Result<Option<String>, Refused> {
-        self.home.store.join(&id("h"), &client_id(client), &self.policy())
+        self.home.store.join(&id("h"), &client_id(client), &self.policy()).done()
     }
 
     pub(super) fn to_host(&self, from: &Party, data: &str) -> Result<(), Refused> {
-        self.home.store.send_to_host(from, data, &self.policy())
+        self.home.store.send_to_host(from, data, &self.policy()).done()
     }
 
     pub(super) fn to_client(&self, client: &str, data: &str) -> Result<(), Refused> {
-        self.home.store.send_to_client(&id("h"), &client_id(client), data, &self.policy())
+        self.home.store.send_to_client(&id("h"), &client_id(client), data, &self.policy()).done()
     }
 
     /// Who is told, sorted, and whether it gets it.
     pub(super) fn broadcast(&self, registration: &str, data: &str) -> Result<Vec<(String, bool)>, Refused> {
-        let answer = self.home.store.broadcast(&host(registration), data, &self.policy())?;
+        let answer = self.home.store.broadcast(&host(registration), data, &self.policy()).done()?;
         let mut answer: Vec<_> = answer.into_iter().map(|(id, is_sent)| (id.as_str().to_owned(), is_sent)).collect();
         answer.sort();
         Ok(answer)
     }
 
     pub(super) fn try_listen(&self, party: &Party, resume: Option<u64>) -> Result<Listener, Refused> {
-        self.home.store.listen(party, resume, &self.policy())
+        self.home.store.listen(party, resume, &self.policy()).done()
     }
 
     pub(super) fn listen(&self, party: &Party) -> Listener {
@@ -100,7 +100,7 @@ impl Relay {
     }
 
     pub(super) fn would_listen(&self, party: &Party) -> Result<(), Refused> {
-        self.home.store.would_listen(party, None, &self.policy())
+        self.home.store.would_listen(party, None, &self.policy()).done()
     }
 
     pub(super) fn end(&self, mut listener: Listener) {
@@ -114,7 +114,7 @@ impl Relay {
     }
 
     pub(super) fn sweep(&self) {
-        self.home.store.sweep_all(&self.policy()).unwrap();
+        self.home.store.sweep_all(&self.policy()).done().unwrap();
     }
 }
 
@@ -194,10 +194,10 @@ fn sessions_do_not_hear_each_other() {
         let (mut ours, mut host_of_ours) = (relay.enter("c"), relay.listen(&host("one")));
         let other = Party { host: id("g"), client: None, registration: Some("one".to_owned()) };
         let mut host_of_other = relay.listen(&other);
-        relay.home.store.join(&id("g"), &client_id("c"), &relay.policy()).unwrap();
+        relay.home.store.join(&id("g"), &client_id("c"), &relay.policy()).done().unwrap();
         let there = Party { client: Some(client_id("c")), ..other.clone() };
         relay.to_host(&there, "to the other").unwrap();
-        relay.home.store.broadcast(&other, "from the other", &relay.policy()).unwrap();
+        relay.home.store.broadcast(&other, "from the other", &relay.policy()).done().unwrap();
         assert_eq!(take(&mut host_of_other), ["to the other"]);
         assert!(take(&mut ours).is_empty() && take(&mut host_of_ours).is_empty());
     }

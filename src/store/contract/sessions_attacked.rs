@@ -1,5 +1,6 @@
 //! What a home promises of sessions when somebody is out to break them, or the machine gives way.
 
+use super::Done as _;
 use super::sessions::{client_closed, host, lost, registered, take};
 use crate::store::Error;
 use crate::store::sessions::{Claim, Refused, Standing};
@@ -36,7 +37,7 @@ fn a_session_that_is_over_is_removed_where_there_is_no_room_to_tell_so() {
         (relay.settings.session_lifetime, relay.settings.message_lifetime) = (Duration::ZERO, Duration::ZERO);
         sleep(Duration::from_millis(5));
         for _ in 0..3 {
-            let _ = relay.home.store.sweep_all(&relay.policy());
+            let _ = relay.home.store.sweep_all(&relay.policy()).done();
         }
         // Nobody has the id any more.
         relay.register_as("h", "two", Claim::Drawn).unwrap();
@@ -92,7 +93,7 @@ fn a_client_of_an_earlier_registration_never_hears_what_is_said_to_those_of_a_la
 #[test]
 fn whoever_could_not_say_that_it_ends_is_gone_all_the_same() {
     for relay in registered() {
-        let node = relay.home.store.listen_as_one().unwrap();
+        let node = relay.home.store.listen_as_one().done().unwrap();
         let (h, c) = (relay.listen(&host("one")), relay.enter("c"));
         relay.to_client("c", "said").unwrap();
         // Its thread had no descriptor left.

@@ -1,4 +1,4 @@
-//! The two ends of a pipe: bytes from one process to another, as they come, through a FIFO.
+//! The two ends of a pipe: bytes from one request to another, as they come, through a FIFO, or within one process without.
 //!
 //! A *receiver* comes and waits; a *sender* takes it. From then on the two have each other, through file descriptors alone:
 //! nothing on the disk belongs to the transfer, so there is nothing to clean up when one of them is killed.
@@ -13,151 +13,107 @@
 //!   writing, is told by the kernel. What its client took stands in a *receipt*: a file, so that the count survives
 //!   a kill. There the sender notes as well that its bytes are complete.
 //!
+//! In a process that is [one node](super::node) a receiver makes no FIFOs. It leaves a [mark](super::sleeper), and a sender
+//! of the same process takes it by the [link](super::link) that the two have then. One of another process has the receiver
+//! called, which makes its FIFOs then, and is [taken](Taking::NotYet) by them.
+//!
 //! Where the two meet is the business of others: `meeting` for pipes, `requests` for PTTH.
 
-use super::wake::{Fifo, is_heard, make_fifo, open_to_knock};
-use super::{Error, identity_at, if_there, remove_file};
+pub(super) use super::link::Incoming;
+use super::link::Linked;
+use super::near::Near;
+use super::receipt::{Receipt, ReceiverPaths};
+use super::sleeper::Knocker;
+use super::wake::{Fifo, make_fifo};
+use super::{Error, Files, identity_at, if_there, remove_file};
 use crate::store::pipes::LONGEST_HEAD;
 use crate::wake::Ready;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
 
 /// How many bytes may be under way, where [there are many](Sender::widen). More than the usual 64 KiB makes for fewer
 /// switches between the two processes; the kernel keeps only what is really there.
 const CAPACITY: usize = 512 * 1024;
 
-/// How long a receiver may take to read a head.
-const HEAD_TIME: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+/// How long a receiver may take to read a head, or to make its FIFOs.
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(5);
 
 /// The head's length stands before it, in so many bytes.
 const LENGTH_SIZE: usize = 4;
 
-/// Where the files of a receiver are. Whoever makes or takes one holds a lock, unless the names are never used again.
-#[derive(Clone, Debug)]
-pub(super) struct ReceiverPaths {
-    /// What it sleeps on.
-    pub receiver: PathBuf,
-    /// What the bytes come through.
-    pub data: PathBuf,
-    /// What is known of them.
-    pub receipt: PathBuf,
+/// What the bytes of another process come through.
+fn make_data(path: &Path) -> Result<File, Error> {
+    make_fifo(path)?;
+    let data = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(data.into())
 }
 
-impl ReceiverPaths {
-    /// Whether there is a receiver. It is not woken.
-    ///
-    /// # Errors
-    /// When that cannot be seen.
-    pub(super) fn are_received(&self) -> Result<bool, Error> {
-        is_heard(&self.receiver)
-    }
+/// How the bytes come.
+enum Inlet {
+    /// From any process.
+    Fifos {
+        /// What the receiver sleeps on.
+        own: Fifo,
+        data: File,
+        count: u64,
+    },
+    /// From this process alone.
+    Near(Near),
+}
 
-    /// Removes the files. As long as the first is there nobody else makes any of these names, so it goes last.
-    pub(super) fn remove(&self) -> Result<(), Error> {
-        for name in [&self.data, &self.receipt, &self.receiver] {
-            remove_file(name)?;
+impl Inlet {
+    fn is_lost(&self, place: &Path) -> Result<bool, Error> {
+        match self {
+            Self::Fifos { own, .. } => own.is_lost(place),
+            Self::Near(near) => near.is_lost(place),
         }
-        Ok(())
     }
 }
 
-/// What the two ends tell each other of the bytes: whether the sender has ended, and how many the receiver's client has
-/// taken. It takes no more room once it is made.
-struct Receipt(File);
-
-impl Receipt {
-    const ENDED: [u8; 1] = [1];
-    const COUNT_AT: u64 = Self::ENDED.len() as u64;
-    /// What the count says before there is one.
-    const NOT_BEGUN: u64 = u64::MAX;
-
-    /// Made by the receiver, now, while a full disk can still be told. `rest` stands after it.
-    fn make(path: &Path, rest: &[u8]) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.write_all_at(&[&[0], &Self::NOT_BEGUN.to_be_bytes()[..], rest].concat(), 0)?;
-        Ok(Self(file))
-    }
-
-    /// `None` where the sender has it already.
-    fn open(path: &Path) -> io::Result<Option<Self>> {
-        if_there(OpenOptions::new().read(true).write(true).open(path).map(Self))
-    }
-
-    fn count(&self, taken: u64) -> io::Result<()> {
-        self.0.write_all_at(&taken.to_be_bytes(), Self::COUNT_AT)
-    }
-
-    fn taken(&self) -> io::Result<Option<u64>> {
-        let mut count = [0; 8];
-        self.0.read_exact_at(&mut count, Self::COUNT_AT)?;
-        Ok(Some(u64::from_be_bytes(count)).filter(|count| *count != Self::NOT_BEGUN))
-    }
-
-    fn end(&self) {
-        // Where it cannot be written, the receiver takes the bytes for cut short.
-        let _ = self.0.write_all_at(&Self::ENDED, 0);
-    }
-
-    fn has_ended(&self) -> bool {
-        let mut mark = [0];
-        self.0.read_exact_at(&mut mark, 0).is_ok() && mark == Self::ENDED
-    }
-}
-
-/// How long a receipt is.
-pub(super) const RECEIPT_SIZE: usize = Receipt::ENDED.len() + size_of::<u64>();
-
-/// What stands [after](Receiver::make) the receipt in a file.
-pub(super) fn after_receipt(file: &[u8]) -> Option<&[u8]> {
-    file.get(RECEIPT_SIZE..)
-}
-
-/// What a receiver needs for a sender, with `rest` [after](Receiver::make) the receipt.
-fn make_data(paths: &ReceiverPaths, rest: &[u8]) -> Result<(File, Receipt), Error> {
-    make_fifo(&paths.data)?;
-    let data = rustix::fs::open(&paths.data, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-    // Last: where there is one, there is all that belongs to it.
-    Ok((data.into(), Receipt::make(&paths.receipt, rest)?))
-}
-
-/// What has come from a sender.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Incoming {
-    /// Nothing yet.
-    Nothing,
-    /// Its head.
-    Head(Vec<u8>),
-    /// The sender has gone without one.
-    SenderLeft,
+/// Why a receiver was called by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Called {
+    /// It was not.
+    Not,
+    /// Its name is still there: a sender of another process may have come.
+    ByOthers,
+    /// Its name has been removed.
+    Away,
 }
 
 /// The receiver's end, once the bytes flow.
 pub struct Receiver {
     paths: ReceiverPaths,
-    /// What it sleeps on.
-    fifo: Fifo,
-    has_left: bool,
-    data: File,
+    inlet: Inlet,
     receipt: Receipt,
-    count: u64,
+    has_left: bool,
     /// Of a head, what has come so far.
     head: Vec<u8>,
 }
 
 impl Receiver {
-    /// Becomes the receiver at these names, which no other has. `rest` stands after the receipt.
-    pub(super) fn make(paths: ReceiverPaths, rest: &[u8]) -> Result<Self, Error> {
-        let made = Fifo::make(&paths.receiver).and_then(|fifo| Ok((fifo, make_data(&paths, rest)?)));
-        match made {
-            Ok((fifo, (data, receipt))) => {
-                Ok(Self { paths, fifo, has_left: false, data, receipt, count: 0, head: Vec::new() })
-            }
+    /// Becomes the receiver at these names, which no other has. `rest` stands after the receipt. Where `others` wait, it
+    /// is for senders of any process at once.
+    pub(super) fn make(files: &Files, paths: ReceiverPaths, rest: &[u8], others: bool) -> Result<Self, Error> {
+        let make = || {
+            let inlet = if let Some(near) = files.come_near().filter(|_| !others) {
+                near.mark_at(&paths.receiver)?;
+                Inlet::Near(near)
+            } else {
+                let own = Fifo::make(&paths.receiver)?;
+                Inlet::Fifos { own, data: make_data(&paths.data)?, count: 0 }
+            };
+            // Last: where there is one, there is all that belongs to it.
+            Ok((inlet, Receipt::make(&paths.receipt, rest)?))
+        };
+        match make() {
+            Ok((inlet, receipt)) => Ok(Self { paths, inlet, receipt, has_left: false, head: Vec::new() }),
             Err(error) => {
                 paths.remove()?;
                 Err(error)
@@ -165,28 +121,76 @@ impl Receiver {
         }
     }
 
-    /// What becomes readable when the pipe is removed; `None` once the pipe is [left](Receiver::leave).
-    #[must_use]
-    pub fn wake(&self) -> Option<BorrowedFd<'_>> {
-        (!self.has_left).then(|| self.fifo.fd())
+    /// Makes its FIFOs, for senders of other processes, unless it has them, or a sender.
+    ///
+    /// # Errors
+    /// When they cannot be made: nobody can take it then.
+    pub(super) fn admit_others(&mut self) -> Result<(), Error> {
+        let Inlet::Near(near) = &self.inlet else { return Ok(()) };
+        if !near.link.move_elsewhere() {
+            return Ok(());
+        }
+        let data = make_data(&self.paths.data)?;
+        // Beside its place, where it is opened first: nobody may find a receiver that nobody is. Who takes it for a leftover
+        // meanwhile removes only that.
+        let beside = self.paths.data.with_extension("new");
+        let mut tries = 0..3;
+        let own = loop {
+            match Fifo::make(&beside).and_then(|own| Ok((own, std::fs::rename(&beside, &self.paths.receiver)?))) {
+                Ok((own, ())) => break own,
+                Err(error) if tries.next().is_none() => {
+                    remove_file(&beside)?;
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
+        };
+        self.inlet = Inlet::Fifos { own, data, count: 0 };
+        Ok(())
     }
 
-    /// To be called when [`Receiver::wake`] was readable: whether the pipe has been removed.
+    /// What to wait for: a head or bytes, the sender's end, and to be called. A wait for the last alone is the second.
+    #[must_use]
+    pub fn awaited(&self) -> [Option<Ready<'_>>; 2] {
+        match &self.inlet {
+            Inlet::Fifos { own, data, .. } => {
+                let own = Some(own).filter(|_| !self.has_left);
+                [Some(Ready::to_read(data.as_fd())), own.map(|own| Ready::to_read(own.fd()))]
+            }
+            Inlet::Near(near) => [None, Some(near.link.awaited())],
+        }
+    }
+
+    /// To be called when [what is awaited](Self::awaited) has come: whether the pipe has been removed.
     ///
     /// # Errors
     /// When that cannot be seen.
     pub fn is_removed(&self) -> Result<bool, Error> {
-        Ok(!self.has_left && self.hears() && self.fifo.is_lost(&self.paths.receiver)?)
+        Ok(self.called()? == Called::Away)
     }
 
-    /// Whether somebody has knocked since the last time.
-    pub(super) fn hears(&self) -> bool {
-        rustix::io::read(self.fifo.fd(), &mut [0; 64]).is_ok()
+    /// Whether its name is not there any more, though it has not [left](Self::leave).
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub fn has_lost_place(&self) -> Result<bool, Error> {
+        Ok(!self.has_left && self.inlet.is_lost(&self.paths.receiver)?)
     }
 
-    /// What becomes readable when a head comes, its sender leaves, or somebody knocks.
-    pub(super) fn awaited(&self) -> [Ready<'_>; 2] {
-        [self.data.as_fd(), self.fifo.fd()].map(Ready::to_read)
+    /// Whether somebody has called it since the last time, and why.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub(super) fn called(&self) -> Result<Called, Error> {
+        let is_called = match &self.inlet {
+            Inlet::Fifos { own, .. } => !self.has_left && rustix::io::read(own.fd(), &mut [0; 64]).is_ok(),
+            Inlet::Near(near) => near.link.hears_call() && !self.has_left,
+        };
+        Ok(match is_called {
+            false => Called::Not,
+            true if self.inlet.is_lost(&self.paths.receiver)? => Called::Away,
+            true => Called::ByOthers,
+        })
     }
 
     /// Makes it ready for another sender, after one has left without a word.
@@ -194,7 +198,11 @@ impl Receiver {
     /// # Errors
     /// When its files cannot be made.
     pub(super) fn renew(&mut self) -> Result<(), Error> {
-        (self.data, self.receipt) = make_data(&self.paths, b"")?;
+        match &mut self.inlet {
+            Inlet::Fifos { data, .. } => *data = make_data(&self.paths.data)?,
+            Inlet::Near(near) => near.link.renew(),
+        }
+        self.receipt = Receipt::make(&self.paths.receipt, b"")?;
         self.head.clear();
         Ok(())
     }
@@ -204,10 +212,53 @@ impl Receiver {
         matches!(identity_at(&self.paths.receipt), Ok(None))
     }
 
-    /// Where the bytes come from: readable when there are some, and at their end.
+    /// The FIFO from which the kernel can move the bytes, where they come through one.
     #[must_use]
-    pub fn data(&self) -> BorrowedFd<'_> {
-        self.data.as_fd()
+    pub fn fifo(&self) -> Option<BorrowedFd<'_>> {
+        match &self.inlet {
+            Inlet::Fifos { data, .. } => Some(data.as_fd()),
+            Inlet::Near(_) => None,
+        }
+    }
+
+    /// How many bytes are there.
+    #[must_use]
+    pub fn there(&self) -> u64 {
+        match &self.inlet {
+            Inlet::Fifos { data, .. } => rustix::io::ioctl_fionread(data).unwrap_or(0),
+            Inlet::Near(near) => near.link.there() as u64,
+        }
+    }
+
+    /// Gives some of the bytes that are there to `take`, where that can leave some of them: how many it has taken. `None`
+    /// where they have to be [read](Self::read).
+    pub fn give(&self, take: impl FnOnce(&[u8]) -> usize) -> Option<usize> {
+        match &self.inlet {
+            Inlet::Fifos { .. } => None,
+            Inlet::Near(near) => Some(near.link.give(take)),
+        }
+    }
+
+    /// Reads some of the bytes that are there; how many.
+    pub fn read(&self, buffer: &mut [u8]) -> usize {
+        match &self.inlet {
+            Inlet::Fifos { data, .. } => rustix::io::read(data, buffer).unwrap_or(0),
+            Inlet::Near(near) => near.link.give(|bytes| {
+                let size = bytes.len().min(buffer.len());
+                buffer[..size].copy_from_slice(&bytes[..size]);
+                size
+            }),
+        }
+    }
+
+    /// Whether the sender has gone, and no bytes are left.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        match &self.inlet {
+            Inlet::Fifos { data, .. } => self.there() == 0 && has_hung_up(data),
+            // In this order: it sends nothing once it has gone.
+            Inlet::Near(near) => near.link.has_ended() && self.there() == 0,
+        }
     }
 
     /// Looks for the head.
@@ -215,6 +266,10 @@ impl Receiver {
     /// # Errors
     /// When it cannot be read, or is none.
     pub(super) fn head(&mut self) -> Result<Incoming, Error> {
+        let data = match &self.inlet {
+            Inlet::Fifos { data, .. } => data,
+            Inlet::Near(near) => return Ok(near.link.look()),
+        };
         loop {
             let wanted = match self.head.first_chunk::<LENGTH_SIZE>() {
                 None => LENGTH_SIZE - self.head.len(),
@@ -230,9 +285,9 @@ impl Receiver {
                 return Ok(Incoming::Head(self.head.split_off(LENGTH_SIZE)));
             }
             let mut bytes = vec![0; wanted];
-            match rustix::io::read(&self.data, &mut bytes) {
+            match rustix::io::read(data, &mut bytes) {
                 // Nobody has it open for writing: nobody yet, or nobody any more, which only `poll` tells apart.
-                Ok(0) => return Ok(if has_hung_up(&self.data) { Incoming::SenderLeft } else { Incoming::Nothing }),
+                Ok(0) => return Ok(if has_hung_up(data) { Incoming::SenderLeft } else { Incoming::Nothing }),
                 Ok(got) => self.head.extend_from_slice(&bytes[..got]),
                 Err(Errno::AGAIN) => return Ok(Incoming::Nothing),
                 Err(Errno::INTR) => {}
@@ -246,11 +301,17 @@ impl Receiver {
     /// # Errors
     /// When they cannot be read.
     pub fn take_at_once(&mut self, length: u64) -> Result<Option<Vec<u8>>, Error> {
-        if rustix::io::ioctl_fionread(&self.data)? < length {
+        if self.there() < length {
             return Ok(None);
         }
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-        self.data.read_exact(&mut bytes)?;
+        let mut got = 0;
+        while got < bytes.len() {
+            match self.read(&mut bytes[got..]) {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                some => got += some,
+            }
+        }
         if let Err(error) = self.took(length) {
             // The client has them all the same; only its sender is told otherwise.
             error.log();
@@ -263,21 +324,30 @@ impl Receiver {
     /// # Errors
     /// When that cannot be written.
     pub fn took(&mut self, bytes: u64) -> Result<(), Error> {
-        self.count += bytes;
-        Ok(self.receipt.count(self.count)?)
+        match &mut self.inlet {
+            Inlet::Fifos { count, .. } => {
+                *count += bytes;
+                self.receipt.count(*count)?;
+            }
+            Inlet::Near(near) => near.link.took(bytes),
+        }
+        Ok(())
     }
 
     /// After the last byte: whether the sender has said that it was the last, and was not killed, say.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.receipt.has_ended()
+        match &self.inlet {
+            Inlet::Fifos { .. } => self.receipt.has_ended(),
+            Inlet::Near(near) => near.link.is_complete(),
+        }
     }
 
     /// Leaves the pipe to another receiver, for what the next sender brings.
     pub fn leave(&mut self) {
         let is_there = !std::mem::replace(&mut self.has_left, true);
         // What may be another's is left to whoever comes upon it.
-        if is_there && matches!(self.fifo.is_lost(&self.paths.receiver), Ok(false)) {
+        if is_there && matches!(self.inlet.is_lost(&self.paths.receiver), Ok(false)) {
             let _ = self.paths.remove();
         }
     }
@@ -301,58 +371,138 @@ fn has_hung_up(fifo: &File) -> bool {
 
 /// The sender's end, with a receiver of its own.
 pub struct Sender {
-    /// `None` after the end.
-    data: Option<OwnedFd>,
-    receiver: OwnedFd,
-    receipt: Receipt,
+    outlet: Outlet,
+    /// Before the end.
+    is_open: bool,
+}
+
+/// How the bytes go.
+enum Outlet {
+    Fifos {
+        /// `None` after the end.
+        data: Option<OwnedFd>,
+        receiver: OwnedFd,
+        receipt: Receipt,
+    },
+    Near(Linked),
+}
+
+/// What comes of taking a receiver.
+pub(super) enum Taking {
+    /// It is this sender's alone.
+    Taken(Sender),
+    /// None waits.
+    Nobody,
+    /// The one that waits is in another process, and has been called: it makes its FIFOs in a moment.
+    NotYet,
 }
 
 impl Sender {
-    /// Takes the receiver at these names; `None` where none waits. The receipt's name is removed, the others are left.
+    /// Takes the receiver at these names. The receipt's name is removed, the others are left.
     ///
     /// # Errors
     /// When its files cannot be opened or the name not removed.
-    pub(super) fn take(paths: &ReceiverPaths) -> Result<Option<Self>, Error> {
-        let Some(receiver) = open_to_knock(&paths.receiver)? else { return Ok(None) };
-        let Some(receipt) = Receipt::open(&paths.receipt)? else { return Ok(None) };
-        // Whoever removes it is the one that takes the receiver. Only then is the other FIFO opened: a receiver takes one
-        // that is closed again for a sender that has left.
-        if if_there(std::fs::remove_file(&paths.receipt))?.is_none() {
-            return Ok(None);
+    pub(super) fn take(files: &Files, paths: &ReceiverPaths) -> Result<Taking, Error> {
+        // Whoever removes it is the one that takes the receiver.
+        let is_first = || Ok::<_, Error>(if_there(std::fs::remove_file(&paths.receipt))?.is_some());
+        let receiver = match files.find_sleeper(&paths.receiver)? {
+            None => return Ok(Taking::Nobody),
+            Some(Knocker::Near(link)) => {
+                return Ok(match link.take(is_first)? {
+                    None => Taking::NotYet,
+                    Some(false) => Taking::Nobody,
+                    Some(true) => Taking::Taken(Self { outlet: Outlet::Near(link), is_open: true }),
+                });
+            }
+            Some(Knocker::Fifo(receiver)) => receiver,
+            Some(knocker) => {
+                if identity_at(&paths.receipt)?.is_none() {
+                    return Ok(Taking::Nobody);
+                }
+                files.knock_at(&knocker);
+                return Ok(Taking::NotYet);
+            }
+        };
+        let Some(receipt) = Receipt::open(&paths.receipt)? else { return Ok(Taking::Nobody) };
+        // Only then is the other FIFO opened: a receiver takes one that is closed again for a sender that has left.
+        if !is_first()? {
+            return Ok(Taking::Nobody);
         }
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let data = match rustix::fs::open(&paths.data, flags, Mode::empty()) {
-            Ok(data) => data,
+            Ok(data) => Some(data),
             // The receiver has just gone.
-            Err(Errno::NOENT | Errno::NXIO) => return Ok(None),
+            Err(Errno::NOENT | Errno::NXIO) => return Ok(Taking::Nobody),
             Err(error) => return Err(error.into()),
         };
-        Ok(Some(Self { data: Some(data), receiver, receipt }))
+        Ok(Taking::Taken(Self { outlet: Outlet::Fifos { data, receiver, receipt }, is_open: true }))
     }
 
-    /// Where the bytes go: writable when there is room; `None` after the end.
+    /// Whether its bytes have not [ended](Self::end).
     #[must_use]
-    pub fn data(&self) -> Option<BorrowedFd<'_>> {
-        self.data.as_ref().map(AsFd::as_fd)
+    pub fn is_open(&self) -> bool {
+        self.is_open
     }
 
-    /// What reports an error (`POLLERR`) when the receiver has gone.
+    /// The FIFO into which the kernel can move the bytes, where they go through one.
     #[must_use]
-    pub fn receiver(&self) -> BorrowedFd<'_> {
-        self.receiver.as_fd()
+    pub fn fifo(&self) -> Option<BorrowedFd<'_>> {
+        match &self.outlet {
+            Outlet::Fifos { data, .. } => data.as_ref().map(AsFd::as_fd),
+            Outlet::Near(_) => None,
+        }
+    }
+
+    /// Sends some of these bytes; how many.
+    ///
+    /// # Errors
+    /// `WouldBlock` while there is no room, and `BrokenPipe` when the receiver has gone.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.outlet {
+            Outlet::Fifos { data: Some(data), .. } => Ok(rustix::io::write(data, bytes)?),
+            Outlet::Fifos { data: None, .. } => Err(io::ErrorKind::BrokenPipe.into()),
+            Outlet::Near(link) => match link.send(bytes) {
+                Some(0) => Err(io::ErrorKind::WouldBlock.into()),
+                Some(sent) => Ok(sent),
+                None => Err(io::ErrorKind::BrokenPipe.into()),
+            },
+        }
+    }
+
+    /// What to wait for: room, and that the receiver has gone. A wait for the last alone is the second.
+    #[must_use]
+    pub fn awaited(&self) -> [Option<Ready<'_>>; 2] {
+        match &self.outlet {
+            Outlet::Fifos { data, receiver, .. } => {
+                [data.as_ref().map(|data| Ready::to_write(data.as_fd())), Some(Ready::unread(receiver.as_fd()))]
+            }
+            Outlet::Near(link) => [None, Some(link.awaited_by_sender())],
+        }
+    }
+
+    /// Takes note of what [was awaited](Self::awaited), and says whether the receiver is there.
+    #[must_use]
+    pub fn is_received(&self) -> bool {
+        match &self.outlet {
+            Outlet::Fifos { receiver, .. } => crate::look(receiver.as_fd(), PollFlags::empty()).is_empty(),
+            Outlet::Near(link) => {
+                link.hear_receiver();
+                link.is_received()
+            }
+        }
     }
 
     /// To be called where many bytes are coming. A user may have only so much of it; the usual size does as well.
     pub fn widen(&self) {
-        if let Some(data) = &self.data {
+        if let Some(data) = self.fifo() {
             let _ = rustix::pipe::fcntl_setpipe_size(data, CAPACITY);
         }
     }
 
-    /// Whether a new FIFO has room for a head with its first bytes, of so many bytes together.
+    /// Whether there is room for a head with its first bytes, of so many bytes together, before any other.
     #[must_use]
     pub fn takes_at_once(&self, size: usize) -> bool {
-        // However few pages its user may have, there is one.
+        // However few pages the user of a FIFO may have, there is one.
         const PAGE: usize = 4096;
         size <= PAGE - LENGTH_SIZE
     }
@@ -364,7 +514,11 @@ impl Sender {
     #[must_use]
     pub fn send_head(&self, head: &[u8], first: &[u8]) -> bool {
         assert!(head.len() <= LONGEST_HEAD, "a head that is too long");
-        let Some(data) = &self.data else { return false };
+        let data = match &self.outlet {
+            Outlet::Fifos { data: Some(data), .. } => data,
+            Outlet::Fifos { data: None, .. } => return false,
+            Outlet::Near(link) => return link.send_head(head, first),
+        };
         let length = u32::try_from(head.len()).unwrap_or_default();
         let bytes = [&length.to_be_bytes(), head, first].concat();
         let mut left = &bytes[..];
@@ -374,7 +528,8 @@ impl Sender {
                 Err(Errno::INTR) => {}
                 // A FIFO is as small as 8 KiB for a user who has many of them. The receiver reads its head at once.
                 Err(Errno::AGAIN) => {
-                    if poll(&mut [PollFd::new(data, PollFlags::OUT)], Some(&HEAD_TIME)) != Ok(1) {
+                    let limit = Timespec { tv_sec: HEAD_TIME.as_secs().cast_signed(), tv_nsec: 0 };
+                    if poll(&mut [PollFd::new(data, PollFlags::OUT)], Some(&limit)) != Ok(1) {
                         return false;
                     }
                 }
@@ -384,10 +539,20 @@ impl Sender {
         true
     }
 
-    /// Ends the bytes.
-    pub fn end(&mut self) {
-        self.receipt.end();
-        self.data = None;
+    /// Ends the bytes, and says whether they are complete.
+    pub fn end(&mut self, is_complete: bool) {
+        if !std::mem::replace(&mut self.is_open, false) {
+            return;
+        }
+        match &mut self.outlet {
+            Outlet::Fifos { data, receipt, .. } => {
+                if is_complete {
+                    receipt.end();
+                }
+                *data = None;
+            }
+            Outlet::Near(link) => link.end(is_complete),
+        }
     }
 
     /// How many bytes the receiver's client has taken so far; all of them once the receiver has gone. `None` where it has
@@ -396,6 +561,15 @@ impl Sender {
     /// # Errors
     /// When that cannot be read.
     pub fn taken(&self) -> Result<Option<u64>, Error> {
-        Ok(self.receipt.taken()?)
+        match &self.outlet {
+            Outlet::Fifos { receipt, .. } => Ok(receipt.taken()?),
+            Outlet::Near(link) => Ok(link.taken()),
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.end(false);
     }
 }

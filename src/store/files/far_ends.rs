@@ -4,19 +4,24 @@
 //! that is not read stays there for the next, as long as there is one. When the last has gone the kernel drops them all, and
 //! the next looks for requests before it sleeps.
 
-use super::ends::{ReceiverPaths, Sender, after_receipt};
+use super::ends::{HEAD_TIME, Sender, Taking};
 use super::modified;
+use super::receipt::{ReceiverPaths, after_receipt};
 use super::requests::{GIVEN, LISTENERS, REMOVED, Requests, WAITING, claims_at};
 use super::wake::{Fifo, is_heard};
 use super::{Error, Files, if_there, names, read_small, remove_file};
 use crate::clock::now_ms;
 use crate::ptth::ServerName;
 use crate::store::requests::{Claimed, FarEnds, RequestId};
+use crate::workers::{at_disk, blocking};
 use rustix::fd::BorrowedFd;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
+
+/// How long a client may take at best to make its FIFOs for an answer that comes to another process.
+const COMING_TIME: Duration = Duration::from_millis(2);
 
 /// A far end that waits for requests.
 pub struct WaitingFarEnd {
@@ -68,7 +73,11 @@ impl WaitingFarEnd {
     ///
     /// # Errors
     /// When the first of them cannot be read.
-    pub fn claim(&mut self, most: usize) -> Result<Vec<Claimed>, Error> {
+    pub async fn claim(&mut self, most: usize) -> Result<Vec<Claimed>, Error> {
+        at_disk(|| self.claim_now(most)).await
+    }
+
+    pub(super) fn claim_now(&mut self, most: usize) -> Result<Vec<Claimed>, Error> {
         match std::mem::replace(&mut self.call, Call::None) {
             Call::Request(id) => return Ok(self.requests.claim_one(id, self.asked_at)?.into_iter().collect()),
             // It is registered again, or else there is nothing to claim.
@@ -83,10 +92,13 @@ impl WaitingFarEnd {
     }
 
     /// Leaves, and leaves to another far end what it may have been called for.
-    pub fn leave(self) {
+    pub async fn leave(self) {
         let requests = self.requests.clone();
-        drop(self);
-        requests.wake_far_end_if_any_waits();
+        at_disk(|| {
+            drop(self);
+            requests.wake_far_end_if_any_waits();
+        })
+        .await;
     }
 
     /// Notes that a far end is there now.
@@ -122,13 +134,16 @@ impl Answer {
     /// To be called once the head has been sent, or could not be: removes what is left of the request, and gives the way for
     /// the bytes.
     #[must_use]
-    pub fn begin(self) -> Sender {
+    pub async fn begin(self) -> Sender {
         // Its receipt has been taken away already. The client has its head all the same, and a sweep finds what is left.
-        for name in [&self.paths.data, &self.paths.receiver] {
-            if let Err(error) = remove_file(name) {
-                Error::from(error).log();
+        at_disk(|| {
+            for name in [&self.paths.data, &self.paths.receiver] {
+                if let Err(error) = remove_file(name) {
+                    Error::from(error).log();
+                }
             }
-        }
+        })
+        .await;
         self.sender
     }
 }
@@ -195,7 +210,7 @@ impl Requests {
     fn claim_or_remove(&self, name: &str, asked_at: u64) -> Result<Option<Claimed>, Error> {
         let paths = self.paths(name, WAITING);
         match RequestId::parse(name) {
-            Some(id) if paths.are_received()? => self.claim_one(id, asked_at),
+            Some(id) if paths.are_received(&self.files)? => self.claim_one(id, asked_at),
             _ => paths.remove().map(|()| None),
         }
     }
@@ -222,13 +237,25 @@ impl Requests {
     }
 
     pub(super) fn answer(&self, id: &RequestId) -> Result<Option<Answer>, Error> {
-        // It may have been given back meanwhile.
-        for receipt in [GIVEN, WAITING] {
-            let paths = self.paths(id.as_str(), receipt);
-            if let Some(sender) = Sender::take(&paths)? {
-                return Ok(Some(Answer { sender, paths }));
+        let until = Instant::now() + HEAD_TIME;
+        loop {
+            let mut is_coming = false;
+            // It may have been given back meanwhile.
+            for receipt in [GIVEN, WAITING] {
+                let paths = self.paths(id.as_str(), receipt);
+                match Sender::take(&self.files, &paths)? {
+                    Taking::Taken(sender) => return Ok(Some(Answer { sender, paths })),
+                    Taking::NotYet => is_coming = true,
+                    Taking::Nobody => {}
+                }
             }
+            if !is_coming {
+                return Ok(None);
+            }
+            if Instant::now() >= until {
+                return Err(Error::Busy);
+            }
+            blocking(|| std::thread::sleep(COMING_TIME));
         }
-        Ok(None)
     }
 }

@@ -8,9 +8,11 @@
 //! gets it looks whether the path still means the file that it has locked, and starts over if not. Nobody ever works on a
 //! folder that is gone, and a sweep may remove a folder that others are about to lock.
 
+use super::kept::{FILES, Opened};
 use super::{Error, identity, if_there, make_dir, modified, read_small, remove_dir, remove_file};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -55,8 +57,19 @@ impl Shape {
 pub struct Folder<R> {
     path: PathBuf,
     shape: Shape,
-    file: File,
+    opened: Opened,
+    /// When the record was written or touched last, where it was not by this process since it has the lock.
+    touched: Cell<Option<SystemTime>>,
     record: PhantomData<R>,
+}
+
+impl<R> Drop for Folder<R> {
+    fn drop(&mut self) {
+        // Whoever waits for the lock gets it by that. What cannot be unlocked so is by its last end.
+        if fs2::FileExt::unlock(&*self.opened.file).is_ok() {
+            FILES.keep(&self.shape.record(&self.path), self.opened.clone());
+        }
+    }
 }
 
 /// Whether to wait for a lock that somebody holds.
@@ -97,40 +110,57 @@ impl<R> Folder<R> {
     }
 
     fn lock(path: &Path, shape: Shape, create: bool, wait: Wait) -> Result<Option<(Self, bool)>, Error> {
-        use io::ErrorKind::{AlreadyExists, IsADirectory, NotADirectory, NotFound};
         let record = shape.record(path);
         loop {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).mode(0o600);
-            let opened = if create { options.clone().create_new(true).open(&record) } else { options.open(&record) };
-            let (file, is_new) = match opened {
-                Ok(file) => (file, create),
-                Err(error) if create && error.kind() == AlreadyExists => match if_there(options.open(&record))? {
-                    Some(file) => (file, false),
-                    // Somebody has just removed it.
-                    None => continue,
+            let (opened, is_new) = match FILES.take(&record) {
+                Some(opened) => (opened, false),
+                None => match Self::open_record(&record, create)? {
+                    Some((file, is_new)) => (Opened::of(file)?, is_new),
+                    None => return Ok(None),
                 },
-                Err(error) if error.kind() == NotFound => return Ok(None),
-                // A stranger's file where a folder should be, or a folder where a file should be, is neither.
-                Err(error) if !create && matches!(error.kind(), NotADirectory | IsADirectory) => return Ok(None),
-                Err(error) => return Err(error.into()),
             };
             match wait {
-                Wait::Yes => lock_in_time(&file, &record)?,
-                Wait::No if !try_lock(&file)? => return Ok(None),
+                Wait::Yes => lock_in_time(&opened.file, &record)?,
+                Wait::No if !try_lock(&opened.file)? => return Ok(None),
                 Wait::No => {}
             }
             // By a link, if somebody made one: it is as good as its file.
-            let there = if_there(std::fs::metadata(&record))?;
-            if there.map(|there| identity(&there)) == Some(identity(&file.metadata()?)) {
-                return Ok(Some((Self { path: path.to_owned(), shape, file, record: PhantomData }, is_new)));
+            let Some(there) = if_there(std::fs::metadata(&record))? else { continue };
+            if identity(&there) == opened.identity {
+                let touched = Cell::new(there.modified().ok());
+                return Ok(Some((Self { path: path.to_owned(), shape, opened, touched, record: PhantomData }, is_new)));
             }
+        }
+    }
+
+    /// The record's file, and whether it is new; `None` where there is none.
+    fn open_record(record: &Path, create: bool) -> io::Result<Option<(File, bool)>> {
+        use io::ErrorKind::{AlreadyExists, IsADirectory, NotADirectory, NotFound};
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        loop {
+            let opened = if create { options.clone().create_new(true).open(record) } else { options.open(record) };
+            return match opened {
+                Ok(file) => Ok(Some((file, create))),
+                Err(error) if create && error.kind() == AlreadyExists => match if_there(options.open(record))? {
+                    Some(file) => Ok(Some((file, false))),
+                    // Somebody has just removed it.
+                    None => continue,
+                },
+                Err(error) if error.kind() == NotFound => Ok(None),
+                // A stranger's file where a folder should be, or a folder where a file should be, is neither.
+                Err(error) if !create && matches!(error.kind(), NotADirectory | IsADirectory) => Ok(None),
+                Err(error) => Err(error),
+            };
         }
     }
 
     /// When the record was written or [touched](Self::touch) last.
     pub(super) fn touched(&self) -> Result<SystemTime, Error> {
-        Ok(self.file.metadata()?.modified()?)
+        if let Some(touched) = self.touched.get() {
+            return Ok(touched);
+        }
+        Ok(self.opened.file.metadata()?.modified()?)
     }
 
     /// The same without the lock; `None` where there is nothing at `path`.
@@ -140,7 +170,8 @@ impl<R> Folder<R> {
 
     /// Makes the folder count as used now.
     pub(super) fn touch(&self) -> Result<(), Error> {
-        Ok(self.file.set_modified(SystemTime::now())?)
+        self.touched.set(None);
+        Ok(self.opened.file.set_modified(SystemTime::now())?)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -169,7 +200,7 @@ impl<R> Folder<R> {
 impl<R: Serialize + DeserializeOwned> Folder<R> {
     /// The record; `None` where it has never been written, or is damaged (which the log tells).
     pub(super) fn read(&self) -> Result<Option<R>, Error> {
-        let bytes = read_small(&self.file)?;
+        let bytes = read_small(&self.opened.file)?;
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -186,7 +217,8 @@ impl<R: Serialize + DeserializeOwned> Folder<R> {
         let size = bytes.len().max(RECORD_SIZE).next_multiple_of(RECORD_SIZE);
         bytes.resize(size - 1, b' ');
         bytes.push(b'\n');
-        write_in_place(&self.file, &bytes)?;
+        self.touched.set(None);
+        write_in_place(&self.opened.file, &bytes)?;
         Ok(())
     }
 }
@@ -220,7 +252,7 @@ pub(super) fn lock_in_time(file: &File, path: &Path) -> Result<(), Error> {
     if try_lock(file)? {
         return Ok(());
     }
-    crate::blocking(|| {
+    crate::workers::blocking(|| {
         let until = Instant::now() + LOCK_TIME;
         let _permit = Permit::wait(path, until)?;
         let mut pause = SHORTEST_PAUSE;

@@ -2,37 +2,36 @@
 //!
 //! ```text
 //! receiver        what the receiver sleeps on: whether there is one
-//! data taken      while no sender has taken it: the bytes, and their receipt
+//! data taken      while no sender has taken it: what the bytes of another process come through, and their receipt
 //! sender-NUMBER   what a sender sleeps on
 //! ```
 //!
 //! All of this is under the lock because the names are used again.
 
-use super::ends::{Receiver, ReceiverPaths, Sender};
+use super::ends::{Receiver, Sender, Taking};
 use super::folder::Folder;
-use super::wake::{Fifo, knock, open_to_knock, open_to_knock_or_remove};
-use super::{Error, if_there, make_dir, names, remove_file};
+use super::receipt::ReceiverPaths;
+use super::sleeper::{Knocker, Sleeper};
+use super::{Error, Files, if_there, make_dir, names, remove_file};
 use crate::hex;
-use rustix::fd::{BorrowedFd, OwnedFd};
-use std::marker::PhantomData;
 use std::path::PathBuf;
 
 const RECEIVER: &str = "receiver";
 const DATA: &str = "data";
 const TAKEN: &str = "taken";
-/// What begins the names of the senders' FIFOs.
+/// What begins the names of what the senders sleep on.
 const SENDER: &str = "sender-";
 
 /// A pipe's meeting place, while its session is locked.
 pub(super) struct Meeting<'lock> {
     path: PathBuf,
-    lock: PhantomData<&'lock ()>,
+    files: &'lock Files,
 }
 
 impl Meeting<'_> {
     /// The one in the folder `name` of a session.
-    pub fn new<'lock, R>(session: &'lock Folder<R>, name: &str) -> Meeting<'lock> {
-        Meeting { path: session.path().join(name), lock: PhantomData }
+    pub fn new<'lock, R>(files: &'lock Files, session: &'lock Folder<R>, name: &str) -> Meeting<'lock> {
+        Meeting { path: session.path().join(name), files }
     }
 
     fn paths(&self) -> ReceiverPaths {
@@ -45,12 +44,13 @@ impl Meeting<'_> {
     /// When its files cannot be made, or it cannot be seen who is there.
     pub fn receive(&self) -> Result<Option<Receiver>, Error> {
         let paths = self.paths();
-        if paths.are_received()? {
+        if paths.are_received(self.files)? {
             return Ok(None);
         }
         make_dir(&self.path)?;
-        let receiver = Receiver::make(paths, b"")?;
-        self.senders()?.iter().for_each(knock);
+        let senders = self.senders()?;
+        let receiver = Receiver::make(self.files, paths, b"", senders.iter().any(Knocker::is_elsewhere))?;
+        self.wake(&senders);
         Ok(Some(receiver))
     }
 
@@ -60,42 +60,64 @@ impl Meeting<'_> {
     /// When its files cannot be made.
     pub fn receive_again(&self, receiver: &mut Receiver) -> Result<(), Error> {
         receiver.renew()?;
-        self.senders()?.iter().for_each(knock);
+        self.wake(&self.senders()?);
         Ok(())
+    }
+
+    /// Makes `receiver`, which has been called, ready for senders of other processes, if one waits.
+    ///
+    /// # Errors
+    /// As for [receiving](Self::receive).
+    pub fn receive_from_others(&self, receiver: &mut Receiver) -> Result<(), Error> {
+        let senders = self.senders()?;
+        if senders.iter().any(Knocker::is_elsewhere) {
+            receiver.admit_others()?;
+            self.wake(&senders);
+        }
+        Ok(())
+    }
+
+    fn wake(&self, sleepers: &[Knocker]) {
+        for sleeper in sleepers {
+            self.files.knock_at(sleeper);
+        }
     }
 
     /// Becomes one of the senders; `None` where there are `most`.
     ///
     /// # Errors
     /// When its file cannot be made, or it cannot be seen who is there.
-    pub fn wait_to_send(&self, most: usize) -> Result<Option<NamedFifo>, Error> {
+    pub fn wait_to_send(&self, most: usize) -> Result<Option<Sleeper>, Error> {
         make_dir(&self.path)?;
         if self.senders()?.len() >= most {
             return Ok(None);
         }
-        NamedFifo::make(self.path.join(format!("{SENDER}{}", hex::random(8)?))).map(Some)
+        Sleeper::make(self.files, self.path.join(format!("{SENDER}{}", hex::random(8)?))).map(Some)
     }
 
     /// The ways to the senders that are there. What killed ones have left is removed.
-    fn senders(&self) -> Result<Vec<OwnedFd>, Error> {
+    fn senders(&self) -> Result<Vec<Knocker>, Error> {
         let mut senders = Vec::new();
         for name in names(&self.path)?.iter().filter(|name| name.starts_with(SENDER)) {
-            senders.extend(open_to_knock_or_remove(&self.path.join(name))?);
+            let path = self.path.join(name);
+            match self.files.find_sleeper(&path)? {
+                Some(sender) => senders.push(sender),
+                // Whoever is faster has removed the same thing: its name is never used again.
+                None => _ = remove_file(&path),
+            }
         }
         Ok(senders)
     }
 
-    /// Takes the receiver that waits; `None` where none does.
+    /// Takes the receiver that waits; `None` where none does, or not yet for senders of this process: they are woken then.
     ///
     /// # Errors
     /// When its files cannot be opened or their names not removed.
     pub fn take_receiver(&self) -> Result<Option<Sender>, Error> {
         let paths = self.paths();
-        let sender = Sender::take(&paths)?;
-        if sender.is_some() {
-            remove_file(&paths.data)?;
-        }
-        Ok(sender)
+        let Taking::Taken(sender) = Sender::take(self.files, &paths)? else { return Ok(None) };
+        remove_file(&paths.data)?;
+        Ok(Some(sender))
     }
 
     /// Whether a receiver or a sender is there. Removes what killed ones have left behind.
@@ -105,14 +127,14 @@ impl Meeting<'_> {
     pub fn is_in_use(&self) -> Result<bool, Error> {
         let has_senders = !self.senders()?.is_empty();
         let paths = self.paths();
-        let is_received = paths.are_received()?;
+        let is_received = paths.are_received(self.files)?;
         if !is_received {
             paths.remove()?;
         }
         Ok(has_senders || is_received)
     }
 
-    /// Sends the receiver away, which wakes and finds its FIFO removed.
+    /// Sends the receiver away, which wakes and finds its name removed.
     ///
     /// # Errors
     /// When something cannot be removed, or it cannot be seen whom to wake.
@@ -135,56 +157,20 @@ impl Meeting<'_> {
         names.retain(|name| which(name));
         let mut ways = Vec::new();
         for name in names.iter().filter(|name| *name == RECEIVER || name.starts_with(SENDER)) {
-            ways.extend(open_to_knock(&self.path.join(name))?);
+            ways.extend(self.files.find_sleeper(&self.path.join(name))?);
         }
         let removed = names.iter().try_for_each(|name| remove_file(&self.path.join(name)));
-        ways.iter().for_each(knock);
+        self.wake(&ways);
         Ok(removed?)
     }
 
-    /// Removes the pipe. Whoever is there wakes and finds its FIFO removed.
+    /// Removes the pipe. Whoever is there wakes and finds its name removed.
     ///
     /// # Errors
     /// When something cannot be removed.
     pub fn remove(&self) -> Result<(), Error> {
         self.remove_files(|_| true)?;
         Ok(if_there(std::fs::remove_dir(&self.path)).map(drop)?)
-    }
-}
-
-/// A FIFO that its owner sleeps on, under a name by which others find it: as long as this lives, the owner is there.
-pub(super) struct NamedFifo {
-    path: PathBuf,
-    fifo: Fifo,
-}
-
-impl NamedFifo {
-    fn make(path: PathBuf) -> Result<Self, Error> {
-        let fifo = Fifo::make(&path)?;
-        Ok(Self { path, fifo })
-    }
-
-    /// What becomes readable when somebody knocks.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fifo.fd()
-    }
-
-    /// Takes the knocks, and says whether its name has been removed, or taken by another.
-    ///
-    /// # Errors
-    /// When that cannot be seen.
-    pub fn is_removed(&self) -> Result<bool, Error> {
-        self.fifo.hear();
-        self.fifo.is_lost(&self.path)
-    }
-}
-
-impl Drop for NamedFifo {
-    fn drop(&mut self) {
-        // Before it is closed: as long as it is open nobody else takes this name.
-        if matches!(self.fifo.is_lost(&self.path), Ok(false)) {
-            let _ = remove_file(&self.path);
-        }
     }
 }
 
@@ -195,6 +181,7 @@ mod tests {
     use super::*;
 
     struct Scene {
+        files: Files,
         folder: Folder<String>,
         dir: TestDir,
     }
@@ -203,13 +190,14 @@ mod tests {
         fn new() -> Self {
             let dir = TestDir::new();
             Self {
+                files: Files::new(&dir.join("data")),
                 folder: Folder::open_or_make(&dir.join("session"), super::super::folder::Shape::Folder).unwrap().0,
                 dir,
             }
         }
 
         fn meeting(&self) -> Meeting<'_> {
-            Meeting::new(&self.folder, "pipe")
+            Meeting::new(&self.files, &self.folder, "pipe")
         }
 
         fn names(&self) -> Vec<String> {

@@ -12,7 +12,8 @@
 //! (its *cursor*) are written without it, by the member itself, with one write of constant size. They say which of the
 //! member's streams has written them, and how far it is.
 
-use super::{Error, if_there, private_file};
+use super::kept::{FILES, Opened};
+use super::{Error, FileIdentity, identity, if_there, private_file};
 use rustix::io::{pread, retry_on_intr};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,7 +21,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The number of a line.
 pub(super) type Slot = u32;
@@ -74,20 +76,36 @@ pub(super) struct Entry<L> {
 
 /// A table.
 pub(super) struct Table<L> {
-    file: File,
+    path: PathBuf,
+    opened: Opened,
     segments: u32,
     line: PhantomData<L>,
+}
+
+impl<L> Drop for Table<L> {
+    fn drop(&mut self) {
+        FILES.keep(&self.path, self.opened.clone());
+    }
 }
 
 impl<L: Line> Table<L> {
     /// Opens a table; `None` where there is none.
     pub fn open(path: &Path) -> Result<Option<Self>, Error> {
-        if_there(OpenOptions::new().read(true).write(true).open(path))?.map(Self::of).transpose()
+        if let Some(opened) = FILES.take(path)
+            && let Some(there) = if_there(std::fs::metadata(path))?.filter(|there| identity(there) == opened.identity)
+        {
+            return Ok(Some(Self::of(path, opened, there.len())));
+        }
+        let Some(file) = if_there(OpenOptions::new().read(true).write(true).open(path))? else { return Ok(None) };
+        Self::new(path, file).map(Some)
     }
 
     /// Opens a table, made if it is missing.
     pub fn open_or_make(path: &Path) -> Result<Self, Error> {
-        Self::of(private_file(path)?)
+        match Self::open(path)? {
+            Some(table) => Ok(table),
+            None => Self::new(path, private_file(path)?),
+        }
     }
 
     /// All lines of a table; none where there is no table.
@@ -95,20 +113,24 @@ impl<L: Line> Table<L> {
         Self::open(path)?.map_or(Ok(Vec::new()), |table| table.all())
     }
 
-    fn of(file: File) -> Result<Self, Error> {
-        let mut table = Self { file, segments: 0, line: PhantomData };
-        table.catch_up()?;
-        Ok(table)
+    fn new(path: &Path, file: File) -> Result<Self, Error> {
+        let metadata = file.metadata()?;
+        let opened = Opened { file: Arc::new(file), identity: identity(&metadata) };
+        Ok(Self::of(path, opened, metadata.len()))
     }
 
-    /// Sees the lines, too, by which others have made it longer since it was opened.
-    pub fn catch_up(&mut self) -> Result<(), Error> {
+    fn of(path: &Path, opened: Opened, size: u64) -> Self {
+        let mut table = Self { path: path.to_owned(), opened, segments: 0, line: PhantomData };
+        table.see_size(size);
+        table
+    }
+
+    fn see_size(&mut self, size: u64) {
         // Half a segment is what a full disk, or a killed process, has left of a new one.
-        let lines = self.file.metadata()?.len() / LINE as u64;
+        let lines = size / LINE as u64;
         while self.segments < MOST_SEGMENTS && lines >= lines_of(self.segments + 1) {
             self.segments += 1;
         }
-        Ok(())
     }
 
     /// Finds the line of a key.
@@ -163,7 +185,7 @@ impl<L: Line> Table<L> {
         let mut got = 0;
         while got < bytes.len() {
             let offset = u64::from(from) * LINE as u64 + got as u64;
-            match retry_on_intr(|| pread(&self.file, &mut bytes[got..], offset))? {
+            match retry_on_intr(|| pread(&self.opened.file, &mut bytes[got..], offset))? {
                 0 => break,
                 more => got += more,
             }
@@ -185,7 +207,7 @@ impl<L: Line> Table<L> {
             return Err(Error::Io(io::ErrorKind::StorageFull.into()));
         }
         // The file is as long as it says from the first line of the segment on; what nobody has written is a hole.
-        self.file.set_len(lines_of(self.segments + 1) * LINE as u64)?;
+        self.opened.file.set_len(lines_of(self.segments + 1) * LINE as u64)?;
         self.segments += 1;
         let slot = bucket(hash, self.segments - 1);
         self.put(slot, line, cursor)?;
@@ -215,12 +237,12 @@ impl<L: Line> Table<L> {
     }
 
     fn write(&self, slot: Slot, at: usize, bytes: &[u8]) -> Result<(), Error> {
-        Ok(self.file.write_all_at(bytes, u64::from(slot) * LINE as u64 + at as u64)?)
+        Ok(self.opened.file.write_all_at(bytes, u64::from(slot) * LINE as u64 + at as u64)?)
     }
 
-    /// The file: to see whether its name has come to mean another one.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// Which file it is: to see whether its name has come to mean another one.
+    pub fn identity(&self) -> FileIdentity {
+        self.opened.identity
     }
 }
 
@@ -322,7 +344,7 @@ mod tests {
         table.write(slots[2], 40, b"garbage\0\xFF").unwrap();
         assert_eq!(table.all().unwrap().len(), 4);
         assert!(table.find("2").unwrap().is_none());
-        table.file.set_len(LINE as u64 * 3).unwrap();
+        table.opened.file.set_len(LINE as u64 * 3).unwrap();
         let mut table = Numbers::open(&path).unwrap().unwrap();
         assert!(table.all().unwrap().is_empty(), "half a segment counts as none");
         table.insert(&("new".to_owned(), 1), Cursor::default()).unwrap();

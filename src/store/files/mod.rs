@@ -28,14 +28,15 @@
 //!   pipes/counts pipes/XX/HASH/ two parties with a pipe each way: HASH is of their session's id
 //!     session.json              its record, and the lock of everything below
 //!     to-host/ to-guest/        a pipe
-//!       receiver                what its receiver sleeps on: whether there is one
-//!       data taken              while no sender has taken them: the bytes, and how many of them the receiver's client took
-//!       sender-NUMBER           what a sender sleeps on
+//!       receiver                what its receiver sleeps on: whether there is one. A FIFO, or a link that names a node
+//!       data taken              while no sender has taken them: the bytes, for a sender of another process than that node, and
+//!                               how many of them the receiver's client took
+//!       sender-NUMBER           what a sender sleeps on, as above
 //!   ptth/counts ptth/XX/HASH/   the requests of a server of PTTH: HASH is of its name
 //!     session.json              its record, and the lock for whoever makes or removes the folders below
 //!     listeners                 the FIFO on which its far ends wait, touched when one has come or gone last
 //!     waiting/ID given/ID       a request that no far end has, or that one has and has not begun to answer
-//!     clients/ID answers/ID     until then: what its client sleeps on, and what the answer comes through
+//!     clients/ID answers/ID     until then: what its client sleeps on, and what the answer comes through, as in a pipe
 //! ```
 //!
 //! Three rules keep it whole when processes are killed at any moment:
@@ -50,17 +51,22 @@ mod counts;
 pub mod ends;
 pub mod far_ends;
 pub mod folder;
+mod kept;
+mod link;
 mod log;
 mod meeting;
 mod members;
+mod near;
 pub mod node;
 pub mod pipes;
 pub mod probe;
+mod receipt;
 pub mod requests;
 mod secret;
 mod servers;
 pub mod session;
 pub mod shelf;
+mod sleeper;
 pub mod sweep;
 mod topic;
 pub mod wake;

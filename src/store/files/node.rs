@@ -7,8 +7,11 @@
 //! the thread that reads the FIFO uses too.
 
 use super::folder::{is_locked, try_lock};
+use super::kept::{FILES, keep_files};
 use super::log::recent::Recent;
+use super::log::writer;
 use super::members::{Cursor, Slot};
+use super::near::Sleepers;
 use super::wake::{NodeFifo, call, open_to_knock};
 use super::{Error, FileIdentity, Files, identity, identity_at, if_there, make_dirs, names, private_file, remove_file};
 use crate::clock::is_recent;
@@ -21,7 +24,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The folder of the nodes.
 pub(super) const NODES: &str = "nodes";
@@ -33,6 +36,9 @@ const MAKING_TIME: Duration = Duration::from_secs(60);
 
 /// How often `serve` looks whether somebody has removed its node's files.
 const ROUND: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// What nobody has used for so long is closed, within another round.
+const KEPT_FOR: Duration = Duration::from_secs(2);
 
 /// Why somebody is woken; the number is what is added to its [`Notifier`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +70,9 @@ const MESSAGE: usize = 1 + TOPIC + SLOT + 1;
 /// A FIFO that gives so much at once may have been full, and dropped knocks.
 const MANY: usize = 60_000;
 
+/// The topic that knocks name which are for a [sleeper](super::sleeper).
+const SLEEPERS: &str = "----------------------------------------";
+
 /// The name that knocks have for the topic whose record stands at `path`.
 pub(super) fn topic_of(path: &Path) -> String {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
@@ -79,6 +88,11 @@ impl Knock {
             slot: None,
             cause: Cause::News,
         })
+    }
+
+    /// For the one that has this number in its node.
+    pub fn to_sleeper(node: String, number: u32) -> Self {
+        Self { node, topic: SLEEPERS.to_owned(), slot: Some(number), cause: Cause::News }
     }
 
     fn message(&self) -> String {
@@ -209,6 +223,7 @@ struct SharedNode {
     id: String,
     node: Mutex<Node>,
     audiences: Mutex<BTreeMap<String, Audience>>,
+    sleepers: Arc<Sleepers>,
 }
 
 /// Those of this process, by their data folder.
@@ -220,7 +235,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl SharedNode {
     fn ring(&self, topic: &str, slot: Option<Slot>, cause: Cause) {
-        if let Some(audience) = lock(&self.audiences).get(topic) {
+        if topic == SLEEPERS {
+            self.sleepers.call(slot);
+        } else if let Some(audience) = lock(&self.audiences).get(topic) {
             audience.ring(slot, cause);
         }
     }
@@ -233,11 +250,18 @@ impl SharedNode {
 
     fn ring_all(&self) {
         lock(&self.audiences).values().for_each(|audience| audience.ring(None, Cause::News));
+        self.sleepers.call(None);
     }
 
     /// Hands on what other processes knock for, as long as the shared node is there.
     fn listen(weak: &Weak<Self>) {
+        let mut next_close = Instant::now();
         while let Some(shared) = weak.upgrade() {
+            if Instant::now() >= next_close {
+                next_close = Instant::now() + KEPT_FOR;
+                FILES.close_unused();
+                writer::close_unused();
+            }
             let fifo = lock(&shared.node).wake.as_ref().and_then(|wake| wake.fifo.fd().try_clone_to_owned().ok());
             drop(shared);
             // Without a FIFO there is nothing to hear, but it may be made later.
@@ -433,7 +457,7 @@ impl Files {
         self.nodes().join(format!("{node}{WAKE}"))
     }
 
-    fn is_own_node(&self, node: &str) -> bool {
+    pub(super) fn is_own_node(&self, node: &str) -> bool {
         self.shared().is_some_and(|shared| shared.id == node)
     }
 
@@ -447,15 +471,22 @@ impl Files {
     /// When the node's files cannot be made.
     pub fn listen_as_one(&self) -> Result<OneNode, Error> {
         let node = Node::make(&self.nodes())?;
-        let shared = Arc::new(SharedNode { id: node.id.clone(), node: Mutex::new(node), audiences: Mutex::default() });
+        let shared = Arc::new(SharedNode {
+            id: node.id.clone(),
+            node: Mutex::new(node),
+            audiences: Mutex::default(),
+            sleepers: Arc::default(),
+        });
         let weak = Arc::downgrade(&shared);
         lock(&SHARED).insert(self.root.clone(), shared);
+        keep_files();
         std::thread::Builder::new().name("knocks".to_owned()).spawn(move || SharedNode::listen(&weak))?;
         Ok(OneNode(self.root.clone()))
     }
 
     fn shared(&self) -> Option<Arc<SharedNode>> {
-        lock(&SHARED).get(&self.root).cloned()
+        // A program for one request has none of the code for many.
+        cfg!(feature = "serve").then(|| lock(&SHARED).get(&self.root).cloned())?
     }
 
     /// Makes what wakes a listener of a topic.
@@ -481,6 +512,17 @@ impl Files {
         }
     }
 
+    /// Hands what was written at the end of a log, after the id `start`, to those of this process that listen to it.
+    pub(super) fn written(&self, log: &Path, start: u64, bytes: Vec<u8>) {
+        let Some(shared) = self.shared() else { return };
+        let name = topic_of(log);
+        let audiences = lock(&shared.audiences);
+        let audience = audiences.get(name.split('.').next().unwrap_or_default());
+        if let Some(recent) = audience.and_then(|audience| audience.recent.get(log)) {
+            recent.keep_written(start, bytes);
+        }
+    }
+
     /// How far those of a topic are that listen in this process, and its node; `None` where that is not one for many.
     pub(super) fn cursors(&self, topic: &str) -> Option<(String, BTreeMap<Slot, Cursor>)> {
         let shared = self.shared()?;
@@ -501,7 +543,12 @@ impl Files {
         Alive { files: self, seen: BTreeMap::new(), way: None }
     }
 
-    fn node_is_alive(&self, node: &str) -> Result<bool, Error> {
+    /// Those who sleep in this process, if that is one node, whose id comes first.
+    pub(super) fn sleepers(&self) -> Option<(String, Arc<Sleepers>)> {
+        self.shared().map(|shared| (shared.id.clone(), Arc::clone(&shared.sleepers)))
+    }
+
+    pub(super) fn node_is_alive(&self, node: &str) -> Result<bool, Error> {
         if self.is_own_node(node) {
             return Ok(true);
         }

@@ -1,15 +1,16 @@
 //! The sessions of pipes: two parties, a host and a guest, with a pipe each way, under one lock.
 
-use super::ends::{Incoming, Receiver, Sender};
+use super::ends::{Called, Incoming, Receiver, Sender};
 use super::folder::Folder;
-use super::meeting::{Meeting, NamedFifo};
+use super::meeting::Meeting;
+use super::sleeper::Sleeper;
 use super::{Error, Files, Kind};
 use crate::clock::is_recent;
 use crate::store::pipes::{Denied, Limits, NewSession, Role, Visitor};
 use crate::wake::Ready;
+use crate::workers::at_disk;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
-use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io;
@@ -35,20 +36,21 @@ const ROLES: [Role; 2] = [Role::Host, Role::Guest];
 
 /// A session, locked.
 pub(super) struct LockedPipes {
+    files: Files,
     folder: Folder<PipesRecord>,
     /// `None` where it is missing or damaged.
     record: Option<PipesRecord>,
 }
 
 impl LockedPipes {
-    pub(super) fn read(folder: Folder<PipesRecord>) -> Result<Self, Error> {
+    pub(super) fn read(files: &Files, folder: Folder<PipesRecord>) -> Result<Self, Error> {
         let record = folder.read()?;
-        Ok(Self { folder, record })
+        Ok(Self { files: files.clone(), folder, record })
     }
 
     /// Where the pipe to a party is.
     fn pipe_to(&self, role: Role) -> Meeting<'_> {
-        Meeting::new(&self.folder, if role == Role::Host { "to-host" } else { "to-guest" })
+        Meeting::new(&self.files, &self.folder, if role == Role::Host { "to-host" } else { "to-guest" })
     }
 
     /// Whether somebody receives or sends. Removes what killed processes have left behind.
@@ -105,7 +107,7 @@ impl Files {
     /// Locks a session, over or not; `None` where there is none.
     fn pipes(&self, id: &str) -> Result<Option<LockedPipes>, Error> {
         let Some(folder) = self.open(Kind::Pipes, id)? else { return Ok(None) };
-        let session = LockedPipes::read(folder)?;
+        let session = LockedPipes::read(self, folder)?;
         Ok(session.record.is_some().then_some(session))
     }
 
@@ -172,8 +174,8 @@ impl Files {
         let (session, role) = self.enter_session(id, visitor, limits)?;
         session.folder.touch()?;
         let way = PipeRef { files: self.clone(), id: id.to_owned(), to: role.other() };
-        let fifo = session.pipe_to(way.to).wait_to_send(limits.senders)?.ok_or(Denied::TooManySenders)?;
-        Ok(WaitingSender { fifo, way })
+        let sleeper = session.pipe_to(way.to).wait_to_send(limits.senders)?.ok_or(Denied::TooManySenders)?;
+        Ok(WaitingSender { sleeper, way })
     }
 }
 
@@ -205,9 +207,9 @@ pub struct WaitingReceiver {
 }
 
 impl WaitingReceiver {
-    /// What becomes readable when there is something to [look](Self::look) at.
+    /// What is ready when there is something to [look](Self::look) at.
     #[must_use]
-    pub fn awaited(&self) -> [Ready<'_>; 2] {
+    pub fn awaited(&self) -> [Option<Ready<'_>>; 2] {
         self.receiver.awaited()
     }
 
@@ -216,23 +218,34 @@ impl WaitingReceiver {
     ///
     /// # Errors
     /// [`Denied::Removed`], [`Denied::NotTheGuest`], or when what has come cannot be read.
-    pub fn look(&mut self) -> Result<Option<Vec<u8>>, Denied> {
-        if self.receiver.is_removed()? {
+    pub async fn look(&mut self) -> Result<Option<Vec<u8>>, Denied> {
+        at_disk(|| self.look_now()).await
+    }
+
+    fn look_now(&mut self) -> Result<Option<Vec<u8>>, Denied> {
+        let called = self.receiver.called()?;
+        if called == Called::Away {
             return Err(self.way.why());
         }
-        match self.receiver.head()? {
-            Incoming::Head(head) => Ok(Some(head)),
-            Incoming::Nothing => Ok(None),
-            Incoming::SenderLeft => {
-                let session = self.way.lock()?;
-                // Another's by now, perhaps: whoever was sent away must leave it alone.
-                if self.receiver.is_removed()? {
-                    return Err(Denied::NotTheGuest);
-                }
-                session.pipe_to(self.way.to).receive_again(&mut self.receiver)?;
-                Ok(None)
-            }
+        let incoming = match self.receiver.head()? {
+            Incoming::Head(head) => return Ok(Some(head)),
+            Incoming::Nothing if called == Called::Not => return Ok(None),
+            incoming => incoming,
+        };
+        let session = self.way.lock()?;
+        // Another's by now, perhaps: whoever was sent away must leave it alone.
+        let called_since = self.receiver.called()?;
+        if called_since == Called::Away {
+            return Err(Denied::NotTheGuest);
         }
+        let pipe = session.pipe_to(self.way.to);
+        if incoming == Incoming::SenderLeft {
+            pipe.receive_again(&mut self.receiver)?;
+        }
+        if [called, called_since].contains(&Called::ByOthers) {
+            pipe.receive_from_others(&mut self.receiver)?;
+        }
+        Ok(None)
     }
 
     /// Whether a sender has taken it, whose word is on its way.
@@ -251,24 +264,28 @@ impl WaitingReceiver {
 /// A sender among those of its direction, from before it has a receiver until its body has been delivered. When it is
 /// dropped, it is none any more.
 pub struct WaitingSender {
-    fifo: NamedFifo,
+    sleeper: Sleeper,
     way: PipeRef,
 }
 
 impl WaitingSender {
-    /// What becomes readable when a receiver has come, or the sender was sent away.
+    /// What is ready when a receiver has come, or the sender was sent away.
     #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fifo.fd()
+    pub fn awaited(&self) -> Ready<'_> {
+        self.sleeper.awaited()
     }
 
     /// Takes the receiver that waits, which no other sender has then; `None` where none does.
     ///
     /// # Errors
     /// [`Denied::Removed`], [`Denied::NotTheGuest`].
-    pub fn take_receiver(&self) -> Result<Option<Sender>, Denied> {
+    pub async fn take_receiver(&self) -> Result<Option<Sender>, Denied> {
+        at_disk(|| self.take_receiver_now()).await
+    }
+
+    fn take_receiver_now(&self) -> Result<Option<Sender>, Denied> {
         let mut session = self.way.lock()?;
-        if self.fifo.is_removed()? {
+        if self.sleeper.is_removed()? {
             return Err(Denied::NotTheGuest);
         }
         let sender = session.pipe_to(self.way.to).take_receiver()?;
@@ -282,26 +299,29 @@ impl WaitingSender {
         Ok(sender)
     }
 
-    /// To be called when [its descriptor](Self::fd) was readable: whether it was sent away, in the middle of a body perhaps.
+    /// To be called when it [was woken](Self::awaited): whether it was sent away, in the middle of a body perhaps.
     #[must_use]
     pub fn is_sent_away(&self) -> bool {
-        matches!(self.fifo.is_removed(), Ok(true))
+        matches!(self.sleeper.is_removed(), Ok(true))
     }
 
     /// Why it was: [`Denied::Removed`] or [`Denied::NotTheGuest`].
     #[must_use]
-    pub fn why_sent_away(&self) -> Denied {
-        self.way.why()
+    pub async fn why_sent_away(&self) -> Denied {
+        at_disk(|| self.way.why()).await
     }
 
     /// Its body is delivered: the session counts as used now.
-    pub fn finish(self) {
-        let Self { fifo, way } = self;
-        drop(fifo);
-        // It is delivered, whatever becomes of this note.
-        if let Err(Denied::Failed(error)) = way.lock().and_then(|session| Ok(session.folder.touch()?)) {
-            error.log();
-        }
+    pub async fn finish(self) {
+        let Self { sleeper, way } = self;
+        at_disk(|| {
+            drop(sleeper);
+            // It is delivered, whatever becomes of this note.
+            if let Err(Denied::Failed(error)) = way.lock().and_then(|session| Ok(session.folder.touch()?)) {
+                error.log();
+            }
+        })
+        .await;
     }
 }
 

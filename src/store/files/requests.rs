@@ -2,7 +2,7 @@
 //!
 //! A request is a file: in `waiting`, until a far end claims it, then in `given`, until its answer begins. Its client
 //! waits as the [receiver](super::ends::Receiver) of a pipe whose receipt that file is: it stands after the numbers. So a
-//! request whose client was killed is known by a FIFO that nobody has open, and whoever comes upon it removes it. The
+//! request whose client was killed is known by what that slept on, and whoever comes upon it removes it. The
 //! client itself looks after its request: it is the one that wakes another far end, or has the request given back. How
 //! often it has been claimed stands in the file too, before the request.
 //!
@@ -11,13 +11,15 @@
 //! removes it, and takes its other names away too once the client has the head: nothing on the disk belongs to an answer
 //! that is under way. The lock is for making the folders and for removing them.
 
-use super::ends::{Incoming, RECEIPT_SIZE, Receiver, ReceiverPaths};
+use super::ends::{Called, Incoming, Receiver};
 use super::folder::Folder;
-use super::wake::{call, call_and_remove, is_heard, knock, open_to_knock};
+use super::receipt::{RECEIPT_SIZE, ReceiverPaths};
+use super::wake::{call, call_and_remove, is_heard};
 use super::{Error, Files, Kind, identity_at, if_there, make_dir, names, remove_dir, remove_file};
 use crate::ptth::ServerName;
 use crate::store::requests::{MOST_CLAIMS, Patience, Progress, PtthServers, RequestId};
 use crate::wake::Ready;
+use crate::workers::at_disk;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -45,7 +47,7 @@ pub(super) struct ServerRecord {
 /// The requests of one server.
 #[derive(Clone)]
 pub(super) struct Requests {
-    files: Files,
+    pub(super) files: Files,
     server: ServerName,
     path: PathBuf,
 }
@@ -114,7 +116,7 @@ impl Requests {
     fn ask(&self, claims: u8, id: &RequestId, request: &[u8], most: u64) -> Result<Option<PendingRequest>, Error> {
         if self.count()? >= most {
             // Some of them may be those of killed clients.
-            tidy(&self.path)?;
+            tidy(&self.files, &self.path)?;
             if self.count()? >= most {
                 return Ok(None);
             }
@@ -122,7 +124,7 @@ impl Requests {
         let pending = self.with_folders(|| {
             let paths = self.paths(id.as_str(), GIVEN);
             let (waiting, given) = (self.path(WAITING).join(id.as_str()), paths.receipt.clone());
-            let receiver = Receiver::make(paths, &[&[claims], request].concat())?;
+            let receiver = Receiver::make(&self.files, paths, &[&[claims], request].concat(), false)?;
             let file = RequestFile { file: File::open(&given)?, waiting, given, is_taken: false };
             std::fs::rename(&file.given, &file.waiting)?;
             let (requests, id) = (self.clone(), id.clone());
@@ -178,25 +180,34 @@ enum State {
 }
 
 impl PendingRequest {
-    /// What becomes readable when there is something to [look](Self::look) at.
+    /// What is ready when there is something to [look](Self::look) at.
     #[must_use]
-    pub fn awaited(&self) -> [Ready<'_>; 2] {
+    pub fn awaited(&self) -> [Option<Ready<'_>>; 2] {
         self.receiver.awaited()
     }
 
-    /// To be called when [a descriptor](Self::awaited) was readable, and no less often than [`Patience::look`]: looks for the
+    /// To be called when [that](Self::awaited) was so, and no less often than [`Patience::look`]: looks for the
     /// answer. Now and then it looks after the request too: where nobody has it, a far end is woken again, and where one
     /// has had it for too long, it is given back.
     ///
     /// # Errors
     /// When what has come cannot be read, or the state of the request not be seen.
-    pub fn look(&mut self, patience: &Patience) -> Result<Progress, Error> {
-        // Nobody knocks here unless the server is removed. Whoever answers removes the request too.
-        let is_removed = self.receiver.hears();
+    pub async fn look(&mut self, patience: &Patience) -> Result<Progress, Error> {
+        at_disk(|| self.look_now(patience)).await
+    }
+
+    fn look_now(&mut self, patience: &Patience) -> Result<Progress, Error> {
+        let called = self.receiver.called()?;
         match self.receiver.head()? {
             Incoming::Head(head) => Ok(Progress::Begins(head)),
             Incoming::SenderLeft => self.broken_off(),
-            Incoming::Nothing if is_removed => Ok(Progress::ServerRemoved),
+            // Whoever answers removes the request too, but does not call.
+            Incoming::Nothing if called == Called::Away => Ok(Progress::ServerRemoved),
+            // For an answer that comes to another process.
+            Incoming::Nothing if called == Called::ByOthers => {
+                self.receiver.admit_others()?;
+                Ok(Progress::Waits)
+            }
             Incoming::Nothing if self.last_look.elapsed() < patience.look => Ok(Progress::Waits),
             Incoming::Nothing => {
                 self.last_look = Instant::now();
@@ -248,8 +259,8 @@ impl PendingRequest {
     ///
     /// # Errors
     /// When that cannot be seen.
-    pub fn is_being_answered(&self) -> Result<bool, Error> {
-        Ok(self.state()? == State::Answered)
+    pub async fn is_being_answered(&self) -> Result<bool, Error> {
+        Ok(at_disk(|| self.state()).await? == State::Answered)
     }
 
     /// Asks once more, after the answer has broken off: nobody can claim what is left of this one. The far ends that have
@@ -257,8 +268,8 @@ impl PendingRequest {
     ///
     /// # Errors
     /// As for [asking](crate::store::Store::ask).
-    pub fn ask_again(&self, id: &RequestId, request: &[u8], most: u64) -> Result<Option<Self>, Error> {
-        self.requests.ask(claims(&self.file.file)?, id, request, most)
+    pub async fn ask_again(&self, id: &RequestId, request: &[u8], most: u64) -> Result<Option<Self>, Error> {
+        at_disk(|| self.requests.ask(claims(&self.file.file)?, id, request, most)).await
     }
 
     /// To be called once the answer has begun: the way to its bytes.
@@ -292,20 +303,21 @@ impl Drop for RequestFile {
 
 /// The requests of one server, and nobody else makes their folder or removes it.
 pub(super) struct LockedRequests {
+    files: Files,
     folder: Folder<ServerRecord>,
     record: Option<ServerRecord>,
 }
 
 impl LockedRequests {
-    pub(super) fn read(folder: Folder<ServerRecord>) -> Result<Self, Error> {
+    pub(super) fn read(files: &Files, folder: Folder<ServerRecord>) -> Result<Self, Error> {
         let record = folder.read()?;
-        Ok(Self { folder, record })
+        Ok(Self { files: files.clone(), folder, record })
     }
 
     /// Whether a client or a far end waits. Removes what killed ones have left behind.
     fn is_in_use(&self) -> Result<bool, Error> {
         let path = self.folder.path();
-        tidy(path)?;
+        tidy(&self.files, path)?;
         Ok(is_heard(&path.join(LISTENERS))? || !names(&path.join(CLIENTS))?.is_empty())
     }
 
@@ -333,9 +345,11 @@ impl LockedRequests {
         for folder in FOLDERS {
             for name in names(&path.join(folder))? {
                 let paths = paths_of(path, &name, folder);
-                let client = open_to_knock(&paths.receiver).ok().flatten();
+                let client = self.files.find_sleeper(&paths.receiver).ok().flatten();
                 paths.remove()?;
-                client.iter().for_each(knock);
+                if let Some(client) = client {
+                    self.files.knock_at(&client);
+                }
             }
             if !remove_dir(&path.join(folder))? {
                 // Somebody has just come. It will see that the server is gone, and the next sweep that it has gone too.
@@ -365,11 +379,11 @@ fn claims(file: &File) -> io::Result<u8> {
 }
 
 /// Removes what killed clients have left behind.
-fn tidy(requests: &Path) -> Result<(), Error> {
+fn tidy(files: &Files, requests: &Path) -> Result<(), Error> {
     for folder in FOLDERS {
         for name in names(&requests.join(folder))? {
             let paths = paths_of(requests, &name, folder);
-            if !paths.are_received()? {
+            if !paths.are_received(files)? {
                 paths.remove()?;
             }
         }
@@ -424,11 +438,11 @@ mod tests {
         let answer = scene.requests.answer(&pending.id).unwrap().unwrap();
         assert!(answer.sender().send_head(b"head", b""));
         let patience = Patience { look: Duration::MAX, claim: Duration::MAX, head: Duration::MAX };
-        assert_eq!(pending.look(&patience).unwrap(), Progress::Begins(b"head".to_vec()));
-        let sender = answer.begin();
+        assert_eq!(pending.look_now(&patience).unwrap(), Progress::Begins(b"head".to_vec()));
+        let sender = crate::gateway::run_blocking(answer.begin());
         assert!(scene.is_empty());
         let receiver = pending.begin();
-        assert!(receiver.wake().is_none() && scene.ask(1).unwrap().is_some(), "it counts no more");
+        assert!(receiver.awaited()[1].is_none() && scene.ask(1).unwrap().is_some(), "it counts no more");
         drop(sender);
     }
 
@@ -441,7 +455,7 @@ mod tests {
             id
         };
         leave(WAITING);
-        assert!(scene.requests.listen().unwrap().claim(10).unwrap().is_empty() && scene.is_empty());
+        assert!(scene.requests.listen().unwrap().claim_now(10).unwrap().is_empty() && scene.is_empty());
         let id = leave(GIVEN);
         assert!(scene.requests.answer(&id).unwrap().is_none());
         assert!(scene.ask(1).unwrap().is_some());
@@ -450,7 +464,7 @@ mod tests {
         let folder = scene.requests.files.open(Kind::Ptth, "s").unwrap().unwrap();
         let server = PtthServer { tripcode: Tripcode::of("key"), display_name: None, listed: false };
         let servers = [(ServerName::new("s").unwrap(), server)].into();
-        LockedRequests::read(folder).unwrap().sweep(&servers).unwrap();
+        LockedRequests::read(&scene.requests.files, folder).unwrap().sweep(&servers).unwrap();
         assert!(scene.is_empty() && scene.requests.path.exists());
     }
 
@@ -460,8 +474,8 @@ mod tests {
         let (_, paths) = scene.leave(WAITING);
         // A FIFO that can be opened as little as one for which there is no file descriptor.
         std::os::unix::fs::symlink(&paths.receiver, &paths.receiver).unwrap();
-        tidy(&scene.requests.path).unwrap_err();
-        scene.requests.listen().unwrap().claim(10).unwrap_err();
+        tidy(&scene.requests.files, &scene.requests.path).unwrap_err();
+        scene.requests.listen().unwrap().claim_now(10).unwrap_err();
         assert!(scene.ask(1).is_err());
         for kept in [&paths.receiver, &paths.data, &paths.receipt] {
             assert!(kept.symlink_metadata().is_ok(), "{} is gone", kept.display());
@@ -482,7 +496,7 @@ mod tests {
             let folder = Folder::try_open_or_make_record(&scene.requests.path, super::super::folder::Shape::Folder)
                 .unwrap()
                 .unwrap();
-            LockedRequests::read(folder).unwrap().sweep(&PtthServers::new()).unwrap();
+            LockedRequests::read(&scene.requests.files, folder).unwrap().sweep(&PtthServers::new()).unwrap();
             scene.requests.path.exists()
         };
         assert!(sweep(), "nobody can say whose it is, and somebody uses it");

@@ -35,12 +35,12 @@ impl Files {
             // Where there is no record to lock, its maker was killed before it wrote one, and the folder is empty: removing
             // it fails unless nobody is about to use it.
             Kind::Pipes => match Folder::try_open(path, shape)? {
-                Some(folder) => LockedPipes::read(folder)?.sweep(policy.settings.pipe_lifetime),
+                Some(folder) => LockedPipes::read(self, folder)?.sweep(policy.settings.pipe_lifetime),
                 None => Ok(remove_dir(path).map(drop)?),
             },
             // Its requests do without the lock, so they may be there without it.
             Kind::Ptth => match Folder::try_open_or_make_record(path, shape)? {
-                Some(folder) => LockedRequests::read(folder)?.sweep(&*self.ptth_servers()?),
+                Some(folder) => LockedRequests::read(self, folder)?.sweep(&*self.ptth_servers()?),
                 None => Ok(remove_dir(path).map(drop)?),
             },
         }
@@ -52,10 +52,12 @@ impl Files {
         match kind {
             Kind::Hosts => Folder::try_open(path, shape)?.map_or(Ok(false), remove_unused),
             Kind::Buses => Folder::try_open(path, shape)?.map_or(Ok(false), |folder| self.remove_unused_bus(folder)),
-            Kind::Pipes => match Folder::try_open(path, shape)?.map(LockedPipes::read).transpose()? {
-                Some(pipes) if pipes.is_unused()? => pipes.remove().map(|()| true),
-                _ => Ok(false),
-            },
+            Kind::Pipes => {
+                match Folder::try_open(path, shape)?.map(|folder| LockedPipes::read(self, folder)).transpose()? {
+                    Some(pipes) if pipes.is_unused()? => pipes.remove().map(|()| true),
+                    _ => Ok(false),
+                }
+            }
             // No stranger makes one.
             Kind::Ptth => Ok(false),
         }

@@ -23,6 +23,10 @@ pub(super) const LEFT_OUT: &str = "left-out";
 /// cheap.
 const WORTH_TRIMMING: u64 = 256 * 1024;
 
+/// What has been given may still be under way, in this process, in the sockets at both ends, or in a web server: so much of
+/// it is kept, however little may wait.
+pub(super) const UNDER_WAY: u64 = 1 << 20;
+
 /// A record's head has about so many bytes.
 const HEAD: u64 = 50;
 
@@ -53,7 +57,10 @@ impl Topic {
     /// # Errors
     /// When the log cannot be opened.
     pub fn end(&self) -> Result<u64, Error> {
-        Ok(Writer::open(&self.log)?.end())
+        let log = Writer::open(&self.log)?;
+        let end = log.end();
+        log.keep(&self.log);
+        Ok(end)
     }
 
     /// The log, made if it is missing, as one that writes to it has it.
@@ -203,11 +210,15 @@ impl OpenTopic<'_> {
         let size = log.size();
         let (after, most) = (size + data.len() as u64 + HEAD, topic.keep.most_of_all);
         topic.files.count_bytes(&topic.log, size, after, most)?;
+        let start = log.end();
         let appended = log.append(time, to, event, data);
         if appended.is_err() {
             topic.files.count_bytes(&topic.log, after, size, most)?;
         }
-        appended
+        let (id, bytes) = appended?;
+        log.keep(&topic.log);
+        topic.files.written(&topic.log, start, bytes);
+        Ok(id)
     }
 }
 

@@ -16,19 +16,6 @@ pub(super) fn knock(way: &OwnedFd) {
     let _ = rustix::io::write(way, &[NEWS]);
 }
 
-/// As [`open_to_knock`]. A FIFO that nobody has open is what a killed process has left: it is removed.
-///
-/// # Errors
-/// When it cannot be seen whether somebody listens. Then nothing is removed.
-pub(super) fn open_to_knock_or_remove(fifo: &Path) -> Result<Option<OwnedFd>, Error> {
-    let way = open_to_knock(fifo)?;
-    if way.is_none() {
-        // Whoever is faster has removed the same thing: its name is never used again.
-        let _ = remove_file(fifo);
-    }
-    Ok(way)
-}
-
 /// Whether somebody has a FIFO open. Nobody is woken.
 ///
 /// # Errors
@@ -199,15 +186,14 @@ mod tests {
         let path = dir.join("fifo");
         assert!(!is_heard(&path).unwrap(), "there is none");
         let fifo = Fifo::make(&path).unwrap();
-        assert!(is_heard(&path).unwrap() && open_to_knock_or_remove(&path).unwrap().is_some());
+        assert!(is_heard(&path).unwrap());
         drop(fifo);
         assert!(!is_heard(&path).unwrap(), "nobody has it open");
         // A link to itself cannot be followed: who has it open is not known.
         let unseen = dir.join("unseen");
         std::os::unix::fs::symlink(&unseen, &unseen).unwrap();
         assert!(is_heard(&unseen).is_err());
-        assert!(open_to_knock_or_remove(&unseen).is_err() && call_and_remove(&unseen, b"!").is_err());
+        assert!(call_and_remove(&unseen, b"!").is_err());
         assert!(unseen.is_symlink(), "and so it stays");
-        assert!(open_to_knock_or_remove(&path).unwrap().is_none() && !path.exists());
     }
 }

@@ -10,10 +10,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 use super::{Serve, Wire, ping, sweep};
 use crate::place::{LONG, everything_below, node_files, records, until};
-use crate::relay::Talk as _;
+use crate::relay::{Call, Relay as _, Talk as _};
 
 /// This process holds the other end of every connection.
-fn raise_descriptor_limit() {
+pub(super) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
     let most = limit.maximum.unwrap_or(u64::MAX);
@@ -95,6 +95,7 @@ fn a_body_that_does_not_come_is_not_waited_for() {
 #[test]
 fn who_comes_when_all_connections_are_taken_is_told_so() {
     let relay = Serve::with(&[("RELAY_MAX_CONNECTIONS", "5")]);
+    let start = Instant::now();
     let mut wires: Vec<_> = (0..5).map(|_| relay.wire()).collect();
     for wire in &mut wires {
         wire.send(ping(7));
@@ -114,6 +115,9 @@ fn who_comes_when_all_connections_are_taken_is_told_so() {
         reply.expect_error(503);
         wire.expect_end();
     }
+    let told = relay.log().matches("a connection was refused: there are 5 connections (RELAY_MAX_CONNECTIONS)").count();
+    let minutes = start.elapsed().as_secs() / 60;
+    assert!((1..=1 + minutes).contains(&(told as u64)), "{told} lines in the log, and at most one a minute is right");
     // Those who are in are served all the same.
     for wire in &mut wires {
         wire.send(ping(8));
@@ -262,4 +266,118 @@ fn who_is_refused_takes_no_descriptor_from_those_who_are_connected() {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+#[test]
+fn a_descriptor_limit_that_is_too_low_is_told_at_start() {
+    let relay = Serve::with(&[("RELAY_MAX_CONNECTIONS", "1000000000")]);
+    let log = relay.log();
+    let told = log
+        .lines()
+        .find(|line| line.contains("descriptors (ulimit -n) are enough for"))
+        .unwrap_or_else(|| panic!("{log}"));
+    assert!(told.ends_with("1000000000 need 1142857142"), "{told}");
+}
+
+/// What waits for a host is in its log; and so is what is on its way to it, in the sockets at both ends, which is more than
+/// may wait here.
+#[test]
+fn a_host_that_read_nothing_and_comes_back_misses_nothing() {
+    let relay =
+        Serve::with(&[("RELAY_MAX_QUEUE", "1000000"), ("RELAY_MESSAGE_LIFETIME", "600"), ("RELAY_GRACE", "30")]);
+    let host = relay.host("");
+    let mut silent = relay.open_wire(&host.token);
+    let begin = silent.hear_text("\n\n");
+    let last = begin.split("id: ").nth(1).and_then(|rest| rest.lines().next()).expect("an id").to_owned();
+    let token = relay.join(&host.id);
+    let text = "x".repeat(4000);
+    let mut answered = Vec::new();
+    // Again and again: what is read of the log makes room for more.
+    let mut refused = 0;
+    for number in 0..3000 {
+        match relay.send(&token, format!("\"{number} {text}\"")).status {
+            200 => answered.push(number),
+            429 => refused += 1,
+            status => panic!("{status}"),
+        }
+        if refused > 20 {
+            break;
+        }
+    }
+    assert!(refused > 20 && answered.len() > 200, "the queue is full after {} messages", answered.len());
+    drop(silent);
+    let mut stream = relay.resume(&host.token, &last);
+    for number in answered {
+        let body = stream.body();
+        let text = body.as_str().expect("a message, and no loss");
+        assert_eq!(text.split(' ').next(), Some(&*number.to_string()));
+    }
+}
+
+/// How much memory of its own the server has, in KiB.
+fn memory(relay: &Serve) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", relay.pid().as_raw_nonzero())).expect("the server runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux tells it");
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn two_hundred_readers_that_take_nothing_of_a_full_bus_cost_little_and_are_sent_away() {
+    const READERS: usize = 200;
+    // TCP itself gives up after a minute.
+    let relay = Serve::with(&[("RELAY_KEEP_ALIVE", "600"), ("RELAY_MESSAGE_LIFETIME", "25")]);
+    let ask = |wire: &mut Wire, path: &str, body: &str| {
+        let length = body.len();
+        wire.send(format!("POST {path} HTTP/1.1\r\nHost: relay\r\nContent-Length: {length}\r\n\r\n{body}"));
+        wire.answer()
+    };
+    let greet = || {
+        let mut wire = relay.wire();
+        wire.send("GET /bus/full HTTP/1.1\r\nHost: relay\r\n\r\n");
+        wire.answer_to("GET").expect(200).json()["user"].to_string()
+    };
+    let (mut wire, text, mut count) = (relay.wire(), "x".repeat(10_000), 0);
+    while count < 2000 {
+        // The last quarter is for those who have said little.
+        let user = greet();
+        let before = count;
+        while ask(&mut wire, &format!("/bus/full?user={user}"), &format!("\"{count} {text}\"")).status == 200 {
+            count += 1;
+        }
+        if count < before + 10 {
+            break;
+        }
+    }
+    assert!(count > 500, "the bus is full of {count} messages");
+    let poll = format!("/bus/full?id=0&user={}", greet());
+    let whole = relay.call(&Call {
+        method: "GET",
+        path_info: "/bus/full",
+        query: poll.split_once('?').unwrap().1,
+        ..Call::default()
+    });
+    assert!(whole.expect(200).json().as_array().unwrap().len() >= count / 2, "one JSON document");
+    let before = memory(&relay);
+    let start = Instant::now();
+    let mut readers: Vec<_> = (0..READERS)
+        .map(|_| {
+            let mut wire = relay.wire();
+            rustix::net::sockopt::set_socket_recv_buffer_size(&wire.socket, 4096).unwrap();
+            wire.send(format!("GET {poll} HTTP/1.1\r\nHost: relay\r\n\r\n"));
+            wire
+        })
+        .collect();
+    // Each has its answer's beginning, and takes no more.
+    for wire in &mut readers {
+        wire.hear_text("HTTP/1.1 200");
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let most = before + (READERS as u64) * 64 + 4096;
+    assert!(memory(&relay) < most, "{before} KiB, and then {} KiB", memory(&relay));
+    let connections = || counts(&relay)[1];
+    let open = connections();
+    assert!(open >= READERS, "{open} descriptors");
+    until("they are sent away", LONG, || connections() < READERS / 2);
+    let time = start.elapsed();
+    assert!(time > Duration::from_secs(15) && time < Duration::from_secs(50), "{time:?}");
 }

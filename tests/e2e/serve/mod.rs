@@ -7,8 +7,10 @@ mod life;
 mod listen;
 mod malformed;
 mod operator;
+mod order;
 mod proxied;
 mod silence;
+mod stalls;
 
 use std::fmt::Write as _;
 use std::fs::{self, File};

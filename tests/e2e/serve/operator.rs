@@ -15,7 +15,7 @@ use crate::relay::Talk as _;
 
 /// It ends with this code, and says why in one sentence that has these words in it.
 #[track_caller]
-fn expect_failure(arguments: &[&str], code: i32, words: &[&str]) {
+pub fn expect_failure(arguments: &[&str], code: i32, words: &[&str]) {
     let (ended, said) = run(&mut program(arguments));
     assert_eq!(ended, Some(code), "{arguments:?}: {said}");
     let mut lines = said.lines();

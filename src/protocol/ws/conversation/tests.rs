@@ -75,7 +75,7 @@ impl Running {
         client.set_read_timeout(Some(LONG)).unwrap();
         (&client).write_all(early).unwrap();
         std::thread::spawn(move || {
-            let member = Member::enter(settings, &BusName::new("b").unwrap()).unwrap();
+            let member = run_blocking(Member::enter(settings, &BusName::new("b").unwrap())).unwrap();
             let (input, mut out) = cgi::over(Box::leak(Box::new(ours)));
             let conversation = Conversation::new(input, member, handler(), out.is_own());
             run_blocking(conversation.run(&mut *out, &Visitor::default(), "key"));

@@ -4,7 +4,7 @@ use super::super::folder::beside;
 use super::super::log::reader::Reader;
 use super::super::members::{Cursor, Slot, Table};
 use super::super::node::{Wakeup, topic_of};
-use super::super::{Error, Files, Kind, identity, identity_at};
+use super::super::{Error, FileIdentity, Files, Kind};
 use super::{Bus, BusRecord, MEMBERS, Waiting, touch_after};
 use crate::clock::{has_passed, is_recent};
 use crate::config::Settings;
@@ -13,6 +13,9 @@ use crate::store::buses::{BusEvent, BusName, Message, Refused, User};
 use crate::wake::Ready;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// How much a poll takes from the log at once.
+const POLL_SIZE: usize = 16 * 1024;
 
 /// Reads a bus, without its lock.
 pub struct BusReader {
@@ -33,34 +36,37 @@ pub struct BusReader {
 /// A reader's line among those that wait, and what wakes it. The line goes with it.
 struct Subscription {
     wakeup: Wakeup,
+    /// Where its table stands, and which file that is. It is not kept open: there may be thousands of readers.
     path: PathBuf,
-    members: Table<Waiting>,
+    members: FileIdentity,
     slot: Slot,
     key: String,
 }
 
 impl Subscription {
-    /// Whether somebody has removed it.
-    fn is_lost(&self) -> Result<bool, Error> {
-        Ok(identity_at(&self.path)? != Some(identity(&self.members.file().metadata()?)) || !self.is_own()?)
-    }
-
-    fn is_own(&self) -> Result<bool, Error> {
-        Ok(self.members.get(self.slot)?.is_some_and(|entry| entry.line.key == self.key))
+    /// The table, as long as its line stands there; `None` where somebody has removed it.
+    fn members(&self) -> Result<Option<Table<Waiting>>, Error> {
+        let members = Table::<Waiting>::open(&self.path)?.filter(|members| members.identity() == self.members);
+        let Some(members) = members else { return Ok(None) };
+        let is_own = members.get(self.slot)?.is_some_and(|entry| entry.line.key == self.key);
+        Ok(is_own.then_some(members))
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        if matches!(self.is_own(), Ok(true)) {
-            let _ = self.members.free(self.slot);
+        if let Ok(Some(members)) = self.members() {
+            let _ = members.free(self.slot);
         }
     }
 }
 
 impl Files {
     pub fn read(&self, name: &BusName, after: u64, user: User, settings: &Settings) -> Result<BusReader, Refused> {
-        Ok(self.bus_of(name, user, settings)?.reader(name, Some(after), Some(user))?)
+        let mut reader = self.bus_of(name, user, settings)?.reader(name, Some(after), Some(user))?;
+        // Readers that have not taken their answers are many and slow.
+        reader.log.take_at_once(POLL_SIZE);
+        Ok(reader)
     }
 
     pub fn subscribe(
@@ -128,7 +134,7 @@ impl Bus<'_> {
         let line = Waiting { key: key.clone(), node: wakeup.node().to_owned() };
         let slot = members.insert(&line, Cursor::default())?;
         wakeup.stand_at(slot);
-        Ok(Subscription { wakeup, path, members, slot, key })
+        Ok(Subscription { wakeup, members: members.identity(), path, slot, key })
     }
 
     /// How many readers wait. What killed ones have left is removed.
@@ -198,7 +204,12 @@ impl BusReader {
                     if std::mem::take(has_lost) {
                         take(BusEvent::Lost(before));
                     }
-                    take(BusEvent::Message(Message { id: record.id, user: from, data: record.data }));
+                    take(BusEvent::Message(Message {
+                        id: record.id,
+                        user: from,
+                        data: record.data,
+                        made: record.made,
+                    }));
                 }
             },
         )?;
@@ -247,7 +258,7 @@ impl BusReader {
         let is_lost = match &mut self.subscription {
             Some(subscription) => {
                 self.may_have_more |= subscription.wakeup.mend()?;
-                subscription.is_lost()?
+                subscription.members()?.is_none()
             }
             None => true,
         };

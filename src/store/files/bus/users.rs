@@ -55,10 +55,10 @@ impl Bus<'_> {
 
     /// What is kept of a registered user; `None` where there is no such one.
     pub(super) fn registered(&self, user: User) -> Result<Option<Entry<Registered>>, Error> {
-        match self.users()? {
-            Some(users) if user.is_registered() => users.find(&user.0.to_string()),
-            _ => Ok(None),
+        if !user.is_registered() {
+            return Ok(None);
         }
+        self.users()?.map_or(Ok(None), |users| users.find(&user.0.to_string()))
     }
 
     /// Whether this bus has given out the number. A registered user that has not been seen for as long as the bus may be

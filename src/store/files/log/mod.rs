@@ -17,7 +17,9 @@ pub(super) mod writer;
 
 use super::members::Slot;
 use crate::clock::now_ms;
+use crate::store::made::Made;
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 const HEADER_START: &str = "uhst-relay log ";
@@ -93,11 +95,13 @@ pub(super) struct Record<'a> {
     /// When it was written, milliseconds since 1970.
     pub time: u64,
     /// Whom it is for.
-    pub to: Address,
+    pub to: &'a Address,
     /// The event's type.
     pub event: &'a str,
     /// The event's data.
     pub data: &'a str,
+    /// What is made of it, where others read it too.
+    pub made: Option<&'a Made>,
 }
 
 /// The beginning of a record: as much as tells whether it is to be read.
@@ -126,8 +130,20 @@ fn digits(text: &[u8]) -> Option<u64> {
     is_number.then(|| std::str::from_utf8(text).ok()?.parse().ok())?
 }
 
-/// Takes one line apart, without its end. `None` for anything that no writer wrote.
-fn parse_line(line: &[u8], id: u64) -> Option<Record<'_>> {
+/// A line that holds a record, taken apart.
+struct Line {
+    id: u64,
+    time: u64,
+    to: Address,
+    /// Where its event's type and its data are in the piece.
+    event: Range<usize>,
+    data: Range<usize>,
+    made: Made,
+}
+
+/// Takes one line apart, which stands at `start` in `bytes` and ends at `end`. `None` for anything that no writer wrote.
+fn parse_line(bytes: &[u8], start: usize, end: usize, id: u64) -> Option<Line> {
+    let line = &bytes[start..end];
     // A CR would end a line of the event stream, and NUL is what a crashed file system leaves behind.
     if memchr::memchr2(b'\r', 0, line).is_some() {
         return None;
@@ -139,7 +155,9 @@ fn parse_line(line: &[u8], id: u64) -> Option<Record<'_>> {
     let to = Address::parse(words.next()?)?;
     let (event, data) = (words.next()?, words.next()?);
     let is_record = !event.is_empty() && length == line.len() as u64 + 1;
-    is_record.then_some(Record { id, time, to, event, data })
+    let data = end - data.len()..end;
+    let event = data.start - 1 - event.len()..data.start - 1;
+    is_record.then(|| Line { id, time, to, event, data, made: Made::default() })
 }
 
 fn parse_header(header: &[u8]) -> Option<u64> {
@@ -170,7 +188,7 @@ mod tests {
     pub(super) const ALL: Address = Address::All { generation: 0, except: Vec::new() };
 
     pub(super) fn append(path: &std::path::Path, data: &str) -> u64 {
-        Writer::open(path).unwrap().append(1, &ALL, "message", data).unwrap()
+        Writer::open(path).unwrap().append(1, &ALL, "message", data).unwrap().0
     }
 
     /// The ids and the data of what is still to be read.

@@ -2,7 +2,7 @@
 
 use super::super::if_there;
 use super::recent::{Piece, Recent};
-use super::{Address, HEADER_LEN, HEADER_SIZE, Record, digits, parse_head, parse_header, parse_line};
+use super::{Address, HEADER_LEN, HEADER_SIZE, Record, digits, parse_head, parse_header};
 use rustix::buffer::spare_capacity;
 use rustix::io::{pread, retry_on_intr};
 use std::fs::File;
@@ -28,13 +28,16 @@ pub struct Reader {
     has_lost: bool,
     /// What others of this process read too.
     recent: Option<Arc<Recent>>,
+    /// How much it takes from the file at once.
+    size: usize,
 }
 
 impl Reader {
     /// Opens a log that a [`Writer`] has made, to read what comes after `position`. A position that is not in it (from a
     /// log that was lost) means its beginning.
     pub fn open(path: &Path, position: u64) -> io::Result<Self> {
-        let mut reader = Self { path: path.to_owned(), base: 0, position, has_lost: false, recent: None };
+        let mut reader =
+            Self { path: path.to_owned(), base: 0, position, has_lost: false, recent: None, size: READ_SIZE };
         let file = reader.file()?;
         if !reader.is_record_end(&file, position)? {
             reader.position = reader.base;
@@ -101,6 +104,11 @@ impl Reader {
         Ok(file.read_at(&mut byte, offset)? == 1 && byte == *b"\n")
     }
 
+    /// Has it take so much at once, if that is a whole record.
+    pub fn take_at_once(&mut self, size: usize) {
+        self.size = size;
+    }
+
     /// Has it read what others of this process have read already of the log at this path.
     pub fn share(&mut self, recent: impl FnOnce(&Path) -> Option<Arc<Recent>>) {
         self.recent = recent(&self.path);
@@ -151,7 +159,14 @@ impl Reader {
             }
         }
         // What is left is little enough to be read.
-        let mut rest = Self { path: self.path.clone(), base: self.base, position: dead, has_lost: false, recent: None };
+        let mut rest = Self {
+            path: self.path.clone(),
+            base: self.base,
+            position: dead,
+            has_lost: false,
+            recent: None,
+            size: READ_SIZE,
+        };
         let (bytes, _) = rest.whole_lines(&file, &mut |_| true)?;
         let mut id = dead;
         for line in bytes.get(1..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
@@ -194,32 +209,13 @@ impl Reader {
 
     /// Reads the next whole records, as many as one read gives, and gives each to `take` whose address `wants` says yes to.
     /// False when there were no more than these, or no log.
-    ///
-    /// A line that is no record is passed over: what a stranger put there must not stop what comes after it.
-    pub fn read(
-        &mut self,
-        mut wants: impl FnMut(&Address) -> bool,
-        mut take: impl FnMut(Record<'_>),
-    ) -> io::Result<bool> {
+    pub fn read(&mut self, mut wants: impl FnMut(&Address) -> bool, take: impl FnMut(Record<'_>)) -> io::Result<bool> {
         let Some(piece) = self.piece(&mut wants)? else { return Ok(false) };
         if piece.end == self.position {
             return Ok(false);
         }
-        let bytes = &piece.bytes;
-        // The first line end is that of what was taken before.
-        let mut start = 1;
-        for end in memchr::memchr_iter(b'\n', bytes).skip(1) {
-            let line = &bytes[start..end];
-            start = end + 1;
-            self.position += line.len() as u64 + 1;
-            match parse_line(line, self.position) {
-                Some(record) if wants(&record.to) => take(record),
-                Some(_) => {}
-                // What was dropped on a full disk is a hole, which begins within one record and ends within another.
-                None if line.contains(&0) => self.has_lost = true,
-                None => say!("uhst-relay: a log holds a line that is no record; it is passed over"),
-            }
-        }
+        (self.position, self.has_lost) = (piece.end, self.has_lost | piece.has_hole);
+        piece.records(self.recent.is_some()).filter(|record| wants(record.to)).for_each(take);
         let has_more = |recent: &Arc<Recent>| recent.knocks() != piece.knocks;
         Ok(!piece.is_end || self.recent.as_ref().is_some_and(has_more))
     }
@@ -239,12 +235,10 @@ impl Reader {
             other => other?,
         };
         let (mut bytes, is_end) = self.whole_lines(&file, wants)?;
-        let start = self.position;
-        let end = start + bytes.len().saturating_sub(1) as u64;
         if self.recent.is_some() {
             bytes.shrink_to_fit();
         }
-        let piece = Arc::new(Piece { start, end, bytes, is_end, knocks });
+        let piece = Arc::new(Piece::new(self.position, bytes, is_end, knocks));
         if let Some(recent) = &self.recent {
             recent.keep(&piece);
         }
@@ -254,7 +248,7 @@ impl Reader {
     /// The lines after the position, with their ends and the line end before them, and whether there were no more.
     fn whole_lines(&mut self, file: &File, wants: &mut impl FnMut(&Address) -> bool) -> io::Result<(Vec<u8>, bool)> {
         // Where no line ends before it, this reader has never been.
-        let mut bytes = Vec::with_capacity(READ_SIZE);
+        let mut bytes = Vec::with_capacity(self.size);
         loop {
             let got = match self.offset_before(self.position) {
                 Some(offset) => {

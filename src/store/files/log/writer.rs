@@ -1,26 +1,42 @@
 //! Appending to a log, and dropping what is dead from its beginning.
 
-use super::super::{Error, if_there, remove_file};
+use super::super::kept::Kept;
+use super::super::{Error, FileIdentity, identity, if_there, remove_file};
 use super::{Address, HEADER_LEN, HEADER_SIZE, LENGTH_SIZE, header, new_base, parse_header};
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 /// A log as a writer has it, under the lock of its owner (which the caller holds).
 pub struct Writer {
     file: File,
+    identity: FileIdentity,
     base: u64,
     size: u64,
+}
+
+/// The logs that were written to last.
+static KEPT: Kept<Writer> = Kept::new();
+
+/// Closes those that nobody has written to since this was called last.
+pub fn close_unused() {
+    KEPT.close_unused();
 }
 
 impl Writer {
     /// Opens the log, makes it where it is missing, and mends what a killed writer or a stranger left in it.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        if let Some(kept) = KEPT.take(path)
+            && let Some(current) = kept.current(path)?
+        {
+            return Ok(current);
+        }
         let Some(file) = if_there(OpenOptions::new().read(true).append(true).open(path))? else {
             return Ok(Self::create(path)?);
         };
-        let size = file.metadata()?.len();
+        let metadata = file.metadata()?;
+        let size = metadata.len();
         let mut head = [0; HEADER_SIZE];
         match file.read_exact_at(&mut head, 0) {
             // It is not the log that is damaged; what it holds is not to be given up for that.
@@ -28,7 +44,7 @@ impl Writer {
             _ => {}
         }
         if let Some(base) = parse_header(&head) {
-            let mut writer = Self { file, base, size };
+            let mut writer = Self { file, identity: identity(&metadata), base, size };
             writer.cut_torn_tail()?;
             return Ok(writer);
         }
@@ -46,9 +62,28 @@ impl Writer {
         Self::begin(file)
     }
 
+    /// Keeps it open for the next one that writes to the log.
+    pub fn keep(self, path: &Path) {
+        KEPT.keep(path, self);
+    }
+
+    /// As the log is now, unless there is another one.
+    fn current(mut self, path: &Path) -> io::Result<Option<Self>> {
+        let there = if_there(std::fs::metadata(path))?;
+        let Some(there) = there.filter(|there| identity(there) == self.identity && there.len() >= self.size) else {
+            return Ok(None);
+        };
+        if there.len() > self.size {
+            // Another process has written to it.
+            self.size = there.len();
+            self.cut_torn_tail()?;
+        }
+        Ok(Some(self))
+    }
+
     fn begin(file: File) -> io::Result<Self> {
-        let mut writer = Self { file, base: new_base(), size: 0 };
-        writer.write_whole(&[header(writer.base).as_bytes()])?;
+        let mut writer = Self { identity: identity(&file.metadata()?), file, base: new_base(), size: 0 };
+        writer.write_whole(header(writer.base).as_bytes())?;
         Ok(writer)
     }
 
@@ -80,20 +115,19 @@ impl Writer {
         Ok(())
     }
 
-    /// One `writev`; a short one (the disk is full) is taken back, so that no reader ever sees half a record.
-    fn write_whole(&mut self, pieces: &[&[u8]]) -> io::Result<()> {
-        let (before, size) = (self.size, pieces.iter().map(|piece| piece.len()).sum::<usize>());
-        let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    /// One `write`; a short one (the disk is full) is taken back, so that no reader ever sees half a record.
+    fn write_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let before = self.size;
         let outcome = loop {
-            match self.file.write_vectored(&slices) {
-                Ok(written) if written == size => break Ok(()),
+            match (&self.file).write(bytes) {
+                Ok(written) if written == bytes.len() => break Ok(()),
                 Ok(_) => break Err(io::ErrorKind::StorageFull.into()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break Err(error),
             }
         };
         match outcome {
-            Ok(()) => self.size += size as u64,
+            Ok(()) => self.size += bytes.len() as u64,
             Err(_) => self.truncate(before)?,
         }
         outcome
@@ -114,14 +148,15 @@ impl Writer {
         self.size
     }
 
-    /// Appends a record of this time (ms since 1970), and gives it its id.
-    pub fn append(&mut self, time: u64, to: &Address, event: &str, data: &str) -> Result<u64, Error> {
+    /// Appends a record of this time (ms since 1970), and gives it its id. Also what was written, with the
+    /// line end before it.
+    pub fn append(&mut self, time: u64, to: &Address, event: &str, data: &str) -> Result<(u64, Vec<u8>), Error> {
         debug_assert!(!event.contains([' ', '\n', '\r']) && !data.contains(['\n', '\r', '\0']));
         let head = format!(" {time} {to} {event} ");
         let length = LENGTH_SIZE + head.len() + data.len() + 1;
-        let length = format!("{length:0LENGTH_SIZE$}");
-        self.write_whole(&[length.as_bytes(), head.as_bytes(), data.as_bytes(), b"\n"])?;
-        Ok(self.end())
+        let bytes = format!("\n{length:0LENGTH_SIZE$}{head}{data}\n").into_bytes();
+        self.write_whole(&bytes[1..])?;
+        Ok((self.end(), bytes))
     }
 
     /// Drops everything up to the id `keep_from` (a record's end): what follows it moves to a new file, which takes

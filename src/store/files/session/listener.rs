@@ -6,16 +6,17 @@ use super::super::log::reader::Reader;
 use super::super::members::{Cursor, Entry, Slot, Table};
 use super::super::node::{Cause, Wakeup};
 use super::super::topic::{LEFT_OUT, MESSAGE, is_for, milliseconds, oldest};
-use super::super::{Error, Files, identity, identity_at, if_there, read_small};
+use super::super::{Error, FileIdentity, Files, identity, if_there, modified, read_small};
 use super::intentions::missing;
 use super::{MEMBERS, Member, Session, SessionRecord, host_key, presence};
-use crate::clock::now_ms;
+use crate::clock::{is_recent, now_ms};
 use crate::store::sessions::{Event, Party, Policy, Refused, Standing};
 use crate::wake::Ready;
 use std::fmt;
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 /// A recipient that listens. As long as this lives, it is present.
 pub struct Listener {
@@ -23,7 +24,8 @@ pub struct Listener {
     party: Party,
     /// Where the record of its session stands.
     record: PathBuf,
-    table: Table<Member>,
+    /// Which file its table is. It is not kept open: there may be thousands of listeners.
+    members: FileIdentity,
     slot: Slot,
     key: String,
     generations: RangeInclusive<u32>,
@@ -51,6 +53,21 @@ pub struct Listener {
     may_have_more: bool,
     /// For how many rounds its session has been missing.
     missing: u32,
+    /// When its table and its record were written last, if there is nothing new to be told as long as they stay so.
+    quiet_since: Option<(SystemTime, SystemTime)>,
+}
+
+/// Whether there is something to tell of peers.
+enum News {
+    Now,
+    /// There may be, without a word in the session's files.
+    Perhaps,
+    None,
+}
+
+/// Whether whatever is written from now on is written later than then, by the clock of the file system.
+fn is_past(written: SystemTime) -> bool {
+    !is_recent(written, Duration::from_secs(1))
 }
 
 /// A position that others of the process see is written once it is so many bytes behind.
@@ -133,14 +150,14 @@ impl Session<'_> {
         self.table()?.put(member.slot, &member.line, member.cursor)?;
         wakeup.note(member.cursor);
         wakeup.stand_at(member.slot);
-        let table = self.table.take().ok_or(Error::Busy)?;
+        let members = self.table()?.identity();
         let words = self.policy.words;
         let id = party.client.as_ref().map_or(party.host.as_str(), |client| client.as_str());
         Ok(Listener {
             files: self.files.clone(),
             party: party.clone(),
             record: self.folder.path().to_owned(),
-            table,
+            members,
             slot: member.slot,
             generations: member.line.generations(),
             key: member.line.key,
@@ -158,6 +175,7 @@ impl Session<'_> {
             lost_event: (words.event, words.of(words.messages_lost, id)),
             may_have_more: true,
             missing: 0,
+            quiet_since: None,
         })
     }
 }
@@ -204,7 +222,7 @@ impl Listener {
         let tell = |loss: &mut Loss, id, take: &mut dyn FnMut(Event<'_>)| {
             if *loss == Loss::Untold {
                 *loss = Loss::Told;
-                take(Event { id, event: lost_event.0, data: &lost_event.1 });
+                take(Event { id, event: lost_event.0, data: &lost_event.1, made: None });
             }
         };
         // A loss is told with the id before what follows it: whoever comes back with that gets what follows.
@@ -229,7 +247,7 @@ impl Listener {
                 } else if record.id > backlog_end || record.time >= oldest {
                     tell(loss, before, &mut take);
                     *loss = Loss::None;
-                    take(Event { id: record.id, event: record.event, data: record.data });
+                    take(Event { id: record.id, event: record.event, data: record.data, made: record.made });
                 } else if *has_resumed {
                     loss.notice();
                 }
@@ -262,8 +280,10 @@ impl Listener {
 
     fn write_cursor(&mut self) -> Result<(), Error> {
         let position = self.delivered;
-        if position != self.noted {
-            self.table.note(self.slot, Cursor { stream: self.stream, position })?;
+        if position != self.noted
+            && let Some(table) = self.table()?
+        {
+            table.note(self.slot, Cursor { stream: self.stream, position })?;
             self.noted = position;
         }
         Ok(())
@@ -274,15 +294,18 @@ impl Listener {
     /// # Errors
     /// When that cannot be seen.
     pub fn standing(&mut self) -> Result<Standing, Error> {
-        Ok(self.look()?.unwrap_or(Standing::Listening))
+        let table = self.table()?;
+        Ok(table.map_or(Ok(None), |table| self.look(&table))?.unwrap_or(Standing::Listening))
+    }
+
+    /// Its table; `None` where that is gone, or another one.
+    fn table(&self) -> Result<Option<Table<Member>>, Error> {
+        Ok(Table::open(&beside(&self.record, MEMBERS))?.filter(|table| table.identity() == self.members))
     }
 
     /// What has become of the place; `None` where somebody has removed files.
-    fn look(&self) -> Result<Option<Standing>, Error> {
-        if identity_at(&beside(&self.record, MEMBERS))? != Some(identity(&self.table.file().metadata()?)) {
-            return Ok(None);
-        }
-        Ok(match self.table.get(self.slot)? {
+    fn look(&self, table: &Table<Member>) -> Result<Option<Standing>, Error> {
+        Ok(match table.get(self.slot)? {
             Some(entry) if entry.line.key != self.key => None,
             // Somebody took it for gone, while its node's files were.
             Some(entry) if entry.line.stream == self.stream && entry.line.ended.is_some() => None,
@@ -301,10 +324,18 @@ impl Listener {
         let is_mended = self.wakeup.mend()?;
         // A sender may have been killed before it knocked.
         self.may_have_more |= self.log.has_more()? || is_mended;
-        let (Some(standing), Some(record)) = (self.look()?, self.read_record()?) else { return self.regain(policy) };
+        // Where there is one listener in a process, a look more or less is no matter.
+        let written = if cfg!(feature = "serve") { self.written()? } else { None };
+        if written.is_some() && self.quiet_since == written && self.delivered == self.noted && !self.may_have_more {
+            return Ok(Standing::Listening);
+        }
+        self.quiet_since = None;
+        let Some(table) = self.table()? else { return self.regain(policy) };
+        let (Some(standing), Some(record)) = (self.look(&table)?, self.read_record()?) else {
+            return self.regain(policy);
+        };
         let standing = if self.is_current(&record) { standing } else { Standing::Over };
         self.missing = 0;
-        self.table.catch_up()?;
         let position = self.log.position();
         // Also what was passed over because it is for others; and where others see it, once it is quiet.
         if standing == Standing::Listening && !self.is_pending {
@@ -314,10 +345,16 @@ impl Listener {
             }
         }
         self.tended_at = position;
-        if standing == Standing::Listening && self.has_news(&record, policy)? {
-            let files = self.files.clone();
-            if let Some(mut session) = files.session(&self.party.host, policy)? {
-                if self.party.client.is_none() { session.tell_all()? } else { session.tell_of_host()? }
+        if standing == Standing::Listening {
+            match self.news(&table, &record, policy)? {
+                News::Now => {
+                    let files = self.files.clone();
+                    if let Some(mut session) = files.session(&self.party.host, policy)? {
+                        if self.party.client.is_none() { session.tell_all()? } else { session.tell_of_host()? }
+                    }
+                }
+                News::Perhaps => {}
+                News::None => self.quiet_since = written.filter(|(table, record)| is_past(*table) && is_past(*record)),
             }
         }
         Ok(standing)
@@ -336,22 +373,37 @@ impl Listener {
             || self.key == host_key(record.registration.as_deref())
     }
 
+    /// When its table and its record were written last; `None` where one of them is gone, or another one.
+    fn written(&self) -> Result<Option<(SystemTime, SystemTime)>, Error> {
+        let table = if_there(std::fs::metadata(beside(&self.record, MEMBERS)))?;
+        let Some(table) = table.filter(|table| identity(table) == self.members) else { return Ok(None) };
+        let record = modified(&self.record)?;
+        record.map(|record| Ok((table.modified()?, record))).transpose()
+    }
+
     /// Whether a peer's stream has ended more than the grace ago, or without a word, and this one does not know. A look
     /// without the lock, which holds nobody up.
-    fn has_news(&self, record: &SessionRecord, policy: &Policy<'_>) -> Result<bool, Error> {
+    fn news(&self, table: &Table<Member>, record: &SessionRecord, policy: &Policy<'_>) -> Result<News, Error> {
         let (mut alive, now) = (self.files.alive(), now_ms());
-        let mut is_news = |line: &Member| Ok(presence(line, &mut alive, now)?.is_news(now, policy.settings.grace));
-        if self.party.client.is_some() {
-            let host = self.table.find(&host_key(record.registration.as_deref()))?;
-            return host.map_or(Ok(false), |host| is_news(&host.line));
-        }
-        let clients = self.table.all()?.into_iter().filter(|entry| !entry.line.is_host());
-        for client in clients {
-            if client.line.generations().contains(&record.generation) && is_news(&client.line)? {
-                return Ok(true);
+        let peers = if self.party.client.is_some() {
+            table.find(&host_key(record.registration.as_deref()))?.into_iter().collect()
+        } else {
+            let mut all = table.all()?;
+            all.retain(|entry| !entry.line.is_host() && entry.line.generations().contains(&record.generation));
+            all
+        };
+        let mut news = News::None;
+        for Entry { line, .. } in peers {
+            if presence(&line, &mut alive, now)?.is_news(now, policy.settings.grace) {
+                return Ok(News::Now);
+            }
+            // Another process may be killed, and a grace passes.
+            let is_elsewhere = line.says_it_listens() && !self.files.is_own_node(&line.node);
+            if is_elsewhere || (line.ended.is_some() && !line.told) {
+                news = News::Perhaps;
             }
         }
-        Ok(false)
+        Ok(news)
     }
 
     /// After somebody has removed files under the running stream: makes them anew, unless the host has been registered
@@ -385,8 +437,8 @@ impl Listener {
             member.line.from = member.line.from.min(self.log.position());
         }
         let again = session.begin_to_listen(&self.party, member, Some(self.log.position()))?;
-        let (table, log) = (again.table, again.log);
-        (self.table, self.slot, self.key, self.generations) = (table, again.slot, again.key, again.generations);
+        let (members, log) = (again.members, again.log);
+        (self.members, self.slot, self.key, self.generations) = (members, again.slot, again.key, again.generations);
         (self.stream, self.noted, self.wakeup) = (again.stream, again.noted, again.wakeup);
         self.delivered = again.delivered;
         // What was in the log is gone, and nobody can say what that was.
@@ -420,9 +472,7 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use super::super::super::Kind;
-    use super::super::super::folder::beside;
     use super::super::super::test_dir::TestDir;
-    use super::super::MEMBERS;
     use super::*;
     use crate::config::Settings;
     use crate::protocol::uhst::policy;

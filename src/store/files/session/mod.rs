@@ -14,7 +14,7 @@ use super::folder::{Folder, remove_beside};
 use super::log::Address;
 use super::members::{Cursor, Entry, Slot, Table};
 use super::node::{Alive, Cause, Knock, topic_of};
-use super::topic::{Keep, Topic};
+use super::topic::{Keep, Topic, UNDER_WAY};
 use super::{Error, Files, Kind, UNUSED_TIME};
 use crate::clock::{has_passed_by, is_recent, now_ms};
 use crate::store::error::Full;
@@ -134,11 +134,14 @@ impl<'a> Session<'a> {
 
     fn topic(&self, of_host: bool) -> Topic {
         let settings = self.policy.settings;
-        let (name, most) =
-            if of_host { (HOST, most_told(self.policy).saturating_mul(2)) } else { (CLIENTS, settings.max_topic) };
+        let (name, most) = if of_host {
+            (HOST, most_told(self.policy).saturating_mul(2) + UNDER_WAY)
+        } else {
+            (CLIENTS, settings.max_topic)
+        };
         let keep = Keep {
             lifetime: settings.message_lifetime,
-            given: settings.max_queue,
+            given: settings.max_queue.max(UNDER_WAY),
             most,
             most_of_all: settings.max_data,
         };
@@ -341,10 +344,10 @@ impl<'a> Session<'a> {
             }
             self.topic(of_host).see_messages(|record| {
                 let mut see = |entry: &Entry<Member>| {
-                    let is_its_own = record.id > entry.line.from && entry.wants()(&record.to);
+                    let is_its_own = record.id > entry.line.from && entry.wants()(record.to);
                     is_its_own && promised.insert(entry.slot)
                 };
-                match &record.to {
+                match record.to {
                     Address::One(slot) if unseen.get(slot).is_some_and(|entry| see(entry)) => _ = unseen.remove(slot),
                     Address::One(_) => {}
                     Address::All { .. } => unseen.retain(|_, entry| !see(entry)),

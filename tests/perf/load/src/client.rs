@@ -112,13 +112,20 @@ impl Client {
         self.transmit(key);
     }
 
-    /// Opens the stream of `token` on a connection of its own.
-    pub fn listen(&mut self, token: &str) -> Key {
+    /// Opens a stream on a connection of its own.
+    pub fn listen(&mut self, query: &str) -> Key {
         let key = self.line();
         self.lines[key].stream = Some(Stream::default());
-        let request = self.target.listen(token);
+        let request = self.target.listen(query);
         self.send(key, request);
         key
+    }
+
+    /// Gives a stream's socket to somebody who reads it in another way. Nothing happens here on that connection any more.
+    pub fn release(&mut self, key: Key) -> Result<TcpStream> {
+        let socket = self.lines[key].socket.take().ok_or("the stream has ended")?;
+        epoll::delete(&self.epoll, &socket).map_err(|error| error.to_string())?;
+        Ok(socket)
     }
 
     /// The next thing that happens, or nothing if that is not before `until`.

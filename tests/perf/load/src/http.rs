@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 
 /// Where a relay is.
+#[derive(Clone)]
 pub struct Target {
     pub address: SocketAddr,
     authority: String,
@@ -55,9 +56,9 @@ impl Target {
         )
     }
 
-    /// A whole GET request for the stream of `token`.
-    pub fn listen(&self, token: &str) -> Vec<u8> {
-        let mut head = self.head("GET", &format!("token={token}"));
+    /// A whole GET request for a stream.
+    pub fn listen(&self, query: &str) -> Vec<u8> {
+        let mut head = self.head("GET", query);
         head.push_str("Accept: text/event-stream\r\n\r\n");
         head.into_bytes()
     }

@@ -4,6 +4,7 @@
 //! and does without event ids and without `action=ping` where a relay has none. A host listens before clients join it.
 
 mod client;
+mod fanout;
 mod figures;
 mod http;
 mod relay;
@@ -35,13 +36,15 @@ load TEST URL [--option value]...
   post       send messages to hosts that listen: --hosts N
   oneway     send a message and wait until its event has been read
   roundtrip  send a message to a host, which replies: until the reply's event has been read
-  fanout     a host sends to all its clients: --clients N
   streams    open --streams N, spread --rate R messages a second over them for --seconds S
+  fanout     one sends to --readers N, with --ahead N messages under way: --to uhst (a host to its clients), bus or nchan
+             (URL is that of the bus, or of a nchan_pubsub); a message has arrived when all have it
   websocket  an echo: --connections N, each with --ahead N messages of --size BYTES under way, for --seconds S;
              with --ahead 0 they are only there, and it prints {\"ready\":true} first
 
-All but `streams` and `websocket` take --connections N (requests under way at once), --seconds S or --count N, --warmup N (turns not counted),
-and --runs N: set up once, print {\"ready\":true}, and then measure each time a line comes in, N times at most.
+All but `streams` and `websocket` take --seconds S or --count N, --warmup N (turns not counted), and --runs N: set up once,
+print {\"ready\":true}, and then measure each time a line comes in, N times at most. Those but `fanout` take --connections N:
+requests under way at once.
 All that send messages take --size BYTES.";
 
 fn main() -> ExitCode {
@@ -87,14 +90,41 @@ fn run(arguments: Vec<String>) -> Result<bool> {
         Some(count) => Stop::Count(count.parse().map_err(|_| format!("--count {count}: not a number"))?),
         None => Stop::After(options.seconds("seconds", 2.0)?),
     };
-    let one_at_a_time = matches!(test.as_str(), "oneway" | "roundtrip" | "fanout");
-    let connections = options.number("connections", if one_at_a_time { 1 } else { 4 })?;
-    let plan = Plan { connections, stop, warmup: options.number("warmup", 20)? };
+    let warmup = options.number("warmup", 20)?;
     let runs: Option<usize> = match options.0.remove("runs") {
         Some(count) => Some(count.parse().map_err(|_| format!("--runs {count}: not a number"))?),
         None => None,
     };
-    let mut work: Box<dyn Work> = match test.as_str() {
+    let mut measure: Box<dyn FnMut() -> Result<Value>> = if test == "fanout" {
+        let plan = fanout::Plan { ahead: options.number("ahead", 1)?, stop, warmup, size };
+        let to: String = options.number("to", "uhst".to_owned())?;
+        let mut fanout = fanout::FanOut::new(client, &to, options.number("readers", 10)?)?;
+        Box::new(move || fanout.run(&plan))
+    } else {
+        let one_at_a_time = matches!(test.as_str(), "oneway" | "roundtrip");
+        let plan =
+            Plan { connections: options.number("connections", if one_at_a_time { 1 } else { 4 })?, stop, warmup };
+        let mut work = work(&test, &mut client, &plan, size, &mut options)?;
+        let keys = turns::lines(&mut client, &plan);
+        Box::new(move || turns::run(&mut client, &plan, &keys, work.as_mut()))
+    };
+    options.all_known()?;
+    let Some(runs) = runs else {
+        return print(measure()?, &test, &url);
+    };
+    // What is compared takes turns, and a stream can take seconds to begin: so it is begun before.
+    print(json!({ "ready": true }), &test, &url)?;
+    let mut faultless = true;
+    for line in std::io::stdin().lines().take(runs) {
+        line.map_err(|error| error.to_string())?;
+        faultless &= print(measure()?, &test, &url)?;
+    }
+    Ok(faultless)
+}
+
+/// What the workers of a test do.
+fn work(test: &str, client: &mut Client, plan: &Plan, size: usize, options: &mut Options) -> Result<Box<dyn Work>> {
+    Ok(match test {
         "ping" => Box::new(Ping),
         "request" => Box::new(Request {
             method: options.0.remove("method").unwrap_or_else(|| "POST".to_owned()),
@@ -103,25 +133,11 @@ fn run(arguments: Vec<String>) -> Result<bool> {
             expect: options.number("expect", 200)?,
         }),
         "register" => Box::new(Register),
-        "post" => Box::new(Messages::new(&mut client, &plan, options.number("hosts", 1)?, size, false)?),
-        "oneway" => Box::new(Messages::new(&mut client, &plan, 1, size, true)?),
-        "roundtrip" => Box::new(RoundTrip::new(&mut client, &plan, size)?),
-        "fanout" => Box::new(FanOut::new(&mut client, options.number("clients", 10)?, size)?),
+        "post" => Box::new(Messages::new(client, plan, options.number("hosts", 1)?, size, false)?),
+        "oneway" => Box::new(Messages::new(client, plan, 1, size, true)?),
+        "roundtrip" => Box::new(RoundTrip::new(client, plan, size)?),
         _ => return Err(USAGE.to_owned()),
-    };
-    options.all_known()?;
-    let keys = turns::lines(&mut client, &plan);
-    let Some(runs) = runs else {
-        return print(turns::run(&mut client, &plan, &keys, work.as_mut())?, &test, &url);
-    };
-    // What is compared takes turns, and a stream can take seconds to begin: so it is begun before.
-    print(json!({ "ready": true }), &test, &url)?;
-    let mut faultless = true;
-    for line in std::io::stdin().lines().take(runs) {
-        line.map_err(|error| error.to_string())?;
-        faultless &= print(turns::run(&mut client, &plan, &keys, work.as_mut())?, &test, &url)?;
-    }
-    Ok(faultless)
+    })
 }
 
 /// Prints a report; whether nothing went wrong.
@@ -339,57 +355,6 @@ impl Work for RoundTrip {
         self.replying.insert(line);
         client.send(line, client.target.post(&format!("token={token}"), &delivery.body.body(self.size)));
         Ok(None)
-    }
-
-    fn ledger(&self) -> Option<&Ledger> {
-        Some(&self.ledger)
-    }
-}
-
-/// A host that sends to all its clients at once.
-struct FanOut {
-    token: String,
-    streams: Vec<Key>,
-    ledger: Ledger,
-    inbox: Inbox,
-    size: usize,
-}
-
-impl FanOut {
-    fn new(client: &mut Client, clients: usize, size: usize) -> Result<Self> {
-        let host = relay::register(client, 1)?.remove(0);
-        relay::listen(client, &[&host.host_token])?;
-        let tokens = relay::join(client, &vec![host.host_id.as_str(); clients])?;
-        let streams = relay::listen(client, &tokens.iter().map(String::as_str).collect::<Vec<_>>())?;
-        Ok(Self { token: host.host_token, streams, ledger: Ledger::default(), inbox: Inbox::default(), size })
-    }
-}
-
-impl Work for FanOut {
-    fn begin(&mut self, client: &Client, worker: usize, begun: Instant) -> (Vec<u8>, usize) {
-        let mut n = 0;
-        for &stream in &self.streams {
-            n = self.ledger.send(stream, worker, begun);
-        }
-        let body = Message { from: worker, n }.body(self.size);
-        (client.target.post(&format!("token={}", self.token), &body), self.streams.len())
-    }
-
-    fn answer(&mut self, _key: Key, status: u16, body: &[u8]) -> Result<()> {
-        expect_200(status, body)
-    }
-
-    fn event(
-        &mut self,
-        _client: &mut Client,
-        key: Key,
-        event: &Event,
-        at: Instant,
-    ) -> Result<Option<(usize, Duration)>> {
-        let Some(Message { from, n }) = self.inbox.read(key, event)?.map(|delivery| delivery.body) else {
-            return Ok(None);
-        };
-        Ok(self.ledger.receive(key, from, n, at)?.map(|time| (from, time)))
     }
 
     fn ledger(&self) -> Option<&Ledger> {

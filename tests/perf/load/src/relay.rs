@@ -27,6 +27,11 @@ struct Joined {
     client_token: String,
 }
 
+#[derive(Deserialize)]
+struct Hello {
+    user: u64,
+}
+
 /// A message says who sent it and the how manyeth of this sender it is; the rest fills it up to size.
 #[derive(Deserialize, Serialize, Clone, Copy)]
 pub struct Message {
@@ -117,19 +122,30 @@ fn ask(client: &mut Client, requests: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
     Ok(answers.into_iter().flatten().collect())
 }
 
+/// Says hello to the bus that the client's URL names; the user that it has become.
+pub fn greet(client: &mut Client) -> Result<u64> {
+    let hello = client.target.request("GET", "", b"");
+    parse(&ask(client, vec![hello])?[0]).map(|hello: Hello| hello.user)
+}
+
 /// Opens the streams of all tokens, and waits until each has begun.
+pub fn listen(client: &mut Client, tokens: &[&str]) -> Result<Vec<Key>> {
+    open(client, &tokens.iter().map(|token| format!("token={token}")).collect::<Vec<_>>())
+}
+
+/// Opens a stream with each query, and waits until each has begun.
 ///
 /// A few at a time; but the reference sends the head of a stream with its first keep-alive, seconds later,
 /// so that a few which do not begin at once do not hold up the others.
-pub fn listen(client: &mut Client, tokens: &[&str]) -> Result<Vec<Key>> {
-    let mut keys = Vec::with_capacity(tokens.len());
+pub fn open(client: &mut Client, queries: &[String]) -> Result<Vec<Key>> {
+    let mut keys = Vec::with_capacity(queries.len());
     let (mut opened, mut under_way) = (0, 0);
-    while opened < tokens.len() {
-        while keys.len() < tokens.len() && under_way < AT_ONCE {
-            keys.push(client.listen(tokens[keys.len()]));
+    while opened < queries.len() {
+        while keys.len() < queries.len() && under_way < AT_ONCE {
+            keys.push(client.listen(&queries[keys.len()]));
             under_way += 1;
         }
-        let more = keys.len() < tokens.len();
+        let more = keys.len() < queries.len();
         let patience = if more { SOON } else { PATIENCE };
         let Some(happening) = client.next(Instant::now() + patience)? else {
             if more {

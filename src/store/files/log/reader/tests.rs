@@ -14,7 +14,7 @@ fn only(slot: u32) -> impl Fn(&Address) -> bool {
 fn long_log(path: &Path) -> Vec<u64> {
     let mut writer = Writer::open(path).unwrap();
     let size = |n: usize| if n.is_multiple_of(100) { 20_000 } else { n % 300 };
-    (0..3000).map(|n| writer.append(1000 + n as u64, &ALL, "message", &"x".repeat(size(n))).unwrap()).collect()
+    (0..3000).map(|n| writer.append(1000 + n as u64, &ALL, "message", &"x".repeat(size(n))).unwrap().0).collect()
 }
 
 /// No record of [`long_log`] is longer.
@@ -114,7 +114,7 @@ fn only_what_is_wanted_is_given() {
     for (slot, data) in [(1, "a"), (2, "b"), (1, "c")] {
         writer.append(1, &Address::One(slot), "message", data).unwrap();
     }
-    let end = writer.append(1, &ALL, "message", "d").unwrap();
+    let end = writer.append(1, &ALL, "message", "d").unwrap().0;
     let given = |wants: &dyn Fn(&Address) -> bool| {
         let mut reader = Reader::open(&path, 0).unwrap();
         let data: Vec<_> = rest_for(&mut reader, wants).into_iter().map(|(_, data)| data).collect();
@@ -144,7 +144,7 @@ fn a_long_record_for_others_is_passed_over_without_being_read() {
     let body = format!(" 1 @2 message {}\n{inner}{}\n", "x".repeat(2 * READ_SIZE), "x".repeat(READ_SIZE));
     let record = format!("{:010}{body}", 10 + body.len());
     add_raw(&path, record.as_bytes());
-    let end = Writer::open(&path).unwrap().append(1, &Address::One(1), "message", "mine").unwrap();
+    let end = Writer::open(&path).unwrap().append(1, &Address::One(1), "message", "mine").unwrap().0;
     let mut reader = Reader::open(&path, 0).unwrap();
     assert_eq!(rest_for(&mut reader, only(1)), [(end, "mine".to_owned())]);
 }

@@ -31,7 +31,7 @@ fn ids_increase_and_say_where_records_end() {
     let mut writer = Writer::open(&path).unwrap();
     let (base, empty) = (writer.base(), writer.size());
     assert_eq!((writer.end(), empty), (base, HEADER_LEN));
-    let id = writer.append(7, &Address::One(3), "message", "some data").unwrap();
+    let id = writer.append(7, &Address::One(3), "message", "some data").unwrap().0;
     assert_eq!(id, base + "0000000034 7 @3 message some data\n".len() as u64);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), header(base) + "0000000034 7 @3 message some data\n");
     assert_eq!(Writer::open(&path).unwrap().end(), id, "another writer goes on there");
@@ -42,7 +42,7 @@ fn ids_increase_and_say_where_records_end() {
 fn a_record_has_all_that_was_said() {
     let (_dir, path) = place();
     let to = Address::All { generation: 4, except: vec![3, 17] };
-    let id = Writer::open(&path).unwrap().append(1234, &to, "relay_event", "a b  c ").unwrap();
+    let id = Writer::open(&path).unwrap().append(1234, &to, "relay_event", "a b  c ").unwrap().0;
     let mut reader = Reader::open(&path, 0).unwrap();
     let mut is_read = false;
     reader
@@ -50,7 +50,7 @@ fn a_record_has_all_that_was_said() {
             |_| true,
             |record| {
                 is_read = true;
-                assert_eq!((record.id, record.time, &record.to), (id, 1234, &to));
+                assert_eq!((record.id, record.time, record.to), (id, 1234, &to));
                 assert_eq!((record.event, record.data), ("relay_event", "a b  c "));
             },
         )

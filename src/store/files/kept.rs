@@ -1,0 +1,76 @@
+//! Files that are kept open between two uses. Where one process serves many, the same few files are wanted again and again,
+//! and to open and close them is most of what that costs.
+
+use super::{FileIdentity, identity};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// So many of each kind: none where there is nobody who [closes](Kept::close_unused) what is not used any more.
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+/// How many are kept now. A program for one request has none of the code for it.
+fn most() -> usize {
+    if cfg!(feature = "serve") { MOST.load(Ordering::Relaxed) } else { 0 }
+}
+
+/// Has files kept from now on, up to a few in a hundred of the descriptors that there may be.
+pub(super) fn keep_files() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    MOST.store(usize::try_from(limit / 64).unwrap_or(usize::MAX).min(64), Ordering::Relaxed);
+}
+
+/// What is open and in nobody's hands: whoever takes it has it alone, so that a lock of it is as good as that of a file
+/// opened anew.
+pub(super) struct Kept<T>(Mutex<BTreeMap<PathBuf, (T, bool)>>);
+
+impl<T> Kept<T> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, (T, bool)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept of the file at `path`, which may not be the one that stands there any more.
+    pub fn take(&self, path: &Path) -> Option<T> {
+        (most() > 0).then(|| self.lock().remove(path))?.map(|(kept, _)| kept)
+    }
+
+    /// Keeps it for the next one that comes.
+    pub fn keep(&self, path: &Path, file: T) {
+        let most = most();
+        if most > 0 {
+            let mut kept = self.lock();
+            if kept.len() < most {
+                kept.insert(path.to_owned(), (file, true));
+            }
+        }
+    }
+
+    /// Closes what nobody has used since this was called last: what was removed takes its room on the disk until then.
+    pub fn close_unused(&self) {
+        self.lock().retain(|_, (_, is_used)| std::mem::take(is_used));
+    }
+}
+
+/// A file that is open.
+#[derive(Clone)]
+pub(super) struct Opened {
+    pub file: Arc<File>,
+    pub identity: FileIdentity,
+}
+
+impl Opened {
+    pub fn of(file: File) -> io::Result<Self> {
+        let identity = identity(&file.metadata()?);
+        Ok(Self { file: Arc::new(file), identity })
+    }
+}
+
+/// The records and tables that were used last. None of them is locked.
+pub(super) static FILES: Kept<Opened> = Kept::new();
