@@ -180,7 +180,11 @@ impl Standby {
                     *duty = Duty::Asleep;
                     // One that was not run yet, or has not woken up yet, is the one.
                     if sleeper.as_ref().is_none_or(task::JoinHandle::is_finished) {
-                        sleeper = Some(runtime.spawn(async { STANDBY.sleep() }));
+                        sleeper = Some(runtime.spawn(async {
+                            // It takes tokio's LIFO slot, from which nobody else can take what may be there.
+                            tokio::spawn(async {});
+                            STANDBY.sleep();
+                        }));
                     }
                 }
                 // Another may have nothing to do, and sleep: whoever runs this hears sockets and timers then.

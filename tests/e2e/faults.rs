@@ -677,9 +677,10 @@ fn fifos(relay: &Bare) -> usize {
     crate::place::fifos(&relay.data()).len()
 }
 
-/// A look each 20 ms would be a hundred.
+/// A look each 20 ms, as for a second after it began, would be a hundred.
 #[track_caller]
 fn sleeps_well(stream: &Stream) {
+    std::thread::sleep(Duration::from_millis(1200));
     let before = sleeps(stream.pid());
     std::thread::sleep(Duration::from_secs(2));
     let slept = sleeps(stream.pid()) - before;

@@ -193,9 +193,9 @@ async fn begin(server: &'static Server, socket: Socket, peer: Option<IpAddr>, is
     let socket = connection.socket.clone();
     match tls {
         Some(tls) => {
-            if let Ok(stream) = tls.accept(socket).await {
+            if let Ok(stream) = Box::pin(tls.accept(socket)).await {
                 let speaks_http2 = tls::speaks_http2(&stream);
-                run(server, &connection, stream, speaks_http2).await;
+                Box::pin(run(server, &connection, stream, speaks_http2)).await;
             }
         }
         None => {
@@ -205,7 +205,7 @@ async fn begin(server: &'static Server, socket: Socket, peer: Option<IpAddr>, is
         }
     }
     if !connection.is_switched.load(Ordering::Relaxed) {
-        linger(&connection.socket).await;
+        Box::pin(linger(&connection.socket)).await;
     }
 }
 
@@ -231,7 +231,8 @@ async fn run(
         builder.keep_alive_interval(LONGEST_SILENCE);
         // RFC 8441: a WebSocket is a stream among others.
         builder.enable_connect_protocol().max_send_buf_size(SEND_SIZE);
-        drive(builder.serve_connection(stream, service), http2::Connection::graceful_shutdown).await
+        // Boxed, as whatever few connections need: an idle stream shall cost little.
+        Box::pin(drive(builder.serve_connection(stream, service), http2::Connection::graceful_shutdown)).await
     } else {
         let mut builder = http1::Builder::new();
         builder

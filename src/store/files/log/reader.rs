@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// How much a reader takes from the file at once, if that is a whole record.
 const READ_SIZE: usize = 96 * 1024;
 
+/// The same where others of this process read with it: mostly it is one message, and they may be thousands.
+const SHARED_SIZE: usize = 16 * 1024;
+
 /// It is not worth looking for less than this that can go.
 const GRAIN: u64 = 64 * 1024;
 
@@ -248,7 +251,7 @@ impl Reader {
     /// The lines after the position, with their ends and the line end before them, and whether there were no more.
     fn whole_lines(&mut self, file: &File, wants: &mut impl FnMut(&Address) -> bool) -> io::Result<(Vec<u8>, bool)> {
         // Where no line ends before it, this reader has never been.
-        let mut bytes = Vec::with_capacity(self.size);
+        let mut bytes = Vec::with_capacity(if self.recent.is_some() { SHARED_SIZE.min(self.size) } else { self.size });
         loop {
             let got = match self.offset_before(self.position) {
                 Some(offset) => {
