@@ -241,6 +241,9 @@ fn whichever_of_two_processes_is_killed_the_other_goes_on() {
     until_there(&serve, "receiver");
     kill(serve.pid(), Signal::KILL);
     finish(waiting);
+    // Its connections may end before its locks do.
+    let stat = format!("/proc/{}/stat", serve.pid().as_raw_nonzero());
+    until("it has ended", LONG, || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
     let receiver = two.command("GET", None).spawn().unwrap();
     let sent = two.bare.run(&mut two.command("POST", Some("5")), b"Hello").expect(200);
     assert_eq!(sent.header("x-bytes-delivered"), Some("5"));
