@@ -174,7 +174,8 @@ fn a_join_past_the_limit_costs_no_look_at_each_client() {
             ("RELAY_SESSION_LIFETIME", "600"),
         ]);
         let refused = || cgi.try_join(host).expect_error(503);
-        (0..10).map(|_| timed(refused).1).min().unwrap()
+        // The shortest of many: on a busy machine most are held up.
+        (0..40).map(|_| timed(refused).1).min().unwrap()
     };
     let (few, many) = (refused_after(&few.0.id, 10), refused_after(&many.0.id, CLIENTS));
     assert!(many < 5 * few, "{few:?} with 10 clients, {many:?} with {CLIENTS}");
