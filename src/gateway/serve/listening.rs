@@ -118,15 +118,19 @@ impl Listening {
         order.open(Arc::clone(&self.socket))
     }
 
+    /// What is ready when a connection has come.
+    pub fn wake(&self) -> Ready<'_> {
+        Ready::to_read(self.socket.as_fd())
+    }
+
     /// The next connection, and who it is from.
-    pub async fn accept(&self, entrance: &Entrance) -> io::Result<(Socket, Option<IpAddr>)> {
-        let mut ready = Ready::to_read(self.socket.as_fd());
+    pub async fn accept(&self, entrance: &Entrance, wake: &mut Ready<'_>) -> io::Result<(Socket, Option<IpAddr>)> {
         let accept = poll_fn(|cx| {
             loop {
                 if let Poll::Ready(accepted) = entrance.accept(cx) {
                     return Poll::Ready(accepted);
                 }
-                ready!(ready.poll_wake(cx));
+                ready!(wake.poll_wake(cx));
             }
         });
         let (socket, seat) = accept.await?;

@@ -150,8 +150,9 @@ async fn asked_to_stop(server: &'static Server) -> io::Result<()> {
 
 /// Takes whoever comes.
 async fn accept(server: &'static Server, listening: Listening, entrance: Entrance) {
+    let mut wake = listening.wake();
     loop {
-        let (socket, peer) = match listening.accept(&entrance).await {
+        let (socket, peer) = match listening.accept(&entrance, &mut wake).await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors or memory: those that are here finish, and then there is room again.

@@ -115,7 +115,7 @@ impl<R> Folder<R> {
             let (opened, is_new) = match FILES.take(&record) {
                 Some(opened) => (opened, false),
                 None => match Self::open_record(&record, create)? {
-                    Some((file, is_new)) => (Opened::of(file)?, is_new),
+                    Some((file, is_new)) => (Opened::of(file)?.0, is_new),
                     None => return Ok(None),
                 },
             };

@@ -70,9 +70,10 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub fn of(file: File) -> io::Result<Self> {
-        let identity = identity(&file.metadata()?);
-        Ok(Self { file: Arc::new(file), identity })
+    /// And its size.
+    pub fn of(file: File) -> io::Result<(Self, u64)> {
+        let metadata = file.metadata()?;
+        Ok((Self { identity: identity(&metadata), file: Arc::new(file) }, metadata.len()))
     }
 }
 

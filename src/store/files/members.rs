@@ -22,7 +22,6 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The number of a line.
 pub(super) type Slot = u32;
@@ -114,9 +113,8 @@ impl<L: Line> Table<L> {
     }
 
     fn new(path: &Path, file: File) -> Result<Self, Error> {
-        let metadata = file.metadata()?;
-        let opened = Opened { file: Arc::new(file), identity: identity(&metadata) };
-        Ok(Self::of(path, opened, metadata.len()))
+        let (opened, size) = Opened::of(file)?;
+        Ok(Self::of(path, opened, size))
     }
 
     fn of(path: &Path, opened: Opened, size: u64) -> Self {

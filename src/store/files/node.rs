@@ -457,7 +457,7 @@ impl Files {
         self.nodes().join(format!("{node}{WAKE}"))
     }
 
-    pub(super) fn is_own_node(&self, node: &str) -> bool {
+    fn is_own_node(&self, node: &str) -> bool {
         self.shared().is_some_and(|shared| shared.id == node)
     }
 

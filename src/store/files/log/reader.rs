@@ -115,6 +115,9 @@ impl Reader {
     /// Has it read what others of this process have read already of the log at this path.
     pub fn share(&mut self, recent: impl FnOnce(&Path) -> Option<Arc<Recent>>) {
         self.recent = recent(&self.path);
+        if self.recent.is_some() {
+            self.size = self.size.min(SHARED_SIZE);
+        }
     }
 
     pub fn position(&self) -> u64 {
@@ -251,7 +254,7 @@ impl Reader {
     /// The lines after the position, with their ends and the line end before them, and whether there were no more.
     fn whole_lines(&mut self, file: &File, wants: &mut impl FnMut(&Address) -> bool) -> io::Result<(Vec<u8>, bool)> {
         // Where no line ends before it, this reader has never been.
-        let mut bytes = Vec::with_capacity(if self.recent.is_some() { SHARED_SIZE.min(self.size) } else { self.size });
+        let mut bytes = Vec::with_capacity(self.size);
         loop {
             let got = match self.offset_before(self.position) {
                 Some(offset) => {

@@ -398,7 +398,7 @@ impl Listener {
                 return Ok(News::Now);
             }
             // Another process may be killed, and a grace passes.
-            let is_elsewhere = line.says_it_listens() && !self.files.is_own_node(&line.node);
+            let is_elsewhere = line.says_it_listens() && line.node != self.wakeup.node();
             if is_elsewhere || (line.ended.is_some() && !line.told) {
                 news = News::Perhaps;
             }
