@@ -224,7 +224,7 @@ fn whichever_of_two_processes_is_killed_the_other_goes_on() {
     if !have("curl") {
         return skip("curl is not installed");
     }
-    let (serve, two) = beside();
+    let (mut serve, two) = beside();
     // The sender.
     let receiver = at_serve(&serve, &two, true).spawn().unwrap();
     until_there(&serve, "receiver");
@@ -242,10 +242,10 @@ fn whichever_of_two_processes_is_killed_the_other_goes_on() {
     kill(serve.pid(), Signal::KILL);
     finish(waiting);
     // Its connections may end before its locks do.
-    let stat = format!("/proc/{}/stat", serve.pid().as_raw_nonzero());
-    until("it has ended", LONG, || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
+    serve.ends();
     let receiver = two.command("GET", None).spawn().unwrap();
-    let sent = two.bare.run(&mut two.command("POST", Some("5")), b"Hello").expect(200);
-    assert_eq!(sent.header("x-bytes-delivered"), Some("5"));
-    assert!(finish(receiver).0.ends_with(b"Hello"));
+    let sent = two.bare.run(&mut two.command("POST", Some("5")), b"Hello");
+    let (got, _) = finish(receiver);
+    assert!(got.ends_with(b"Hello"), "{}", String::from_utf8_lossy(&got));
+    assert_eq!(sent.expect(200).header("x-bytes-delivered"), Some("5"));
 }

@@ -178,7 +178,7 @@ impl Serve {
 
     /// How the server ends, and how long it took, from now.
     #[track_caller]
-    fn ends(&mut self) -> (ExitStatus, Duration) {
+    pub fn ends(&mut self) -> (ExitStatus, Duration) {
         let start = Instant::now();
         let mut status = None;
         until("the server ends", LONG, || {
