@@ -18,7 +18,7 @@ use crate::clock::is_recent;
 use crate::hex;
 use crate::wake::{Bell, Ready};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -120,7 +120,7 @@ pub(super) struct Node {
     lock: File,
     identity: FileIdentity,
     /// `None` on a file system without FIFOs, or while there are no descriptors or no room left.
-    wake: Option<NodeFifo>,
+    wake: Option<Arc<NodeFifo>>,
 }
 
 impl Node {
@@ -152,8 +152,8 @@ impl Node {
         }
     }
 
-    fn make_wake(folder: &Path, id: &str) -> Option<NodeFifo> {
-        NodeFifo::make(&folder.join(format!("{id}{WAKE}")), &folder.join(format!("{id}{WAKE}{NEW}")))
+    fn make_wake(folder: &Path, id: &str) -> Option<Arc<NodeFifo>> {
+        NodeFifo::make(&folder.join(format!("{id}{WAKE}")), &folder.join(format!("{id}{WAKE}{NEW}"))).map(Arc::new)
     }
 
     /// Makes its files anew where somebody has removed them, and the FIFO where it could not be made before. Whether
@@ -262,14 +262,15 @@ impl SharedNode {
                 FILES.close_unused();
                 writer::close_unused();
             }
-            let fifo = lock(&shared.node).wake.as_ref().and_then(|wake| wake.fifo.fd().try_clone_to_owned().ok());
+            let wake = lock(&shared.node).wake.clone();
             drop(shared);
             // Without a FIFO there is nothing to hear, but it may be made later.
-            let mut fds: Vec<_> = fifo.iter().map(|fifo| PollFd::new(fifo, PollFlags::IN)).collect();
+            let mut fds: Vec<_> =
+                wake.iter().map(|wake| PollFd::from_borrowed_fd(wake.fifo.fd(), PollFlags::IN)).collect();
             let is_woken = poll(&mut fds, Some(&ROUND)) == Ok(1);
             let Some(shared) = weak.upgrade() else { return };
-            if let Some(fifo) = fifo.filter(|_| is_woken) {
-                shared.hand_on(&fifo);
+            if let Some(wake) = wake.filter(|_| is_woken) {
+                shared.hand_on(wake.fifo.fd());
                 continue;
             }
             match lock(&shared.node).mend() {
@@ -283,7 +284,7 @@ impl SharedNode {
         }
     }
 
-    fn hand_on(&self, fifo: &OwnedFd) {
+    fn hand_on(&self, fifo: impl AsFd) {
         let mut messages = vec![0; 64 * 1024];
         let got = rustix::io::read(fifo, &mut messages[..]).unwrap_or(0);
         if got > MANY {

@@ -197,7 +197,7 @@ fn a_fifo_that_may_have_been_full_wakes_all() {
     let hand_on = |bytes: &[u8]| {
         // What a read of the FIFO gives.
         std::fs::write(dir.join("read"), bytes).unwrap();
-        files.shared().unwrap().hand_on(&File::open(dir.join("read")).unwrap().into());
+        files.shared().unwrap().hand_on(File::open(dir.join("read")).unwrap());
     };
     hand_on(message.repeat(MANY / MESSAGE).as_bytes());
     assert!(is_woken(&a) && !is_woken(&b));
