@@ -27,10 +27,11 @@ pub fn close_unused() {
 impl Writer {
     /// Opens the log, makes it where it is missing, and mends what a killed writer or a stranger left in it.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        // What another process has written to, or a stranger, is looked at whole.
         if let Some(kept) = KEPT.take(path)
-            && let Some(current) = kept.current(path)?
+            && kept.is_current(path)?
         {
-            return Ok(current);
+            return Ok(kept);
         }
         let Some(file) = if_there(OpenOptions::new().read(true).append(true).open(path))? else {
             return Ok(Self::create(path)?);
@@ -67,18 +68,10 @@ impl Writer {
         KEPT.keep(path, self);
     }
 
-    /// As the log is now, unless there is another one.
-    fn current(mut self, path: &Path) -> io::Result<Option<Self>> {
+    /// Whether it is the log at this path, as it was left.
+    fn is_current(&self, path: &Path) -> io::Result<bool> {
         let there = if_there(std::fs::metadata(path))?;
-        let Some(there) = there.filter(|there| identity(there) == self.identity && there.len() >= self.size) else {
-            return Ok(None);
-        };
-        if there.len() > self.size {
-            // Another process has written to it.
-            self.size = there.len();
-            self.cut_torn_tail()?;
-        }
-        Ok(Some(self))
+        Ok(there.is_some_and(|there| identity(&there) == self.identity && there.len() == self.size))
     }
 
     fn begin(file: File) -> io::Result<Self> {

@@ -1,3 +1,4 @@
+use super::super::kept::keep_files;
 use super::super::test_dir::TestDir;
 use super::*;
 use std::cell::Cell;
@@ -133,6 +134,8 @@ fn a_missing_log_is_made_for_whoever_will_wait_and_for_nobody_else() {
     assert!(!topic.has_alive().unwrap() && !is_any(&topic.log, 0, |_| true, |_| true).unwrap() && !topic.log.exists());
     topic.reader(0).unwrap();
     assert!(topic.log.exists());
+    // Whoever has it open must see the damage, too.
+    keep_files();
     for damaged in ["", "half", &"x".repeat(1000)] {
         std::fs::write(&topic.log, damaged).unwrap();
         topic.reader(0).unwrap();
