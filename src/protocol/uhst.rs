@@ -278,7 +278,7 @@ impl Relay {
         let (token, _) = self.verify(token).await?;
         let listener = self.store.listen(&party(&token)?, resume, &self.policy()).await.map_err(unheard)?;
         let stream = Stream { listener, token, settings: self.settings };
-        Ok(Reply { content: Content::Stream(Box::new(|out| Box::pin(stream.run(out)))), ..stream_head() })
+        Ok(Reply { content: Content::Events(Box::new(|out| Box::pin(stream.run(out)))), ..stream_head() })
     }
 
     /// What GET would answer, without listening: a HEAD must not take the stream away from whoever has it.

@@ -230,7 +230,7 @@ async fn send(reply: Reply, head_only: bool, work: Option<Work>) -> io::Result<(
             talk(Box::new(input), Box::new(Output::switching(stdout(), out, work))).await;
             Ok(())
         }
-        Content::Stream(produce) | Content::Sized(_, produce) => {
+        Content::Stream(produce) | Content::Events(produce) | Content::Sized(_, produce) => {
             out.extend_from_slice(b"\r\n");
             let written = write_all(&out);
             if !head_only {

@@ -3,6 +3,7 @@
 //! hyper decides where a request begins and ends. What it leaves open is decided here: which hosts and targets there are,
 //! and that nothing follows a body whose length a proxy may have seen otherwise.
 
+use super::event_stream::EventStream;
 use super::incoming::RequestBody;
 use super::limits::{DRAIN_TIME, TARGET_SIZE, WORTH_DRAINING, send_buffer, silence_of_stream};
 use super::listening::Socket;
@@ -25,8 +26,8 @@ use std::fmt::Write as _;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::SystemTime;
 
@@ -38,11 +39,18 @@ pub(super) struct Connection {
     pub is_https: bool,
     /// Whether it was handed over to another protocol.
     pub is_switched: AtomicBool,
+    /// The event stream that is all that is to come on it.
+    pub taken: Mutex<Option<EventStream>>,
 }
 
 impl Connection {
     fn waiting(&self, version: Version) -> Waiting {
         Waiting::new((version != Version::HTTP_2).then(|| self.socket.clone()))
+    }
+
+    /// What was [taken](EventStream) from hyper.
+    pub fn taken(&self) -> MutexGuard<'_, Option<EventStream>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -162,26 +170,30 @@ async fn give(
 ) -> hyper::Response<AnswerBody> {
     let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
     headers.insert("server", HeaderValue::from_static("uhst-relay"));
-    let (is_1_1, is_2) = (head.version == Version::HTTP_11, head.version == Version::HTTP_2);
+    let is_2 = head.version == Version::HTTP_2;
     for (name, value) in &reply.headers {
         // Names are ours or have been checked, and values have no control characters.
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_bytes()), HeaderValue::from_bytes(value)) {
             headers.append(name, value);
         }
     }
-    let is_stream = matches!(reply.content, Content::Stream(_) | Content::Sized(..) | Content::Upgrade(_));
-    if is_stream {
+    if !matches!(reply.content, Content::Whole(_) | Content::Absent) {
         connection.socket.set_silence(silence_of_stream(server.settings.keep_alive));
     }
-    if is_event_stream(&headers) {
+    let is_events = matches!(reply.content, Content::Events(_));
+    if is_events {
         connection.socket.set_send_buffer(send_buffer(server.settings.max_queue));
     }
     let mut status = StatusCode::from_u16(reply.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = match reply.content {
         Content::Whole(body) => AnswerBody::Whole(body.into()),
         Content::Absent => AnswerBody::Whole(Bytes::new()),
-        Content::Stream(_) | Content::Sized(..) if head.method == Method::HEAD => AnswerBody::Head,
-        Content::Stream(produce) => {
+        Content::Stream(_) | Content::Events(_) | Content::Sized(..) if head.method == Method::HEAD => AnswerBody::Head,
+        Content::Events(produce) if !is_2 && !connection.is_https => {
+            *connection.taken() = Some(EventStream::new(reply.status, &reply.headers, produce));
+            return std::future::pending().await;
+        }
+        Content::Stream(produce) | Content::Events(produce) => {
             AnswerBody::stream(produce, None, connection.waiting(head.version), &connection.socket)
         }
         Content::Sized(length, produce) => {
@@ -225,13 +237,8 @@ async fn give(
     if let AnswerBody::Stream { left: Some(length), .. } = &body {
         headers.insert("content-length", HeaderValue::from(*length));
     }
-    if is_1_1 || head.version == Version::HTTP_10 {
-        if !keep_alive && !headers.contains_key(CONNECTION) {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        } else if is_event_stream(&headers) {
-            // RFC 9112, 9.3: that goes without saying, but event streams have always said it.
-            headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
-        }
+    if !is_2 && !keep_alive && !headers.contains_key(CONNECTION) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let mut response = hyper::Response::new(body);
     (*response.status_mut(), *response.headers_mut()) = (status, headers);
@@ -241,10 +248,6 @@ async fn give(
 /// RFC 9110, 10.1.4.
 fn names_trailers(te: &str) -> bool {
     te.split(',').any(|coding| coding.trim_matches(OWS).eq_ignore_ascii_case("trailers"))
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get("content-type").is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 // ---- the head of a request

@@ -239,6 +239,16 @@ impl Socket {
         Ok(bytes == BEGIN)
     }
 
+    /// Whether it may take bytes; otherwise this task is woken once it does.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> bool {
+        of_stream!(self, stream => stream.poll_write_ready(cx)).is_ready()
+    }
+
+    /// Writes what it takes, where it is known to [take](Socket::poll_writable) some.
+    pub fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        of_stream!(self, stream => stream.try_write(bytes))
+    }
+
     /// Writes what can be written at once.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         // A socket that has just been accepted is not known to be writable yet.
