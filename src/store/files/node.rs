@@ -259,6 +259,7 @@ impl SharedNode {
         while let Some(shared) = weak.upgrade() {
             if Instant::now() >= next_close {
                 next_close = Instant::now() + KEPT_FOR;
+                keep_files();
                 FILES.close_unused();
                 writer::close_unused();
             }
