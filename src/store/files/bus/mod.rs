@@ -11,8 +11,8 @@ use super::log::reader::Reader;
 use super::log::{Address, ms_since_2026};
 use super::members::{Line, Table};
 use super::node::{Knock, topic_of};
-use super::topic::{Keep, Topic, oldest};
-use super::{Error, Files, Kind, UNUSED_TIME, if_there};
+use super::topic::{Keep, OpenTopic, Topic, oldest};
+use super::{Error, Files, Kind, UNUSED_TIME};
 use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::store::buses::{BusName, Proof, Refused, User};
@@ -168,19 +168,16 @@ impl Files {
         } else if bus.record.signed_only {
             return Err(Refused::NotRegistered);
         }
-        if bus.is_crowded_by(user)? {
-            return Err(Refused::SaysTooMuch(settings.max_queue));
-        }
-        bus.say(user, data)
+        bus.say(user, data, true)
     }
 
     pub fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, Refused> {
         let bus = self.bus_of(name, user, settings)?;
-        if bus.record.signed_only { Err(Refused::NotRegistered) } else { bus.say(user, data) }
+        if bus.record.signed_only { Err(Refused::NotRegistered) } else { bus.say(user, data, false) }
     }
 
     pub fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, Refused> {
-        self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data)
+        self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data, false)
     }
 
     /// Wakes those that wait at the bus whose record stands at `path`.
@@ -231,13 +228,19 @@ impl<'a> Bus<'a> {
         Ok(user)
     }
 
-    /// Appends a message, and wakes those that wait once the lock is let go.
-    fn say(mut self, user: User, data: &str) -> Result<u64, Refused> {
+    /// Appends a message, and wakes those that wait once the lock is let go. `is_one_of_many` has it refused where the user
+    /// says too much.
+    fn say(mut self, user: User, data: &str, is_one_of_many: bool) -> Result<u64, Refused> {
+        let topic = self.topic();
+        let log = topic.open()?;
+        if is_one_of_many && self.is_crowded_by(user, &log)? {
+            return Err(Refused::SaysTooMuch(self.settings.max_queue));
+        }
         if !self.record.was_posted_to {
             self.record.was_posted_to = true;
             self.folder.write(&self.record)?;
         }
-        let id = self.topic().open()?.append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
+        let id = log.append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
         let (files, path) = (self.files, self.folder.path().to_owned());
         drop(self);
         // It is said, whatever comes now: whoever cannot be woken looks by itself within seconds.
@@ -249,13 +252,13 @@ impl<'a> Bus<'a> {
 
     /// Whether this user is to leave room for others: more than three quarters of the limit are alive, and of what was posted
     /// last more than a quarter is the user's. That is read back, a bounded piece, because nobody counts for each user.
-    fn is_crowded_by(&self, user: User) -> Result<bool, Error> {
+    fn is_crowded_by(&self, user: User, log: &OpenTopic<'_>) -> Result<bool, Error> {
         let (topic, limit) = (self.topic(), self.settings.max_queue);
         let many = limit / 4 * 3;
-        if if_there(std::fs::metadata(&topic.log))?.is_none_or(|log| log.len() <= many) {
+        if log.size() <= many {
             return Ok(false);
         }
-        let mut reader = Reader::open(&topic.log, topic.end()?)?;
+        let mut reader = Reader::open(&topic.log, log.end())?;
         let end = reader.position();
         if end - reader.dead_up_to(oldest(topic.keep.lifetime), u64::MAX)? <= many {
             return Ok(false);
