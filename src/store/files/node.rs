@@ -7,7 +7,7 @@
 //! the thread that reads the FIFO uses too.
 
 use super::folder::{is_locked, try_lock};
-use super::kept::{FILES, keep_files};
+use super::kept::{close_unused, keep_files};
 use super::log::recent::Recent;
 use super::log::writer;
 use super::members::{Cursor, Slot};
@@ -259,7 +259,7 @@ impl SharedNode {
         while let Some(shared) = weak.upgrade() {
             if Instant::now() >= next_close {
                 next_close = Instant::now() + KEPT_FOR;
-                FILES.close_unused();
+                close_unused();
                 writer::close_unused();
             }
             let wake = lock(&shared.node).wake.clone();

@@ -8,6 +8,7 @@ use super::super::node::{Cause, Wakeup};
 use super::super::topic::{LEFT_OUT, MESSAGE, is_for, milliseconds, oldest};
 use super::super::{Error, FileIdentity, Files, identity, if_there, modified, read_small};
 use super::intentions::missing;
+use super::roster::Leaving;
 use super::{MEMBERS, Member, Session, SessionRecord, host_key, presence};
 use crate::clock::{is_recent, now_ms};
 use crate::store::sessions::{Event, Party, Policy, Refused, Standing};
@@ -55,6 +56,8 @@ pub struct Listener {
     missing: u32,
     /// When its table and its record were written last, if there is nothing new to be told as long as they stay so.
     quiet_since: Option<(SystemTime, SystemTime)>,
+    /// It stands after the wake-up, because fields are dropped in this order.
+    _leaving: Leaving,
 }
 
 /// Whether there is something to tell of peers.
@@ -176,6 +179,7 @@ impl Session<'_> {
             may_have_more: true,
             missing: 0,
             quiet_since: None,
+            _leaving: Leaving::of(self.folder.path()),
         })
     }
 }
