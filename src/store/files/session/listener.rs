@@ -153,6 +153,9 @@ impl Session<'_> {
         self.table()?.put(member.slot, &member.line, member.cursor)?;
         wakeup.note(member.cursor);
         wakeup.stand_at(member.slot);
+        if member.line.is_host() {
+            wakeup.stand_apart();
+        }
         let members = self.table()?.identity();
         let words = self.policy.words;
         let id = party.client.as_ref().map_or(party.host.as_str(), |client| client.as_str());
