@@ -375,11 +375,38 @@ mod tests {
         }
         let table = Numbers::open(&path).unwrap().unwrap();
         assert!(table.segments <= 8, "{}", table.segments);
+        let all = table.all().unwrap();
+        assert!(table.find_among(&all, "client 1000").is_none());
         for (slot, key) in &slots {
             assert_eq!(table.find(key).unwrap().unwrap().slot, *slot);
+            assert_eq!(table.find_among(&all, key).unwrap().slot, *slot);
             assert_eq!(table.get(*slot).unwrap().unwrap().line.0, *key);
         }
-        assert_eq!(table.all().unwrap().len(), 1000);
+        assert_eq!(all.len(), 1000);
+    }
+
+    #[test]
+    fn whoever_has_read_a_table_is_told_of_every_change_but_how_far_members_are() {
+        let dir = TestDir::new();
+        let path = dir.join("t");
+        let open = || Numbers::open_or_make(&path).unwrap();
+        let edition = || open().edition().unwrap();
+        assert_eq!(edition(), None, "nobody has written yet");
+        let slot = open().insert(&("a".to_owned(), 1), Cursor::default()).unwrap();
+        let mut last = edition();
+        assert!(last.is_some());
+        let changes: [&dyn Fn(&Numbers); 3] = [
+            &|table| table.put(slot, &("a".to_owned(), 2), Cursor::default()).unwrap(),
+            &|table| table.update(slot, &("a".to_owned(), 3)).unwrap(),
+            &|table| table.free(slot).unwrap(),
+        ];
+        for change in changes {
+            open().note(slot, Cursor { stream: 1, position: 7 }).unwrap();
+            assert_eq!(edition(), last);
+            change(&open());
+            assert_ne!(edition(), last);
+            last = edition();
+        }
     }
 
     #[test]
