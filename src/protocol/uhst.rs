@@ -265,8 +265,7 @@ impl Relay {
             }
             Token::Host { .. } => {
                 let sent = self.store.broadcast(&party(&token)?, &data, &policy).await?;
-                let answer = sent.into_iter().map(|(client, is_sent)| (client.as_str().to_owned(), is_sent.into()));
-                return Ok(Reply::json(Status::Ok, serde_json::Value::Object(answer.collect()).to_string()));
+                return Ok(Reply::json(Status::Ok, broadcast_answer(&sent)));
             }
         }
         Ok(Reply::json(Status::Ok, "{}"))
@@ -376,6 +375,12 @@ impl Events for Stream {
     fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
         stream_at_disk(|| self.listener.tend(&policy(self.settings)))
     }
+}
+
+/// An object that says of each recipient whether it will get the message. There may be thousands, many times a second.
+fn broadcast_answer(sent: &[(ClientId, bool)]) -> String {
+    let pairs = sent.iter().map(|(client, is_sent)| format!("{}:{is_sent}", serde_json::Value::from(client.as_str())));
+    format!("{{{}}}", pairs.collect::<Vec<_>>().join(","))
 }
 
 fn ping(timestamp: Option<&str>) -> Reply {

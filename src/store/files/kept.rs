@@ -2,6 +2,7 @@
 //! and to open and close them is most of what that costs.
 
 use super::{FileIdentity, identity};
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -78,3 +79,12 @@ impl Opened {
 
 /// The records and tables that were used last. None of them is locked.
 pub(super) static FILES: Kept<Opened> = Kept::new();
+
+/// What was read of files that are as they were then, each as its reader has it, and by its path.
+pub(super) static READ: Kept<Box<dyn Any + Send>> = Kept::new();
+
+/// Closes and forgets what nobody has used since this was called last.
+pub(super) fn close_unused() {
+    FILES.close_unused();
+    READ.close_unused();
+}

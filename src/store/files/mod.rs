@@ -83,7 +83,7 @@ use std::time::{Duration, SystemTime};
 
 /// What the file `version` says: it changes with the layout. A folder of another one is refused, and not brought up to date,
 /// because nothing that the relay keeps lives longer than a day.
-const VERSION: &str = "2\n";
+const VERSION: &str = "3\n";
 
 /// What nobody has used yet is kept for so long, whoever else wants its place.
 const UNUSED_TIME: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@
 //! the thread that reads the FIFO uses too.
 
 use super::folder::{is_locked, try_lock};
-use super::kept::{FILES, keep_files};
+use super::kept::{close_unused, keep_files};
 use super::log::recent::Recent;
 use super::log::writer;
 use super::members::{Cursor, Slot};
@@ -190,8 +190,9 @@ fn remove_node(folder: &Path, id: &str) -> io::Result<()> {
 /// Where a listener of `serve` stands.
 #[derive(Default)]
 struct Seat {
-    /// Its slot in the topic's table, once it has one.
+    /// Its slot in the topic's table, once it has one; and whether what is for all others is not for it.
     slot: OnceLock<Slot>,
+    is_apart: OnceLock<()>,
     bell: Bell,
     /// How far its listener is: written to the disk late, because others of this process see it here.
     cursor: Mutex<Cursor>,
@@ -206,10 +207,9 @@ struct Audience {
 }
 
 impl Audience {
-    fn ring(&self, slot: Option<Slot>, cause: Cause) {
+    fn ring(&self, cause: Cause, is_meant: impl Fn(&Seat) -> bool) {
         self.forget_recent();
-        let those = self.seats.iter().filter(|seat| slot.is_none() || slot.as_ref() == seat.slot.get());
-        those.for_each(|seat| seat.bell.ring(cause as u64));
+        self.seats.iter().filter(|seat| is_meant(seat)).for_each(|seat| seat.bell.ring(cause as u64));
     }
 
     /// What was read last may not be all any more.
@@ -238,7 +238,10 @@ impl SharedNode {
         if topic == SLEEPERS {
             self.sleepers.call(slot);
         } else if let Some(audience) = lock(&self.audiences).get(topic) {
-            audience.ring(slot, cause);
+            audience.ring(cause, |seat| match slot {
+                Some(_) => seat.slot.get() == slot.as_ref(),
+                None => seat.is_apart.get().is_none(),
+            });
         }
     }
 
@@ -249,7 +252,7 @@ impl SharedNode {
     }
 
     fn ring_all(&self) {
-        lock(&self.audiences).values().for_each(|audience| audience.ring(None, Cause::News));
+        lock(&self.audiences).values().for_each(|audience| audience.ring(Cause::News, |_| true));
         self.sleepers.call(None);
     }
 
@@ -260,7 +263,7 @@ impl SharedNode {
             if Instant::now() >= next_close {
                 next_close = Instant::now() + KEPT_FOR;
                 keep_files();
-                FILES.close_unused();
+                close_unused();
                 writer::close_unused();
             }
             let wake = lock(&shared.node).wake.clone();
@@ -337,6 +340,12 @@ impl Wakeup {
         if let Self::Shared(listener) = self {
             let _ = listener.seat.slot.set(slot);
         }
+    }
+
+    /// Has it woken by what is for it alone, and not by what is for all the others.
+    pub fn stand_apart(&self) {
+        let Self::Shared(listener) = self else { return };
+        let _ = listener.seat.is_apart.set(());
     }
 
     /// Tells the others of this process how far the listener is. False where there are none: then it has to be written.
