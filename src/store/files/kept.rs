@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// How many of each kind are kept at most. None but where there is somebody who [closes](Kept::close_unused) what is not used
 /// any more.
@@ -82,6 +83,9 @@ pub(super) static FILES: Kept<Opened> = Kept::new();
 
 /// What was read of files that are as they were then, each as its reader has it, and by its path.
 pub(super) static READ: Kept<Box<dyn Any + Send>> = Kept::new();
+
+/// How long it is gone by: a stranger may have written into the file without saying so.
+pub(super) const FRESH: Duration = Duration::from_secs(1);
 
 /// Closes and forgets what nobody has used since this was called last.
 pub(super) fn close_unused() {

@@ -265,15 +265,17 @@ impl<L: Line> Table<L> {
         self.write(slot, 0, &cursor.bytes())
     }
 
-    /// Frees a slot. A member may free its own without the lock, where nobody goes by the table's edition.
+    /// Frees a slot. A member may free its own without the lock, where whoever goes by the table's edition does not mind one that
+    /// has gone.
     pub fn free(&self, slot: Slot) -> Result<(), Error> {
         self.change(slot, 0, &[[b' '; LINE - 1].as_slice(), b"\n"].concat())
     }
 
     fn change(&self, slot: Slot, at: usize, bytes: &[u8]) -> Result<(), Error> {
         // Before the change: whoever is killed in between has only had others read again what they know.
-        if !self.is_changed.replace(true) {
+        if !self.is_changed.get() {
             self.opened.file.write_all_at(hex::random(EDITION / 2)?.as_bytes(), 0)?;
+            self.is_changed.set(true);
         }
         self.write(slot, at, bytes)
     }

@@ -7,20 +7,22 @@ mod sweep;
 mod users;
 
 use super::folder::{Folder, beside, remove_beside};
+use super::kept::{FRESH, READ};
 use super::log::reader::Reader;
 use super::log::{Address, ms_since_2026};
-use super::members::{Line, Table};
+use super::members::{Edition, Line, Table};
 use super::node::{Knock, topic_of};
 use super::topic::{Keep, OpenTopic, Topic, oldest};
-use super::{Error, Files, Kind, UNUSED_TIME};
+use super::{Error, FileIdentity, Files, Kind, UNUSED_TIME};
 use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::store::buses::{BusName, Proof, Refused, User};
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LOG: &str = "log";
 /// The readers that wait.
@@ -63,6 +65,16 @@ impl Line for Waiting {
     fn key(&self) -> &str {
         &self.key
     }
+}
+
+/// The nodes on which readers wait, which whoever posts next need not read again: whoever begins to wait gives the table a
+/// new edition. Nodes from which all readers have gone may be among them.
+#[derive(Default)]
+struct Nodes {
+    names: BTreeSet<String>,
+    table: Option<FileIdentity>,
+    edition: Option<Edition>,
+    read_at: Option<Instant>,
 }
 
 /// A bus, locked.
@@ -180,12 +192,13 @@ impl Files {
         self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data, false)
     }
 
-    /// Wakes those that wait at the bus whose record stands at `path`.
-    fn wake_all(&self, path: &Path) -> Result<(), Error> {
-        let waiting = Table::<Waiting>::all_at(&beside(path, MEMBERS))?;
-        let topic = topic_of(path);
-        let knocks = Knock::all(&topic, waiting.iter().map(|entry| entry.line.node.as_str()));
-        let unheard = knocks.filter(|knock| !self.knock(knock)).count();
+    /// Wakes those that wait on these nodes at the bus whose record stands at `path`.
+    fn wake_all(&self, path: &Path, nodes: Nodes) -> Result<(), Error> {
+        let knocks = Knock::all(&topic_of(path), nodes.names.iter().map(String::as_str)).collect::<Vec<_>>();
+        let unheard = knocks.iter().filter(|knock| !self.knock(knock)).count();
+        if nodes.edition.is_some() {
+            READ.keep(&beside(path, MEMBERS), Box::new(nodes));
+        }
         if unheard > 0
             && let Some(folder) = Folder::<BusRecord>::try_open(path, Kind::Buses.shape())?
         {
@@ -241,13 +254,29 @@ impl<'a> Bus<'a> {
             self.folder.write(&self.record)?;
         }
         let id = log.append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
-        let (files, path) = (self.files, self.folder.path().to_owned());
+        let (files, path, nodes) = (self.files, self.folder.path().to_owned(), self.nodes());
         drop(self);
         // It is said, whatever comes now: whoever cannot be woken looks by itself within seconds.
-        if let Err(error) = files.wake_all(&path) {
+        if let Err(error) = nodes.and_then(|nodes| files.wake_all(&path, nodes)) {
             error.log();
         }
         Ok(id)
+    }
+
+    /// Where readers wait.
+    fn nodes(&self) -> Result<Nodes, Error> {
+        let path = self.folder.beside(MEMBERS);
+        let Some(table) = Table::<Waiting>::open(&path)? else { return Ok(Nodes::default()) };
+        let (identity, edition) = (Some(table.identity()), table.edition()?);
+        if let Some(known) = READ.take(&path)
+            && let Ok(known) = known.downcast::<Nodes>()
+            && (known.table, known.edition) == (identity, edition)
+            && known.read_at.is_some_and(|read_at| read_at.elapsed() < FRESH)
+        {
+            return Ok(*known);
+        }
+        let names = table.all()?.into_iter().map(|entry| entry.line.node).collect();
+        Ok(Nodes { names, table: identity, edition, read_at: Some(Instant::now()) })
     }
 
     /// Whether this user is to leave room for others: more than three quarters of the limit are alive, and of what was posted

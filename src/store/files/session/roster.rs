@@ -10,15 +10,12 @@
 //! A stranger may have written into the table without all this, or damaged it: so nothing is taken from a roster that is old.
 
 use super::super::FileIdentity;
-use super::super::kept::READ;
+use super::super::kept::{FRESH, READ};
 use super::super::members::{Edition, Table};
 use super::{Entry, Error, Member, Session};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-/// How long it is gone by.
-const FRESH: Duration = Duration::from_secs(1);
+use std::time::Instant;
 
 /// How many listeners of this process have gone, of the sessions that share a number.
 static LEFT: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
@@ -133,7 +130,8 @@ mod tests {
     use crate::protocol::uhst::policy;
     use crate::store::sessions::{Claim, Party, Refused};
     use crate::token::{ClientId, HostId};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
+    use std::time::Instant;
 
     /// A session of a process in which many listen, and the same as another process has it.
     struct Place {
