@@ -22,7 +22,7 @@ use crate::store::error::Full;
 use crate::store::sessions::{Party, Policy, Refused};
 use crate::token::{ClientId, HostId};
 use member::{Member, Presence, client_key, host_key, presence};
-use roster::Known;
+use roster::{Known, Roster};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -174,6 +174,31 @@ impl<'a> Session<'a> {
         let mut all = self.table.as_ref().map_or(Ok(Vec::new()), Table::all_mended)?;
         self.bring_up_to_date(&mut all);
         Ok(all)
+    }
+
+    /// A member, as [`Session::find`] has it, but that it may be further on than this says.
+    fn glance(&self, key: &str) -> Result<Option<Entry<Member>>, Error> {
+        match (&self.table, &self.known.roster) {
+            (Some(table), Some(roster)) if !table.is_changed() => Ok(table.find_among(&roster.members, key).cloned()),
+            _ => self.find(key),
+        }
+    }
+
+    /// All members, which may be further on than this says.
+    fn roster(&mut self) -> Result<Roster, Error> {
+        match self.known.roster.take() {
+            Some(roster) if !self.has_changed() => Ok(roster),
+            _ => Roster::read(self.folder.path(), self.table.as_ref(), |members| self.bring_up_to_date(members)),
+        }
+    }
+
+    /// Keeps them for the next one.
+    fn keep(&mut self, roster: Roster) {
+        self.known.roster = Some(roster).filter(|_| !self.has_changed());
+    }
+
+    fn has_changed(&self) -> bool {
+        self.table.as_ref().is_some_and(Table::is_changed)
     }
 
     /// Those that listen in this process may be further on than they have written; and whoever could not write that it ends
