@@ -52,6 +52,7 @@ pub mod ends;
 pub mod far_ends;
 pub mod folder;
 mod kept;
+mod knock;
 mod link;
 mod log;
 mod meeting;

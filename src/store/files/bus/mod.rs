@@ -7,10 +7,11 @@ mod sweep;
 mod users;
 
 use super::folder::{Folder, beside, remove_beside};
+use super::knock::Knock;
 use super::log::reader::Reader;
 use super::log::{Address, ms_since_2026};
 use super::members::{Line, Table};
-use super::node::{Knock, topic_of};
+use super::node::topic_of;
 use super::topic::{Keep, Topic, oldest};
 use super::{Error, Files, Kind, UNUSED_TIME, if_there};
 use crate::clock::{is_recent, now_ms};
