@@ -34,7 +34,7 @@ const WAKE: &str = ".wake";
 const NEW: &str = ".new";
 
 /// What is being made for longer than this, its maker was killed.
-const MAKING_TIME: Duration = Duration::from_secs(60);
+pub(super) const MAKING_TIME: Duration = Duration::from_secs(60);
 
 /// How often `serve` looks whether somebody has removed its node's files, and closes those that nobody has used since it
 /// looked last.
