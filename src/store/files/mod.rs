@@ -34,7 +34,8 @@
 //!       sender-NUMBER           what a sender sleeps on, as above
 //!   ptth/counts ptth/XX/HASH/   the requests of a server of PTTH: HASH is of its name
 //!     session.json              its record, and the lock for whoever makes or removes the folders below
-//!     listeners                 the FIFO on which its far ends wait, touched when one has come or gone last
+//!     far-ends/NUMBER           what a far end sleeps on that waits for requests, as above. This folder changes last when one
+//!                               comes or goes
 //!     waiting/ID given/ID       a request that no far end has, or that one has and has not begun to answer
 //!     clients/ID answers/ID     until then: what its client sleeps on, and what the answer comes through, as in a pipe
 //! ```
@@ -52,6 +53,7 @@ pub mod ends;
 pub mod far_ends;
 pub mod folder;
 mod kept;
+mod knock;
 mod link;
 mod log;
 mod meeting;

@@ -8,10 +8,11 @@ mod users;
 
 use super::folder::{Folder, beside, remove_beside};
 use super::kept::{FRESH, READ};
+use super::knock::Knock;
 use super::log::reader::Reader;
 use super::log::{Address, ms_since_2026};
 use super::members::{Edition, Line, Table};
-use super::node::{Knock, topic_of};
+use super::node::topic_of;
 use super::topic::{Keep, OpenTopic, Topic, oldest};
 use super::{Error, FileIdentity, Files, Kind, UNUSED_TIME};
 use crate::clock::{is_recent, now_ms};

@@ -1,10 +1,11 @@
 //! Listening: the end at which a host, or a client, takes its events from the log.
 
 use super::super::folder::beside;
+use super::super::knock::Cause;
 use super::super::log::Address;
 use super::super::log::reader::Reader;
 use super::super::members::{Cursor, Entry, Slot, Table};
-use super::super::node::{Cause, Wakeup};
+use super::super::node::Wakeup;
 use super::super::topic::{LEFT_OUT, MESSAGE, is_for, milliseconds, oldest};
 use super::super::{Error, FileIdentity, Files, identity, if_there, modified, read_small};
 use super::intentions::missing;

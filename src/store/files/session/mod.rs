@@ -12,9 +12,10 @@ mod roster;
 pub(super) mod sweep;
 
 use super::folder::{Folder, remove_beside};
+use super::knock::{Cause, Knock};
 use super::log::Address;
 use super::members::{Cursor, Entry, Slot, Table};
-use super::node::{Alive, Cause, Knock, topic_of};
+use super::node::{Alive, topic_of};
 use super::topic::{Keep, Topic, UNDER_WAY};
 use super::{Error, Files, Kind, UNUSED_TIME};
 use crate::clock::{has_passed_by, is_recent, now_ms};
