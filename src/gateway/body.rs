@@ -2,7 +2,6 @@
 
 use super::status::Status;
 use crate::wake::Wake;
-use rustix::event::PollFlags;
 use rustix::fd::BorrowedFd;
 use std::fmt;
 use std::future::poll_fn;
@@ -46,8 +45,9 @@ pub trait Incoming: Wake + Sync {
     /// As above.
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// From now on there is that much time for all the rest. Without it, a body has to come within a minute.
-    fn give_time(&mut self, time: Duration);
+    /// From now on there is that much time for all the rest. Without it, a body has to come within a minute. What has no end
+    /// that could be waited for takes no notice.
+    fn give_time(&mut self, _time: Duration) {}
 
     /// Moves up to `most` bytes that are there already into a pipe, past this process's memory: `WouldBlock` where there
     /// are none, or no room. `None` where they have to be [read](Incoming::read_now).
@@ -67,30 +67,6 @@ impl dyn Incoming + '_ {
     pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         poll_fn(|cx| self.poll_read(cx, buffer)).await
     }
-}
-
-/// No body.
-impl Wake for io::Empty {
-    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        None
-    }
-
-    #[cfg(feature = "serve")]
-    fn poll_wake(&mut self, _: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
-    }
-}
-
-impl Incoming for io::Empty {
-    fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(0))
-    }
-
-    fn read_now(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Ok(0)
-    }
-
-    fn give_time(&mut self, _: Duration) {}
 }
 
 /// Why a body could not be read.
@@ -186,5 +162,25 @@ impl Body<'_> {
             }
         }
         false
+    }
+}
+
+/// No body.
+#[cfg(test)]
+impl Wake for io::Empty {
+    #[cfg(feature = "serve")]
+    fn poll_wake(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+#[cfg(test)]
+impl Incoming for io::Empty {
+    fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(0))
+    }
+
+    fn read_now(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
     }
 }

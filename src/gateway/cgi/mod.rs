@@ -5,7 +5,7 @@ mod output;
 mod splice;
 
 use super::application::Application;
-use super::body::{BODY_TIME, Body, Incoming};
+use super::body::{BODY_TIME, Body};
 use super::client::run_blocking;
 use super::forwarded::Asker;
 use super::reply::{Content, Reply};
@@ -14,13 +14,13 @@ use super::status::Status;
 use super::stop::{catch_signals, stop_signal};
 use crate::config::{SettingError, Settings, TrustedProxies};
 use crate::syntax::digits;
-use input::{Input, NoLength};
+use input::{End, Input};
 use output::{Output, Work};
 use rustix::stdio::{stdin, stdout};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::{IpAddr, Shutdown};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -71,7 +71,8 @@ async fn answer(
     let mount = text("SCRIPT_NAME");
     let path = variable("PATH_INFO").map(OsString::into_string);
     let path_is_text = !matches!(path, Some(Err(_)));
-    let (mut reader, length) = body();
+    let body = body();
+    let (length, end) = body.unwrap_or((None, End::After(0)));
     let mut client = Output::new(stdout(), false, None);
     let mut request = Request {
         method: text("REQUEST_METHOD"),
@@ -90,7 +91,7 @@ async fn answer(
         // RFC 3875 knows none: a web server would take them for the end of the body.
         takes_trailers: false,
         client: &mut client,
-        body: Body { length: length.unwrap_or_default(), is_awaited: true, reader: &mut *reader },
+        body: Body { length, is_awaited: true, reader: &mut Input::new(stdin(), end) },
     };
     let mut refused = refused_by_lighttpd(&text("SERVER_SOFTWARE"), &text("REDIRECT_STATUS"));
     if refused == Some(411)
@@ -104,7 +105,7 @@ async fn answer(
     }
     let wrong = match refused {
         Some(status) => Some((Status::Passed(status), "The web server has refused this request by itself.")),
-        None if length.is_err() => Some((Status::BadRequest, "CONTENT_LENGTH is not a number.")),
+        None if body.is_none() => Some((Status::BadRequest, "CONTENT_LENGTH is not a number.")),
         None if !path_is_text => Some((Status::BadRequest, "The path is not UTF-8.")),
         None => None,
     };
@@ -124,22 +125,25 @@ async fn answer(
     (reply, wrong.is_none())
 }
 
-/// The body, and its length where that is known, unless what should say so is no number.
+/// The body's length, where that is known, and its end; nothing where what should say so is no number.
 ///
 /// RFC 3875, 4.1.2: without `CONTENT_LENGTH` there is no body, except that servers which take the chunks out of a chunked
 /// body leave its name behind; its end is then the end of the input.
-fn body() -> (Box<dyn Incoming>, Result<Option<u64>, ()>) {
-    let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
-    let input = |length| Box::new(Input::new(stdin(), length, BODY_TIME));
-    match length.map(|text| digits(text.as_bytes())) {
-        Some(Some(length)) => (input(Some(length)), Ok(Some(length))),
-        Some(None) => (Box::new(io::empty()), Err(())),
-        None if header_field("transfer-encoding").is_some() => (input(None), Ok(None)),
+fn body() -> Option<(Option<u64>, End)> {
+    let length = text("CONTENT_LENGTH");
+    if !length.is_empty() {
+        return digits(length.as_bytes()).map(|length| (Some(length), End::After(length)));
+    }
+    let end = if !text("HTTP_TRANSFER_ENCODING").is_empty() {
+        End::OfInput
+    } else if text("SERVER_PROTOCOL") == "HTTP/1.0" {
         // A server that speaks HTTP/1.0 to us does not take chunks apart; a chunked message would be lost without a word.
         // RFC 1945, 7.2.2: a body must have a length then.
-        None if text("SERVER_PROTOCOL") == "HTTP/1.0" => (Box::new(NoLength), Ok(None)),
-        None => (Box::new(io::empty()), Ok(None)),
-    }
+        End::Unseen
+    } else {
+        End::After(0)
+    };
+    Some((None, end))
 }
 
 /// Whom the request is from, as the web server tells it.
@@ -226,7 +230,7 @@ async fn send(reply: Reply, head_only: bool, work: Option<Work>) -> io::Result<(
         Content::Upgrade(talk) => {
             out.extend_from_slice(b"Connection: Upgrade\r\n");
             let _ = catch_signals(true);
-            let input = Input::new(stdin(), None, BODY_TIME);
+            let input = Input::new(stdin(), End::OfInput);
             talk(Box::new(input), Box::new(Output::switching(stdout(), out, work))).await;
             Ok(())
         }
@@ -243,22 +247,10 @@ async fn send(reply: Reply, head_only: bool, work: Option<Work>) -> io::Result<(
     }
 }
 
-/// The two ways of a connection that is handed over, through a socket in place of our standard input and output.
-#[cfg(test)]
-pub(crate) fn over(socket: &'static UnixStream) -> (Box<dyn Incoming>, Box<dyn super::Switching>) {
-    use rustix::fd::AsFd as _;
-    let input = Input::new(socket.as_fd(), None, BODY_TIME);
-    (Box::new(input), Box::new(Output::switching(socket.as_fd(), Vec::new(), None)))
-}
-
 /// Past the standard library's line buffer, which would make two writes of one answer.
 fn write_all(mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::write(stdout(), bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        bytes = &bytes[rustix::io::retry_on_intr(|| rustix::io::write(stdout(), bytes))?..];
     }
     Ok(())
 }
@@ -351,6 +343,14 @@ fn encode_path(path: &str) -> String {
 
 fn is_nph(script_name: &str) -> bool {
     script_name.rsplit('/').next().is_some_and(|name| name.starts_with("nph-"))
+}
+
+/// The two ways of a connection that is handed over, through a socket in place of our standard input and output.
+#[cfg(test)]
+pub(crate) fn over(socket: &'static UnixStream) -> (Box<dyn super::Incoming>, Box<dyn super::Switching>) {
+    use rustix::fd::AsFd as _;
+    let input = Input::new(socket.as_fd(), End::OfInput);
+    (Box::new(input), Box::new(Output::switching(socket.as_fd(), Vec::new(), None)))
 }
 
 #[cfg(test)]

@@ -4,8 +4,6 @@ use crate::gateway::body::{BODY_TIME, Incoming};
 use crate::wake::Wake;
 use bytes::{Buf as _, Bytes};
 use hyper::body::{Body as _, Incoming as Frames};
-use rustix::event::PollFlags;
-use rustix::fd::BorrowedFd;
 use std::error::Error as _;
 use std::io;
 use std::pin::Pin;
@@ -82,10 +80,6 @@ fn kind(error: &hyper::Error) -> io::ErrorKind {
 }
 
 impl Wake for RequestBody {
-    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        None
-    }
-
     fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_read() { Poll::Pending } else { self.poll_frame(cx) }
     }

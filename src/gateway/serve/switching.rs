@@ -6,13 +6,11 @@ use crate::gateway::client::{Client, Outgoing, Switching, Woken};
 use crate::wake::Wake;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use rustix::event::PollFlags;
-use rustix::fd::BorrowedFd;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::sync::oneshot;
 
@@ -105,10 +103,6 @@ impl Input {
 }
 
 impl Wake for Input {
-    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        None
-    }
-
     fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_fill(cx)
     }
@@ -126,9 +120,6 @@ impl Incoming for Input {
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
-
-    /// What comes in here has no end that could be waited for.
-    fn give_time(&mut self, _: Duration) {}
 }
 
 /// The way to the client.
