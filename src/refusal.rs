@@ -119,7 +119,8 @@ impl From<store::Error> for Refusal {
 
 impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
-        Self::new(error.status(), error.to_string())
+        let (status, sentence) = error.told();
+        Self::new(status, sentence)
     }
 }
 

@@ -3,7 +3,6 @@
 use super::status::Status;
 use crate::wake::Wake;
 use rustix::fd::BorrowedFd;
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
@@ -85,15 +84,23 @@ pub enum BodyError {
 }
 
 impl BodyError {
-    /// The status that says it.
+    /// The status and the sentence that say it.
     #[must_use]
-    pub fn status(&self) -> Status {
-        match self {
-            Self::TooLarge(_) => Status::ContentTooLarge,
-            Self::CutShort | Self::Malformed => Status::BadRequest,
-            Self::NoLength => Status::LengthRequired,
-            Self::TooSlow => Status::RequestTimeout,
-        }
+    pub fn told(&self) -> (Status, String) {
+        let (status, sentence) = match self {
+            Self::TooLarge(limit) => {
+                let sentence = format!("The body is larger than {limit} bytes: send less at once.");
+                return (Status::ContentTooLarge, sentence);
+            }
+            Self::CutShort => (Status::BadRequest, "The body ended before its Content-Length: send all of it."),
+            Self::NoLength => (
+                Status::LengthRequired,
+                "The body has no Content-Length, and this web server does not take chunks: send a length.",
+            ),
+            Self::Malformed => (Status::BadRequest, "The body's chunks are malformed: see RFC 9112, 7.1."),
+            Self::TooSlow => (Status::RequestTimeout, "The body took too long to arrive: send it faster, or less."),
+        };
+        (status, sentence.to_owned())
     }
 }
 
@@ -104,20 +111,6 @@ impl From<&io::Error> for BodyError {
             io::ErrorKind::InvalidData => Self::Malformed,
             io::ErrorKind::Unsupported => Self::NoLength,
             _ => Self::CutShort,
-        }
-    }
-}
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLarge(limit) => write!(f, "The body is larger than {limit} bytes: send less at once."),
-            Self::CutShort => f.write_str("The body ended before its Content-Length: send all of it."),
-            Self::NoLength => {
-                f.write_str("The body has no Content-Length, and this web server does not take chunks: send a length.")
-            }
-            Self::Malformed => f.write_str("The body's chunks are malformed: see RFC 9112, 7.1."),
-            Self::TooSlow => f.write_str("The body took too long to arrive: send it faster, or less."),
         }
     }
 }

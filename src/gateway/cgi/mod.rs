@@ -66,8 +66,9 @@ async fn answer(
     application: &'static dyn Application,
     settings: &Result<&'static Settings, SettingError>,
 ) -> (Reply, bool) {
-    let header = |name: &str| header_field(name);
-    let asker = asker(settings, &header);
+    let fields = header_fields();
+    let header = |name: &str| fields.iter().find(|field| field.0 == name).map(|field| field.1.clone());
+    let asker = asker(settings, &fields);
     let mount = text("SCRIPT_NAME");
     let path = variable("PATH_INFO").map(OsString::into_string);
     let path_is_text = !matches!(path, Some(Err(_)));
@@ -80,7 +81,7 @@ async fn answer(
         path: path.and_then(Result::ok).unwrap_or_default(),
         query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
         header: &header,
-        headers: &header_fields,
+        headers: &|| fields.clone(),
         mount,
         server: text("SERVER_SOFTWARE"),
         remote: asker.address,
@@ -147,7 +148,7 @@ fn body() -> Option<(Option<u64>, End)> {
 }
 
 /// Whom the request is from, as the web server tells it.
-fn asker(settings: &Result<&'static Settings, SettingError>, header: &dyn Fn(&str) -> Option<String>) -> Asker {
+fn asker(settings: &Result<&'static Settings, SettingError>, fields: &[(String, String)]) -> Asker {
     let connection = Asker {
         address: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
         // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
@@ -155,8 +156,10 @@ fn asker(settings: &Result<&'static Settings, SettingError>, header: &dyn Fn(&st
     };
     // lighttpd has a variable of the same name for a proxy's X-Forwarded-For and for a client's own X_Forwarded_For. Where
     // there are two, it is not known who has said what.
-    let is_told_twice = |field: &str| header_fields().iter().filter(|(name, _)| name == field).count() > 1;
-    let header = |field: &str| if is_told_twice(field) { Some("unknown".to_owned()) } else { header(field) };
+    let header = |name: &str| {
+        let mut told = fields.iter().filter(|field| field.0 == name).map(|field| field.1.clone());
+        told.next().map(|value| if told.next().is_some() { "unknown".to_owned() } else { value })
+    };
     match settings {
         // An address that the web server does not tell is no sign of a UNIX socket.
         Ok(settings) => connection.behind(&TrustedProxies { unix: false, ..settings.trusted_proxies.clone() }, &header),
@@ -276,22 +279,14 @@ fn text(name: &str) -> String {
     variable(name).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// A header field's value: RFC 3875, 4.1.18, and the two that have a variable of their own.
-fn header_field(name: &str) -> Option<String> {
-    let name = name.to_ascii_uppercase().replace('-', "_");
-    let variable_name = match name.as_str() {
-        "CONTENT_TYPE" | "CONTENT_LENGTH" => name,
-        _ => format!("HTTP_{name}"),
-    };
-    variable(&variable_name)?.into_string().ok().filter(|value| !value.is_empty())
-}
-
-/// All that have come this far, in the server's order.
+/// The header fields that have come this far, in the server's order: RFC 3875, 4.1.18, and the two that have a variable of
+/// their own.
 fn header_fields() -> Vec<(String, String)> {
     let named = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok()?;
         let name = match name.as_str() {
             "CONTENT_TYPE" | "CONTENT_LENGTH" => &name,
+            "HTTP_CONTENT_TYPE" | "HTTP_CONTENT_LENGTH" => return None,
             _ => name.strip_prefix("HTTP_")?,
         };
         Some((name.to_ascii_lowercase().replace('_', "-"), value.to_string_lossy().into_owned()))
@@ -330,15 +325,9 @@ fn answer_without_length(request_uri: &str, mount: &str, path_info: &str) -> Opt
 
 /// RFC 3986, 3.3: what may stand in a path, and the slashes between its segments, stays as it is.
 fn encode_path(path: &str) -> String {
-    let mut encoded = String::with_capacity(path.len());
-    for c in path.chars() {
-        if c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c) {
-            encoded.push(c);
-        } else {
-            encoded.push_str(&urlencoding::encode(c.encode_utf8(&mut [0; 4])));
-        }
-    }
-    encoded
+    let stays = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c);
+    let encode = |c: char| urlencoding::encode(c.encode_utf8(&mut [0; 4])).into_owned();
+    path.chars().map(|c| if stays(c) { c.into() } else { encode(c) }).collect()
 }
 
 fn is_nph(script_name: &str) -> bool {
