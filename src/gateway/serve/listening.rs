@@ -134,7 +134,7 @@ impl Listening {
             }
         });
         let (socket, seat) = accept.await?;
-        let peer = seat.peer();
+        let peer = seat.peer;
         if !self.is_tcp() {
             let stream = Stream::Unix(UnixStream::from_std(socket.into())?);
             return Ok((Socket(Arc::new((stream, seat))), peer));
