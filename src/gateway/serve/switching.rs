@@ -1,9 +1,11 @@
 //! A connection that is handed over to another protocol (RFC 9110, 7.8).
 
+use super::incoming::Come;
 use super::waiting::Waiting;
 use crate::gateway::body::Incoming;
 use crate::gateway::client::{Client, Outgoing, Switching, Woken};
 use crate::wake::Wake;
+use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use std::io;
@@ -59,64 +61,46 @@ impl Connection {
 pub(super) fn ways(asked: OnUpgrade) -> (Input, Output, oneshot::Receiver<Option<String>>) {
     let connection = Arc::new(Connection(Mutex::new(Stage::Asked(asked))));
     let (answer, answered) = oneshot::channel();
-    let input = Input { connection: Arc::clone(&connection), read: Vec::new(), end: None };
+    let input = Input { connection: Arc::clone(&connection), come: Come::default() };
     (input, Output { connection, answer: Some(answer), pending: Vec::new(), waiting: Waiting::default() }, answered)
 }
 
 /// The way from the client.
 pub(super) struct Input {
     connection: Arc<Connection>,
-    read: Vec<u8>,
-    end: Option<io::ErrorKind>,
+    come: Come,
 }
 
 impl Input {
     /// Has some bytes, or the end.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.read.is_empty() || self.end.is_some() {
-            return Poll::Ready(());
-        }
-        let mut buffer = [0; BUFFER_SIZE];
-        let mut buffer = ReadBuf::new(&mut buffer);
-        match ready!(self.connection.poll_with(cx, |connection, cx| connection.poll_read(cx, &mut buffer))) {
-            Ok(()) if buffer.filled().is_empty() => self.end = Some(io::ErrorKind::UnexpectedEof),
-            Ok(()) => self.read.extend_from_slice(buffer.filled()),
-            Err(error) => self.end = Some(error.kind()),
-        }
-        Poll::Ready(())
-    }
-
-    fn take(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.end {
-            Some(io::ErrorKind::UnexpectedEof) if self.read.is_empty() => Ok(0),
-            Some(kind) if self.read.is_empty() => Err(kind.into()),
-            _ => {
-                let size = buffer.len().min(self.read.len());
-                buffer[..size].copy_from_slice(&self.read[..size]);
-                self.read.drain(..size);
-                // Connections are many and mostly idle.
-                self.read.shrink_to_fit();
-                Ok(size)
+    fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<&mut Come> {
+        if self.come.is_empty() {
+            let mut buffer = [0; BUFFER_SIZE];
+            let mut buffer = ReadBuf::new(&mut buffer);
+            match ready!(self.connection.poll_with(cx, |connection, cx| connection.poll_read(cx, &mut buffer))) {
+                Ok(()) if buffer.filled().is_empty() => self.come.end = Some(Ok(())),
+                Ok(()) => self.come.bytes = Bytes::copy_from_slice(buffer.filled()),
+                Err(error) => self.come.end = Some(Err(error.kind())),
             }
         }
+        Poll::Ready(&mut self.come)
     }
 }
 
 impl Wake for Input {
     fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_fill(cx)
+        self.poll_come(cx).map(drop)
     }
 }
 
 impl Incoming for Input {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_fill(cx));
-        Poll::Ready(self.take(buffer))
+        self.poll_come(cx).map(|come| come.take(buffer))
     }
 
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.poll_fill(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(()) => self.take(buffer),
+        match self.poll_come(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(come) => come.take(buffer),
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
