@@ -119,8 +119,7 @@ impl From<store::Error> for Refusal {
 
 impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
-        let (status, sentence) = error.told();
-        Self::new(status, sentence)
+        Self::new(error.0, error.1)
     }
 }
 

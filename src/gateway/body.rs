@@ -3,6 +3,7 @@
 use super::status::Status;
 use crate::wake::Wake;
 use rustix::fd::BorrowedFd;
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
@@ -68,50 +69,26 @@ impl dyn Incoming + '_ {
     }
 }
 
-/// Why a body could not be read.
+/// Why a body could not be read: the status and the sentence that say it.
 #[derive(Debug)]
-pub enum BodyError {
-    /// Larger than the relay takes (the limit in bytes).
-    TooLarge(u64),
-    /// It ended before its length, or the connection broke.
-    CutShort,
-    /// Nobody said how long it is, and its end cannot be seen.
-    NoLength,
-    /// Its chunks are not chunks (RFC 9112, 7.1).
-    Malformed,
-    /// It did not come within the time limit.
-    TooSlow,
-}
+pub struct BodyError(pub Status, pub Cow<'static, str>);
 
-impl BodyError {
-    /// The status and the sentence that say it.
-    #[must_use]
-    pub fn told(&self) -> (Status, String) {
-        let (status, sentence) = match self {
-            Self::TooLarge(limit) => {
-                let sentence = format!("The body is larger than {limit} bytes: send less at once.");
-                return (Status::ContentTooLarge, sentence);
+impl From<io::ErrorKind> for BodyError {
+    /// By how a [read](Incoming) has failed.
+    fn from(kind: io::ErrorKind) -> Self {
+        let (status, sentence) = match kind {
+            io::ErrorKind::TimedOut => {
+                (Status::RequestTimeout, "The body took too long to arrive: send it faster, or less.")
             }
-            Self::CutShort => (Status::BadRequest, "The body ended before its Content-Length: send all of it."),
-            Self::NoLength => (
+            io::ErrorKind::InvalidData => (Status::BadRequest, "The body's chunks are malformed: see RFC 9112, 7.1."),
+            // Its end cannot be seen.
+            io::ErrorKind::Unsupported => (
                 Status::LengthRequired,
                 "The body has no Content-Length, and this web server does not take chunks: send a length.",
             ),
-            Self::Malformed => (Status::BadRequest, "The body's chunks are malformed: see RFC 9112, 7.1."),
-            Self::TooSlow => (Status::RequestTimeout, "The body took too long to arrive: send it faster, or less."),
+            _ => (Status::BadRequest, "The body ended before its Content-Length: send all of it."),
         };
-        (status, sentence.to_owned())
-    }
-}
-
-impl From<&io::Error> for BodyError {
-    fn from(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::TimedOut => Self::TooSlow,
-            io::ErrorKind::InvalidData => Self::Malformed,
-            io::ErrorKind::Unsupported => Self::NoLength,
-            _ => Self::CutShort,
-        }
+        Self(status, sentence.into())
     }
 }
 
@@ -130,17 +107,18 @@ impl Body<'_> {
                 // One more than there can be, so that its end is seen.
                 let most = (limit - begin).saturating_add(1).min(READ_SIZE.max(bytes.capacity() - begin));
                 bytes.resize(begin + most, 0);
-                let read = self.reader.read(&mut bytes[begin..]).await.map_err(|error| BodyError::from(&error))?;
+                let read = self.reader.read(&mut bytes[begin..]).await.map_err(|error| error.kind())?;
                 bytes.truncate(begin + read);
                 if read == 0 {
                     let is_whole = self.length.is_none_or(|length| bytes.len() as u64 >= length);
-                    return if is_whole { Ok(bytes) } else { Err(BodyError::CutShort) };
+                    return if is_whole { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 }
             }
         }
         self.reader.give_time(REST_TIME);
         self.drain(u64::MAX).await;
-        Err(BodyError::TooLarge(limit))
+        let sentence = format!("The body is larger than {limit} bytes: send less at once.");
+        Err(BodyError(Status::ContentTooLarge, sentence.into()))
     }
 
     /// A client that is still sending would not see the answer, only a broken connection; for its sake the rest is read

@@ -106,7 +106,7 @@ pub(super) async fn answer(
             let reply = turn.hold(server.application.answer(server.settings, &mut request)).await;
             // Where the body ends, the next request begins; so it must be read. A client that still waits for our word may
             // send it or not (RFC 9110, 10.1.1): the place of the next request is unknown.
-            if !body.is_read() && (!expects || body.is_asked_for()) {
+            if !body.is_read() && (!expects || body.is_asked_for) {
                 // Whoever is slower than that cannot have the connection kept.
                 body.give_time(DRAIN_TIME);
                 let most = server.settings.max_body.max(WORTH_DRAINING);

@@ -45,7 +45,7 @@ pub(super) struct RequestBody {
     until: Instant,
     timer: Option<Pin<Box<Sleep>>>,
     /// Whether anybody has asked for it.
-    is_asked_for: bool,
+    pub is_asked_for: bool,
 }
 
 impl RequestBody {
@@ -58,10 +58,6 @@ impl RequestBody {
     /// Whether it has been read up to its end.
     pub fn is_read(&self) -> bool {
         self.come.end == Some(Ok(())) && self.come.bytes.is_empty()
-    }
-
-    pub fn is_asked_for(&self) -> bool {
-        self.is_asked_for
     }
 
     /// Whether its chunks are no chunks.

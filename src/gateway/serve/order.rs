@@ -125,12 +125,10 @@ impl Order {
 
     /// Gives a place to all that has come in.
     fn look(&'static self, state: &mut State) {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         loop {
             let mut events = [MaybeUninit::uninit(); 64];
-            let Ok((events, rest)) = epoll::wait(&self.epoll, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
-            else {
-                return;
-            };
+            let Ok((events, rest)) = epoll::wait(&self.epoll, &mut events, Some(&now)) else { return };
             for event in &*events {
                 let number = event.data.u64();
                 if state.doors.contains_key(&number) {
