@@ -34,7 +34,8 @@ pub fn run(application: &'static dyn Application) -> ExitCode {
         .map(|settings| &*Box::leak(Box::new(settings)));
     let head_only = text("REQUEST_METHOD") == "HEAD";
     let (reply, was_asked) = run_blocking(answer(application, &settings));
-    let has_work = || was_asked && settings.as_ref().is_ok_and(|settings| application.has_work(settings));
+    let work = settings.as_ref().ok().map(|settings| Work { application, settings });
+    let has_work = || was_asked && work.is_some_and(|work| application.has_work(work.settings));
     // Only a stream may last for so long that there is work by its end which there was not at its beginning.
     let is_stream = !head_only && !matches!(reply.content, Content::Whole(_) | Content::Absent);
     let works = !is_stream && has_work();
@@ -43,7 +44,6 @@ pub fn run(application: &'static dyn Application) -> ExitCode {
         // it would never be finished.
         let _ = catch_signals(true);
     }
-    let work = settings.as_ref().ok().map(|settings| Work { application, settings });
     if let Err(error) = run_blocking(send(reply, head_only, work)) {
         // The web server or its client has gone. Streams have noticed by themselves.
         say!("uhst-relay: the answer could not be written: {error}");
@@ -51,12 +51,11 @@ pub fn run(application: &'static dyn Application) -> ExitCode {
 
     // Before stderr is closed for that work, or the process ends.
     crate::log::flush();
-    let can_finish = stop_signal().is_some();
-    if let Ok(settings) = &settings
-        && can_finish
+    if stop_signal().is_some()
         && (works || (is_stream && has_work()))
+        && let Some(work) = work
     {
-        work_unheard(application, settings);
+        work_unheard(work);
     }
     ExitCode::SUCCESS
 }
@@ -70,15 +69,15 @@ async fn answer(
     let header = |name: &str| fields.iter().find(|field| field.0 == name).map(|field| field.1.clone());
     let asker = asker(settings, &fields);
     let mount = text("SCRIPT_NAME");
-    let path = variable("PATH_INFO").map(OsString::into_string);
-    let path_is_text = !matches!(path, Some(Err(_)));
+    let path = variable("PATH_INFO").unwrap_or_default().into_string();
+    let path_is_text = path.is_ok();
     let body = body();
     let (length, end) = body.unwrap_or((None, End::After(0)));
     let mut client = Output::new(stdout(), false, None);
     let mut request = Request {
         method: text("REQUEST_METHOD"),
         raw_path: raw_path(&text("REQUEST_URI"), &mount, &text("PATH_INFO")),
-        path: path.and_then(Result::ok).unwrap_or_default(),
+        path: path.unwrap_or_default(),
         query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
         header: &header,
         headers: &|| fields.clone(),
@@ -169,7 +168,7 @@ fn asker(settings: &Result<&'static Settings, SettingError>, fields: &[(String, 
 
 /// Has the application work when the answer is out. The answer ends where our output ends, so nobody waits for what comes
 /// now. fcgiwrap and Apache listen to stderr as well, and with `mod_cgid` stdin is the same socket.
-fn work_unheard(application: &dyn Application, settings: &Settings) {
+fn work_unheard(Work { application, settings }: Work) {
     if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
