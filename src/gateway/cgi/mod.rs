@@ -80,7 +80,7 @@ async fn answer(
         path: path.unwrap_or_default(),
         query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
         header: &header,
-        headers: &|| fields.clone(),
+        headers: &header_fields,
         mount,
         server: text("SERVER_SOFTWARE"),
         remote: asker.address,

@@ -289,13 +289,11 @@ fn check_host(head: &Parts) -> Result<(), Malformed> {
 fn is_authority(text: &str) -> bool {
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     let (host, _) = text.rsplit_once(':').filter(|(_, port)| is_port(port)).unwrap_or((text, ""));
-    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => {
-            let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
-            !host.is_empty() && host.bytes().all(is_name_byte)
-        }
+    if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return address.parse::<Ipv6Addr>().is_ok();
     }
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
+    !host.is_empty() && host.bytes().all(is_name_byte)
 }
 
 /// Path and query: origin form, or absolute form (RFC 9112, 3.2.2), or `*`.

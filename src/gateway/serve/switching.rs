@@ -137,20 +137,15 @@ impl Client for Output {
         to_write: bool,
         until: Instant,
     ) -> Poll<Woken> {
-        let can_write = match &mut self.answer {
-            Some(answer) => {
-                if answer.poll_closed(cx).is_ready() {
-                    // Whoever asked has gone.
-                    return Poll::Ready(Woken::HungUp);
-                }
-                false
-            }
-            None => match self.poll_flush(cx) {
-                Poll::Ready(Err(_)) => return Poll::Ready(Woken::HungUp),
-                flushed => flushed.is_ready(),
-            },
+        let flushed = match &mut self.answer {
+            // Whoever asked has gone.
+            Some(answer) => answer.poll_closed(cx).map(|()| Err(io::ErrorKind::BrokenPipe.into())),
+            None => self.poll_flush(cx),
         };
-        self.waiting.poll(cx, wakes, to_write && can_write, until)
+        match flushed {
+            Poll::Ready(Err(_)) => Poll::Ready(Woken::HungUp),
+            _ => self.waiting.poll(cx, wakes, to_write && flushed.is_ready(), until),
+        }
     }
 }
 
