@@ -100,7 +100,7 @@ impl<'a, 'b> Feed<'a, 'b> {
                         Woken::Stopped => return End::Stopped,
                         Woken::HungUp => return End::HungUp,
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
-                        Woken::Tick => return End::Body(BodyError::TooSlow),
+                        Woken::Tick => return End::Body(io::ErrorKind::TimedOut.into()),
                         _ if is_called(call.as_ref()) && is_sent_away(waiting) => return End::SentAway,
                         _ if !sender.is_received() => return receiver_left(waiting),
                         _ => {}
@@ -110,7 +110,7 @@ impl<'a, 'b> Feed<'a, 'b> {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     return receiver_left(waiting);
                 }
-                Err(error) => return End::Body((&error).into()),
+                Err(error) => return End::Body(error.kind().into()),
             }
         }
         wait_for_receiver(sender, waiting, client).await
