@@ -217,12 +217,12 @@ impl Socket {
 
     /// Whether it may take bytes; otherwise this task is woken once it does.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> bool {
-        of_stream!(self, stream => stream.poll_write_ready(cx)).is_ready()
+        self.stream().poll_write_ready(cx).is_ready()
     }
 
     /// Writes what it takes, where it is known to [take](Socket::poll_writable) some.
     pub fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
-        of_stream!(self, stream => stream.try_write(bytes))
+        self.stream().try_write(bytes)
     }
 
     /// Writes what can be written at once.
