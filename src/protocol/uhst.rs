@@ -24,6 +24,7 @@ use crate::store::{self, Listener, Store};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
 use crate::wake::Ready;
 use crate::workers::{stream_at_disk, wait};
+use serde::Serializer as _;
 use serde_json::json;
 use std::time::Duration;
 
@@ -265,7 +266,7 @@ impl Relay {
             }
             Token::Host { .. } => {
                 let sent = self.store.broadcast(&party(&token)?, &data, &policy).await?;
-                return Ok(Reply::json(Status::Ok, broadcast_answer(&sent)));
+                return Ok(Reply::json(Status::Ok, broadcast_answer(&sent)?));
             }
         }
         Ok(Reply::json(Status::Ok, "{}"))
@@ -378,9 +379,12 @@ impl Events for Stream {
 }
 
 /// An object that says of each recipient whether it will get the message. There may be thousands, many times a second.
-fn broadcast_answer(sent: &[(ClientId, bool)]) -> String {
-    let pairs = sent.iter().map(|(client, is_sent)| format!("{}:{is_sent}", serde_json::Value::from(client.as_str())));
-    format!("{{{}}}", pairs.collect::<Vec<_>>().join(","))
+fn broadcast_answer(sent: &[(ClientId, bool)]) -> Result<String, store::Error> {
+    let mut answer = Vec::with_capacity(48 * sent.len() + 2);
+    let pairs = sent.iter().map(|(client, is_sent)| (client.as_str(), is_sent));
+    let written = serde_json::Serializer::new(&mut answer).collect_map(pairs);
+    written.map_err(std::io::Error::other)?;
+    Ok(String::from_utf8(answer).map_err(std::io::Error::other)?)
 }
 
 fn ping(timestamp: Option<&str>) -> Reply {
@@ -415,6 +419,15 @@ mod tests {
             let Content::Whole(body) = ping(timestamp).content else { panic!() };
             assert_eq!(String::from_utf8(body).unwrap(), format!(r#"{{"pong":{pong}}}"#));
         }
+    }
+
+    #[test]
+    fn the_answer_to_a_broadcast_names_each_client_as_it_is() {
+        let sent =
+            [("a", true), ("\"\\", false), ("ä", true)].map(|(id, is_sent)| (ClientId::new(id).unwrap(), is_sent));
+        let answer: serde_json::Value = serde_json::from_str(&broadcast_answer(&sent).unwrap()).unwrap();
+        assert_eq!(answer, json!({ "a": true, "\"\\": false, "ä": true }));
+        assert_eq!(broadcast_answer(&[]).unwrap(), "{}");
     }
 
     #[test]
