@@ -40,10 +40,10 @@ impl EventStream {
 
     /// Writes it, until it is over or the client has gone.
     pub async fn run(self, mut socket: Socket) {
-        if socket.write_all(&self.head).await.is_ok() {
-            let waiting = Waiting::new(Some(socket.clone()));
-            (self.produce)(&mut Way { socket, waiting, state: State::Free }).await;
-        }
+        // Also where the client has gone already: what stands in the store for it has to be ended.
+        let state = if socket.write_all(&self.head).await.is_ok() { State::Free } else { State::Broken };
+        let waiting = Waiting::new(Some(socket.clone()));
+        (self.produce)(&mut Way { socket, waiting, state }).await;
     }
 }
 
