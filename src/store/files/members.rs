@@ -265,8 +265,7 @@ impl<L: Line> Table<L> {
         self.write(slot, 0, &cursor.bytes())
     }
 
-    /// Frees a slot. A member may free its own without the lock, where whoever goes by the table's edition does not mind one that
-    /// has gone.
+    /// Frees a slot. A reader of a bus may free its own without the lock: whoever posts does not mind one that has gone.
     pub fn free(&self, slot: Slot) -> Result<(), Error> {
         self.change(slot, 0, &[[b' '; LINE - 1].as_slice(), b"\n"].concat())
     }
