@@ -2,29 +2,40 @@
 //! and to open and close them is most of what that costs.
 
 use super::{FileIdentity, identity};
+use crate::clock::now_ms;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How many of each kind are kept at most. None but where there is somebody who [closes](Kept::close_unused) what is not used
-/// any more.
+/// How many of each kind are kept at most, and when (ms since 1970) that was seen last. None but where there is somebody who
+/// [closes](Kept::close_unused) what is not used any more.
 static MOST: AtomicUsize = AtomicUsize::new(0);
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+/// For so long it holds.
+const HOLDS: u64 = 20;
 
 /// A program for one request has none of the code for it.
 fn most() -> usize {
-    if cfg!(feature = "serve") { MOST.load(Ordering::Relaxed) } else { 0 }
+    if !cfg!(feature = "serve") || MOST.load(Ordering::Relaxed) == 0 {
+        return 0;
+    }
+    if now_ms().abs_diff(SEEN.load(Ordering::Relaxed)) > HOLDS {
+        keep_files();
+    }
+    MOST.load(Ordering::Relaxed)
 }
 
-/// Has files kept from now on: few where there are few descriptors, which clients need more. Their limit may change: to be
-/// called from time to time.
+/// Has files kept from now on: few where there are few descriptors, which clients need more. Their limit may change.
 pub(super) fn keep_files() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    MOST.store(usize::try_from(limit / 64).unwrap_or(usize::MAX).min(64), Ordering::Relaxed);
+    MOST.store(usize::try_from(limit / 64).unwrap_or(usize::MAX).clamp(1, 64), Ordering::Relaxed);
+    SEEN.store(now_ms(), Ordering::Relaxed);
 }
 
 /// What is open and in nobody's hands: whoever takes it has it alone, so that a lock of it is as good as that of a file

@@ -232,7 +232,6 @@ impl SharedNode {
 
     /// Whether some had to be made anew.
     fn look_after_files(&self) -> bool {
-        keep_files();
         close_unused();
         writer::close_unused();
         let mut node = lock(&self.node);
