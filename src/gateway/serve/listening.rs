@@ -256,10 +256,22 @@ fn retry<T>(
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let stream = self.stream();
-        // What is not read into is not touched: of thousands of idle connections each has a buffer.
-        let mut read = || self.seat().read(stream, || stream.try_read_buf(buffer));
-        ready!(retry(cx, |cx| stream.poll_read_ready(cx), || stream.try_io(Interest::READABLE, &mut read)))?;
-        Poll::Ready(Ok(()))
+        let room = buffer.remaining();
+        retry(
+            cx,
+            |cx| stream.poll_read_ready(cx),
+            || {
+                let mut got = 0;
+                // What is not read into is not touched: of thousands of idle connections each has a buffer.
+                let mut read = || self.seat().read(stream, || stream.try_read_buf(buffer));
+                let tried = stream.try_io(Interest::READABLE, || {
+                    got = read()?;
+                    // What has left room was all: the next one waits, instead of asking the kernel.
+                    if (1..room).contains(&got) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                });
+                if got > 0 { Ok(()) } else { tried }
+            },
+        )
     }
 }
 
