@@ -75,6 +75,7 @@ pub mod wake;
 
 pub use super::error::Error;
 use crate::hex;
+use kept::look_again;
 use rustix::io::{pread, retry_on_intr};
 use sha2::{Digest, Sha256};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -150,14 +151,15 @@ impl Files {
 
     /// Fails in a folder that another version of the relay has made.
     fn check_version(&self) -> Result<(), Error> {
-        let version = || if_there(std::fs::read(self.root.join("version")));
-        match version()? {
+        let path = self.root.join("version");
+        let version = || if_there(std::fs::read(&path));
+        look_again(&path, || match version()? {
             Some(version) if version == VERSION.as_bytes() => Ok(()),
             Some(_) => Err(Error::OtherVersion),
             // The version is written before anything else, by somebody else perhaps, and just now.
             None if self.is_used() && version()?.is_none() => Err(Error::OtherVersion),
             None => Ok(()),
-        }
+        })
     }
 
     /// Whether anything is kept in it.

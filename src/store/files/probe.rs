@@ -2,6 +2,7 @@
 //! stream uses them, in a folder of their own, which is gone afterwards.
 
 use super::folder::{Folder, Shape, is_locked, try_lock};
+use super::kept::look_again;
 use super::knock::{Cause, Knock};
 use super::log::Address;
 use super::log::reader::Reader;
@@ -133,20 +134,22 @@ impl Files {
     /// # Errors
     /// When it cannot be used.
     pub fn look(&self) -> Result<(), Error> {
-        if !self.root.exists() {
-            self.make_root(Path::new("hosts"))?;
-        }
-        if !self.root.is_dir() {
-            return Err(Error::Unusable(io::ErrorKind::NotADirectory.into()));
-        }
-        for (path, wanted) in [
-            (self.root.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
-            (self.root.join("hosts"), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
-            (self.root.join("secret"), Access::READ_OK),
-        ] {
-            may(&path, wanted)?;
-        }
-        self.check_version()
+        look_again(&self.root, || {
+            if !self.root.exists() {
+                self.make_root(Path::new("hosts"))?;
+            }
+            if !self.root.is_dir() {
+                return Err(Error::Unusable(io::ErrorKind::NotADirectory.into()));
+            }
+            for (path, wanted) in [
+                (self.root.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
+                (self.root.join("hosts"), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
+                (self.root.join("secret"), Access::READ_OK),
+            ] {
+                may(&path, wanted)?;
+            }
+            self.check_version()
+        })
     }
 
     /// What keeps this process from using the data folder; `None` where it is nothing that permissions tell.
