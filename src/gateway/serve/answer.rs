@@ -37,6 +37,8 @@ pub(super) struct Connection {
     pub peer: Option<IpAddr>,
     /// Whether it speaks TLS.
     pub is_https: bool,
+    /// Whether a request has come on it.
+    pub is_asked: AtomicBool,
     /// Whether it was handed over to another protocol.
     pub is_switched: AtomicBool,
     /// The event stream that is all that is to come on it.
