@@ -24,7 +24,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use limits::{
     EVENT_INTERVAL, HEAD_FIELDS, HEAD_SIZE, HEAD_TIME, LONGEST_SILENCE, Room, SEND_SIZE, STOP_TIME, descriptor_limit,
-    descriptors_for, raise_descriptor_limit,
+    descriptors_for, raise_descriptor_limit, survive_file_limit,
 };
 pub use listening::Address;
 use listening::{Listening, Socket};
@@ -70,6 +70,7 @@ pub fn serve(
     let Options { mut addresses, tls, quiet } = options;
     catch_signals(tls.is_none())?;
     raise_descriptor_limit();
+    survive_file_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers::wanted())
         .event_interval(EVENT_INTERVAL)
