@@ -90,7 +90,7 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
-/// A file that would grow beyond what this process may write (RLIMIT_FSIZE) is an error like a full disk, and not the end of
+/// A file that would grow beyond what this process may write (`RLIMIT_FSIZE`) is an error like a full disk, and not the end of
 /// all streams.
 pub(super) fn survive_file_limit() -> io::Result<()> {
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).map(drop)
