@@ -152,7 +152,7 @@ impl Files {
     /// Fails in a folder that another version of the relay has made.
     fn check_version(&self) -> Result<(), Error> {
         let path = self.root.join("version");
-        let version = || if_there(std::fs::read(&path));
+        let version = || if_there(File::open(&path).and_then(|file| read_small(&file)));
         look_again(&path, || match version()? {
             Some(version) if version == VERSION.as_bytes() => Ok(()),
             Some(_) => Err(Error::OtherVersion),
