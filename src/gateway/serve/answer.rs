@@ -6,7 +6,6 @@
 use super::event_stream::EventStream;
 use super::incoming::RequestBody;
 use super::limits::{DRAIN_TIME, TARGET_SIZE, WORTH_DRAINING, send_buffer, silence_of_stream};
-use super::linger;
 use super::listening::Socket;
 use super::order::Turn;
 use super::outgoing::AnswerBody;
@@ -190,7 +189,7 @@ async fn give(
             tokio::spawn(async move {
                 talking.await;
                 if let Some(socket) = own {
-                    Box::pin(linger(&socket)).await;
+                    Box::pin(socket.linger()).await;
                 }
                 drop(counted);
             });

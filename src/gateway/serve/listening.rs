@@ -1,6 +1,6 @@
 //! Where `serve` listens, and what comes in there.
 
-use super::limits::LONGEST_SILENCE;
+use super::limits::{LONGEST_SILENCE, WORTH_DRAINING};
 use super::order::{Entrance, Order, Seat};
 use crate::wake::{Ready, Wake as _};
 use rustix::event::PollFlags;
@@ -186,6 +186,26 @@ impl Socket {
     /// Ends the connection, whoever uses it.
     pub fn end(&self) {
         let _ = rustix::net::shutdown(self, rustix::net::Shutdown::Both);
+    }
+
+    /// Closes such that a client that is still sending gets to see the answer: a socket closed with unread bytes in it
+    /// resets the connection (RFC 9112, 9.6).
+    pub async fn linger(&self) {
+        use tokio::io::AsyncReadExt as _;
+        let mut socket = self.clone();
+        if rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).is_err() {
+            return;
+        }
+        let drain = async {
+            let (mut buffer, mut left) = ([0; 4096], WORTH_DRAINING);
+            while let Ok(got) = socket.read(&mut buffer).await
+                && got > 0
+                && left > 0
+            {
+                left = left.saturating_sub(got as u64);
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
     }
 
     /// How much may wait in the kernel to be sent.

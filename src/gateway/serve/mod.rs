@@ -181,7 +181,7 @@ async fn accept(server: &'static Server, listening: Listening, entrance: Entranc
             if server.refused.load(Ordering::Acquire) < room.refused {
                 let counted = Counted::new(&server.refused);
                 tokio::spawn(async move {
-                    linger(&socket).await;
+                    socket.linger().await;
                     drop(counted);
                 });
             }
@@ -215,7 +215,7 @@ async fn begin(server: &'static Server, socket: Socket, peer: Option<IpAddr>, is
         taken.run(connection.socket.clone()).await;
     }
     if !connection.is_switched.load(Ordering::Relaxed) {
-        Box::pin(linger(&connection.socket)).await;
+        Box::pin(connection.socket.linger()).await;
     }
 }
 
@@ -314,24 +314,4 @@ fn refuse(socket: &Socket) {
         body.len()
     );
     let _ = socket.try_write(answer.as_bytes());
-}
-
-/// Closes such that a client that is still sending gets to see the answer: a socket closed with unread bytes in it
-/// resets the connection (RFC 9112, 9.6).
-async fn linger(socket: &Socket) {
-    use tokio::io::AsyncReadExt as _;
-    let mut socket = socket.clone();
-    if rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).is_err() {
-        return;
-    }
-    let drain = async {
-        let (mut buffer, mut left) = ([0; 4096], limits::WORTH_DRAINING);
-        while let Ok(got) = socket.read(&mut buffer).await
-            && got > 0
-            && left > 0
-        {
-            left = left.saturating_sub(got as u64);
-        }
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
 }

@@ -75,7 +75,6 @@ pub mod wake;
 
 pub use super::error::Error;
 use crate::hex;
-use kept::look_again;
 use rustix::io::{pread, retry_on_intr};
 use sha2::{Digest, Sha256};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -146,19 +145,6 @@ impl Files {
         make_dirs(&self.root).map_err(|error| match Error::from(error) {
             Error::Io(error) => Error::Unusable(error),
             other => other,
-        })
-    }
-
-    /// Fails in a folder that another version of the relay has made.
-    fn check_version(&self) -> Result<(), Error> {
-        let path = self.root.join("version");
-        let version = || if_there(File::open(&path).and_then(|file| read_small(&file)));
-        look_again(&path, || match version()? {
-            Some(version) if version == VERSION.as_bytes() => Ok(()),
-            Some(_) => Err(Error::OtherVersion),
-            // The version is written before anything else, by somebody else perhaps, and just now.
-            None if self.is_used() && version()?.is_none() => Err(Error::OtherVersion),
-            None => Ok(()),
         })
     }
 

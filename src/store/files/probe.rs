@@ -8,7 +8,9 @@ use super::log::Address;
 use super::log::reader::Reader;
 use super::log::writer::Writer;
 use super::node::NODES;
-use super::{Error, Files, hash_name, if_there, make_dir, names, private_file, remove_file, replace};
+use super::{
+    Error, Files, VERSION, hash_name, if_there, make_dir, names, private_file, read_small, remove_file, replace,
+};
 use crate::clock::now_ms;
 use crate::hex;
 use crate::wake::Wake as _;
@@ -17,6 +19,7 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -149,6 +152,19 @@ impl Files {
                 may(&path, wanted)?;
             }
             self.check_version()
+        })
+    }
+
+    /// Fails in a folder that another version of the relay has made.
+    pub(super) fn check_version(&self) -> Result<(), Error> {
+        let path = self.root.join("version");
+        let version = || if_there(File::open(&path).and_then(|file| read_small(&file)));
+        look_again(&path, || match version()? {
+            Some(version) if version == VERSION.as_bytes() => Ok(()),
+            Some(_) => Err(Error::OtherVersion),
+            // The version is written before anything else, by somebody else perhaps, and just now.
+            None if self.is_used() && version()?.is_none() => Err(Error::OtherVersion),
+            None => Ok(()),
         })
     }
 
