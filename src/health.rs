@@ -279,6 +279,8 @@ fn unusable(error: &Error, obstacle: Option<&Obstacle>) -> Check {
             "Another process is looking at it at this moment.",
             "Look again. If it stays like this, find a process of the relay that is stopped, and end it.",
         ),
+        #[cfg(feature = "redis")]
+        Error::Remote(remote) => Check::problem("Redis", remote.to_string(), remote.reason.cure()),
         Error::Io(_) | Error::QueueFull(_) | Error::TopicFull(_) | Error::DataFull(_) => {
             Check::problem(NAME, "It failed while it was tried out.", "The web server's error log has the cause.")
         }

@@ -12,6 +12,10 @@ mod error;
 pub(crate) mod files;
 pub mod made;
 pub mod pipes;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "redis")]
+mod remote;
 pub mod requests;
 pub mod sessions;
 
@@ -30,6 +34,8 @@ pub use files::probe::{Findings, Obstacle, Place, has_no_locks};
 pub use files::requests::PendingRequest;
 pub use files::session::listener::Listener;
 use pipes::{Denied, Limits, NewSession, Visitor};
+#[cfg(feature = "redis")]
+pub use remote::{Reason, Remote};
 use requests::{FarEnds, PtthServer, PtthServers, RequestId};
 use sessions::{Claim, Party, Policy};
 use std::net::IpAddr;
