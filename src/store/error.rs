@@ -113,7 +113,23 @@ impl From<rustix::io::Errno> for Error {
     }
 }
 
+#[cfg(feature = "redis")]
+impl From<Remote> for Error {
+    fn from(remote: Remote) -> Self {
+        Self::Remote(remote)
+    }
+}
+
 impl Error {
+    /// Whether it may pass by itself, so that whoever listens goes on: a home on another machine is away at times.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        #[cfg(feature = "redis")]
+        return matches!(self, Self::Remote(_));
+        #[cfg(not(feature = "redis"))]
+        false
+    }
+
     /// Tells the operator, on stderr, which web servers write to their error log.
     pub fn log(&self) {
         match self {

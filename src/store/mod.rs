@@ -5,6 +5,7 @@
 //! The words stand by subject in [`sessions`], [`buses`], [`pipes`] and [`requests`]. They need nothing but
 //! [each other](Error); a home needs the words, and the store, here, needs both.
 
+mod bus_reader;
 pub mod buses;
 #[cfg(test)]
 mod contract;
@@ -13,7 +14,7 @@ pub(crate) mod files;
 pub mod made;
 pub mod pipes;
 #[cfg(feature = "redis")]
-pub mod redis;
+mod redis;
 #[cfg(feature = "redis")]
 mod remote;
 pub mod requests;
@@ -23,9 +24,9 @@ use crate::config::Settings;
 use crate::ptth::ServerName;
 use crate::token::{ClientId, HostId};
 use crate::workers::at_disk;
+pub use bus_reader::BusReader;
 use buses::{BusName, Proof, User};
 pub use error::{Error, Full};
-pub use files::bus::reader::BusReader;
 pub use files::ends::{Receiver, Sender};
 pub use files::far_ends::{Answer, WaitingFarEnd};
 pub use files::node::OneNode;
@@ -46,13 +47,21 @@ use std::sync::Arc;
 pub enum Store {
     /// In files below the data folder.
     Files(files::Files),
+    /// In a Redis that several machines share.
+    #[cfg(feature = "redis")]
+    Redis(redis::Redis),
 }
 
 impl Store {
     /// The one that the settings name. Nothing is opened or made before it is needed.
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
-        Self::Files(files::Files::new(&settings.data_dir))
+        let files = files::Files::new(&settings.data_dir);
+        #[cfg(feature = "redis")]
+        if let Some(address) = &settings.redis {
+            return Self::Redis(redis::Redis::at(address, files));
+        }
+        Self::Files(files)
     }
 
     /// Does a little of the sweep, where it is time for it. A failure is told in the log.
@@ -65,23 +74,61 @@ impl Store {
     }
 }
 
-/// Makes methods of [`Store`] that hand on to the method of the same name of whichever home it is. In one on this machine that
-/// is done at once; the future is handed on as it is, because a state machine around each would make relay.cgi larger.
+/// Makes methods of [`Store`] that hand on to the method of the same name of whichever home it is, or of the data folder. In one
+/// on this machine that is done at once; where there is no other, the future is handed on as it is, because a state machine
+/// around each would make relay.cgi larger.
 macro_rules! intentions {
-    ($($(#[$about:meta])* pub async fn $name:ident(&self $(, $value:ident: $kind:ty)*) -> $answer:ty;)*) => {
+    (of $homes:ident;
+        $($(#[$about:meta])* pub async fn $name:ident(&self $(, $value:ident: $kind:ty)*) -> $answer:ty;)*) => {
         impl Store {
             $($(#[$about])*
             pub fn $name(&self $(, $value: $kind)*) -> impl Future<Output = $answer> {
-                match self {
-                    Self::Files(home) => at_disk(move || home.$name($($value),*)),
-                }
+                intentions!(@$homes self, $name, $($value),*)
             })*
         }
     };
+    (@files $store:expr, $name:ident, $($value:ident),*) => {{
+        let home = match $store {
+            Self::Files(home) => home,
+            #[cfg(feature = "redis")]
+            Self::Redis(redis) => &redis.files,
+        };
+        at_disk(move || home.$name($($value),*))
+    }};
+    (@all $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@each $store, home => home.$name($($value),*), answer => answer)
+    };
+    (@readers $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@each $store, home => home.$name($($value),*), answer => answer.map(BusReader::from))
+    };
+    (@each $store:expr, $home:ident => $do:expr, $answer:ident => $made:expr) => {{
+        #[cfg(not(feature = "redis"))]
+        match $store {
+            Self::Files($home) => at_disk(move || {
+                let $answer = $do;
+                $made
+            }),
+        }
+        #[cfg(feature = "redis")]
+        async move {
+            match $store {
+                Self::Files($home) => {
+                    let $answer = at_disk(move || $do).await;
+                    $made
+                }
+                Self::Redis($home) => {
+                    let $answer = $do.await;
+                    $made
+                }
+            }
+        }
+    }};
 }
 
 // Sessions of UHST.
 intentions! {
+    of files;
+
     /// Registers a host, whose id nobody else has then. The clients of a registration before are told that their host has
     /// gone, and may still fetch what waits for them.
     ///
@@ -142,6 +189,8 @@ intentions! {
 
 // Buses.
 intentions! {
+    of all;
+
     /// Gives out a fresh plain user, and the id of the last message (or where the first one will begin). The bus is made
     /// if it is missing.
     ///
@@ -182,6 +231,17 @@ intentions! {
     /// [`buses::Refused::TooManyBuses`]; [`Error::TopicFull`] while the bus holds its most.
     pub async fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, buses::Refused>;
 
+    /// Whether the bus knows the user.
+    ///
+    /// # Errors
+    /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`].
+    pub async fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), buses::Refused>;
+}
+
+// What reads a bus.
+intentions! {
+    of readers;
+
     /// To read what comes after the id `after`, except what the user has posted. An id that no message has reached yet is
     /// somebody's mistake, or another bus's, and means what is posted from now on.
     ///
@@ -197,22 +257,26 @@ intentions! {
     /// [`buses::Refused::TooManyReaders`].
     pub async fn subscribe(&self, name: &BusName, after: Option<u64>, user: Option<User>, settings: &Settings)
         -> Result<BusReader, buses::Refused>;
+}
 
+impl Store {
     /// A fresh plain user, and a reader of what others post from now on. The bus is made if it is missing.
     ///
     /// # Errors
     /// [`buses::Refused::TooManyBuses`], [`buses::Refused::TooManyReaders`].
-    pub async fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), buses::Refused>;
-
-    /// Whether the bus knows the user.
-    ///
-    /// # Errors
-    /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`].
-    pub async fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), buses::Refused>;
+    pub fn enter(
+        &self,
+        name: &BusName,
+        settings: &Settings,
+    ) -> impl Future<Output = Result<(User, BusReader), buses::Refused>> {
+        intentions!(@each self, home => home.enter(name, settings), entered => entered.map(|(user, reader)| (user, reader.into())))
+    }
 }
 
 // Pipes.
 intentions! {
+    of files;
+
     /// Makes a session; `None` where there are as many as may be.
     ///
     /// # Errors
@@ -253,6 +317,8 @@ intentions! {
 
 // PTTH.
 intentions! {
+    of files;
+
     /// The registered servers.
     ///
     /// # Errors
@@ -308,6 +374,8 @@ intentions! {
 
 // The store itself.
 intentions! {
+    of files;
+
     /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
     ///
     /// # Errors
@@ -348,6 +416,19 @@ intentions! {
     /// Whether nobody has swept for a while.
     pub async fn sweep_is_due(&self) -> bool;
 
+    /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
+    /// them.
+    ///
+    /// # Errors
+    /// When what wakes it cannot be made.
+    #[cfg(feature = "serve")]
+    pub async fn listen_as_one(&self) -> Result<OneNode, Error>;
+}
+
+// What is dead.
+intentions! {
+    of all;
+
     /// Removes some of what is dead, and tells the peers of those that have gone: a little of it, so that nobody waits for it.
     ///
     /// # Errors
@@ -359,12 +440,4 @@ intentions! {
     /// # Errors
     /// The same.
     pub async fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error>;
-
-    /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
-    /// them.
-    ///
-    /// # Errors
-    /// When what wakes it cannot be made.
-    #[cfg(feature = "serve")]
-    pub async fn listen_as_one(&self) -> Result<OneNode, Error>;
 }

@@ -49,7 +49,7 @@ impl Reason {
                 "Start it, or correct `RELAY_STORE`; the relay's user must be able to reach it, also from a chroot."
             }
             Self::Login => {
-                "Correct the user and the password in `RELAY_STORE`; the user needs all commands for `uhst:*`, keys and channels."
+                "Correct the user and the password in `RELAY_STORE`; the user needs all commands for the keys and channels `uhst*`."
             }
             Self::Full => "Give it more memory: `maxmemory` in its configuration.",
             Self::NotReady => {

@@ -7,7 +7,6 @@ use crate::sse;
 use crate::store;
 use crate::store::buses::{Refused, User};
 use crate::wake::Ready;
-use crate::workers;
 use crate::ws::link::{Link, Received, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
 use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
@@ -168,7 +167,7 @@ impl Conversation {
             self.look_at_the_clock(out);
             self.tend().await;
             if self.stage == Stage::Open {
-                self.pass_on_what_others_said();
+                self.pass_on_what_others_said().await;
             }
             self.post().await;
             if self.is_over(out) {
@@ -251,7 +250,7 @@ impl Conversation {
         let now = Instant::now();
         if now >= self.next_round {
             self.next_round = now + self.round;
-            match workers::stream_at_disk(|| self.member.tend()).await {
+            match self.member.tend().await {
                 Ok(true) => {}
                 Ok(false) => self.close(1001, "The channel was removed."),
                 Err(error) => error.log(),
@@ -383,19 +382,20 @@ impl Conversation {
     }
 
     /// Gives the client what others have posted, and the handler what the application has.
-    fn pass_on_what_others_said(&mut self) {
+    async fn pass_on_what_others_said(&mut self) {
         while self.stage == Stage::Open
             && self.link.unsent() < ENOUGH
             && self.handler.program().is_none_or(|program| program.unread() < ENOUGH)
         {
             let (link, mut told) = (&mut self.link, Vec::new());
-            let has_more = self.member.next(|message| {
+            let next = self.member.next(|message| {
                 if User(message.user) == User::APPLICATION {
                     told.push(message.data.to_owned());
                 } else {
                     frames::from_bus(message.data, |frame| link.send(frame));
                 }
             });
+            let has_more = next.await;
             for data in told {
                 // It was JSON when it was posted.
                 if let Ok(data) = RawValue::from_string(data) {
@@ -405,6 +405,8 @@ impl Conversation {
             match has_more {
                 Ok(true) => {}
                 Ok(false) => return,
+                // It is looked for again within a round.
+                Err(error) if error.passes() => return error.log(),
                 Err(error) => {
                     error.log();
                     return self.close(1011, "The channel cannot be read.");

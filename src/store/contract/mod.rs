@@ -10,6 +10,8 @@ mod sessions_resume;
 
 use super::files::Files;
 use super::files::test_dir::TestDir;
+#[cfg(feature = "redis")]
+use super::redis::{Redis, testing::TestServer};
 use super::{OneNode, Store};
 use crate::config::Settings;
 use crate::gateway::run_blocking;
@@ -27,6 +29,8 @@ struct Home {
     elsewhere: Store,
     /// Where it keeps things. It is removed with this.
     _dir: TestDir,
+    #[cfg(feature = "redis")]
+    _redis: Option<TestServer>,
 }
 
 fn home(is_one_node: bool) -> Home {
@@ -34,12 +38,36 @@ fn home(is_one_node: bool) -> Home {
     let store = Store::Files(Files::new(&dir.join("data")));
     let node = is_one_node.then(|| store.listen_as_one().done().unwrap());
     let elsewhere = Store::Files(Files::new(&dir.join("data/../data")));
-    Home { store, _node: node, elsewhere, _dir: dir }
+    Home {
+        store,
+        _node: node,
+        elsewhere,
+        _dir: dir,
+        #[cfg(feature = "redis")]
+        _redis: None,
+    }
+}
+
+/// One in a Redis of its own; `None` where there is no such program, which is told.
+#[cfg(feature = "redis")]
+fn home_in_redis() -> Option<Home> {
+    let server = TestServer::start(&[])?;
+    let dir = TestDir::new();
+    let store = || Store::Redis(Redis::elsewhere(&server.address(), Files::new(&dir.join("data"))));
+    Some(Home { store: store(), _node: None, elsewhere: store(), _redis: Some(server), _dir: dir })
 }
 
 /// One of each kind.
 fn homes() -> Vec<Home> {
     vec![home(false)]
+}
+
+/// The same for what a Redis keeps too.
+fn homes_and_redis() -> Vec<Home> {
+    #[cfg(not(feature = "redis"))]
+    return homes();
+    #[cfg(feature = "redis")]
+    homes().into_iter().chain(home_in_redis()).collect()
 }
 
 /// The same for what is another thing within a process and between two.

@@ -28,7 +28,7 @@ const ONE_ANSWER: Duration = Duration::from_millis(900);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How often somebody is sent on to another server.
-const MOST_HOPS: usize = 16;
+pub const MOST_HOPS: usize = 16;
 
 /// So much is sent together.
 #[cfg(feature = "serve")]
@@ -134,6 +134,33 @@ impl Servers {
         Err(Remote::new(Reason::NotReady, "the servers name each other without an end"))
     }
 
+    /// Which server to listen to for what this key's slot has, as far as is known.
+    #[cfg(feature = "serve")]
+    pub fn server_of(&self, key: &str, number: usize) -> Server {
+        let seeds = &self.address.servers;
+        self.known_for(redis_keyslot(key.as_bytes())).unwrap_or_else(|| seeds[number % seeds.len()].clone())
+    }
+
+    /// Begins a connection to this server, for somebody alone.
+    ///
+    /// # Errors
+    /// When it cannot, or this server is another's replica; that is known then.
+    #[cfg(feature = "serve")]
+    pub async fn connect_to(&self, server: &Server) -> Result<Connection, Remote> {
+        match Connection::open(server, &self.address, instant() + TIME).await {
+            Ok(Opened::Here(connection)) => Ok(connection),
+            Ok(Opened::Elsewhere(primary)) => {
+                let cause = format!("{primary} is the primary");
+                lock(&self.known).primary = Some(primary);
+                Err(Remote::new(Reason::NotReady, cause))
+            }
+            Err(remote) => {
+                self.forget(server);
+                Err(remote)
+            }
+        }
+    }
+
     fn known_for(&self, slot: u16) -> Option<Server> {
         let known = lock(&self.known);
         known.slots.get(&slot).or(known.primary.as_ref()).cloned()
@@ -204,6 +231,34 @@ impl Servers {
             Ok(Err(_)) => Err(NoAnswer::Lost(Remote::new(Reason::Away, "the task that asks Redis has ended"))),
             Err(_) => Err(NoAnswer::Lost(Remote::new(Reason::Slow, "Redis does not answer in time"))),
         }
+    }
+
+    /// A connection to the server that has what this key's slot has, for somebody alone; and which server that is.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub async fn connect(&self, key: &str, until: Instant) -> Result<(Server, Connection), Remote> {
+        let slot = redis_keyslot(key.as_bytes());
+        let seeds = self.address.servers.iter().cloned();
+        let mut why = Remote::new(Reason::NotReady, "the servers name each other without an end");
+        let mut places: Vec<Server> = self.known_for(slot).into_iter().chain(seeds).rev().collect();
+        for _ in 0..MOST_HOPS {
+            let Some(server) = places.pop() else { break };
+            match Connection::open(&server, &self.address, until).await {
+                Ok(Opened::Here(connection)) => return Ok((server, connection)),
+                Ok(Opened::Elsewhere(primary)) => places.push(primary),
+                Err(remote) => {
+                    self.forget(&server);
+                    why = remote;
+                }
+            }
+        }
+        Err(why)
+    }
+
+    /// Notes that a server says which one has a slot.
+    pub fn learn(&self, slot: u16, server: Server) {
+        lock(&self.known).slots.insert(slot, server);
     }
 }
 

@@ -1,0 +1,364 @@
+//! Reading a bus.
+
+use super::super::ear::Ear;
+use super::super::topic::{Place, Record, Topic};
+use super::super::{Process, Redis};
+use super::{Keys, Limits, Make, READ, TEND};
+use crate::clock::instant;
+use crate::config::Settings;
+use crate::store::buses::{BusEvent, BusName, Message, Refused, User};
+use crate::store::error::Error;
+use crate::store::made::Made;
+use crate::wake::Ready;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+#[cfg(feature = "serve")]
+use {
+    super::super::{ROUND, ear::Ears},
+    std::sync::{Weak, atomic::Ordering},
+    tokio::runtime::Handle,
+};
+
+/// So much is taken from the log at once.
+const PIECE: usize = 16 * 1024;
+
+/// How often it is noted that a registered user is there.
+const USER_ROUND: Duration = Duration::from_secs(15);
+
+/// Reads a bus.
+pub struct BusReader {
+    process: Arc<Process>,
+    keys: Keys,
+    /// `None` for somebody who is no user.
+    user: Option<User>,
+    /// The first number of the bus, which says whether it is still the same; 0 before it is known.
+    first: u64,
+    limits: Limits,
+    /// The last id that was given, or asked for.
+    after: u64,
+    /// Up to where it was read; what is read and not given yet; and whether there may be more in the log.
+    position: u64,
+    read: VecDeque<Arc<Record>>,
+    may_have_more: bool,
+    /// Whether messages that it asked for were dropped before it read them.
+    has_lost: bool,
+    subscription: Option<Subscription>,
+    /// When the user was noted last to be there.
+    noted_at: Instant,
+}
+
+/// What wakes a reader.
+struct Subscription {
+    place: Place,
+    /// `None` under `serve`, where one listens for all; and while there is no connection.
+    ear: Option<Ear>,
+    /// What has to be said when it ends; `None` under `serve`, where others may wait at the same bus.
+    last_words: Option<(Arc<Process>, Keys, Limits)>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some((process, keys, limits)) = &self.last_words {
+            // Whoever cannot say it is known to be gone within seconds.
+            let left = self.place.topic.waiting() - 1;
+            let _ = crate::gateway::run_blocking(process.tend(keys, *limits, left));
+        }
+    }
+}
+
+impl Subscription {
+    /// Begins to listen to the bus, once it is known that it may.
+    async fn begin(process: &Arc<Process>, keys: &Keys, limits: Limits, place: Place) -> Result<Self, Error> {
+        #[cfg(feature = "serve")]
+        if Handle::try_current().is_ok() {
+            let topic = &place.topic;
+            if !topic.is_kept.swap(true, Ordering::Relaxed) {
+                Ears::listen(process, topic, 0);
+                tokio::spawn(keep(process.clone(), keys.clone(), limits, Arc::downgrade(topic)));
+            }
+            return Ok(Self { place, ear: None, last_words: None });
+        }
+        let last_words = Some((process.clone(), keys.clone(), limits));
+        let mut subscription = Self { place, ear: None, last_words };
+        subscription.ear = Some(Ear::open(&process.servers, &subscription.place.topic).await?);
+        Ok(subscription)
+    }
+}
+
+/// Looks after a bus at which somebody of this process waits, and says so there.
+#[cfg(feature = "serve")]
+async fn keep(process: Arc<Process>, keys: Keys, limits: Limits, topic: Weak<Topic>) {
+    /// How soon a server is asked again that tells nothing.
+    const SOON: Duration = Duration::from_millis(250);
+    let (mut next_round, mut attempt) = (instant() + ROUND, 0);
+    loop {
+        tokio::time::sleep(SOON).await;
+        let Some(topic) = topic.upgrade() else { break };
+        if topic.listening_since().is_some() {
+            attempt = 0;
+        } else {
+            attempt += 1;
+            Ears::listen(&process, &topic, attempt);
+        }
+        if instant() >= next_round {
+            next_round = instant() + ROUND;
+            // Where that fails, whoever waits finds out when it reads.
+            let _ = process.tend_topic(&keys, limits, &topic).await;
+        }
+    }
+    // Another may have come.
+    if process.topics.get(keys.channel()).is_none() {
+        process.ears.leave(keys.channel());
+        let _ = process.tend(&keys, limits, 0).await;
+    }
+}
+
+impl Process {
+    /// Says that so many wait at the bus on this node; and the first and the last number of the bus.
+    async fn tend(&self, keys: &Keys, limits: Limits, count: usize) -> Result<(u64, u64), Refused> {
+        let count = count.to_string();
+        let arguments = [b"", self.node()?.as_bytes(), count.as_bytes()];
+        let mut answer = self.on_bus(keys, limits, &TEND, Make::No, &arguments).await?;
+        let first = answer.number().map_err(Error::from)?;
+        Ok((first, answer.number().map_err(Error::from)?))
+    }
+
+    /// The same for all that wait at a topic, which is told.
+    async fn tend_topic(&self, keys: &Keys, limits: Limits, topic: &Topic) -> Result<(), Error> {
+        match self.tend(keys, limits, topic.waiting()).await {
+            Ok((first, last)) => {
+                topic.note_first(Some(first));
+                topic.note_last(last);
+            }
+            Err(Refused::Store(error)) => return Err(error),
+            Err(_) => topic.note_first(None),
+        }
+        Ok(())
+    }
+}
+
+impl BusReader {
+    /// One that reads what comes after an id, or from now on, as `user` names it to the script; one that waits is woken by each
+    /// message.
+    pub(super) async fn new(
+        redis: &Redis,
+        name: &BusName,
+        (make, user): (Make, &str),
+        after: Option<u64>,
+        waits: bool,
+        settings: &Settings,
+    ) -> Result<Self, Refused> {
+        let mut reader = Self {
+            process: redis.process.clone(),
+            keys: redis.process.bus(name),
+            user: user.parse().ok().map(User),
+            first: 0,
+            limits: settings.into(),
+            after: 0,
+            position: 0,
+            read: VecDeque::new(),
+            may_have_more: true,
+            has_lost: false,
+            subscription: None,
+            noted_at: instant(),
+        };
+        if waits {
+            reader.wait((make, user), after).await?;
+        } else {
+            reader.look((make, user), after, PIECE, None).await?;
+        }
+        Ok(reader)
+    }
+
+    async fn wait(&mut self, who: (Make, &str), after: Option<u64>) -> Result<(), Refused> {
+        let place = self.process.topics.enter(self.keys.channel());
+        self.look(who, after, 0, Some(place.topic.waiting())).await?;
+        place.topic.note_first(Some(self.first));
+        self.subscription = Some(Subscription::begin(&self.process, &self.keys, self.limits, place).await?);
+        self.may_have_more = true;
+        Ok(())
+    }
+
+    /// Has it woken by each message from now on.
+    ///
+    /// # Errors
+    /// Those of [`Store::subscribe`](crate::store::Store::subscribe).
+    pub async fn wait_for_more(&mut self, settings: &Settings) -> Result<(), Refused> {
+        let user = self.user.map(|user| user.0.to_string()).unwrap_or_default();
+        self.limits = settings.into();
+        self.wait((Make::No, &user), Some(self.position)).await
+    }
+
+    /// Who it is; [`User::APPLICATION`] where it is no user.
+    pub(super) fn user(&self) -> User {
+        self.user.unwrap_or(User::APPLICATION)
+    }
+
+    /// Reads so many bytes, about, of what comes after an id.
+    async fn look(
+        &mut self,
+        (make, user): (Make, &str),
+        after: Option<u64>,
+        size: usize,
+        waiting: Option<usize>,
+    ) -> Result<(), Refused> {
+        let topic = self.subscription.as_ref().map(|subscription| subscription.place.topic.clone());
+        let since = topic.as_ref().and_then(|topic| topic.listening_since());
+        let node = if waiting.is_some() { self.process.node()? } else { "" };
+        let texts = [
+            after.map(|after| after.to_string()).unwrap_or_default(),
+            size.to_string(),
+            waiting.unwrap_or(0).to_string(),
+            self.limits.clients.to_string(),
+        ];
+        let [after, size_text, waiting, most] = texts.each_ref().map(|text| text.as_bytes());
+        let arguments = [user.as_bytes(), after, size_text, node.as_bytes(), waiting, most];
+        let mut answer = self.process.on_bus(&self.keys, self.limits, &READ, make, &arguments).await?;
+        let mut number = || answer.number().map_err(Error::from);
+        let [user_number, first, gone, last, start, has_more] =
+            [number()?, number()?, number()?, number()?, number()?, number()?];
+        if self.first == 0 {
+            self.first = first;
+            self.user = (!user.is_empty()).then_some(User(user_number));
+            (self.after, self.position) = (start, start);
+        }
+        // Whoever has read nothing yet says 0, and means everything.
+        if start < gone {
+            self.has_lost |= self.after > 0;
+            self.after = self.after.max(gone);
+        }
+        if size == 0 {
+            return Ok(());
+        }
+        let mut records = answer.values().map_err(Error::from)?;
+        while records.left() > 0 {
+            let id = records.number().map_err(Error::from)?;
+            let user = records.number().map_err(Error::from)?;
+            let data = records.text().map_err(Error::from)?;
+            self.position = id;
+            self.read.push_back(Arc::new(Record { id, user, data, made: Made::default() }));
+        }
+        self.may_have_more = has_more > 0;
+        if !self.may_have_more {
+            self.position = self.position.max(last);
+            if let (Some(topic), Some(since)) = (topic, since) {
+                topic.note_end(last, since);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads more, if there may be more, from what the topic was told or from the log.
+    async fn read_more(&mut self) -> Result<(), Error> {
+        if let Some(subscription) = &self.subscription {
+            if let Some((records, has_more)) = subscription.place.topic.after(self.position) {
+                self.position = records.last().map_or(self.position, |record| record.id);
+                self.may_have_more = has_more;
+                self.read.extend(records);
+                return Ok(());
+            }
+        } else if !self.may_have_more {
+            return Ok(());
+        }
+        match self.look((Make::No, ""), Some(self.position), PIECE, None).await {
+            Ok(()) => Ok(()),
+            Err(Refused::Store(error)) => Err(error),
+            // It is gone, as the next round will find.
+            Err(_) => {
+                self.may_have_more = false;
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives what there is next to `take`; false when there is no more for now. What is dead, or the user's own, is not
+    /// given.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn next(&mut self, mut take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
+        if self.read.is_empty() {
+            self.read_more().await?;
+        }
+        for record in self.read.drain(..) {
+            // A loss is told with the id before what follows it: whoever comes back with that gets what follows.
+            let before = std::mem::replace(&mut self.after, record.id);
+            if self.process.is_dead(record.id, self.limits.message_lifetime) {
+                self.has_lost |= before > 0;
+            } else if Some(User(record.user)) != self.user {
+                if std::mem::take(&mut self.has_lost) {
+                    take(BusEvent::Lost(before));
+                }
+                let (data, made) = (record.data.as_str(), Some(&record.made));
+                take(BusEvent::Message(Message { id: record.id, user: record.user, data, made }));
+            }
+        }
+        if !self.may_have_more && std::mem::take(&mut self.has_lost) {
+            take(BusEvent::Lost(self.after));
+        }
+        Ok(self.may_have_more)
+    }
+
+    /// The id of the last message that was read; before the first one, the id after which it begins.
+    #[must_use]
+    pub fn after(&self) -> u64 {
+        self.after
+    }
+
+    /// What is ready when something was posted.
+    #[must_use]
+    pub fn wake(&self) -> Option<Ready<'_>> {
+        let Subscription { place, ear, last_words } = self.subscription.as_ref()?;
+        match ear {
+            Some(ear) => Some(ear.wake()),
+            None => last_words.is_none().then(|| Ready::to_hear(&place.bell)),
+        }
+    }
+
+    /// Whether every message is sure to make [`BusReader::wake`] ready. While there is no connection nobody could look either.
+    #[must_use]
+    pub fn is_surely_woken(&self) -> bool {
+        self.subscription.is_some()
+    }
+
+    /// To be called when [`BusReader::wake`] was ready, before looking for messages.
+    pub fn hear(&mut self) {
+        self.may_have_more = true;
+        let Some(Subscription { place, ear, .. }) = &mut self.subscription else { return };
+        place.bell.hear();
+        if let Some(listening) = ear
+            && let Err(remote) = listening.hear(&place.topic)
+        {
+            Error::from(remote).log();
+            *ear = None;
+            place.topic.note_listening(false);
+        }
+    }
+
+    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. False where
+    /// the bus, or the user, is gone.
+    ///
+    /// # Errors
+    /// When that cannot be seen or done; the next call tries again.
+    pub async fn tend(&mut self) -> Result<bool, Error> {
+        if let Some(user) = self.user.filter(|user| user.is_registered())
+            && instant() >= self.noted_at + USER_ROUND
+        {
+            let number = user.0.to_string();
+            match self.process.on_bus(&self.keys, self.limits, &TEND, Make::No, &[number.as_bytes(), b"", b"0"]).await {
+                Ok(_) => self.noted_at = instant(),
+                Err(Refused::Store(error)) => return Err(error),
+                Err(_) => return Ok(false),
+            }
+        }
+        let Some(Subscription { place, ear, last_words }) = &mut self.subscription else { return Ok(true) };
+        if last_words.is_some() {
+            if ear.is_none() {
+                *ear = Some(Ear::open(&self.process.servers, &place.topic).await?);
+            }
+            self.process.tend_topic(&self.keys, self.limits, &place.topic).await?;
+        }
+        Ok(place.topic.is(self.first))
+    }
+}
