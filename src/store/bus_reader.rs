@@ -15,7 +15,7 @@ pub enum BusReader {
     Files(InFiles),
     /// In Redis.
     #[cfg(feature = "redis")]
-    Redis(Box<InRedis>),
+    Redis(InRedis),
 }
 
 impl From<InFiles> for BusReader {
@@ -27,7 +27,7 @@ impl From<InFiles> for BusReader {
 #[cfg(feature = "redis")]
 impl From<InRedis> for BusReader {
     fn from(reader: InRedis) -> Self {
-        Self::Redis(Box::new(reader))
+        Self::Redis(reader)
     }
 }
 

@@ -12,12 +12,17 @@ use crate::store::remote::{Reason, Remote};
 use crate::wake::Ready;
 #[cfg(feature = "serve")]
 use {
-    super::{Process, ROUND, lock},
+    super::lock::lock,
     crate::config::redis::Server,
     crate::wake::{Bell, wait},
     std::collections::{BTreeMap, VecDeque},
     std::sync::{Arc, Mutex, Weak},
+    std::time::Duration,
 };
+
+/// How often a node says that it is there, and asks whether the server is.
+#[cfg(feature = "serve")]
+pub const ROUND: Duration = Duration::from_secs(2);
 
 /// What a server tells: of a topic's channel, what was said there. `None` for what is no message.
 fn told(message: &Reply) -> Option<(&str, &str)> {
@@ -43,16 +48,14 @@ impl Ear {
         for _ in 0..MOST_HOPS {
             let (server, mut connection) = servers.connect(&topic.channel, until).await?;
             let subscribe = command(["SSUBSCRIBE", &topic.channel]);
-            match connection.exchange(&subscribe, 1, until).await?.pop() {
-                Some(Reply::Error(error)) => match Meaning::of(&error, &server) {
-                    Meaning::Moved(slot, server) => servers.learn(slot, server),
-                    Meaning::Later(remote) | Meaning::Error(remote) => return Err(remote),
-                    Meaning::Ask(_) | Meaning::NoScript => break,
-                },
-                _ => {
-                    topic.note_listening(true);
-                    return Ok(Self(connection));
-                }
+            let Some(Reply::Error(error)) = connection.exchange(&subscribe, 1, until).await?.pop() else {
+                topic.note_listening(true);
+                return Ok(Self(connection));
+            };
+            match Meaning::of(&error, &server) {
+                Meaning::Moved(slot, server) => servers.learn(slot, server),
+                Meaning::Later(remote) | Meaning::Error(remote) => return Err(remote),
+                Meaning::Ask(_) | Meaning::NoScript => break,
             }
         }
         Err(Remote::new(Reason::NotReady, "no server tells what is new"))
@@ -81,8 +84,10 @@ impl Ear {
 
 /// Those that listen under `serve`, by server.
 #[cfg(feature = "serve")]
-#[derive(Default)]
-pub struct Ears(Mutex<BTreeMap<Server, Arc<Wishes>>>);
+pub struct Ears {
+    servers: Arc<Servers>,
+    all: Mutex<BTreeMap<Server, Arc<Wishes>>>,
+}
 
 /// What one of them is to do: to listen to a topic, or to one no more.
 #[cfg(feature = "serve")]
@@ -100,13 +105,17 @@ enum Wish {
 
 #[cfg(feature = "serve")]
 impl Ears {
-    /// Has the server that tells of the topic asked to; with each `try`, another of those that may.
-    pub fn listen(process: &Arc<Process>, topic: &Arc<Topic>, attempt: usize) {
-        let server = process.servers.server_of(&topic.channel, attempt);
-        let mut ears = lock(&process.ears.0);
+    pub fn new(servers: Arc<Servers>) -> Self {
+        Self { servers, all: Mutex::default() }
+    }
+
+    /// Has the server that tells of the topic asked to; with each attempt, another of those that may.
+    pub fn listen(self: &Arc<Self>, topic: &Arc<Topic>, attempt: usize) {
+        let server = self.servers.server_of(&topic.channel, attempt);
+        let mut ears = lock(&self.all);
         let new = || {
             let wishes = Arc::new(Wishes::default());
-            tokio::spawn(attend(process.clone(), server.clone(), wishes.clone()));
+            tokio::spawn(attend(self.clone(), server.clone(), wishes.clone()));
             wishes
         };
         let wishes = ears.entry(server.clone()).or_insert_with(new);
@@ -116,7 +125,7 @@ impl Ears {
 
     /// Nobody listens to a topic any more.
     pub fn leave(&self, channel: &str) {
-        for wishes in lock(&self.0).values() {
+        for wishes in lock(&self.all).values() {
             lock(&wishes.list).push(Wish::Leave(channel.to_owned()));
             wishes.bell.ring(1);
         }
@@ -125,14 +134,14 @@ impl Ears {
 
 /// Listens to a server until that tells nothing more.
 #[cfg(feature = "serve")]
-async fn attend(process: Arc<Process>, server: Server, wishes: Arc<Wishes>) {
+async fn attend(ears: Arc<Ears>, server: Server, wishes: Arc<Wishes>) {
     let mut topics = BTreeMap::new();
-    let Err(remote) = listen(&process, &server, &wishes, &mut topics).await;
+    let Err(remote) = listen(&ears.servers, &server, &wishes, &mut topics).await;
     if remote.reason != Reason::NotReady {
         say!("uhst-relay: {server} tells nothing more, and is asked again: {}", remote.cause);
     }
     // Whoever comes now finds none, and begins anew.
-    lock(&process.ears.0).remove(&server);
+    lock(&ears.all).remove(&server);
     for wish in lock(&wishes.list).drain(..) {
         if let Wish::Listen(topic) = wish {
             topic.note_listening(false);
@@ -143,12 +152,12 @@ async fn attend(process: Arc<Process>, server: Server, wishes: Arc<Wishes>) {
 
 #[cfg(feature = "serve")]
 async fn listen(
-    process: &Process,
+    servers: &Servers,
     server: &Server,
     wishes: &Wishes,
     topics: &mut BTreeMap<String, Weak<Topic>>,
 ) -> Result<std::convert::Infallible, Remote> {
-    let mut connection = process.servers.connect_to(server).await?;
+    let mut connection = servers.connect_to(server).await?;
     // Which topics an answer has yet to come for, in the order of the asking.
     let mut asked: VecDeque<String> = VecDeque::new();
     let (mut heard_at, mut pinged_at) = (instant(), instant());
@@ -183,7 +192,7 @@ async fn listen(
                 Reply::Error(error) => {
                     let channel = asked.pop_front();
                     match Meaning::of(error, server) {
-                        Meaning::Moved(slot, server) => process.servers.learn(slot, server),
+                        Meaning::Moved(slot, server) => servers.learn(slot, server),
                         Meaning::Later(remote) | Meaning::Error(remote) => return Err(remote),
                         Meaning::Ask(_) | Meaning::NoScript => {}
                     }

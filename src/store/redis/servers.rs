@@ -5,6 +5,7 @@
 //! itself. What is sent to a server that does not answer is never sent again: it may have been done.
 
 use super::connection::{Connection, Opened};
+use super::lock::lock;
 use super::reply::{Meaning, Reply};
 use crate::clock::instant;
 use crate::config::redis::{Address, Server};
@@ -12,7 +13,7 @@ use crate::store::remote::{Reason, Remote};
 use crate::wake::wait;
 use redis_protocol::redis_keyslot;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 #[cfg(feature = "serve")]
 use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
@@ -68,10 +69,6 @@ struct Job {
     commands: Vec<u8>,
     replies: usize,
     answer: oneshot::Sender<Result<Vec<Reply>, NoAnswer>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Servers {

@@ -1,6 +1,6 @@
 //! What this process has heard of topics in which somebody of it waits.
 
-use super::lock;
+use super::lock::lock;
 use crate::store::made::Made;
 use crate::wake::Bell;
 use std::collections::{BTreeMap, VecDeque};

@@ -2,16 +2,16 @@
 
 pub mod reader;
 
+use super::lock::lock;
+use super::process::{Process, Redis};
 use super::reply::{Reply, Values, command, text};
 use super::script::Script;
-use super::{Process, Redis, lock};
 use crate::config::Settings;
 use crate::hex;
 use crate::store::buses::{BusName, Proof, Refused, User};
 use crate::store::error::{Error, Full};
 use crate::store::remote::{Reason, Remote};
 use crate::store::sessions::Policy;
-use reader::BusReader;
 use sha2::{Digest as _, Sha256};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -79,7 +79,6 @@ impl From<&Settings> for Limits {
 }
 
 /// A bus's keys.
-#[derive(Clone)]
 struct Keys {
     /// By which it is among all buses.
     hash: String,
@@ -251,32 +250,6 @@ impl Redis {
             .on_bus(&self.process.bus(name), settings.into(), &TEND, Make::No, &[number.as_bytes(), b"", b"0"])
             .await
             .map(drop)
-    }
-
-    pub async fn read(
-        &self,
-        name: &BusName,
-        after: u64,
-        user: User,
-        settings: &Settings,
-    ) -> Result<BusReader, Refused> {
-        BusReader::new(self, name, (Make::No, &user.0.to_string()), Some(after), false, settings).await
-    }
-
-    pub async fn subscribe(
-        &self,
-        name: &BusName,
-        after: Option<u64>,
-        user: Option<User>,
-        settings: &Settings,
-    ) -> Result<BusReader, Refused> {
-        let (make, user) = user.map_or((Make::Open, String::new()), |user| (Make::No, user.0.to_string()));
-        BusReader::new(self, name, (make, &user), after, true, settings).await
-    }
-
-    pub async fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), Refused> {
-        let reader = BusReader::new(self, name, (Make::Open, "new"), None, true, settings).await?;
-        Ok((reader.user(), reader))
     }
 
     /// Sweeps the next few buses, or all.

@@ -1,8 +1,8 @@
 //! Reading a bus.
 
 use super::super::ear::Ear;
+use super::super::process::{Process, Redis};
 use super::super::topic::{Place, Record, Topic};
-use super::super::{Process, Redis};
 use super::{Keys, Limits, Make, READ, TEND};
 use crate::clock::instant;
 use crate::config::Settings;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 #[cfg(feature = "serve")]
 use {
-    super::super::{ROUND, ear::Ears},
+    super::super::ear::ROUND,
     std::sync::{Weak, atomic::Ordering},
     tokio::runtime::Handle,
 };
@@ -29,7 +29,7 @@ const USER_ROUND: Duration = Duration::from_secs(15);
 /// Reads a bus.
 pub struct BusReader {
     process: Arc<Process>,
-    keys: Keys,
+    keys: Arc<Keys>,
     /// `None` for somebody who is no user.
     user: Option<User>,
     /// The first number of the bus, which says whether it is still the same; 0 before it is known.
@@ -54,7 +54,7 @@ struct Subscription {
     /// `None` under `serve`, where one listens for all; and while there is no connection.
     ear: Option<Ear>,
     /// What has to be said when it ends; `None` under `serve`, where others may wait at the same bus.
-    last_words: Option<(Arc<Process>, Keys, Limits)>,
+    last_words: Option<(Arc<Process>, Arc<Keys>, Limits)>,
 }
 
 impl Drop for Subscription {
@@ -69,12 +69,12 @@ impl Drop for Subscription {
 
 impl Subscription {
     /// Begins to listen to the bus, once it is known that it may.
-    async fn begin(process: &Arc<Process>, keys: &Keys, limits: Limits, place: Place) -> Result<Self, Error> {
+    async fn begin(process: &Arc<Process>, keys: &Arc<Keys>, limits: Limits, place: Place) -> Result<Self, Error> {
         #[cfg(feature = "serve")]
         if Handle::try_current().is_ok() {
             let topic = &place.topic;
             if !topic.is_kept.swap(true, Ordering::Relaxed) {
-                Ears::listen(process, topic, 0);
+                process.ears.listen(topic, 0);
                 tokio::spawn(keep(process.clone(), keys.clone(), limits, Arc::downgrade(topic)));
             }
             return Ok(Self { place, ear: None, last_words: None });
@@ -88,7 +88,7 @@ impl Subscription {
 
 /// Looks after a bus at which somebody of this process waits, and says so there.
 #[cfg(feature = "serve")]
-async fn keep(process: Arc<Process>, keys: Keys, limits: Limits, topic: Weak<Topic>) {
+async fn keep(process: Arc<Process>, keys: Arc<Keys>, limits: Limits, topic: Weak<Topic>) {
     /// How soon a server is asked again that tells nothing.
     const SOON: Duration = Duration::from_millis(250);
     let (mut next_round, mut attempt) = (instant() + ROUND, 0);
@@ -99,7 +99,7 @@ async fn keep(process: Arc<Process>, keys: Keys, limits: Limits, topic: Weak<Top
             attempt = 0;
         } else {
             attempt += 1;
-            Ears::listen(&process, &topic, attempt);
+            process.ears.listen(&topic, attempt);
         }
         if instant() >= next_round {
             next_round = instant() + ROUND;
@@ -138,10 +138,38 @@ impl Process {
     }
 }
 
+impl Redis {
+    pub async fn read(
+        &self,
+        name: &BusName,
+        after: u64,
+        user: User,
+        settings: &Settings,
+    ) -> Result<BusReader, Refused> {
+        BusReader::new(self, name, (Make::No, &user.0.to_string()), Some(after), false, settings).await
+    }
+
+    pub async fn subscribe(
+        &self,
+        name: &BusName,
+        after: Option<u64>,
+        user: Option<User>,
+        settings: &Settings,
+    ) -> Result<BusReader, Refused> {
+        let (make, user) = user.map_or((Make::Open, String::new()), |user| (Make::No, user.0.to_string()));
+        BusReader::new(self, name, (make, &user), after, true, settings).await
+    }
+
+    pub async fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), Refused> {
+        let reader = BusReader::new(self, name, (Make::Open, "new"), None, true, settings).await?;
+        Ok((reader.user.unwrap_or(User::APPLICATION), reader))
+    }
+}
+
 impl BusReader {
     /// One that reads what comes after an id, or from now on, as `user` names it to the script; one that waits is woken by each
     /// message.
-    pub(super) async fn new(
+    async fn new(
         redis: &Redis,
         name: &BusName,
         (make, user): (Make, &str),
@@ -151,7 +179,7 @@ impl BusReader {
     ) -> Result<Self, Refused> {
         let mut reader = Self {
             process: redis.process.clone(),
-            keys: redis.process.bus(name),
+            keys: Arc::new(redis.process.bus(name)),
             user: user.parse().ok().map(User),
             first: 0,
             limits: settings.into(),
@@ -190,11 +218,6 @@ impl BusReader {
         self.wait((Make::No, &user), Some(self.position)).await
     }
 
-    /// Who it is; [`User::APPLICATION`] where it is no user.
-    pub(super) fn user(&self) -> User {
-        self.user.unwrap_or(User::APPLICATION)
-    }
-
     /// Reads so many bytes, about, of what comes after an id.
     async fn look(
         &mut self,
@@ -212,7 +235,7 @@ impl BusReader {
             waiting.unwrap_or(0).to_string(),
             self.limits.clients.to_string(),
         ];
-        let [after, size_text, waiting, most] = texts.each_ref().map(|text| text.as_bytes());
+        let [after, size_text, waiting, most] = texts.each_ref().map(String::as_bytes);
         let arguments = [user.as_bytes(), after, size_text, node.as_bytes(), waiting, most];
         let mut answer = self.process.on_bus(&self.keys, self.limits, &READ, make, &arguments).await?;
         let mut number = || answer.number().map_err(Error::from);

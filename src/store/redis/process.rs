@@ -1,0 +1,105 @@
+//! What all of one process share that use one Redis.
+
+#[cfg(feature = "serve")]
+use super::ear::Ears;
+use super::lock::lock;
+use super::reply::Reply;
+use super::script::Script;
+use super::servers::Servers;
+use super::topic::Topics;
+use crate::clock::{has_passed_by, instant};
+use crate::config::redis::Address;
+use crate::hex;
+use crate::store::error::Error;
+use crate::store::files::Files;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+static RESERVE: Script = Script::new(include_str!("reserve.lua"));
+
+/// The Redis; and the data folder, for all but buses.
+#[derive(Clone)]
+pub struct Redis {
+    /// What is not in Redis.
+    pub files: Files,
+    pub(super) process: Arc<Process>,
+}
+
+/// What all of this process share that use one Redis.
+pub(super) struct Process {
+    pub servers: Arc<Servers>,
+    /// How all keys begin. Channels are the same in all databases, so that their names have to tell these apart.
+    pub prefix: String,
+    /// What others know it by.
+    node: OnceLock<String>,
+    pub topics: Topics,
+    #[cfg(feature = "serve")]
+    pub ears: Arc<Ears>,
+    /// What time it was in Redis, and when.
+    clock: Mutex<Option<(u64, Instant)>>,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Redis")
+    }
+}
+
+impl Redis {
+    /// The one at this address. Nothing is connected before it is needed.
+    pub fn at(address: &Address, files: Files) -> Self {
+        static ALL: Mutex<Vec<(Address, Arc<Process>)>> = Mutex::new(Vec::new());
+        let mut all = lock(&ALL);
+        if let Some((_, process)) = all.iter().find(|(other, _)| other == address) {
+            return Self { files, process: process.clone() };
+        }
+        let new = Self::elsewhere(address, files);
+        all.push((address.clone(), new.process.clone()));
+        new
+    }
+
+    /// The same as another process has it.
+    pub fn elsewhere(address: &Address, files: Files) -> Self {
+        let prefix = if address.database == 0 { "uhst".to_owned() } else { format!("uhst{}", address.database) };
+        let servers = Arc::new(Servers::new(address.clone()));
+        let process = Process {
+            prefix,
+            node: OnceLock::new(),
+            topics: Topics::default(),
+            #[cfg(feature = "serve")]
+            ears: Arc::new(Ears::new(servers.clone())),
+            servers,
+            clock: Mutex::default(),
+        };
+        Self { files, process: Arc::new(process) }
+    }
+}
+
+impl Process {
+    pub fn node(&self) -> Result<&str, Error> {
+        if self.node.get().is_none() {
+            let _ = self.node.set(hex::random(8)?);
+        }
+        Ok(self.node.get().map_or("", String::as_str))
+    }
+
+    /// Takes a place for somebody among those of a kind, for so long, or keeps it; false where there are as many as may be.
+    pub async fn reserve(&self, kind: &str, who: &str, most: u64, time: u64) -> Result<bool, Error> {
+        let (most, time) = (most.to_string(), time.to_string());
+        let arguments = [who.as_bytes(), most.as_bytes(), time.as_bytes()];
+        Ok(RESERVE.run(&self.servers, &[kind], &arguments).await? != Reply::Integer(0))
+    }
+
+    /// Notes what time it is in Redis (ms since 1970).
+    pub fn note_time(&self, now: u64) {
+        *lock(&self.clock) = Some((now, instant()));
+    }
+
+    /// Whether a record of this number is older than `lifetime`, by Redis's clock.
+    pub fn is_dead(&self, id: u64, lifetime: Duration) -> bool {
+        let Some((now, at)) = *lock(&self.clock) else { return false };
+        let now = now.saturating_add(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        has_passed_by(now.max(id / 1024), id / 1024, lifetime)
+    }
+}
