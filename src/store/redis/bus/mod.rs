@@ -1,6 +1,8 @@
 //! A bus in Redis: what the intentions ask for, one script each.
 
 pub mod reader;
+#[cfg(test)]
+mod tests;
 
 use super::lock::lock;
 use super::process::{Process, Redis};
