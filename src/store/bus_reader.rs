@@ -92,6 +92,15 @@ impl BusReader {
         of!(self, reader => reader.hear());
     }
 
+    /// Sees to it that the next look finds everything, also what is on its way to wake it.
+    #[cfg(test)]
+    pub fn look_anew(&self) {
+        #[cfg(feature = "redis")]
+        if let Self::Redis(reader) = self {
+            reader.look_anew();
+        }
+    }
+
     /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. False where
     /// the bus, or the user, is gone.
     ///

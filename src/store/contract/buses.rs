@@ -20,11 +20,8 @@ fn settings() -> Settings {
 
 /// What is to be heard now: messages' data, and `LOST`.
 fn heard(reader: &mut BusReader) -> Vec<String> {
-    if reader.wake().is_some() {
-        // What was posted a moment ago may be on its way.
-        reader.tend(&settings()).done().unwrap();
-    }
     reader.hear();
+    reader.look_anew();
     let mut all = Vec::new();
     loop {
         let next = reader.next(|heard| {

@@ -35,24 +35,29 @@ fn told(message: &Reply) -> Option<(&str, &str)> {
     }
 }
 
-/// A connection that listens to one topic.
+/// A connection that listens for one topic.
 pub struct Ear(Connection);
 
 impl Ear {
-    /// Connects, and listens.
+    /// Connects, and listens to these channels, all of one slot, of which the topic is told.
     ///
     /// # Errors
     /// When it cannot in time.
-    pub async fn open(servers: &Servers, topic: &Topic) -> Result<Self, Remote> {
+    pub async fn open(servers: &Servers, channels: &[String], topic: &Topic) -> Result<Self, Remote> {
         let until = instant() + TIME;
         for _ in 0..MOST_HOPS {
             let (server, mut connection) = servers.connect(&topic.channel, until).await?;
-            let subscribe = command(["SSUBSCRIBE", &topic.channel]);
-            let Some(Reply::Error(error)) = connection.exchange(&subscribe, 1, until).await?.pop() else {
+            let subscribe: Vec<u8> = channels.iter().flat_map(|channel| command(["SSUBSCRIBE", channel])).collect();
+            let replies = connection.exchange(&subscribe, channels.len(), until).await?;
+            let error = replies.iter().find_map(|reply| match reply {
+                Reply::Error(error) => Some(error),
+                _ => None,
+            });
+            let Some(error) = error else {
                 topic.note_listening(true);
                 return Ok(Self(connection));
             };
-            match Meaning::of(&error, &server) {
+            match Meaning::of(error, &server) {
                 Meaning::Moved(slot, server) => servers.learn(slot, server),
                 Meaning::Later(remote) | Meaning::Error(remote) => return Err(remote),
                 Meaning::Ask(_) | Meaning::NoScript => break,

@@ -27,6 +27,7 @@ mod process;
 mod reply;
 mod script;
 mod servers;
+mod subscription;
 #[cfg(test)]
 pub(super) mod testing;
 #[cfg(test)]

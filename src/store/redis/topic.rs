@@ -2,9 +2,10 @@
 
 use super::lock::lock;
 use crate::store::made::Made;
-use crate::wake::Bell;
+use crate::wake::{Bell, Ready};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::atomic::AtomicU8;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// So many bytes of what was heard last are kept for those that have not taken it yet. Whoever is further behind reads the log.
 const KEPT: usize = 256 * 1024;
@@ -12,24 +13,30 @@ const KEPT: usize = 256 * 1024;
 /// So much of it is given at once.
 const PIECE: usize = 16 * 1024;
 
-/// A record of a log.
+/// A record of a log. What a bus has no use for is empty there.
 pub struct Record {
     pub id: u64,
-    pub user: u64,
+    /// On a bus, the number of the user who said it; in a session the key of the member for which it is, or nothing where it is
+    /// for all of a generation.
+    pub to: String,
+    pub generation: u32,
+    pub event: String,
+    /// The keys of those that were left out, as JSON; or nothing.
+    pub except: String,
     pub data: String,
     /// What is made of it.
     pub made: Made,
 }
 
 impl Record {
-    /// What a topic's channel says: the number of a record and that of the one before it, who said it, and what.
-    pub fn parse(said: &str) -> Option<(u64, Self)> {
-        let mut parts = said.splitn(4, ' ');
-        let id = parts.next()?.parse().ok()?;
-        let before = parts.next()?.parse().ok()?;
-        let user = parts.next()?.parse().ok()?;
-        let data = parts.next()?.to_owned();
-        Some((before, Self { id, user, data, made: Made::default() }))
+    /// What a topic's channel says. No part but the last has line ends in it.
+    fn parse(said: &str) -> Option<Self> {
+        let mut parts = said.splitn(6, '\n');
+        let mut part = || parts.next();
+        let id = part()?.parse().ok()?;
+        let (to, generation) = (part()?.to_owned(), part()?.parse().ok()?);
+        let (event, except, data) = (part()?.to_owned(), part()?.to_owned(), part()?.to_owned());
+        Some(Self { id, to, generation, event, except, data, made: Made::default() })
     }
 }
 
@@ -44,8 +51,8 @@ impl Topics {
         lock(&self.0).get(channel).and_then(Weak::upgrade)
     }
 
-    /// A place in one of them.
-    pub fn enter(&self, channel: &str) -> Place {
+    /// A place in one of them, by a name there.
+    pub fn enter(&self, channel: &str, name: &str) -> Place {
         let mut topics = lock(&self.0);
         let topic = topics.get(channel).and_then(Weak::upgrade).unwrap_or_else(|| {
             topics.retain(|_, topic| topic.strong_count() > 0);
@@ -53,32 +60,63 @@ impl Topics {
             topics.insert(channel.to_owned(), Arc::downgrade(&topic));
             topic
         });
-        Place::of(topic)
+        Place::of(topic, name)
+    }
+}
+
+/// What is rung for somebody whose place is taken. Nothing else is rung so often, before it is heard, that it becomes that.
+const TAKEOVER: u64 = 1 << 32;
+
+/// Somebody who waits in a topic.
+pub struct Sleeper {
+    /// What says for whom a record is: of a member its key; of a reader of a bus nothing.
+    name: String,
+    bell: Bell,
+    /// What is said of it when the topic is tended, and in which stream it listens, once it does.
+    pub line: OnceLock<(u32, Vec<String>)>,
+    /// What was found when the topic was tended last.
+    pub standing: AtomicU8,
+}
+
+impl Sleeper {
+    /// What is rung for it.
+    pub fn wake(&self) -> Ready<'_> {
+        Ready::to_hear(&self.bell)
+    }
+
+    /// Hears what was rung. Whether its place was taken.
+    pub fn hear(&self) -> bool {
+        self.bell.hear() >= TAKEOVER
     }
 }
 
 /// The place of somebody who waits in a topic. It goes with this.
 pub struct Place {
     pub topic: Arc<Topic>,
-    /// What is rung for it.
-    pub bell: Arc<Bell>,
+    pub sleeper: Arc<Sleeper>,
     number: u64,
 }
 
 impl Place {
-    fn of(topic: Arc<Topic>) -> Self {
-        let bell = Arc::new(Bell::default());
-        let mut bells = lock(&topic.bells);
-        let number = bells.last_key_value().map_or(0, |(number, _)| number + 1);
-        bells.insert(number, bell.clone());
-        drop(bells);
-        Self { topic, bell, number }
+    /// In a topic that nobody else of this process has.
+    pub fn alone(channel: &str, name: &str) -> Self {
+        Self::of(Arc::new(Topic::new(channel)), name)
+    }
+
+    fn of(topic: Arc<Topic>, name: &str) -> Self {
+        let (name, bell) = (name.to_owned(), Bell::default());
+        let sleeper = Arc::new(Sleeper { name, bell, line: OnceLock::new(), standing: AtomicU8::new(0) });
+        let mut sleepers = lock(&topic.sleepers);
+        let number = sleepers.last_key_value().map_or(0, |(number, _)| number + 1);
+        sleepers.insert(number, sleeper.clone());
+        drop(sleepers);
+        Self { topic, sleeper, number }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.topic.bells).remove(&self.number);
+        lock(&self.topic.sleepers).remove(&self.number);
     }
 }
 
@@ -88,7 +126,7 @@ pub struct Topic {
     pub channel: String,
     heard: Mutex<Heard>,
     /// Those that wait, by a number of their own.
-    bells: Mutex<BTreeMap<u64, Arc<Bell>>>,
+    sleepers: Mutex<BTreeMap<u64, Arc<Sleeper>>>,
     /// Whether a task looks after it.
     #[cfg(feature = "serve")]
     pub is_kept: std::sync::atomic::AtomicBool,
@@ -124,36 +162,42 @@ impl Topic {
         Self {
             channel: channel.to_owned(),
             heard: Mutex::default(),
-            bells: Mutex::default(),
+            sleepers: Mutex::default(),
             #[cfg(feature = "serve")]
             is_kept: std::sync::atomic::AtomicBool::default(),
         }
     }
 
-    /// How many wait.
-    pub fn waiting(&self) -> usize {
-        lock(&self.bells).len()
+    /// Those that wait.
+    pub fn sleepers(&self) -> Vec<Arc<Sleeper>> {
+        lock(&self.sleepers).values().cloned().collect()
     }
 
-    /// Wakes all that wait.
-    pub fn ring(&self) {
-        lock(&self.bells).values().for_each(|bell| bell.ring(1));
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        lock(&self.sleepers).len()
+    }
+
+    /// Wakes those that wait, of those that it is for.
+    fn ring(&self, cause: u64, is_for: impl Fn(&Sleeper) -> bool) {
+        lock(&self.sleepers).values().filter(|sleeper| is_for(sleeper)).for_each(|sleeper| sleeper.bell.ring(cause));
     }
 
     /// Takes what the channel has said.
     pub fn hear(&self, said: &str) {
-        let Some((before, record)) = Record::parse(said) else { return };
+        if let Some((key, stream)) = said.strip_prefix("!\n").and_then(|taken| taken.split_once('\n')) {
+            let is_taken = |(own, _): &(u32, _)| stream.parse().is_ok_and(|stream: u32| *own < stream);
+            return self.ring(TAKEOVER, |sleeper| sleeper.name == key && sleeper.line.get().is_some_and(is_taken));
+        }
+        let Some(record) = Record::parse(said) else { return };
         let mut heard = lock(&self.heard);
         if heard.last().is_some_and(|last| record.id <= last) {
-            // Two connections have told it.
+            // Two connections have told it, or it was read already.
             return;
         }
-        if heard.last() != Some(before) {
-            heard.forget();
-            heard.after = Some(before);
-        }
+        let record = Arc::new(record);
         heard.bytes += record.data.len();
-        heard.records.push_back(Arc::new(record));
+        heard.records.push_back(record.clone());
         while heard.bytes > KEPT
             && let Some(first) = heard.records.pop_front()
         {
@@ -161,7 +205,7 @@ impl Topic {
             heard.after = Some(first.id);
         }
         drop(heard);
-        self.ring();
+        self.ring(1, |sleeper| sleeper.name.is_empty() || record.to.is_empty() || sleeper.name == record.to);
     }
 
     /// From now on each new record is told, or is not any more.
@@ -171,7 +215,7 @@ impl Topic {
         heard.since += 1;
         heard.forget();
         drop(heard);
-        self.ring();
+        self.ring(1, |_| true);
     }
 
     /// Since when each new record is told, as a number; `None` where it is not.
@@ -182,13 +226,16 @@ impl Topic {
 
     /// Notes that a look has found this record to be the last.
     pub fn note_last(&self, last: u64) {
-        let mut heard = lock(&self.heard);
-        if heard.last().is_some_and(|known| known < last) {
+        if lock(&self.heard).last().is_some_and(|known| known < last) {
             // It was not told, or is on its way: whoever waits looks.
-            heard.forget();
-            drop(heard);
-            self.ring();
+            self.forget();
+            self.ring(1, |_| true);
         }
+    }
+
+    /// Forgets what was heard, so that the log is read.
+    pub fn forget(&self) {
+        lock(&self.heard).forget();
     }
 
     /// Whether this first number is the topic's, as was seen last.
@@ -199,7 +246,7 @@ impl Topic {
     /// Notes what it is; whoever waits is woken to see that it is another.
     pub fn note_first(&self, first: Option<u64>) {
         if std::mem::replace(&mut lock(&self.heard).first, first) != first {
-            self.ring();
+            self.ring(1, |_| true);
         }
     }
 
@@ -224,6 +271,9 @@ impl Topic {
         let mut heard = lock(&self.heard);
         if heard.is_listening && heard.since == since && heard.after.is_none() {
             heard.after = Some(end);
+            while let Some(first) = heard.records.pop_front_if(|record| record.id <= end) {
+                heard.bytes -= first.data.len();
+            }
         }
     }
 }
@@ -236,33 +286,35 @@ mod tests {
         topic.after(position).map(|(records, _)| records.iter().map(|record| record.id).collect())
     }
 
+    fn say(topic: &Topic, id: u64, to: &str) {
+        topic.hear(&format!("{id}\n{to}\n1\nmessage\n\n\"a b\"\n"));
+    }
+
     #[test]
-    fn what_was_told_is_given_as_long_as_there_is_no_gap() {
+    fn what_was_told_is_given_once_it_is_known_what_came_before() {
         let topic = Topic::new("a");
         topic.note_listening(true);
         let since = topic.listening_since().unwrap();
+        say(&topic, 4, "2");
+        say(&topic, 6, "2");
         assert_eq!(told(&topic, 5), None, "nobody knows what came before");
         topic.note_end(5, since - 1);
         assert_eq!(told(&topic, 5), None, "something may have come before it was told");
         topic.note_end(5, since);
-        assert_eq!(told(&topic, 5), Some(vec![]));
+        assert_eq!(told(&topic, 5), Some(vec![6]));
         assert_eq!(told(&topic, 4), None);
-        topic.hear("7 5 2 \"a b\"");
-        topic.hear("7 5 2 \"a b\"");
-        topic.hear("9 7 2 1");
-        assert_eq!(told(&topic, 5), Some(vec![7, 9]));
-        assert_eq!(told(&topic, 7), Some(vec![9]));
-        topic.hear("20 15 2 1");
-        assert_eq!((told(&topic, 9), told(&topic, 15)), (None, Some(vec![20])));
-        topic.note_last(20);
-        assert_eq!(told(&topic, 20), Some(vec![]));
-        topic.note_last(21);
-        assert_eq!(told(&topic, 20), None, "one was not told");
-        topic.hear("22 21 2 1");
+        say(&topic, 7, "2");
+        say(&topic, 7, "2");
+        assert_eq!(told(&topic, 5), Some(vec![6, 7]));
+        assert_eq!(told(&topic, 7), Some(vec![]));
+        topic.note_last(7);
+        assert_eq!(told(&topic, 7), Some(vec![]));
+        topic.note_last(8);
+        assert_eq!(told(&topic, 7), None, "one was not told");
+        topic.note_end(8, since);
         topic.note_listening(false);
-        assert_eq!(told(&topic, 22), None);
-        topic.note_end(22, since);
-        assert_eq!((told(&topic, 22), topic.listening_since()), (None, None), "nothing is told");
+        topic.note_end(8, since);
+        assert_eq!((told(&topic, 8), topic.listening_since()), (None, None), "nothing is told");
     }
 
     #[test]
@@ -272,10 +324,30 @@ mod tests {
         topic.note_end(0, topic.listening_since().unwrap());
         let data = "1".repeat(1000);
         for id in 1..=1000 {
-            topic.hear(&format!("{id} {} 2 {data}", id - 1));
+            topic.hear(&format!("{id}\n2\n0\n\n\n{data}"));
         }
         assert_eq!(told(&topic, 0), None);
         let (some, has_more) = topic.after(900).unwrap();
         assert!(some.len() < 20 && has_more);
+    }
+
+    #[test]
+    fn only_those_are_woken_that_it_is_for() {
+        let topics = Topics::default();
+        let [c, d] = ["cc", "cd"].map(|name| topics.enter("a", name));
+        let are_woken = || [&c, &d].map(|place| place.sleeper.wake().is_ready());
+        say(&c.topic, 1, "cd");
+        assert_eq!(are_woken(), [false, true]);
+        say(&c.topic, 2, "");
+        assert_eq!(are_woken(), [true; 2]);
+        assert!(!c.sleeper.hear() && !d.sleeper.hear());
+        for (place, stream) in [(&c, 1), (&d, 2)] {
+            place.sleeper.line.set((stream, Vec::new())).unwrap();
+        }
+        c.topic.hear("!\ncd\n2");
+        assert_eq!(are_woken(), [false; 2], "it is its own");
+        c.topic.hear("!\ncc\n2");
+        assert_eq!(are_woken(), [true, false]);
+        assert!(c.sleeper.hear());
     }
 }

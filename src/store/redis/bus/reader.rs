@@ -1,8 +1,8 @@
 //! Reading a bus.
 
-use super::super::ear::Ear;
 use super::super::process::{Process, Redis};
-use super::super::topic::{Place, Record, Topic};
+use super::super::subscription::{Care, Caring, Subscription};
+use super::super::topic::{Record, Topic};
 use super::{Keys, Limits, Make, READ, TEND};
 use crate::clock::instant;
 use crate::config::Settings;
@@ -13,12 +13,6 @@ use crate::wake::Ready;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-#[cfg(feature = "serve")]
-use {
-    super::super::ear::ROUND,
-    std::sync::{Weak, atomic::Ordering},
-    tokio::runtime::Handle,
-};
 
 /// So much is taken from the log at once.
 const PIECE: usize = 16 * 1024;
@@ -48,69 +42,21 @@ pub struct BusReader {
     noted_at: Instant,
 }
 
-/// What wakes a reader.
-struct Subscription {
-    place: Place,
-    /// `None` under `serve`, where one listens for all; and while there is no connection.
-    ear: Option<Ear>,
-    /// What has to be said when it ends; `None` under `serve`, where others may wait at the same bus.
-    last_words: Option<(Arc<Process>, Arc<Keys>, Limits)>,
+/// What is done for a bus while somebody waits there.
+struct BusCare {
+    process: Arc<Process>,
+    keys: Arc<Keys>,
+    limits: Limits,
 }
 
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        if let Some((process, keys, limits)) = &self.last_words {
-            // Whoever cannot say it is known to be gone within seconds.
-            let left = self.place.topic.waiting() - 1;
-            let _ = crate::gateway::run_blocking(process.tend(keys, *limits, left));
-        }
+impl Care for BusCare {
+    fn tend<'a>(&'a self, topic: &'a Topic) -> Caring<'a, Result<(), Error>> {
+        Box::pin(self.process.tend_topic(&self.keys, self.limits, topic))
     }
-}
 
-impl Subscription {
-    /// Begins to listen to the bus, once it is known that it may.
-    async fn begin(process: &Arc<Process>, keys: &Arc<Keys>, limits: Limits, place: Place) -> Result<Self, Error> {
-        #[cfg(feature = "serve")]
-        if Handle::try_current().is_ok() {
-            let topic = &place.topic;
-            if !topic.is_kept.swap(true, Ordering::Relaxed) {
-                process.ears.listen(topic, 0);
-                tokio::spawn(keep(process.clone(), keys.clone(), limits, Arc::downgrade(topic)));
-            }
-            return Ok(Self { place, ear: None, last_words: None });
-        }
-        let last_words = Some((process.clone(), keys.clone(), limits));
-        let mut subscription = Self { place, ear: None, last_words };
-        subscription.ear = Some(Ear::open(&process.servers, &subscription.place.topic).await?);
-        Ok(subscription)
-    }
-}
-
-/// Looks after a bus at which somebody of this process waits, and says so there.
-#[cfg(feature = "serve")]
-async fn keep(process: Arc<Process>, keys: Arc<Keys>, limits: Limits, topic: Weak<Topic>) {
-    /// How soon a server is asked again that tells nothing.
-    const SOON: Duration = Duration::from_millis(250);
-    let (mut next_round, mut attempt) = (instant() + ROUND, 0);
-    loop {
-        tokio::time::sleep(SOON).await;
-        let Some(topic) = topic.upgrade() else { break };
-        if topic.listening_since().is_some() {
-            attempt = 0;
-        } else {
-            attempt += 1;
-            process.ears.listen(&topic, attempt);
-        }
-        if instant() >= next_round {
-            next_round = instant() + ROUND;
-            // Where that fails, whoever waits finds out when it reads.
-            let _ = process.tend_topic(&keys, limits, &topic).await;
-        }
-    }
-    // Another may have come.
-    if process.topics.get(keys.channel()).is_none() {
-        process.ears.leave(keys.channel());
-        let _ = process.tend(&keys, limits, 0).await;
+    fn leave(&self, left: usize) -> Caring<'_, ()> {
+        // Whoever cannot say it is known to be gone within seconds.
+        Box::pin(async move { _ = self.process.tend(&self.keys, self.limits, left).await })
     }
 }
 
@@ -200,10 +146,12 @@ impl BusReader {
     }
 
     async fn wait(&mut self, who: (Make, &str), after: Option<u64>) -> Result<(), Refused> {
-        let place = self.process.topics.enter(self.keys.channel());
+        let place = self.process.topics.enter(self.keys.channel(), "");
         self.look(who, after, 0, Some(place.topic.waiting())).await?;
         place.topic.note_first(Some(self.first));
-        self.subscription = Some(Subscription::begin(&self.process, &self.keys, self.limits, place).await?);
+        let care = BusCare { process: self.process.clone(), keys: self.keys.clone(), limits: self.limits };
+        let channels = vec![self.keys.channel().to_owned()];
+        self.subscription = Some(Subscription::begin(&self.process, place, channels, Arc::new(care)).await?);
         self.may_have_more = true;
         Ok(())
     }
@@ -257,10 +205,10 @@ impl BusReader {
         let mut records = answer.values().map_err(Error::from)?;
         while records.left() > 0 {
             let id = records.number().map_err(Error::from)?;
-            let user = records.number().map_err(Error::from)?;
-            let data = records.text().map_err(Error::from)?;
+            let (to, data) = (records.text().map_err(Error::from)?, records.text().map_err(Error::from)?);
             self.position = id;
-            self.read.push_back(Arc::new(Record { id, user, data, made: Made::default() }));
+            let (generation, event, except, made) = (0, String::new(), String::new(), Made::default());
+            self.read.push_back(Arc::new(Record { id, to, generation, event, except, data, made }));
         }
         self.may_have_more = has_more > 0;
         if !self.may_have_more {
@@ -307,14 +255,15 @@ impl BusReader {
         for record in self.read.drain(..) {
             // A loss is told with the id before what follows it: whoever comes back with that gets what follows.
             let before = std::mem::replace(&mut self.after, record.id);
+            let Ok(user) = record.to.parse() else { continue };
             if self.process.is_dead(record.id, self.limits.message_lifetime) {
                 self.has_lost |= before > 0;
-            } else if Some(User(record.user)) != self.user {
+            } else if Some(User(user)) != self.user {
                 if std::mem::take(&mut self.has_lost) {
                     take(BusEvent::Lost(before));
                 }
                 let (data, made) = (record.data.as_str(), Some(&record.made));
-                take(BusEvent::Message(Message { id: record.id, user: record.user, data, made }));
+                take(BusEvent::Message(Message { id: record.id, user, data, made }));
             }
         }
         if !self.may_have_more && std::mem::take(&mut self.has_lost) {
@@ -332,11 +281,7 @@ impl BusReader {
     /// What is ready when something was posted.
     #[must_use]
     pub fn wake(&self) -> Option<Ready<'_>> {
-        let Subscription { place, ear, last_words } = self.subscription.as_ref()?;
-        match ear {
-            Some(ear) => Some(ear.wake()),
-            None => last_words.is_none().then(|| Ready::to_hear(&place.bell)),
-        }
+        self.subscription.as_ref().and_then(Subscription::wake)
     }
 
     /// Whether every message is sure to make [`BusReader::wake`] ready. While there is no connection nobody could look either.
@@ -348,14 +293,16 @@ impl BusReader {
     /// To be called when [`BusReader::wake`] was ready, before looking for messages.
     pub fn hear(&mut self) {
         self.may_have_more = true;
-        let Some(Subscription { place, ear, .. }) = &mut self.subscription else { return };
-        place.bell.hear();
-        if let Some(listening) = ear
-            && let Err(remote) = listening.hear(&place.topic)
-        {
-            Error::from(remote).log();
-            *ear = None;
-            place.topic.note_listening(false);
+        if let Some(subscription) = &mut self.subscription {
+            subscription.hear();
+        }
+    }
+
+    /// Has the log read, whatever was told.
+    #[cfg(test)]
+    pub fn look_anew(&self) {
+        if let Some(subscription) = &self.subscription {
+            subscription.place.topic.forget();
         }
     }
 
@@ -375,13 +322,8 @@ impl BusReader {
                 Err(_) => return Ok(false),
             }
         }
-        let Some(Subscription { place, ear, last_words }) = &mut self.subscription else { return Ok(true) };
-        if last_words.is_some() {
-            if ear.is_none() {
-                *ear = Some(Ear::open(&self.process.servers, &place.topic).await?);
-            }
-            self.process.tend_topic(&self.keys, self.limits, &place.topic).await?;
-        }
-        Ok(place.topic.is(self.first))
+        let Some(subscription) = &mut self.subscription else { return Ok(true) };
+        subscription.tend(&self.process).await?;
+        Ok(subscription.place.topic.is(self.first))
     }
 }
