@@ -11,6 +11,7 @@ pub mod buses;
 mod contract;
 mod error;
 pub(crate) mod files;
+mod listener;
 pub mod made;
 pub mod pipes;
 #[cfg(feature = "redis")]
@@ -33,7 +34,7 @@ pub use files::node::OneNode;
 pub use files::pipes::{WaitingReceiver, WaitingSender};
 pub use files::probe::{Findings, Obstacle, Place, has_no_locks};
 pub use files::requests::PendingRequest;
-pub use files::session::listener::Listener;
+pub use listener::Listener;
 use pipes::{Denied, Limits, NewSession, Visitor};
 #[cfg(feature = "redis")]
 pub use remote::{Reason, Remote};
@@ -99,7 +100,7 @@ macro_rules! intentions {
         intentions!(@each $store, home => home.$name($($value),*), answer => answer)
     };
     (@readers $store:expr, $name:ident, $($value:ident),*) => {
-        intentions!(@each $store, home => home.$name($($value),*), answer => answer.map(BusReader::from))
+        intentions!(@each $store, home => home.$name($($value),*), answer => answer.map(Into::into))
     };
     (@each $store:expr, $home:ident => $do:expr, $answer:ident => $made:expr) => {{
         #[cfg(not(feature = "redis"))]
@@ -127,7 +128,7 @@ macro_rules! intentions {
 
 // Sessions of UHST.
 intentions! {
-    of files;
+    of all;
 
     /// Registers a host, whose id nobody else has then. The clients of a registration before are told that their host has
     /// gone, and may still fetch what waits for them.
@@ -169,16 +170,6 @@ intentions! {
     /// its most.
     pub async fn broadcast(&self, from: &Party, data: &str, policy: &Policy<'_>)
         -> Result<Vec<(ClientId, bool)>, sessions::Refused>;
-
-    /// Begins to listen, after the event `resume` if that is named, else after what the last listener was given. A
-    /// listener before is superseded. If something after `resume` is not there any more, an event says so.
-    ///
-    /// # Errors
-    /// [`sessions::Refused::Expired`], unless something waits; [`sessions::Refused::HostGone`] for a client for which nothing
-    /// waits; for one of an application's own [`sessions::Refused::UnknownHost`], [`sessions::Refused::TooManyHosts`] and
-    /// [`sessions::Refused::TooManyClients`].
-    pub async fn listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>)
-        -> Result<Listener, sessions::Refused>;
 
     /// Whether [`Store::listen`] would succeed, without taking anybody's place.
     ///
@@ -238,9 +229,19 @@ intentions! {
     pub async fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), buses::Refused>;
 }
 
-// What reads a bus.
+// What reads a bus, or listens in a session.
 intentions! {
     of readers;
+
+    /// Begins to listen, after the event `resume` if that is named, else after what the last listener was given. A
+    /// listener before is superseded. If something after `resume` is not there any more, an event says so.
+    ///
+    /// # Errors
+    /// [`sessions::Refused::Expired`], unless something waits; [`sessions::Refused::HostGone`] for a client for which nothing
+    /// waits; for one of an application's own [`sessions::Refused::UnknownHost`], [`sessions::Refused::TooManyHosts`] and
+    /// [`sessions::Refused::TooManyClients`].
+    pub async fn listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>)
+        -> Result<Listener, sessions::Refused>;
 
     /// To read what comes after the id `after`, except what the user has posted. An id that no message has reached yet is
     /// somebody's mistake, or another bus's, and means what is posted from now on.

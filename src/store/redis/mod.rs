@@ -7,6 +7,14 @@
 //! uhst:bus:{HASH}:users      its registered users
 //! uhst:bus:{HASH}:nodes      the nodes on which readers wait, by when these are gone unless they say more (a sorted set)
 //! uhst:bus:{HASH}:waiting    how many wait on each
+//! uhst:hosts                 the hosts, by when their sessions go
+//! uhst:host:{HASH}           a session: its record. HASH is of the host's id
+//! uhst:host:{HASH}:members   the registrations of the host and the clients
+//! uhst:host:{HASH}:cursors   how far each was given its log
+//! uhst:host:{HASH}:present   those that listen, by when they are gone unless they say more
+//! uhst:host:{HASH}:to-host, uhst:host:{HASH}:to-clients
+//!                            what is said to the host, and to the clients (streams), and the channels on which it is told:
+//!                            one for all of it, and one for what is for one member, or for all
 //! ```
 //!
 //! Each intention is one [script](script): Redis runs it whole or not at all, one after the other. It touches the keys of one
@@ -16,8 +24,8 @@
 //! Everything has a time to live: a Redis that the relay has left empties itself. The only clock is Redis's own. The number of a
 //! record is made of it, and larger than all before: so numbers never come again, also where records were lost.
 //!
-//! A *node* is a process that listens. It says every 2 s in each topic that it listens to that it is there, because a script
-//! could not see a node's own key, which is in another slot; a killed one is noticed within 5 s.
+//! Whoever listens has it said every 2 s, in each topic in which it does, that it is there, because a script could not see a
+//! process's own key, which is in another slot; a killed one is noticed within 5 s.
 
 mod bus;
 mod connection;
@@ -27,7 +35,9 @@ mod process;
 mod reply;
 mod script;
 mod servers;
+mod session;
 mod subscription;
+mod sweep;
 #[cfg(test)]
 pub(super) mod testing;
 #[cfg(test)]
@@ -36,3 +46,4 @@ mod topic;
 
 pub use bus::reader::BusReader;
 pub use process::Redis;
+pub use session::listener::Listener;

@@ -3,7 +3,7 @@
 #[cfg(feature = "serve")]
 use super::ear::Ears;
 use super::lock::lock;
-use super::reply::Reply;
+use super::reply::{Reply, command};
 use super::script::Script;
 use super::servers::Servers;
 use super::topic::Topics;
@@ -91,6 +91,18 @@ impl Process {
         Ok(RESERVE.run(&self.servers, &[kind], &arguments).await? != Reply::Integer(0))
     }
 
+    /// Gives up somebody's place.
+    pub async fn give_up(&self, kind: &str, who: &str) -> Result<(), Error> {
+        self.servers.call(kind, &command(["ZREM", kind, who])).await?;
+        Ok(())
+    }
+
+    /// What time it is in Redis (ms since 1970), as far as is known.
+    pub fn now(&self) -> u64 {
+        let Some((now, at)) = *lock(&self.clock) else { return 0 };
+        now.saturating_add(u64::try_from(instant().saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX))
+    }
+
     /// Notes what time it is in Redis (ms since 1970).
     pub fn note_time(&self, now: u64) {
         *lock(&self.clock) = Some((now, instant()));
@@ -98,8 +110,6 @@ impl Process {
 
     /// Whether a record of this number is older than `lifetime`, by Redis's clock.
     pub fn is_dead(&self, id: u64, lifetime: Duration) -> bool {
-        let Some((now, at)) = *lock(&self.clock) else { return false };
-        let now = now.saturating_add(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
-        has_passed_by(now.max(id / 1024), id / 1024, lifetime)
+        has_passed_by(self.now().max(id / 1024), id / 1024, lifetime)
     }
 }

@@ -2,7 +2,9 @@
 
 use super::lock::lock;
 use crate::store::made::Made;
-use crate::wake::{Bell, Ready};
+use crate::wake::Bell;
+#[cfg(any(feature = "serve", test))]
+use crate::wake::Ready;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -80,6 +82,7 @@ pub struct Sleeper {
 
 impl Sleeper {
     /// What is rung for it.
+    #[cfg(any(feature = "serve", test))]
     pub fn wake(&self) -> Ready<'_> {
         Ready::to_hear(&self.bell)
     }
@@ -271,9 +274,8 @@ impl Topic {
         let mut heard = lock(&self.heard);
         if heard.is_listening && heard.since == since && heard.after.is_none() {
             heard.after = Some(end);
-            while let Some(first) = heard.records.pop_front_if(|record| record.id <= end) {
-                heard.bytes -= first.data.len();
-            }
+            heard.records.retain(|record| record.id > end);
+            heard.bytes = heard.records.iter().map(|record| record.data.len()).sum();
         }
     }
 }

@@ -4,9 +4,8 @@ pub mod reader;
 #[cfg(test)]
 mod tests;
 
-use super::lock::lock;
 use super::process::{Process, Redis};
-use super::reply::{Reply, Values, command, text};
+use super::reply::{Reply, Values};
 use super::script::Script;
 use crate::config::Settings;
 use crate::hex;
@@ -15,7 +14,6 @@ use crate::store::error::{Error, Full};
 use crate::store::remote::{Reason, Remote};
 use crate::store::sessions::Policy;
 use sha2::{Digest as _, Sha256};
-use std::sync::Mutex;
 use std::time::Duration;
 
 macro_rules! script {
@@ -101,7 +99,7 @@ fn milliseconds(time: Duration) -> u64 {
 
 impl Process {
     /// All buses, by when they go.
-    fn buses(&self) -> String {
+    pub fn buses(&self) -> String {
         format!("{}:buses", self.prefix)
     }
 
@@ -254,38 +252,13 @@ impl Redis {
             .map(drop)
     }
 
-    /// Sweeps the next few buses, or all.
-    async fn sweep_buses(&self, policy: &Policy<'_>, most: usize) -> Result<(), Error> {
-        static NEXT: Mutex<String> = Mutex::new(String::new());
-        let (servers, buses) = (&self.process.servers, self.process.buses());
-        let Reply::Array(all) = servers.call(&buses, &command(["ZRANGE", &buses, "0", "-1"])).await? else {
-            return Ok(());
-        };
-        let mut hashes: Vec<_> = all.iter().filter_map(text).map(str::to_owned).collect();
-        hashes.sort_unstable();
-        let start = if most < hashes.len() { hashes.partition_point(|hash| *hash <= *lock(&NEXT)) } else { 0 };
-        for hash in hashes.into_iter().skip(start).take(most).chain([String::new()]).take(most) {
-            lock(&NEXT).clone_from(&hash);
-            if hash.is_empty() {
-                break;
-            }
-            let keys = self.process.bus_of_hash(hash);
-            match self.process.on_bus(&keys, policy.settings.into(), &SWEEP, Make::No, &[]).await {
-                Ok(_) => {}
-                Err(Refused::Store(error)) => return Err(error),
-                Err(_) => _ = servers.call(&buses, &command(["ZREM", &buses, &keys.hash])).await?,
-            }
+    /// Sweeps this bus.
+    pub(in crate::store::redis) async fn sweep_bus(&self, hash: String, policy: &Policy<'_>) -> Result<(), Error> {
+        let keys = self.process.bus_of_hash(hash);
+        match self.process.on_bus(&keys, policy.settings.into(), &SWEEP, Make::No, &[]).await {
+            Ok(_) => Ok(()),
+            Err(Refused::Store(error)) => Err(error),
+            Err(_) => self.process.give_up(&self.process.buses(), &keys.hash).await,
         }
-        Ok(())
-    }
-
-    pub async fn sweep_some(&self, policy: &Policy<'_>) -> Result<(), Error> {
-        self.sweep_buses(policy, 16).await?;
-        self.files.sweep_some(policy)
-    }
-
-    pub async fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error> {
-        self.sweep_buses(policy, usize::MAX).await?;
-        self.files.sweep_all(policy)
     }
 }

@@ -207,8 +207,8 @@ impl BusReader {
             let id = records.number().map_err(Error::from)?;
             let (to, data) = (records.text().map_err(Error::from)?, records.text().map_err(Error::from)?);
             self.position = id;
-            let (generation, event, except, made) = (0, String::new(), String::new(), Made::default());
-            self.read.push_back(Arc::new(Record { id, to, generation, event, except, data, made }));
+            let (generation, event, except) = (0, String::new(), String::new());
+            self.read.push_back(Arc::new(Record { id, to, generation, event, except, data, made: Made::default() }));
         }
         self.may_have_more = has_more > 0;
         if !self.may_have_more {
