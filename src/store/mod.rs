@@ -377,12 +377,6 @@ intentions! {
 intentions! {
     of files;
 
-    /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
-    ///
-    /// # Errors
-    /// When it can neither be read nor made, or is damaged.
-    pub async fn secret(&self) -> Result<Vec<u8>, Error>;
-
     /// Makes what there has to be, and writes, so that whoever starts a server learns at once whether it can.
     ///
     /// # Errors
@@ -426,9 +420,15 @@ intentions! {
     pub async fn listen_as_one(&self) -> Result<OneNode, Error>;
 }
 
-// What is dead.
+// What is dead, and what all share.
 intentions! {
     of all;
+
+    /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
+    ///
+    /// # Errors
+    /// When it can neither be read nor made, or is damaged.
+    pub async fn secret(&self) -> Result<Vec<u8>, Error>;
 
     /// Removes some of what is dead, and tells the peers of those that have gone: a little of it, so that nobody waits for it.
     ///

@@ -1,6 +1,7 @@
 //! The home of the store in a Redis, or Valkey, that several machines share.
 //!
 //! ```text
+//! uhst:secret                what tokens are signed with, unless JWT_SECRET is set
 //! uhst:buses                 the buses, by when they go (a sorted set)
 //! uhst:bus:{HASH}            a broadcast bus: its record. HASH is of its name
 //! uhst:bus:{HASH}:log        its messages (a stream), and the channel on which each is told to those who wait
@@ -34,6 +35,7 @@ mod lock;
 mod process;
 mod reply;
 mod script;
+mod secret;
 mod servers;
 mod session;
 mod subscription;

@@ -36,6 +36,8 @@ pub(super) struct Process {
     pub topics: Topics,
     #[cfg(feature = "serve")]
     pub ears: Arc<Ears>,
+    /// What tokens are signed with, and since when it is known.
+    pub secret: Mutex<Option<(Vec<u8>, Instant)>>,
     /// What time it was in Redis, and when.
     clock: Mutex<Option<(u64, Instant)>>,
 }
@@ -70,6 +72,7 @@ impl Redis {
             #[cfg(feature = "serve")]
             ears: Arc::new(Ears::new(servers.clone())),
             servers,
+            secret: Mutex::default(),
             clock: Mutex::default(),
         };
         Self { files, process: Arc::new(process) }

@@ -1,11 +1,13 @@
 //! What the relay does with real servers, and with those that are not there.
 
+use super::process::Redis;
 use super::reply::Reply;
 use super::script::Script;
 use super::servers::Servers;
 use super::testing::{TestServer, sooner_or_later};
 use crate::config::redis::{Address, Password, Server};
 use crate::gateway::run_blocking;
+use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
 use std::time::Instant;
 
@@ -209,4 +211,15 @@ fn many_tasks_share_a_connection_and_each_gets_its_own_answer() {
     server.go_on();
     let reply = runtime.block_on(COUNT.run(&servers, &["{a}"], &[b"1"]));
     assert!(matches!(reply, Ok(Reply::Integer(_))), "{reply:?}");
+}
+
+#[test]
+fn all_processes_sign_with_the_same_secret() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let process = || Redis::elsewhere(&server.address(), Files::new(std::path::Path::new("/nowhere")));
+    let secrets: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| run_blocking(process().secret()).unwrap())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(secrets[0].len() == 32 && secrets.iter().all(|secret| *secret == secrets[0]));
 }
