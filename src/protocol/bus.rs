@@ -429,13 +429,15 @@ impl Member {
     }
 
     /// Gives what others have posted next to `take`; false when there is no more for now.
-    pub(super) async fn next(&mut self, mut take: impl FnMut(Message<'_>)) -> Result<bool, store::Error> {
-        let next = self.reader.next(|heard| {
+    pub(super) fn next(
+        &mut self,
+        mut take: impl FnMut(Message<'_>),
+    ) -> impl Future<Output = Result<bool, store::Error>> {
+        self.reader.next(move |heard| {
             if let BusEvent::Message(message) = heard {
                 take(message);
             }
-        });
-        next.await
+        })
     }
 
     /// Posts a JSON value in one line.
@@ -444,8 +446,8 @@ impl Member {
     }
 
     /// To be called every [few seconds](sse::ROUND). `Ok(false)` where the bus is gone.
-    pub(super) async fn tend(&mut self) -> Result<bool, store::Error> {
-        self.reader.tend(self.settings).await
+    pub(super) fn tend(&mut self) -> impl Future<Output = Result<bool, store::Error>> {
+        self.reader.tend(self.settings)
     }
 }
 

@@ -1,13 +1,13 @@
 //! What reads a bus, in whichever home that is.
 
 use super::buses::{BusEvent, Refused};
+use super::either::{by_either, of_either};
 use super::error::Error;
 use super::files::bus::reader::BusReader as InFiles;
 #[cfg(feature = "redis")]
 use super::redis::BusReader as InRedis;
 use crate::config::Settings;
 use crate::wake::Ready;
-use crate::workers::stream_at_disk;
 
 /// Reads a bus.
 pub enum BusReader {
@@ -31,28 +31,13 @@ impl From<InRedis> for BusReader {
     }
 }
 
-/// The same of whichever it is.
-macro_rules! of {
-    ($self:expr, $reader:ident => $do:expr) => {
-        match $self {
-            Self::Files($reader) => $do,
-            #[cfg(feature = "redis")]
-            Self::Redis($reader) => $do,
-        }
-    };
-}
-
 impl BusReader {
     /// Has it woken by each message from now on.
     ///
     /// # Errors
     /// Those of [`Store::subscribe`](super::Store::subscribe).
-    pub async fn wait_for_more(&mut self, settings: &Settings) -> Result<(), Refused> {
-        match self {
-            Self::Files(reader) => stream_at_disk(|| reader.wait_for_more(settings)).await,
-            #[cfg(feature = "redis")]
-            Self::Redis(reader) => reader.wait_for_more(settings).await,
-        }
+    pub fn wait_for_more(&mut self, settings: &Settings) -> impl Future<Output = Result<(), Refused>> {
+        by_either!(self, reader => reader.wait_for_more(settings), reader.wait_for_more(settings))
     }
 
     /// Gives what there is next to `take`; false when there is no more for now. What is dead, or the user's own, is not
@@ -60,36 +45,32 @@ impl BusReader {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub async fn next(&mut self, take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
-        match self {
-            Self::Files(reader) => stream_at_disk(|| reader.next(take)).await,
-            #[cfg(feature = "redis")]
-            Self::Redis(reader) => reader.next(take).await,
-        }
+    pub fn next(&mut self, take: impl FnMut(BusEvent<'_>)) -> impl Future<Output = Result<bool, Error>> {
+        by_either!(self, reader => reader.next(take), reader.next(take))
     }
 
     /// The id of the last message that was read; before the first one, the id after which it begins.
     #[must_use]
     pub fn after(&self) -> u64 {
-        of!(self, reader => reader.after())
+        of_either!(self, reader => reader.after())
     }
 
     /// What is ready when something was posted.
     #[must_use]
     pub fn wake(&self) -> Option<Ready<'_>> {
-        of!(self, reader => reader.wake())
+        of_either!(self, reader => reader.wake())
     }
 
     /// Whether every message is sure to make [`BusReader::wake`] ready.
     #[must_use]
     pub fn is_surely_woken(&self) -> bool {
-        of!(self, reader => reader.is_surely_woken())
+        of_either!(self, reader => reader.is_surely_woken())
     }
 
     /// To be called when [`BusReader::wake`] was ready, and from time to time where it may not be, before looking for
     /// messages.
     pub fn hear(&mut self) {
-        of!(self, reader => reader.hear());
+        of_either!(self, reader => reader.hear());
     }
 
     /// Sees to it that the next look finds everything, also what is on its way to wake it.
@@ -106,11 +87,7 @@ impl BusReader {
     ///
     /// # Errors
     /// When that cannot be seen or done; the next call tries again.
-    pub async fn tend(&mut self, settings: &Settings) -> Result<bool, Error> {
-        match self {
-            Self::Files(reader) => stream_at_disk(|| reader.tend(settings)).await,
-            #[cfg(feature = "redis")]
-            Self::Redis(reader) => reader.tend().await,
-        }
+    pub fn tend(&mut self, settings: &Settings) -> impl Future<Output = Result<bool, Error>> {
+        by_either!(self, reader => reader.tend(settings), reader.tend())
     }
 }

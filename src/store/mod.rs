@@ -9,6 +9,7 @@ mod bus_reader;
 pub mod buses;
 #[cfg(test)]
 mod contract;
+mod either;
 mod error;
 pub(crate) mod files;
 mod listener;

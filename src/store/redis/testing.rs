@@ -1,6 +1,6 @@
 //! Real servers for the tests: Debian's redis-server, or valkey-server, on loopback and UNIX sockets.
 
-use super::reply::{Reply, command, read};
+use super::reply::{Reply, command, read, text};
 use crate::config::redis::{Address, Server};
 use crate::store::files::test_dir::TestDir;
 use rustix::process::{Pid, Signal, kill_process};
@@ -137,6 +137,17 @@ impl TestServer {
             Server::Tcp(host, port) => exchange(TcpStream::connect((host.as_str(), *port)).ok()?, arguments),
             Server::Unix(path) => exchange(UnixStream::connect(path).ok()?, arguments),
         }
+    }
+
+    /// All its keys.
+    pub fn keys(&self) -> Vec<String> {
+        let Reply::Array(keys) = self.ask(&["KEYS", "*"]) else { panic!("it tells") };
+        keys.iter().map(|key| text(key).unwrap().to_owned()).collect()
+    }
+
+    /// Those of them that live for ever.
+    pub fn immortal(&self) -> Vec<String> {
+        self.keys().into_iter().filter(|key| self.ask(&["PTTL", key]) == Reply::Integer(-1)).collect()
     }
 
     fn signal(&self, signal: Signal) {

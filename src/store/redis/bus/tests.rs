@@ -1,7 +1,7 @@
 //! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
 
 use super::super::process::Redis;
-use super::super::reply::{Reply, text};
+use super::super::reply::Reply;
 use super::super::testing::{TestServer, sooner_or_later};
 use super::reader::BusReader;
 use crate::config::Settings;
@@ -49,13 +49,6 @@ fn hears(reader: &mut BusReader, count: usize) -> Vec<String> {
         (all.len() >= count).then_some(())
     });
     all
-}
-
-/// The keys of a server that live for ever.
-fn immortal(server: &TestServer) -> Vec<String> {
-    let Reply::Array(keys) = server.ask(&["KEYS", "*"]) else { panic!("it tells") };
-    let keys = keys.iter().map(|key| text(key).unwrap().to_owned());
-    keys.filter(|key| server.ask(&["PTTL", key]) == Reply::Integer(-1)).collect()
 }
 
 #[test]
@@ -127,7 +120,7 @@ fn everything_has_a_time_to_live() {
         redis.say(&bus(), user, "1", &short).await.unwrap();
         assert_eq!(server.ask(&["DBSIZE"]), Reply::Integer(6), "all kinds of keys are there");
     });
-    assert_eq!(immortal(&server), [""; 0]);
+    assert_eq!(server.immortal(), [""; 0]);
     sooner_or_later(|| (server.ask(&["DBSIZE"]) == Reply::Integer(0)).then_some(()));
 }
 

@@ -4,6 +4,8 @@
 //! the member's line and in the record: the number of the last that was said to it, and to all.
 
 pub mod listener;
+#[cfg(test)]
+mod tests;
 
 use super::process::{Process, Redis};
 use super::reply::Values;
