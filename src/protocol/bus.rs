@@ -445,8 +445,8 @@ impl Member {
         Store::of(self.settings).say(&self.name, self.user, data, self.settings).await
     }
 
-    /// To be called every [few seconds](sse::ROUND). `Ok(false)` where the bus is gone.
-    pub(super) fn tend(&mut self) -> impl Future<Output = Result<bool, store::Error>> {
+    /// To be called every [few seconds](sse::ROUND). What has become of the bus.
+    pub(super) fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> {
         self.reader.tend(self.settings)
     }
 }
@@ -493,8 +493,8 @@ impl Events for Stream {
         Ok(Standing::Listening)
     }
 
-    async fn tend(&mut self) -> Result<Standing, store::Error> {
-        Ok(if self.reader.tend(self.settings).await? { Standing::Listening } else { Standing::Over })
+    fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
+        self.reader.tend(self.settings)
     }
 }
 

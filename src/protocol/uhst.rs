@@ -371,8 +371,8 @@ impl Events for Stream {
         self.listener.standing()
     }
 
-    async fn tend(&mut self) -> Result<Standing, store::Error> {
-        self.listener.tend(&policy(self.settings)).await
+    fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
+        self.listener.tend(policy(self.settings))
     }
 }
 

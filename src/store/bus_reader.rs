@@ -6,6 +6,7 @@ use super::error::Error;
 use super::files::bus::reader::BusReader as InFiles;
 #[cfg(feature = "redis")]
 use super::redis::BusReader as InRedis;
+use super::sessions::Standing;
 use crate::config::Settings;
 use crate::wake::Ready;
 
@@ -82,12 +83,12 @@ impl BusReader {
         }
     }
 
-    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. False where
+    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. It is over where
     /// the bus, or the user, is gone.
     ///
     /// # Errors
     /// When that cannot be seen or done; the next call tries again.
-    pub fn tend(&mut self, settings: &Settings) -> impl Future<Output = Result<bool, Error>> {
+    pub fn tend(&mut self, settings: &Settings) -> impl Future<Output = Result<Standing, Error>> {
         by_either!(self, reader => reader.tend(settings), reader.tend())
     }
 }

@@ -94,8 +94,8 @@ impl Listener {
     ///
     /// # Errors
     /// When that cannot be seen or done; the next call tries again.
-    pub fn tend(&mut self, policy: &Policy<'_>) -> impl Future<Output = Result<Standing, Error>> {
-        by_either!(self, listener => listener.tend(policy), listener.tend())
+    pub fn tend(&mut self, policy: Policy<'_>) -> impl Future<Output = Result<Standing, Error>> {
+        by_either!(self, listener => listener.tend(&policy), listener.tend())
     }
 
     /// Ends the listening, and tells the peers unless the recipient may still come back unnoticed.

@@ -6,6 +6,7 @@ use crate::protocol::bus::Member;
 use crate::sse;
 use crate::store;
 use crate::store::buses::{Refused, User};
+use crate::store::sessions::Standing;
 use crate::wake::Ready;
 use crate::ws::link::{Link, Received, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
@@ -251,8 +252,8 @@ impl Conversation {
         if now >= self.next_round {
             self.next_round = now + self.round;
             match self.member.tend().await {
-                Ok(true) => {}
-                Ok(false) => self.close(1001, "The channel was removed."),
+                Ok(Standing::Over) => self.close(1001, "The channel was removed."),
+                Ok(_) => {}
                 Err(error) => error.log(),
             }
         }

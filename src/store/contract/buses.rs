@@ -1,6 +1,7 @@
 use super::{Done as _, Home, homes_and_redis as homes, sooner_or_later};
 use crate::config::Settings;
 use crate::store::buses::{BusEvent, BusName, Proof, Refused, User};
+use crate::store::sessions::Standing;
 use crate::store::{BusReader, Error, Store};
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
@@ -383,7 +384,7 @@ fn a_sweep_leaves_what_is_in_use() {
         post_signed(store, carl, &key, 1).unwrap();
         post(store, ann, "2");
         assert_eq!(heard(&mut reader), ["\"signed\"", "2"]);
-        assert!(reader.tend(&settings()).done().unwrap());
+        assert_eq!(reader.tend(&settings()).done().unwrap(), Standing::Listening);
     }
 }
 
@@ -391,9 +392,9 @@ fn a_sweep_leaves_what_is_in_use() {
 fn a_reader_learns_that_its_bus_is_gone() {
     for Home { store, .. } in &homes() {
         let (_, mut reader) = store.enter(&bus(), &settings()).done().unwrap();
-        assert!(reader.tend(&settings()).done().unwrap());
+        assert_eq!(reader.tend(&settings()).done().unwrap(), Standing::Listening);
         let none = Settings { message_lifetime: Duration::ZERO, bus_lifetime: Duration::ZERO, ..settings() };
-        sweep_until(store, &none, || !reader.tend(&settings()).done().unwrap());
+        sweep_until(store, &none, || reader.tend(&settings()).done().unwrap() == Standing::Over);
     }
 }
 

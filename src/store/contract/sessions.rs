@@ -421,7 +421,7 @@ fn whoever_comes_back_within_the_grace_has_not_been_away() {
         h.hear();
         h = relay.listen(&host("one"));
         for listener in [&mut h, &mut c] {
-            assert_eq!(listener.tend(&relay.policy()).done().unwrap(), Standing::Listening);
+            assert_eq!(listener.tend(relay.policy()).done().unwrap(), Standing::Listening);
         }
         assert_eq!(
             (take(&mut h), take(&mut c)),
@@ -436,8 +436,8 @@ fn the_host_is_told_once_of_a_client_that_has_gone_and_of_no_other() {
         let (mut h, c, mut d) = (relay.listen(&host("one")), relay.enter("c"), relay.enter("d"));
         relay.end(c);
         for _ in 0..2 {
-            h.tend(&relay.policy()).done().unwrap();
-            d.tend(&relay.policy()).done().unwrap();
+            h.tend(relay.policy()).done().unwrap();
+            d.tend(relay.policy()).done().unwrap();
             relay.sweep();
         }
         assert_eq!(take(&mut h), [client_closed("c")]);
@@ -452,7 +452,7 @@ fn all_clients_are_told_once_of_a_host_that_has_gone() {
         relay.join("d").unwrap();
         relay.end(h);
         for _ in 0..2 {
-            c.tend(&relay.policy()).done().unwrap();
+            c.tend(relay.policy()).done().unwrap();
             relay.sweep();
         }
         relay.register("two").unwrap();
@@ -468,7 +468,7 @@ fn the_peers_notice_one_that_ends_without_a_word() {
         drop(c);
         let mut heard = Vec::new();
         until(|| {
-            h.tend(&relay.policy()).done().unwrap();
+            h.tend(relay.policy()).done().unwrap();
             heard.extend(take(&mut h));
             !heard.is_empty()
         });
@@ -476,7 +476,7 @@ fn the_peers_notice_one_that_ends_without_a_word() {
         drop(h);
         heard.clear();
         until(|| {
-            d.tend(&relay.policy()).done().unwrap();
+            d.tend(relay.policy()).done().unwrap();
             heard.extend(take(&mut d));
             !heard.is_empty()
         });

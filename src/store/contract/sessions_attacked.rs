@@ -52,10 +52,10 @@ fn a_host_that_was_there_first_is_told_of_all_clients_that_are_killed() {
         for name in &names {
             let _first = relay.enter(name);
             // It is killed here: nobody has ended it.
-            assert_eq!(h.tend(&relay.policy()).done().unwrap(), Standing::Listening);
+            assert_eq!(h.tend(relay.policy()).done().unwrap(), Standing::Listening);
         }
-        h.tend(&relay.policy()).done().unwrap();
-        h.tend(&relay.policy()).done().unwrap();
+        h.tend(relay.policy()).done().unwrap();
+        h.tend(relay.policy()).done().unwrap();
         let mut told = take(&mut h);
         told.sort();
         let mut closed: Vec<_> = names.iter().map(|name| client_closed(name)).collect();

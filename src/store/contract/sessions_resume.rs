@@ -15,11 +15,11 @@ fn a_newer_listener_takes_the_place_and_nobody_is_told() {
         sooner_or_later(|| c.wake().unwrap().is_ready().then_some(()));
         assert!(c.hear());
         assert_eq!(c.standing().done().unwrap(), Standing::Superseded);
-        assert_eq!(c.tend(&relay.policy()).done().unwrap(), Standing::Superseded);
+        assert_eq!(c.tend(relay.policy()).done().unwrap(), Standing::Superseded);
         relay.end(c);
-        assert_eq!(next.tend(&relay.policy()).done().unwrap(), Standing::Listening);
+        assert_eq!(next.tend(relay.policy()).done().unwrap(), Standing::Listening);
         relay.to_client("c", "said").unwrap();
-        h.tend(&relay.policy()).done().unwrap();
+        h.tend(relay.policy()).done().unwrap();
         assert!(take(&mut h).is_empty());
         assert_eq!(take(&mut next), ["said"]);
     }
@@ -159,7 +159,7 @@ fn an_application_s_own_client_hears_each_registration() {
         relay.register("two").unwrap();
         assert_eq!(relay.broadcast("two", "second").unwrap(), [("c".to_owned(), true)]);
         assert_eq!(take(&mut c), ["first".to_owned(), host_closed(), "second".to_owned()]);
-        assert_eq!(c.tend(&relay.policy()).done().unwrap(), Standing::Listening);
+        assert_eq!(c.tend(relay.policy()).done().unwrap(), Standing::Listening);
     }
 }
 

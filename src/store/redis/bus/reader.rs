@@ -9,6 +9,7 @@ use crate::config::Settings;
 use crate::store::buses::{BusEvent, BusName, Message, Refused, User};
 use crate::store::error::Error;
 use crate::store::made::Made;
+use crate::store::sessions::Standing;
 use crate::wake::Ready;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -306,12 +307,12 @@ impl BusReader {
         }
     }
 
-    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. False where
+    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. It is over where
     /// the bus, or the user, is gone.
     ///
     /// # Errors
     /// When that cannot be seen or done; the next call tries again.
-    pub async fn tend(&mut self) -> Result<bool, Error> {
+    pub async fn tend(&mut self) -> Result<Standing, Error> {
         if let Some(user) = self.user.filter(|user| user.is_registered())
             && instant() >= self.noted_at + USER_ROUND
         {
@@ -319,11 +320,11 @@ impl BusReader {
             match self.process.on_bus(&self.keys, self.limits, &TEND, Make::No, &[number.as_bytes(), b"", b"0"]).await {
                 Ok(_) => self.noted_at = instant(),
                 Err(Refused::Store(error)) => return Err(error),
-                Err(_) => return Ok(false),
+                Err(_) => return Ok(Standing::Over),
             }
         }
-        let Some(subscription) = &mut self.subscription else { return Ok(true) };
+        let Some(subscription) = &mut self.subscription else { return Ok(Standing::Listening) };
         subscription.tend(&self.process).await?;
-        Ok(subscription.place.topic.is(self.first))
+        Ok(if subscription.place.topic.is(self.first) { Standing::Listening } else { Standing::Over })
     }
 }

@@ -9,6 +9,7 @@ use crate::config::redis::Address;
 use crate::gateway::run_blocking;
 use crate::store::buses::{BusEvent, BusName, Refused};
 use crate::store::files::Files;
+use crate::store::sessions::Standing;
 use crate::store::{Error, Reason};
 use std::time::Duration;
 
@@ -92,7 +93,7 @@ fn a_bus_that_was_lost_with_its_redis_is_another_one() {
     server.kill();
     server.restart();
     assert!(notify(&here, "2").unwrap() > last, "no number comes again");
-    assert!(!run_blocking(reader.tend()).unwrap(), "its client comes back");
+    assert_eq!(run_blocking(reader.tend()).unwrap(), Standing::Over, "its client comes back");
 }
 
 #[test]
@@ -161,7 +162,7 @@ mod served {
                 while let Ok(true) = take(&mut reader, &mut all).await {}
                 wait(&mut [&mut reader.wake()], Duration::from_secs(5)).await;
                 reader.hear();
-                assert!(reader.tend().await.unwrap(), "the bus is there");
+                assert_eq!(reader.tend().await.unwrap(), Standing::Listening);
             }
             all
         })
