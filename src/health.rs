@@ -110,6 +110,16 @@ async fn look_at(settings: &Settings, audience: Audience) -> Vec<Check> {
             list.push(unusable(error, store.obstacle().await.as_ref()));
         }
     }
+    #[cfg(feature = "redis")]
+    if let Some(reached) = store.reach_redis().await {
+        list.push(match reached {
+            Ok(()) => Check::ok("Redis", "The relay can write there and read it again."),
+            Err(error) => {
+                error.log();
+                unusable(&error, None)
+            }
+        });
+    }
     if let Err(error @ Error::BadRegistry(_)) = store.ptth_servers().await {
         error.log();
         list.push(unusable(&error, None));

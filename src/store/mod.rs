@@ -66,6 +66,16 @@ impl Store {
         Self::Files(files)
     }
 
+    /// Whether the Redis can be reached, and takes what is written, where things are kept in one.
+    ///
+    #[cfg(feature = "redis")]
+    pub async fn reach_redis(&self) -> Option<Result<(), Error>> {
+        match self {
+            Self::Files(_) => None,
+            Self::Redis(redis) => Some(redis.reach().await),
+        }
+    }
+
     /// Does a little of the sweep, where it is time for it. A failure is told in the log.
     pub async fn sweep_if_due(&self, policy: &Policy<'_>) {
         if self.sweep_is_due().await
@@ -378,12 +388,6 @@ intentions! {
 intentions! {
     of files;
 
-    /// Makes what there has to be, and writes, so that whoever starts a server learns at once whether it can.
-    ///
-    /// # Errors
-    /// Why it cannot be used.
-    pub async fn prepare(&self) -> Result<(), Error>;
-
     /// The user and the group whose the home is, if the user is not this process's: what this process would write there, the
     /// relay could not use.
     pub async fn other_owner(&self) -> Option<(u32, u32)>;
@@ -424,6 +428,12 @@ intentions! {
 // What is dead, and what all share.
 intentions! {
     of all;
+
+    /// Makes what there has to be, and writes, so that whoever starts a server learns at once whether it can.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn prepare(&self) -> Result<(), Error>;
 
     /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
     ///

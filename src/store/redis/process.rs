@@ -12,9 +12,13 @@ use crate::config::redis::Address;
 use crate::hex;
 use crate::store::error::Error;
 use crate::store::files::Files;
+use crate::store::remote::{Reason, Remote};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+/// Writes something, and reads it again.
+static REACH: Script = Script::new("redis.call('SET', KEYS[1], ARGV[1], 'PX', 5000) return redis.call('GET', KEYS[1])");
 
 static RESERVE: Script = Script::new(include_str!("reserve.lua"));
 
@@ -76,6 +80,28 @@ impl Redis {
             clock: Mutex::default(),
         };
         Self { files, process: Arc::new(process) }
+    }
+}
+
+impl Redis {
+    /// Whether it can be reached, and takes what is written.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn reach(&self) -> Result<(), Error> {
+        let (word, key) = (hex::random(8)?, format!("{}:reach", self.process.prefix));
+        match REACH.run(&self.process.servers, &[&key], &[word.as_bytes()]).await? {
+            Reply::BulkString(read) if read == word.as_bytes() => Ok(()),
+            _ => Err(Remote::new(Reason::Failed, "what was written is not what was read").into()),
+        }
+    }
+
+    /// Makes what there has to be on this machine. A Redis that cannot be reached yet is told in the log: it may come.
+    pub async fn prepare(&self) -> Result<(), Error> {
+        if let Err(error) = self.reach().await {
+            error.log();
+        }
+        self.files.prepare()
     }
 }
 
