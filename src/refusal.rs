@@ -121,7 +121,7 @@ impl From<store::Error> for Refusal {
 
 impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
-        Self::new(error.status(), error.to_string())
+        Self::new(error.0, error.1)
     }
 }
 

@@ -98,9 +98,12 @@ impl<'a, 'b> Feed<'a, 'b> {
                     let limit = until.saturating_duration_since(Instant::now());
                     match client.wait(&mut [&mut receiver, awaited, &mut call], false, limit).await {
                         Woken::Stopped => return End::Stopped,
-                        Woken::HungUp => return End::HungUp,
+                        Woken::HungUp => {
+                            self.send_rest(sender).await;
+                            return End::HungUp;
+                        }
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
-                        Woken::Tick => return End::Body(BodyError::TooSlow),
+                        Woken::Tick => return End::Body(io::ErrorKind::TimedOut.into()),
                         _ if is_called(call.as_ref()) && is_sent_away(waiting) => return End::SentAway,
                         _ if !sender.is_received() => return receiver_left(waiting),
                         _ => {}
@@ -110,10 +113,28 @@ impl<'a, 'b> Feed<'a, 'b> {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     return receiver_left(waiting);
                 }
-                Err(error) => return End::Body((&error).into()),
+                Err(error) => return End::Body(error.kind().into()),
             }
         }
         wait_for_receiver(sender, waiting, client).await
+    }
+
+    /// Sends what had come before the client went, as far as there is room for it.
+    async fn send_rest(&mut self, sender: &Sender) {
+        self.body.reader.give_time(Duration::from_secs(1));
+        loop {
+            while matches!(self.step(sender), Ok(Step::Moved)) {}
+            if self.from < self.buffer.len() {
+                return;
+            }
+            self.from = 0;
+            self.buffer.resize(BUFFER, 0);
+            let read = self.body.reader.read(&mut self.buffer).await.unwrap_or(0);
+            self.buffer.truncate(read);
+            if read == 0 {
+                return;
+            }
+        }
     }
 
     fn step(&mut self, sender: &Sender) -> io::Result<Step> {

@@ -17,7 +17,9 @@ use {
 /// Something that a [wait](crate::gateway::Client::wait) may end for.
 pub trait Wake: Send {
     /// For a door that sleeps in `poll(2)`: what becomes ready, and for what. `None` where nothing ever will.
-    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)>;
+    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        None
+    }
 
     /// For a door with many tasks: whether it has come, or has yet to wake this one.
     #[cfg(feature = "serve")]

@@ -60,6 +60,19 @@ pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
     run_blocking(future)
 }
 
+/// Does something beside all else: as a task, or where there is no runtime, in a thread of this name.
+///
+/// # Errors
+/// When there can be no such thread.
+pub(crate) fn beside(name: &str, work: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+    #[cfg(feature = "serve")]
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(work);
+        return Ok(());
+    }
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || run_blocking(work)).map(drop)
+}
+
 /// Does for a request what takes microseconds, unless the disk stalls.
 #[cfg(not(feature = "serve"))]
 pub(crate) fn at_disk<T>(work: impl FnOnce() -> T) -> impl Future<Output = T> {

@@ -2,9 +2,8 @@
 
 use super::status::Status;
 use crate::wake::Wake;
-use rustix::event::PollFlags;
 use rustix::fd::BorrowedFd;
-use std::fmt;
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
@@ -46,8 +45,9 @@ pub trait Incoming: Wake + Sync {
     /// As above.
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// From now on there is that much time for all the rest. Without it, a body has to come within a minute.
-    fn give_time(&mut self, time: Duration);
+    /// From now on there is that much time for all the rest. Without it, a body has to come within a minute. What has no end
+    /// that could be waited for takes no notice.
+    fn give_time(&mut self, _time: Duration) {}
 
     /// Moves up to `most` bytes that are there already into a pipe, past this process's memory: `WouldBlock` where there
     /// are none, or no room. `None` where they have to be [read](Incoming::read_now).
@@ -69,80 +69,26 @@ impl dyn Incoming + '_ {
     }
 }
 
-/// No body.
-impl Wake for io::Empty {
-    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        None
-    }
-
-    #[cfg(feature = "serve")]
-    fn poll_wake(&mut self, _: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
-    }
-}
-
-impl Incoming for io::Empty {
-    fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(0))
-    }
-
-    fn read_now(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Ok(0)
-    }
-
-    fn give_time(&mut self, _: Duration) {}
-}
-
-/// Why a body could not be read.
+/// Why a body could not be read: the status and the sentence that say it.
 #[derive(Debug)]
-pub enum BodyError {
-    /// Larger than the relay takes (the limit in bytes).
-    TooLarge(u64),
-    /// It ended before its length, or the connection broke.
-    CutShort,
-    /// Nobody said how long it is, and its end cannot be seen.
-    NoLength,
-    /// Its chunks are not chunks (RFC 9112, 7.1).
-    Malformed,
-    /// It did not come within the time limit.
-    TooSlow,
-}
+pub struct BodyError(pub Status, pub Cow<'static, str>);
 
-impl BodyError {
-    /// The status that says it.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        match self {
-            Self::TooLarge(_) => Status::ContentTooLarge,
-            Self::CutShort | Self::Malformed => Status::BadRequest,
-            Self::NoLength => Status::LengthRequired,
-            Self::TooSlow => Status::RequestTimeout,
-        }
-    }
-}
-
-impl From<&io::Error> for BodyError {
-    fn from(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::TimedOut => Self::TooSlow,
-            io::ErrorKind::InvalidData => Self::Malformed,
-            io::ErrorKind::Unsupported => Self::NoLength,
-            _ => Self::CutShort,
-        }
-    }
-}
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLarge(limit) => write!(f, "The body is larger than {limit} bytes: send less at once."),
-            Self::CutShort => f.write_str("The body ended before its Content-Length: send all of it."),
-            Self::NoLength => {
-                f.write_str("The body has no Content-Length, and this web server does not take chunks: send a length.")
+impl From<io::ErrorKind> for BodyError {
+    /// By how a [read](Incoming) has failed.
+    fn from(kind: io::ErrorKind) -> Self {
+        let (status, sentence) = match kind {
+            io::ErrorKind::TimedOut => {
+                (Status::RequestTimeout, "The body took too long to arrive: send it faster, or less.")
             }
-            Self::Malformed => f.write_str("The body's chunks are malformed: see RFC 9112, 7.1."),
-            Self::TooSlow => f.write_str("The body took too long to arrive: send it faster, or less."),
-        }
+            io::ErrorKind::InvalidData => (Status::BadRequest, "The body's chunks are malformed: see RFC 9112, 7.1."),
+            // Its end cannot be seen.
+            io::ErrorKind::Unsupported => (
+                Status::LengthRequired,
+                "The body has no Content-Length, and this web server does not take chunks: send a length.",
+            ),
+            _ => (Status::BadRequest, "The body ended before its Content-Length: send all of it."),
+        };
+        Self(status, sentence.into())
     }
 }
 
@@ -161,17 +107,18 @@ impl Body<'_> {
                 // One more than there can be, so that its end is seen.
                 let most = (limit - begin).saturating_add(1).min(READ_SIZE.max(bytes.capacity() - begin));
                 bytes.resize(begin + most, 0);
-                let read = self.reader.read(&mut bytes[begin..]).await.map_err(|error| BodyError::from(&error))?;
+                let read = self.reader.read(&mut bytes[begin..]).await.map_err(|error| error.kind())?;
                 bytes.truncate(begin + read);
                 if read == 0 {
                     let is_whole = self.length.is_none_or(|length| bytes.len() as u64 >= length);
-                    return if is_whole { Ok(bytes) } else { Err(BodyError::CutShort) };
+                    return if is_whole { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 }
             }
         }
         self.reader.give_time(REST_TIME);
         self.drain(u64::MAX).await;
-        Err(BodyError::TooLarge(limit))
+        let sentence = format!("The body is larger than {limit} bytes: send less at once.");
+        Err(BodyError(Status::ContentTooLarge, sentence.into()))
     }
 
     /// A client that is still sending would not see the answer, only a broken connection; for its sake the rest is read
@@ -186,5 +133,25 @@ impl Body<'_> {
             }
         }
         false
+    }
+}
+
+/// No body.
+#[cfg(test)]
+impl Wake for io::Empty {
+    #[cfg(feature = "serve")]
+    fn poll_wake(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+#[cfg(test)]
+impl Incoming for io::Empty {
+    fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(0))
+    }
+
+    fn read_now(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
     }
 }

@@ -21,6 +21,8 @@ pub enum Content {
     Whole(Vec<u8>),
     /// Whatever the function writes, for as long as it runs.
     Stream(Producer),
+    /// The same of an event stream, whose end says nothing: whoever listens comes back.
+    Events(Producer),
     /// So many bytes, which the function writes. Where it writes fewer, the client sees that the body is cut short.
     Sized(u64, Producer),
     /// Nothing: this answer has no body whatever its header fields say of one, as to HEAD, or with 204 or 304.

@@ -289,7 +289,7 @@ impl Desk {
             let mut unsent = Unsent::after(reader.after());
             sse::feed(out, &mut Stream { reader, settings }, &mut unsent, settings).await;
         };
-        Ok(Reply { content: Content::Stream(Box::new(|out| Box::pin(stream(out)))), ..stream_head() })
+        Ok(Reply { content: Content::Events(Box::new(|out| Box::pin(stream(out)))), ..stream_head() })
     }
 
     // ---- POST ?user=

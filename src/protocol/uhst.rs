@@ -24,6 +24,7 @@ use crate::store::{self, Listener, Store};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
 use crate::wake::Ready;
 use crate::workers::wait;
+use serde::Serializer as _;
 use serde_json::json;
 use std::time::Duration;
 
@@ -265,8 +266,7 @@ impl Relay {
             }
             Token::Host { .. } => {
                 let sent = self.store.broadcast(&party(&token)?, &data, &policy).await?;
-                let answer = sent.into_iter().map(|(client, is_sent)| (client.as_str().to_owned(), is_sent.into()));
-                return Ok(Reply::json(Status::Ok, serde_json::Value::Object(answer.collect()).to_string()));
+                return Ok(Reply::json(Status::Ok, broadcast_answer(&sent)?));
             }
         }
         Ok(Reply::json(Status::Ok, "{}"))
@@ -278,7 +278,7 @@ impl Relay {
         let (token, _) = self.verify(token).await?;
         let listener = self.store.listen(&party(&token)?, resume, &self.policy()).await.map_err(unheard)?;
         let stream = Stream { listener, token, settings: self.settings };
-        Ok(Reply { content: Content::Stream(Box::new(|out| Box::pin(stream.run(out)))), ..stream_head() })
+        Ok(Reply { content: Content::Events(Box::new(|out| Box::pin(stream.run(out)))), ..stream_head() })
     }
 
     /// What GET would answer, without listening: a HEAD must not take the stream away from whoever has it.
@@ -376,6 +376,15 @@ impl Events for Stream {
     }
 }
 
+/// An object that says of each recipient whether it will get the message. There may be thousands, many times a second.
+fn broadcast_answer(sent: &[(ClientId, bool)]) -> Result<String, store::Error> {
+    let mut answer = Vec::with_capacity(48 * sent.len() + 2);
+    let pairs = sent.iter().map(|(client, is_sent)| (client.as_str(), is_sent));
+    let written = serde_json::Serializer::new(&mut answer).collect_map(pairs);
+    written.map_err(std::io::Error::other)?;
+    Ok(String::from_utf8(answer).map_err(std::io::Error::other)?)
+}
+
 fn ping(timestamp: Option<&str>) -> Reply {
     let number = timestamp.filter(|text| serde_json::from_str::<serde_json::Number>(text).is_ok()).unwrap_or("null");
     Reply::json(Status::Ok, format!(r#"{{"pong":{}}}"#, number.trim()))
@@ -408,6 +417,15 @@ mod tests {
             let Content::Whole(body) = ping(timestamp).content else { panic!() };
             assert_eq!(String::from_utf8(body).unwrap(), format!(r#"{{"pong":{pong}}}"#));
         }
+    }
+
+    #[test]
+    fn the_answer_to_a_broadcast_names_each_client_as_it_is() {
+        let sent =
+            [("a", true), ("\"\\", false), ("ä", true)].map(|(id, is_sent)| (ClientId::new(id).unwrap(), is_sent));
+        let answer: serde_json::Value = serde_json::from_str(&broadcast_answer(&sent).unwrap()).unwrap();
+        assert_eq!(answer, json!({ "a": true, "\"\\": false, "ä": true }));
+        assert_eq!(broadcast_answer(&[]).unwrap(), "{}");
     }
 
     #[test]

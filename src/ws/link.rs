@@ -245,19 +245,12 @@ impl Write for Wire {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use rustix::event::PollFlags;
-    use rustix::fd::BorrowedFd;
     use std::task::{Context, Poll};
-    use std::time::Duration;
 
     /// Bytes that have come, and their end.
     struct Said(Vec<u8>);
 
     impl Wake for Said {
-        fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-            None
-        }
-
         #[cfg(feature = "serve")]
         fn poll_wake(&mut self, _: &mut Context<'_>) -> Poll<()> {
             Poll::Ready(())
@@ -274,8 +267,6 @@ mod tests {
             self.0.drain(..count);
             Ok(count)
         }
-
-        fn give_time(&mut self, _: Duration) {}
     }
 
     proptest! {

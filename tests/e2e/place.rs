@@ -335,6 +335,13 @@ pub fn has_member(session: &Path, client: &str) -> bool {
 pub fn damage_member(session: &Path, client: &str) {
     let file = fs::File::options().write(true).open(members_of(session)).unwrap();
     file.write_all_at(b"garbage\0\xFF", (line_of(session, client).unwrap() * LINE + 40) as u64).unwrap();
+    forget_edition(session);
+}
+
+/// Has everybody read again what a session knows of its members, as whoever changes a line does.
+fn forget_edition(session: &Path) {
+    let file = fs::File::options().write(true).open(members_of(session)).unwrap();
+    file.write_all_at(&[b' '; 16], 0).unwrap();
 }
 
 /// Those that read a bus and wait, each by what stays the same as long as it waits.
@@ -351,6 +358,7 @@ pub fn bus_readers(data: &Path) -> Vec<String> {
 pub fn age_member(session: &Path, client: &str, by: Duration) {
     let start = line_of(session, client).unwrap() * LINE;
     age_times(&members_of(session), start..start + LINE, by);
+    forget_edition(session);
 }
 
 /// Has the registered users of a bus seem so much older.

@@ -84,25 +84,22 @@ impl Behind {
         (client.join().unwrap(), told)
     }
 
-    /// Whether a far end has the FIFO open on which it is woken.
+    /// Whether a far end sleeps.
     fn is_listening(&self) -> bool {
-        use rustix::fs::{Mode, OFlags, open};
         let below = everything_below(&self.scene.folder().join("cgi-bin/data/ptth"));
-        below.iter().any(|path| {
-            path.ends_with("listeners") && open(path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).is_ok()
-        })
+        below.iter().any(|path| path.parent().is_some_and(|folder| folder.ends_with("far-ends")))
     }
 
     fn waiting(&self) -> usize {
         self.files().iter().filter(|path| path.contains("/waiting/")).count()
     }
 
-    /// What there is of requests and far ends on the disk.
+    /// What there is of requests on the disk.
     fn files(&self) -> Vec<String> {
         let below = everything_below(&self.scene.folder().join("cgi-bin/data/ptth"));
         let names = below.iter().filter(|path| !path.is_dir()).filter_map(|path| path.to_str());
-        let kept = ["/session.json", "/counts", "/listeners"];
-        names.filter(|name| !kept.iter().any(|kept| name.ends_with(kept))).map(str::to_owned).collect()
+        let kept = ["/session.json", "/counts", "/far-ends/"];
+        names.filter(|name| !kept.iter().any(|kept| name.contains(kept))).map(str::to_owned).collect()
     }
 
     #[track_caller]
@@ -1038,7 +1035,7 @@ fn killing_whoever_waits_leaves_the_server_reachable() {
     kill9(client);
     apart.works();
     let listener = apart.listener();
-    until("it has a place", LONG, || apart.folder().join("listeners").exists());
+    apart.until_there("far-ends");
     std::thread::sleep(Duration::from_millis(100));
     kill9(listener);
     apart.works();

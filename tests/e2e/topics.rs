@@ -540,7 +540,7 @@ fn a_data_folder_of_another_version_is_refused_with_what_to_do() {
             "not what to do: {said}"
         );
     };
-    for version in [None, Some("1\n"), Some("3\n")] {
+    for version in [None, Some("2\n"), Some("4\n")] {
         let _ = fs::remove_dir_all(relay.data());
         // A folder in which somebody has just put the settings is a new one.
         crate::place::write_settings(&relay.data(), &[("RELAY_PREFIX", "x")], None);
@@ -575,7 +575,7 @@ fn a_data_folder_of_another_version_is_refused_with_what_to_do() {
     assert!(host.id.starts_with('x'), "with the settings of before: {}", host.id);
     relay.send(&relay.join(&host.id), "1").expect(200);
     assert_eq!(stream.body(), json!(1));
-    assert_eq!(fs::read_to_string(version_of(&relay.data())).unwrap(), "2\n");
+    assert_eq!(fs::read_to_string(version_of(&relay.data())).unwrap(), "3\n");
 }
 
 /// Exit code, and all that it said.

@@ -5,7 +5,7 @@ mod output;
 mod splice;
 
 use super::application::Application;
-use super::body::{BODY_TIME, Body, Incoming};
+use super::body::{BODY_TIME, Body};
 use super::client::run_blocking;
 use super::forwarded::Asker;
 use super::reply::{Content, Reply};
@@ -14,13 +14,13 @@ use super::status::Status;
 use super::stop::{catch_signals, stop_signal};
 use crate::config::{SettingError, Settings, TrustedProxies};
 use crate::syntax::digits;
-use input::{Input, NoLength};
+use input::{End, Input};
 use output::{Output, Work};
 use rustix::stdio::{stdin, stdout};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::{IpAddr, Shutdown};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -34,7 +34,8 @@ pub fn run(application: &'static dyn Application) -> ExitCode {
         .map(|settings| &*Box::leak(Box::new(settings)));
     let head_only = text("REQUEST_METHOD") == "HEAD";
     let (reply, was_asked) = run_blocking(answer(application, &settings));
-    let has_work = || was_asked && settings.as_ref().is_ok_and(|settings| application.has_work(settings));
+    let work = settings.as_ref().ok().map(|settings| Work { application, settings });
+    let has_work = || was_asked && work.is_some_and(|work| application.has_work(work.settings));
     // Only a stream may last for so long that there is work by its end which there was not at its beginning.
     let is_stream = !head_only && !matches!(reply.content, Content::Whole(_) | Content::Absent);
     let works = !is_stream && has_work();
@@ -43,7 +44,6 @@ pub fn run(application: &'static dyn Application) -> ExitCode {
         // it would never be finished.
         let _ = catch_signals(true);
     }
-    let work = settings.as_ref().ok().map(|settings| Work { application, settings });
     if let Err(error) = run_blocking(send(reply, head_only, work)) {
         // The web server or its client has gone. Streams have noticed by themselves.
         say!("uhst-relay: the answer could not be written: {error}");
@@ -51,12 +51,11 @@ pub fn run(application: &'static dyn Application) -> ExitCode {
 
     // Before stderr is closed for that work, or the process ends.
     crate::log::flush();
-    let can_finish = stop_signal().is_some();
-    if let Ok(settings) = &settings
-        && can_finish
+    if stop_signal().is_some()
         && (works || (is_stream && has_work()))
+        && let Some(work) = work
     {
-        work_unheard(application, settings);
+        work_unheard(work);
     }
     ExitCode::SUCCESS
 }
@@ -66,17 +65,19 @@ async fn answer(
     application: &'static dyn Application,
     settings: &Result<&'static Settings, SettingError>,
 ) -> (Reply, bool) {
-    let header = |name: &str| header_field(name);
-    let asker = asker(settings, &header);
+    let fields = header_fields();
+    let header = |name: &str| fields.iter().find(|field| field.0 == name).map(|field| field.1.clone());
+    let asker = asker(settings, &fields);
     let mount = text("SCRIPT_NAME");
-    let path = variable("PATH_INFO").map(OsString::into_string);
-    let path_is_text = !matches!(path, Some(Err(_)));
-    let (mut reader, length) = body();
+    let path = variable("PATH_INFO").unwrap_or_default().into_string();
+    let path_is_text = path.is_ok();
+    let body = body();
+    let (length, end) = body.unwrap_or((None, End::After(0)));
     let mut client = Output::new(stdout(), false, None);
     let mut request = Request {
         method: text("REQUEST_METHOD"),
         raw_path: raw_path(&text("REQUEST_URI"), &mount, &text("PATH_INFO")),
-        path: path.and_then(Result::ok).unwrap_or_default(),
+        path: path.unwrap_or_default(),
         query: variable("QUERY_STRING").map(OsString::into_vec).unwrap_or_default(),
         header: &header,
         headers: &header_fields,
@@ -90,7 +91,7 @@ async fn answer(
         // RFC 3875 knows none: a web server would take them for the end of the body.
         takes_trailers: false,
         client: &mut client,
-        body: Body { length: length.unwrap_or_default(), is_awaited: true, reader: &mut *reader },
+        body: Body { length, is_awaited: true, reader: &mut Input::new(stdin(), end) },
     };
     let mut refused = refused_by_lighttpd(&text("SERVER_SOFTWARE"), &text("REDIRECT_STATUS"));
     if refused == Some(411)
@@ -104,7 +105,7 @@ async fn answer(
     }
     let wrong = match refused {
         Some(status) => Some((Status::Passed(status), "The web server has refused this request by itself.")),
-        None if length.is_err() => Some((Status::BadRequest, "CONTENT_LENGTH is not a number.")),
+        None if body.is_none() => Some((Status::BadRequest, "CONTENT_LENGTH is not a number.")),
         None if !path_is_text => Some((Status::BadRequest, "The path is not UTF-8.")),
         None => None,
     };
@@ -124,26 +125,29 @@ async fn answer(
     (reply, wrong.is_none())
 }
 
-/// The body, and its length where that is known, unless what should say so is no number.
+/// The body's length, where that is known, and its end; nothing where what should say so is no number.
 ///
 /// RFC 3875, 4.1.2: without `CONTENT_LENGTH` there is no body, except that servers which take the chunks out of a chunked
 /// body leave its name behind; its end is then the end of the input.
-fn body() -> (Box<dyn Incoming>, Result<Option<u64>, ()>) {
-    let length = variable("CONTENT_LENGTH").filter(|text| !text.is_empty());
-    let input = |length| Box::new(Input::new(stdin(), length, BODY_TIME));
-    match length.map(|text| digits(text.as_bytes())) {
-        Some(Some(length)) => (input(Some(length)), Ok(Some(length))),
-        Some(None) => (Box::new(io::empty()), Err(())),
-        None if header_field("transfer-encoding").is_some() => (input(None), Ok(None)),
+fn body() -> Option<(Option<u64>, End)> {
+    let length = text("CONTENT_LENGTH");
+    if !length.is_empty() {
+        return digits(length.as_bytes()).map(|length| (Some(length), End::After(length)));
+    }
+    let end = if !text("HTTP_TRANSFER_ENCODING").is_empty() {
+        End::OfInput
+    } else if text("SERVER_PROTOCOL") == "HTTP/1.0" {
         // A server that speaks HTTP/1.0 to us does not take chunks apart; a chunked message would be lost without a word.
         // RFC 1945, 7.2.2: a body must have a length then.
-        None if text("SERVER_PROTOCOL") == "HTTP/1.0" => (Box::new(NoLength), Ok(None)),
-        None => (Box::new(io::empty()), Ok(None)),
-    }
+        End::Unseen
+    } else {
+        End::After(0)
+    };
+    Some((None, end))
 }
 
 /// Whom the request is from, as the web server tells it.
-fn asker(settings: &Result<&'static Settings, SettingError>, header: &dyn Fn(&str) -> Option<String>) -> Asker {
+fn asker(settings: &Result<&'static Settings, SettingError>, fields: &[(String, String)]) -> Asker {
     let connection = Asker {
         address: text("REMOTE_ADDR").parse().ok().map(|address: IpAddr| address.to_canonical()),
         // What sets it is no standard; "on" (Apache, lighttpd) and "1" are usual.
@@ -151,8 +155,10 @@ fn asker(settings: &Result<&'static Settings, SettingError>, header: &dyn Fn(&st
     };
     // lighttpd has a variable of the same name for a proxy's X-Forwarded-For and for a client's own X_Forwarded_For. Where
     // there are two, it is not known who has said what.
-    let is_told_twice = |field: &str| header_fields().iter().filter(|(name, _)| name == field).count() > 1;
-    let header = |field: &str| if is_told_twice(field) { Some("unknown".to_owned()) } else { header(field) };
+    let header = |name: &str| {
+        let mut told = fields.iter().filter(|field| field.0 == name).map(|field| field.1.clone());
+        told.next().map(|value| if told.next().is_some() { "unknown".to_owned() } else { value })
+    };
     match settings {
         // An address that the web server does not tell is no sign of a UNIX socket.
         Ok(settings) => connection.behind(&TrustedProxies { unix: false, ..settings.trusted_proxies.clone() }, &header),
@@ -162,7 +168,7 @@ fn asker(settings: &Result<&'static Settings, SettingError>, header: &dyn Fn(&st
 
 /// Has the application work when the answer is out. The answer ends where our output ends, so nobody waits for what comes
 /// now. fcgiwrap and Apache listen to stderr as well, and with `mod_cgid` stdin is the same socket.
-fn work_unheard(application: &dyn Application, settings: &Settings) {
+fn work_unheard(Work { application, settings }: Work) {
     if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
@@ -226,11 +232,11 @@ async fn send(reply: Reply, head_only: bool, work: Option<Work>) -> io::Result<(
         Content::Upgrade(talk) => {
             out.extend_from_slice(b"Connection: Upgrade\r\n");
             let _ = catch_signals(true);
-            let input = Input::new(stdin(), None, BODY_TIME);
+            let input = Input::new(stdin(), End::OfInput);
             talk(Box::new(input), Box::new(Output::switching(stdout(), out, work))).await;
             Ok(())
         }
-        Content::Stream(produce) | Content::Sized(_, produce) => {
+        Content::Stream(produce) | Content::Events(produce) | Content::Sized(_, produce) => {
             out.extend_from_slice(b"\r\n");
             let written = write_all(&out);
             if !head_only {
@@ -243,22 +249,10 @@ async fn send(reply: Reply, head_only: bool, work: Option<Work>) -> io::Result<(
     }
 }
 
-/// The two ways of a connection that is handed over, through a socket in place of our standard input and output.
-#[cfg(test)]
-pub(crate) fn over(socket: &'static UnixStream) -> (Box<dyn Incoming>, Box<dyn super::Switching>) {
-    use rustix::fd::AsFd as _;
-    let input = Input::new(socket.as_fd(), None, BODY_TIME);
-    (Box::new(input), Box::new(Output::switching(socket.as_fd(), Vec::new(), None)))
-}
-
 /// Past the standard library's line buffer, which would make two writes of one answer.
 fn write_all(mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::write(stdout(), bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        bytes = &bytes[rustix::io::retry_on_intr(|| rustix::io::write(stdout(), bytes))?..];
     }
     Ok(())
 }
@@ -284,22 +278,14 @@ fn text(name: &str) -> String {
     variable(name).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// A header field's value: RFC 3875, 4.1.18, and the two that have a variable of their own.
-fn header_field(name: &str) -> Option<String> {
-    let name = name.to_ascii_uppercase().replace('-', "_");
-    let variable_name = match name.as_str() {
-        "CONTENT_TYPE" | "CONTENT_LENGTH" => name,
-        _ => format!("HTTP_{name}"),
-    };
-    variable(&variable_name)?.into_string().ok().filter(|value| !value.is_empty())
-}
-
-/// All that have come this far, in the server's order.
+/// The header fields that have come this far, in the server's order: RFC 3875, 4.1.18, and the two that have a variable of
+/// their own.
 fn header_fields() -> Vec<(String, String)> {
     let named = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok()?;
         let name = match name.as_str() {
             "CONTENT_TYPE" | "CONTENT_LENGTH" => &name,
+            "HTTP_CONTENT_TYPE" | "HTTP_CONTENT_LENGTH" => return None,
             _ => name.strip_prefix("HTTP_")?,
         };
         Some((name.to_ascii_lowercase().replace('_', "-"), value.to_string_lossy().into_owned()))
@@ -338,19 +324,21 @@ fn answer_without_length(request_uri: &str, mount: &str, path_info: &str) -> Opt
 
 /// RFC 3986, 3.3: what may stand in a path, and the slashes between its segments, stays as it is.
 fn encode_path(path: &str) -> String {
-    let mut encoded = String::with_capacity(path.len());
-    for c in path.chars() {
-        if c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c) {
-            encoded.push(c);
-        } else {
-            encoded.push_str(&urlencoding::encode(c.encode_utf8(&mut [0; 4])));
-        }
-    }
-    encoded
+    let stays = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c);
+    let encode = |c: char| urlencoding::encode(c.encode_utf8(&mut [0; 4])).into_owned();
+    path.chars().map(|c| if stays(c) { c.into() } else { encode(c) }).collect()
 }
 
 fn is_nph(script_name: &str) -> bool {
     script_name.rsplit('/').next().is_some_and(|name| name.starts_with("nph-"))
+}
+
+/// The two ways of a connection that is handed over, through a socket in place of our standard input and output.
+#[cfg(test)]
+pub(crate) fn over(socket: &'static UnixStream) -> (Box<dyn super::Incoming>, Box<dyn super::Switching>) {
+    use rustix::fd::AsFd as _;
+    let input = Input::new(socket.as_fd(), End::OfInput);
+    (Box::new(input), Box::new(Output::switching(socket.as_fd(), Vec::new(), None)))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::gateway::stop::stop_signal;
 use crate::wake::{Wake, poll_fds};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
+use std::io::ErrorKind;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -145,18 +146,10 @@ impl Outgoing for Output {
         if !*self.can_splice.get_or_insert_with(is_fifo) {
             return None;
         }
-        let there = usize::try_from(rustix::io::ioctl_fionread(pipe).ok()?).ok()?;
-        if there == 0 {
-            return Some(0);
-        }
-        match splice(pipe, fd, there.min(MOST)) {
-            Ok(moved) => moved,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Some(0),
-            Err(_) => {
-                self.is_broken = true;
-                Some(0)
-            }
-        }
+        splice(pipe, fd, MOST).unwrap_or_else(|error| {
+            self.is_broken |= error.kind() != ErrorKind::WouldBlock;
+            Some(0)
+        })
     }
 }
 

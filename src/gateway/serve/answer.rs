@@ -3,6 +3,7 @@
 //! hyper decides where a request begins and ends. What it leaves open is decided here: which hosts and targets there are,
 //! and that nothing follows a body whose length a proxy may have seen otherwise.
 
+use super::event_stream::EventStream;
 use super::incoming::RequestBody;
 use super::limits::{DRAIN_TIME, TARGET_SIZE, WORTH_DRAINING, send_buffer, silence_of_stream};
 use super::listening::Socket;
@@ -23,10 +24,10 @@ use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, Version};
 use std::fmt::Write as _;
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::SystemTime;
 
@@ -38,11 +39,18 @@ pub(super) struct Connection {
     pub is_https: bool,
     /// Whether it was handed over to another protocol.
     pub is_switched: AtomicBool,
+    /// The event stream that is all that is to come on it.
+    pub taken: Mutex<Option<EventStream>>,
 }
 
 impl Connection {
     fn waiting(&self, version: Version) -> Waiting {
         Waiting::new((version != Version::HTTP_2).then(|| self.socket.clone()))
+    }
+
+    /// What was [taken](EventStream) from hyper.
+    pub fn taken(&self) -> MutexGuard<'_, Option<EventStream>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -50,24 +58,10 @@ impl Connection {
 const NO_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAA==";
 
 /// Why a request is refused before the application is asked. The connection is closed after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Malformed {
-    Head(&'static str),
-    TargetTooLong,
-    Expectation,
-    TransferCoding,
-}
+type Malformed = (Status, &'static str);
 
-impl Malformed {
-    fn reply(self) -> Reply {
-        let (status, sentence) = match self {
-            Self::Head(sentence) => (Status::BadRequest, sentence),
-            Self::TargetTooLong => (Status::UriTooLong, "The URL is too long."),
-            Self::Expectation => (Status::ExpectationFailed, "The only expectation is 100-continue."),
-            Self::TransferCoding => (Status::NotImplemented, "The only transfer coding is chunked, once."),
-        };
-        Reply::error(status, sentence).header("Access-Control-Allow-Origin", "*")
-    }
+fn refuse((status, sentence): Malformed) -> Reply {
+    Reply::error(status, sentence).header("Access-Control-Allow-Origin", "*")
 }
 
 /// Answers one request of a connection.
@@ -98,13 +92,13 @@ pub(super) async fn answer(
     let length = frames.size_hint().exact();
     let mut body = RequestBody::new(frames);
     let reply = match check(&head) {
-        Ok(target) => {
+        Ok((path, raw_path)) => {
             let expects = head.headers.contains_key(EXPECT);
             let mut request = Request {
                 method: if is_websocket { "GET" } else { head.method.as_str() }.to_owned(),
-                path: target.path,
-                raw_path: target.raw_path,
-                query: target.query,
+                path,
+                raw_path,
+                query: head.uri.query().unwrap_or_default().into(),
                 // RFC 9110, 7.8: a server must ignore the wish for another protocol in HTTP/1.0.
                 header: &|name| header(name).filter(|_| head.version != Version::HTTP_10 || name != "upgrade"),
                 headers: &|| fields(&head.headers),
@@ -120,7 +114,7 @@ pub(super) async fn answer(
             let reply = turn.hold(server.application.answer(server.settings, &mut request)).await;
             // Where the body ends, the next request begins; so it must be read. A client that still waits for our word may
             // send it or not (RFC 9110, 10.1.1): the place of the next request is unknown.
-            if !body.is_read() && (!expects || body.is_asked_for()) {
+            if !body.is_read() && (!expects || body.is_asked_for) {
                 // Whoever is slower than that cannot have the connection kept.
                 body.give_time(DRAIN_TIME);
                 let most = server.settings.max_body.max(WORTH_DRAINING);
@@ -130,14 +124,14 @@ pub(super) async fn answer(
             match reply.content {
                 // Also where the protocol has not looked at it, as for a ping (RFC 9112, 7.1).
                 Content::Whole(_) if body.is_malformed() && reply.status < Status::BadRequest => {
-                    Malformed::Head("The chunks of the body are malformed.").reply()
+                    refuse((Status::BadRequest, "The chunks of the body are malformed."))
                 }
                 _ => reply,
             }
         }
         Err(malformed) => {
             keep_alive = false;
-            malformed.reply()
+            refuse(malformed)
         }
     };
     let size = match &reply.content {
@@ -162,26 +156,30 @@ async fn give(
 ) -> hyper::Response<AnswerBody> {
     let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
     headers.insert("server", HeaderValue::from_static("uhst-relay"));
-    let (is_1_1, is_2) = (head.version == Version::HTTP_11, head.version == Version::HTTP_2);
+    let is_2 = head.version == Version::HTTP_2;
     for (name, value) in &reply.headers {
         // Names are ours or have been checked, and values have no control characters.
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_bytes()), HeaderValue::from_bytes(value)) {
             headers.append(name, value);
         }
     }
-    let is_stream = matches!(reply.content, Content::Stream(_) | Content::Sized(..) | Content::Upgrade(_));
-    if is_stream {
+    if !matches!(reply.content, Content::Whole(_) | Content::Absent) {
         connection.socket.set_silence(silence_of_stream(server.settings.keep_alive));
     }
-    if is_event_stream(&headers) {
+    let is_events = matches!(reply.content, Content::Events(_));
+    if is_events {
         connection.socket.set_send_buffer(send_buffer(server.settings.max_queue));
     }
     let mut status = StatusCode::from_u16(reply.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = match reply.content {
         Content::Whole(body) => AnswerBody::Whole(body.into()),
         Content::Absent => AnswerBody::Whole(Bytes::new()),
-        Content::Stream(_) | Content::Sized(..) if head.method == Method::HEAD => AnswerBody::Head,
-        Content::Stream(produce) => {
+        Content::Stream(_) | Content::Events(_) | Content::Sized(..) if head.method == Method::HEAD => AnswerBody::Head,
+        Content::Events(produce) if !is_2 && !connection.is_https => {
+            *connection.taken() = Some(EventStream::new(reply.status, &reply.headers, produce));
+            return std::future::pending().await;
+        }
+        Content::Stream(produce) | Content::Events(produce) => {
             AnswerBody::stream(produce, None, connection.waiting(head.version), &connection.socket)
         }
         Content::Sized(length, produce) => {
@@ -225,13 +223,8 @@ async fn give(
     if let AnswerBody::Stream { left: Some(length), .. } = &body {
         headers.insert("content-length", HeaderValue::from(*length));
     }
-    if is_1_1 || head.version == Version::HTTP_10 {
-        if !keep_alive && !headers.contains_key(CONNECTION) {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        } else if is_event_stream(&headers) {
-            // RFC 9112, 9.3: that goes without saying, but event streams have always said it.
-            headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
-        }
+    if !is_2 && !keep_alive && !headers.contains_key(CONNECTION) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let mut response = hyper::Response::new(body);
     (*response.status_mut(), *response.headers_mut()) = (status, headers);
@@ -243,20 +236,7 @@ fn names_trailers(te: &str) -> bool {
     te.split(',').any(|coding| coding.trim_matches(OWS).eq_ignore_ascii_case("trailers"))
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get("content-type").is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
-}
-
 // ---- the head of a request
-
-/// What a target names.
-#[derive(Debug)]
-struct Target {
-    /// Decoded.
-    path: String,
-    raw_path: String,
-    query: Vec<u8>,
-}
 
 /// Optional white space (RFC 9110, 5.6.3). What `trim` takes for white space too, such as U+00A0, belongs to the value:
 /// a proxy may not see a length or a coding in it.
@@ -278,18 +258,18 @@ fn fields(headers: &HeaderMap) -> Vec<(String, String)> {
     headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
 }
 
-/// What the head asks for, if that is something that can be asked for.
-fn check(head: &Parts) -> Result<Target, Malformed> {
+/// What the head asks for, if that is something that can be asked for: a path, decoded and as it came.
+fn check(head: &Parts) -> Result<(String, String), Malformed> {
     check_host(head)?;
-    let expectations = head.headers.get_all(EXPECT).iter();
-    if expectations.into_iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(Malformed::Expectation);
+    if head.headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err((Status::ExpectationFailed, "The only expectation is 100-continue."));
     }
     // RFC 9112, 6.1 and 7.1: no other, and not twice.
-    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
-    let is_chunked = |coding: &HeaderValue| text(coding).eq_ignore_ascii_case("chunked");
-    if !codings.next().is_none_or(is_chunked) || codings.next().is_some() {
-        return Err(Malformed::TransferCoding);
+    let is_chunked = |codings: String| codings.eq_ignore_ascii_case("chunked");
+    if head.headers.contains_key(TRANSFER_ENCODING)
+        && !field(&head.headers, "transfer-encoding").is_some_and(is_chunked)
+    {
+        return Err((Status::NotImplemented, "The only transfer coding is chunked, once."));
     }
     target(head)
 }
@@ -297,51 +277,47 @@ fn check(head: &Parts) -> Result<Target, Malformed> {
 /// RFC 9112, 3.2: exactly one Host in HTTP/1.1, at most one in HTTP/1.0, and nothing in it that no host has. HTTP/2 has
 /// `:authority` for it.
 fn check_host(head: &Parts) -> Result<(), Malformed> {
-    let mut hosts = head.headers.get_all(HOST).iter().map(text);
-    let host = hosts.next();
-    if (host.is_none() && head.version == Version::HTTP_11) || hosts.next().is_some() {
-        return Err(Malformed::Head("There must be one Host."));
+    let hosts: Vec<_> = head.headers.get_all(HOST).iter().map(text).collect();
+    match &hosts[..] {
+        [] if head.version != Version::HTTP_11 => Ok(()),
+        // It is empty where the target has no authority.
+        [host] if host.is_empty() || is_authority(host) => Ok(()),
+        [_] => Err((Status::BadRequest, "Host is not a host.")),
+        _ => Err((Status::BadRequest, "There must be one Host.")),
     }
-    // It is empty where the target has no authority.
-    let is_host = |host: &str| host.is_empty() || is_authority(host);
-    if host.is_none_or(|host| is_host(&host)) { Ok(()) } else { Err(Malformed::Head("Host is not a host.")) }
 }
 
-/// `uri-host [ ":" port ]` (RFC 9110, 4.2), without the commas that would make it a list.
+/// `uri-host [ ":" port ]` (RFC 9110, 4.2), without the commas that would make it a list. `http::uri::Authority` takes those,
+/// users, and hosts without a name.
 fn is_authority(text: &str) -> bool {
-    let (is_host, port) = if let Some((address, port)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        (address.contains(':') && address.bytes().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(&byte)), port)
-    } else {
-        let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-        let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
-        (!name.is_empty() && name.bytes().all(is_name_byte), port)
-    };
-    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit())))
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let (host, _) = text.rsplit_once(':').filter(|(_, port)| is_port(port)).unwrap_or((text, ""));
+    if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return address.parse::<Ipv6Addr>().is_ok();
+    }
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
+    !host.is_empty() && host.bytes().all(is_name_byte)
 }
 
 /// Path and query: origin form, or absolute form (RFC 9112, 3.2.2), or `*`.
-fn target(head: &Parts) -> Result<Target, Malformed> {
+fn target(head: &Parts) -> Result<(String, String), Malformed> {
     let uri = &head.uri;
     if uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_SIZE) {
-        return Err(Malformed::TargetTooLong);
+        return Err((Status::UriTooLong, "The URL is too long."));
     }
     let is_known_scheme = uri.scheme_str().is_none_or(|scheme| matches!(scheme, "http" | "https"));
     // RFC 9110, 4.2.1 and 4.2.4: neither an empty host nor a user.
     if !is_known_scheme || uri.authority().is_some_and(|authority| !is_authority(authority.as_str())) {
-        return Err(Malformed::Head("The target's host is not a host."));
+        return Err((Status::BadRequest, "The target's host is not a host."));
     }
-    let path = uri.path();
-    if !(path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS)) {
-        return Err(Malformed::Head("The target is not a path."));
-    }
-    let path = if path == "*" { "" } else { path };
+    let path = match uri.path() {
+        "*" if head.method == Method::OPTIONS => "",
+        path if path.starts_with('/') => path,
+        _ => return Err((Status::BadRequest, "The target is not a path.")),
+    };
     match urlencoding::decode(path) {
-        Ok(decoded) if !decoded.contains('\0') => Ok(Target {
-            path: decoded.into_owned(),
-            raw_path: path.to_owned(),
-            query: uri.query().unwrap_or_default().as_bytes().to_vec(),
-        }),
-        _ => Err(Malformed::Head("The path is not UTF-8.")),
+        Ok(decoded) if !decoded.contains('\0') => Ok((decoded.into_owned(), path.to_owned())),
+        _ => Err((Status::BadRequest, "The path is not UTF-8.")),
     }
 }
 
@@ -408,8 +384,9 @@ mod tests {
     #[test]
     fn the_target_is_seen_through_all_its_forms() {
         let target = |text: &str| {
-            let Target { path, raw_path, query } = target(&head("OPTIONS", text)?).ok()?;
-            Some((path, raw_path, String::from_utf8(query).unwrap()))
+            let head = head("OPTIONS", text)?;
+            let (path, raw_path) = target(&head).ok()?;
+            Some((path, raw_path, head.uri.query().unwrap_or_default().to_owned()))
         };
         let to = |path: &str, query: &str| Some((path.to_owned(), path.to_owned(), query.to_owned()));
         assert_eq!(target("/a%20b?c%20d"), Some(("/a b".into(), "/a%20b".into(), "c%20d".into())));

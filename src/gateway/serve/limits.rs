@@ -19,8 +19,6 @@ pub(super) const WORTH_DRAINING: u64 = 256 * 1024;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// So many connections above the limit are refused at leisure; any more are cut off after the refusal.
 const MOST_REFUSED: usize = 100;
-/// What a connection keeps open: its socket.
-const DESCRIPTORS_OF_CONNECTION: u64 = 1;
 /// This part of all descriptors, and no fewer than so many, is for files that are opened for a moment, for pipes and handlers,
 /// and for those that are refused.
 const SPARE_PART: u64 = 8;
@@ -50,7 +48,7 @@ pub(super) fn send_buffer(max_queue: u64) -> usize {
     usize::try_from(max_queue / 8).unwrap_or(usize::MAX).clamp(8 * 1024, 1024 * 1024)
 }
 
-/// How many connections there may be: whoever has one shall have the descriptors that it needs.
+/// How many connections there may be. Each keeps one descriptor open, its socket, and shall have those that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
     pub connections: usize,
@@ -62,7 +60,7 @@ impl Room {
     /// With so many descriptors in all, and no more than `most` connections.
     pub fn of(descriptors: u64, most: u64) -> Self {
         let spare = SPARE_DESCRIPTORS.max(descriptors / SPARE_PART);
-        let connections = (descriptors.saturating_sub(spare) / DESCRIPTORS_OF_CONNECTION).min(most).max(1);
+        let connections = descriptors.saturating_sub(spare).min(most).max(1);
         let refused = usize::try_from((spare / 4).min(descriptors / 8)).unwrap_or(usize::MAX);
         Self { connections: usize::try_from(connections).unwrap_or(usize::MAX), refused: refused.min(MOST_REFUSED) }
     }
@@ -70,9 +68,8 @@ impl Room {
 
 /// How many descriptors so many connections need.
 pub(super) fn descriptors_for(connections: u64) -> u64 {
-    let kept = connections.saturating_mul(DESCRIPTORS_OF_CONNECTION);
-    (kept.saturating_sub(1).saturating_mul(SPARE_PART) / (SPARE_PART - 1) + 1)
-        .max(kept.saturating_add(SPARE_DESCRIPTORS))
+    (connections.saturating_sub(1).saturating_mul(SPARE_PART) / (SPARE_PART - 1) + 1)
+        .max(connections.saturating_add(SPARE_DESCRIPTORS))
 }
 
 /// An administrator may change it while the server runs.
@@ -102,9 +99,11 @@ mod tests {
             let (connections, refused) = (room.connections as u64, room.refused as u64);
             assert!((1..=10_000).contains(&connections) && refused <= 100, "{room:?}");
             if descriptors > SPARE_DESCRIPTORS {
-                let kept = connections * DESCRIPTORS_OF_CONNECTION;
                 // Three quarters of what is spare are left for what is opened for a moment.
-                assert!(descriptors - kept.min(descriptors) >= 48 && refused <= 16.max(descriptors / 32), "{room:?}");
+                assert!(
+                    descriptors - connections.min(descriptors) >= 48 && refused <= 16.max(descriptors / 32),
+                    "{room:?}"
+                );
             }
         }
         assert_eq!(Room::of(1 << 18, 10_000).connections, 10_000);

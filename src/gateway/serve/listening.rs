@@ -5,7 +5,6 @@ use super::order::{Entrance, Order, Seat};
 use crate::wake::{Ready, Wake as _};
 use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::net::RecvFlags;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,14 +133,13 @@ impl Listening {
             }
         });
         let (socket, seat) = accept.await?;
-        let peer = seat.peer();
-        if !self.is_tcp() {
-            let stream = Stream::Unix(UnixStream::from_std(socket.into())?);
-            return Ok((Socket(Arc::new((stream, seat))), peer));
-        }
+        let peer = seat.peer;
+        // Of a UNIX socket too: what is read and written is the same there, and what is TCP's own is set here and nowhere else.
         let stream = TcpStream::from_std(socket.into())?;
-        stream.set_nodelay(true)?;
-        let socket = Socket(Arc::new((Stream::Tcp(stream), seat)));
+        if self.is_tcp() {
+            stream.set_nodelay(true)?;
+        }
+        let socket = Socket(Arc::new((stream, seat)));
         // A client whose power was cut says nothing; its machine stops acknowledging.
         socket.set_silence(LONGEST_SILENCE);
         Ok((socket, peer))
@@ -164,25 +162,15 @@ fn file_at(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 /// A connection's socket, which hyper reads and writes, and whoever answers may set.
 #[derive(Clone)]
-pub(super) struct Socket(Arc<(Stream, Seat)>);
-
-macro_rules! of_stream {
-    ($socket:expr, $stream:ident => $does:expr) => {
-        match &$socket.0.0 {
-            Stream::Tcp($stream) => $does,
-            Stream::Unix($stream) => $does,
-        }
-    };
-}
+pub(super) struct Socket(Arc<(TcpStream, Seat)>);
 
 impl Socket {
+    fn stream(&self) -> &TcpStream {
+        &self.0.0
+    }
+
     /// Its place in the order of what comes in.
     pub fn seat(&self) -> &Seat {
         &self.0.1
@@ -209,22 +197,11 @@ impl Socket {
     /// otherwise this task is woken once it does. That of one whose next request is there already is not seen.
     pub fn poll_hung_up(&self, cx: &mut Context<'_>) -> bool {
         let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        while of_stream!(self, stream => stream.poll_read_ready(cx)).is_ready() {
-            if crate::look(self.as_fd(), PollFlags::RDHUP).intersects(ends) {
-                return true;
-            }
-            // Only where nothing can be read, somebody is woken once there is something.
-            if self.peek(&mut [0]).is_ok() {
-                return false;
-            }
+        match self.stream().poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
+            Poll::Ready(Ok(_)) => crate::look(self.as_fd(), PollFlags::RDHUP).intersects(ends),
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
         }
-        false
-    }
-
-    /// Reads what is there, and leaves it there.
-    fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        let peek = || Ok(rustix::net::recv(self, bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0);
-        of_stream!(self, stream => stream.try_io(Interest::READABLE, peek))
     }
 
     /// Whether a client without TLS begins with the preface of HTTP/2 (RFC 9113, 3.4): no method of HTTP/1.1 is called PRI.
@@ -234,9 +211,18 @@ impl Socket {
     pub async fn speaks_http2(&self) -> io::Result<bool> {
         const BEGIN: &[u8] = b"PRI ";
         let mut bytes = [0; BEGIN.len()];
-        poll_fn(|cx| of_stream!(self, stream => retry(cx, |cx| stream.poll_read_ready(cx), || self.peek(&mut bytes))))
-            .await?;
+        self.stream().peek(&mut bytes).await?;
         Ok(bytes == BEGIN)
+    }
+
+    /// Whether it may take bytes; otherwise this task is woken once it does.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> bool {
+        self.stream().poll_write_ready(cx).is_ready()
+    }
+
+    /// Writes what it takes, where it is known to [take](Socket::poll_writable) some.
+    pub fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream().try_write(bytes)
     }
 
     /// Writes what can be written at once.
@@ -248,7 +234,7 @@ impl Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        of_stream!(self, stream => stream.as_fd())
+        self.stream().as_fd()
     }
 }
 
@@ -269,19 +255,17 @@ fn retry<T>(
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let stream = self.stream();
         // What is not read into is not touched: of thousands of idle connections each has a buffer.
-        ready!(of_stream!(self, stream => retry(
-            cx,
-            |cx| stream.poll_read_ready(cx),
-            || stream.try_io(Interest::READABLE, || self.seat().read(stream, || stream.try_read_buf(buffer))),
-        )))?;
+        let mut read = || self.seat().read(stream, || stream.try_read_buf(buffer));
+        ready!(retry(cx, |cx| stream.poll_read_ready(cx), || stream.try_io(Interest::READABLE, &mut read)))?;
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        of_stream!(self, stream => retry(cx, |cx| stream.poll_write_ready(cx), || stream.try_write(bytes)))
+        retry(cx, |cx| self.stream().poll_write_ready(cx), || self.stream().try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -289,7 +273,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        of_stream!(self, stream => retry(cx, |cx| stream.poll_write_ready(cx), || stream.try_write_vectored(pieces)))
+        retry(cx, |cx| self.stream().poll_write_ready(cx), || self.stream().try_write_vectored(pieces))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The server of `serve`: hyper on tokio, a task a connection.
 
 mod answer;
+mod event_stream;
 mod incoming;
 mod limits;
 mod listening;
@@ -35,8 +36,9 @@ use std::future::poll_fn;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tls::Tls;
 pub use tls::TlsFiles;
@@ -189,21 +191,26 @@ async fn accept(server: &'static Server, listening: Listening, entrance: Entranc
 /// Finds out what a client speaks, and answers it.
 async fn begin(server: &'static Server, socket: Socket, peer: Option<IpAddr>, is_tcp: bool) {
     let tls = server.tls.as_ref().filter(|_| is_tcp);
-    let connection =
-        Arc::new(Connection { socket, peer, is_https: tls.is_some(), is_switched: AtomicBool::new(false) });
+    let connection = Arc::new(Connection {
+        socket,
+        peer,
+        is_https: tls.is_some(),
+        is_switched: AtomicBool::new(false),
+        taken: Mutex::default(),
+    });
     let socket = connection.socket.clone();
-    match tls {
-        Some(tls) => {
-            if let Ok(stream) = Box::pin(tls.accept(socket)).await {
-                let speaks_http2 = tls::speaks_http2(&stream);
-                Box::pin(run(server, &connection, stream, speaks_http2)).await;
-            }
+    // Boxed, as whatever is over once an event stream runs: an idle one shall cost little.
+    if let Some(tls) = tls {
+        if let Ok(stream) = Box::pin(tls.accept(socket)).await {
+            let speaks_http2 = tls::speaks_http2(&stream);
+            Box::pin(run(server, &connection, stream, speaks_http2)).await;
         }
-        None => {
-            if let Ok(Ok(speaks_http2)) = tokio::time::timeout(HEAD_TIME, socket.speaks_http2()).await {
-                run(server, &connection, socket, speaks_http2).await;
-            }
-        }
+    } else if let Ok(Ok(speaks_http2)) = tokio::time::timeout(HEAD_TIME, socket.speaks_http2()).await {
+        Box::pin(run(server, &connection, socket, speaks_http2)).await;
+    }
+    let taken = connection.taken().take();
+    if let Some(taken) = taken {
+        taken.run(connection.socket.clone()).await;
     }
     if !connection.is_switched.load(Ordering::Relaxed) {
         Box::pin(linger(&connection.socket)).await;
@@ -232,8 +239,7 @@ async fn run(
         builder.keep_alive_interval(LONGEST_SILENCE);
         // RFC 8441: a WebSocket is a stream among others.
         builder.enable_connect_protocol().max_send_buf_size(SEND_SIZE);
-        // Boxed, as whatever few connections need: an idle stream shall cost little.
-        Box::pin(drive(builder.serve_connection(stream, service), http2::Connection::graceful_shutdown)).await
+        drive(connection, builder.serve_connection(stream, service), http2::Connection::graceful_shutdown).await
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -243,29 +249,32 @@ async fn run(
             .max_buf_size(HEAD_SIZE);
         // Some clients say that they will send nothing more, and wait for the answer.
         builder.half_close(true).title_case_headers(true).writev(false);
-        let connection = builder.serve_connection(stream, service).with_upgrades();
-        drive(connection, http1::UpgradeableConnection::graceful_shutdown).await
+        let serving = builder.serve_connection(stream, service).with_upgrades();
+        drive(connection, serving, http1::UpgradeableConnection::graceful_shutdown).await
     };
     if ended.is_err_and(|error| error.is_parse() || error.is_parse_too_large()) {
         log(server, connection.peer, || "-".to_owned(), Status::BadRequest, 0);
     }
 }
 
-/// Lets a connection go on to its end, and end after what it has begun once the server is being stopped.
+/// Lets hyper serve a connection to its end, or until it is taken from hyper. Once the server is being stopped, it ends after
+/// what has been begun.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
-    connection: C,
+    connection: &Connection,
+    serving: C,
     end: impl FnOnce(Pin<&mut C>),
 ) -> hyper::Result<()> {
-    let (mut connection, mut stopped) = (pin!(connection), pin!(waiting::stopped()));
+    let (mut serving, mut stopped) = (pin!(serving), pin!(waiting::stopped()));
     let mut end = Some(end);
     poll_fn(|cx| {
         if end.is_some()
             && stopped.as_mut().poll(cx).is_ready()
             && let Some(end) = end.take()
         {
-            end(connection.as_mut());
+            end(serving.as_mut());
         }
-        connection.as_mut().poll(cx)
+        let served = serving.as_mut().poll(cx);
+        if served.is_pending() && connection.taken().is_some() { Poll::Ready(Ok(())) } else { served }
     })
     .await
 }

@@ -11,10 +11,10 @@
 
 use rustix::event::{PollFlags, Timespec, epoll};
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::poll_fn;
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::mem::{MaybeUninit, take};
 use std::net::{IpAddr, SocketAddr};
@@ -31,7 +31,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Order {
     epoll: OwnedFd,
     state: Mutex<State>,
-    hasher: RandomState,
 }
 
 #[derive(Default)]
@@ -47,7 +46,7 @@ struct State {
 struct Door {
     listener: Arc<OwnedFd>,
     /// Those that nobody has asked for yet.
-    accepted: VecDeque<io::Result<(u64, OwnedFd)>>,
+    accepted: VecDeque<(OwnedFd, Seat)>,
     waker: Option<Waker>,
 }
 
@@ -65,7 +64,7 @@ struct At {
 struct Place {
     peer: Option<IpAddr>,
     /// What of one kind a client sends has to be in order. `None` where that is not known yet.
-    kind: Option<u64>,
+    kind: Option<String>,
     waiting: Vec<Waker>,
 }
 
@@ -90,64 +89,11 @@ impl State {
         }
     }
 
-    /// Accepts all connections that are there.
-    fn accept(&mut self, epoll: &OwnedFd, door: u64) {
-        while let Some(Door { listener, .. }) = self.doors.get(&door) {
-            let accepted = match acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(error) => Err(error.into()),
-                Ok((socket, peer)) => {
-                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    let seat = self.number();
-                    let peer = peer.map(|peer| peer.ip().to_canonical());
-                    self.seats.insert(seat, At { peer, place: None, is_sure: false, is_busy: false });
-                    // Without it there are only places for what is read.
-                    let _ = watch(epoll, &socket, seat);
-                    if is_readable(&socket) {
-                        self.place_at(seat, true);
-                    }
-                    Ok((seat, socket))
-                }
-            };
-            let is_error = accepted.is_err();
-            if let Some(door) = self.doors.get_mut(&door) {
-                door.accepted.push_back(accepted);
-                if let Some(waker) = door.waker.take() {
-                    waker.wake();
-                }
-            }
-            if is_error {
-                return;
-            }
-        }
-    }
-
-    /// Gives a place to all that has come in.
-    fn look(&mut self, epoll: &OwnedFd) {
-        loop {
-            let mut events = [MaybeUninit::uninit(); 64];
-            let Ok((events, rest)) = epoll::wait(epoll, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) else {
-                return;
-            };
-            for event in &*events {
-                let number = event.data.u64();
-                if self.doors.contains_key(&number) { self.accept(epoll, number) } else { self.place_at(number, true) }
-            }
-            if !rest.is_empty() {
-                return;
-            }
-        }
-    }
-
     /// Whoever waits for this place looks again.
     fn give_up(&mut self, place: Option<u64>) {
         let place = place.and_then(|place| self.places.remove(&place));
         place.into_iter().flat_map(|place| place.waiting).for_each(Waker::wake);
     }
-}
-
-fn watch(epoll: &OwnedFd, socket: impl AsFd, number: u64) -> io::Result<()> {
-    Ok(epoll::add(epoll, socket, epoll::EventData::new_u64(number), epoll::EventFlags::IN | epoll::EventFlags::ET)?)
 }
 
 fn is_readable(socket: impl AsFd) -> bool {
@@ -156,21 +102,69 @@ fn is_readable(socket: impl AsFd) -> bool {
 
 impl Order {
     pub fn new() -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { epoll, state: Mutex::default(), hasher: RandomState::new() })
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, state: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn watch(&self, socket: impl AsFd, number: u64) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.epoll, socket, epoll::EventData::new_u64(number), flags)?)
+    }
+
     /// Where connections come in, of a listener that does not block.
     pub fn open(&'static self, listener: Arc<OwnedFd>) -> io::Result<Entrance> {
         let mut state = self.lock();
         let door = state.number();
-        watch(&self.epoll, &listener, door)?;
+        self.watch(&listener, door)?;
         state.doors.insert(door, Door { listener, accepted: VecDeque::new(), waker: None });
         Ok(Entrance { order: self, door })
+    }
+
+    /// Gives a place to all that has come in.
+    fn look(&'static self, state: &mut State) {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        loop {
+            let mut events = [MaybeUninit::uninit(); 64];
+            let Ok((events, rest)) = epoll::wait(&self.epoll, &mut events, Some(&now)) else { return };
+            for event in &*events {
+                let number = event.data.u64();
+                if state.doors.contains_key(&number) {
+                    // Whoever asks for the next connection tries again, and is told why there is none.
+                    let _ = self.accept(state, number);
+                } else {
+                    state.place_at(number, true);
+                }
+            }
+            if !rest.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Accepts all connections that are there.
+    fn accept(&'static self, state: &mut State, number: u64) -> io::Result<()> {
+        while let Some(door) = state.doors.get(&number) {
+            let (socket, peer) = match acceptfrom_with(&door.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Err(Errno::AGAIN) => break,
+                accepted => accepted?,
+            };
+            let peer = peer.and_then(|peer| Some(SocketAddr::try_from(peer).ok()?.ip().to_canonical()));
+            let seat = state.number();
+            state.seats.insert(seat, At { peer, place: None, is_sure: false, is_busy: false });
+            // Without it there are only places for what is read.
+            let _ = self.watch(&socket, seat);
+            if is_readable(&socket) {
+                state.place_at(seat, true);
+            }
+            if let Some(door) = state.doors.get_mut(&number) {
+                door.accepted.push_back((socket, Seat { order: self, number: seat, peer }));
+                door.waker.take().into_iter().for_each(Waker::wake);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -185,93 +179,91 @@ impl Entrance {
     /// another matter.
     pub fn accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Seat)>> {
         let mut state = self.order.lock();
-        state.look(&self.order.epoll);
+        self.order.look(&mut state);
         // Also those that could not be accepted when they came.
-        state.accept(&self.order.epoll, self.door);
+        let accepted = self.order.accept(&mut state, self.door);
         let Some(door) = state.doors.get_mut(&self.door) else { return Poll::Pending };
-        let Some(accepted) = door.accepted.pop_front() else {
-            door.waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        };
-        Poll::Ready(accepted.map(|(seat, socket)| (socket, Seat { order: self.order, seat })))
+        match (door.accepted.pop_front(), accepted) {
+            (Some(next), _) => Poll::Ready(Ok(next)),
+            (None, Err(error)) => Poll::Ready(Err(error)),
+            (None, Ok(())) => {
+                door.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
     }
 }
 
 impl Drop for Entrance {
     fn drop(&mut self) {
-        let mut state = self.order.lock();
-        let Some(door) = state.doors.remove(&self.door) else { return };
-        for (seat, _) in door.accepted.into_iter().flatten() {
-            let at = state.seats.remove(&seat);
-            state.give_up(at.and_then(|at| at.place));
-        }
+        let door = self.order.lock().doors.remove(&self.door);
+        // Now that the lock is free, which the seats of its connections take.
+        drop(door);
     }
 }
 
 /// A connection, whose requests come in order.
 pub(super) struct Seat {
     order: &'static Order,
-    seat: u64,
+    number: u64,
+    /// Who is at the other end.
+    pub peer: Option<IpAddr>,
 }
 
 impl Seat {
-    /// Who is at the other end.
-    pub fn peer(&self) -> Option<IpAddr> {
-        self.order.lock().seats.get(&self.seat).and_then(|at| at.peer)
-    }
-
     /// Reads what is there in `socket`. What is read has its place before it is.
     pub fn read(&self, socket: impl AsFd, read: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
         let mut state = self.order.lock();
-        if state.seats.get(&self.seat).is_none_or(|at| at.is_busy) {
+        if state.seats.get(&self.number).is_none_or(|at| at.is_busy) {
             drop(state);
             return read();
         }
-        state.look(&self.order.epoll);
-        if !state.seats.get(&self.seat).is_some_and(|at| at.is_sure) {
+        self.order.look(&mut state);
+        if !state.seats.get(&self.number).is_some_and(|at| at.is_sure) {
             // What has come since then, after others perhaps, has yet to be told.
             if !is_readable(socket) {
                 self.leave(&mut state);
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            state.look(&self.order.epoll);
+            self.order.look(&mut state);
             // Of what was told already, a part may be left.
-            state.place_at(self.seat, false);
+            state.place_at(self.number, false);
         }
         drop(state);
         let read = read();
         let mut state = self.order.lock();
-        if let Some(at) = state.seats.get_mut(&self.seat) {
-            at.is_sure = false;
-        }
         if !matches!(read, Ok(1..)) {
             self.leave(&mut state);
+        } else if let Some(at) = state.seats.get_mut(&self.number) {
+            at.is_sure = false;
         }
         read
     }
 
     /// Nothing is there, or but part of a head.
     fn leave(&self, state: &mut State) {
-        let place = state.seats.get_mut(&self.seat).and_then(|at| at.place.take());
+        let place = self.take(state, false);
         state.give_up(place);
+    }
+
+    /// The place of what was there to be read. Whether a request is under way from now on.
+    fn take(&self, state: &mut State, is_busy: bool) -> Option<u64> {
+        let at = state.seats.get_mut(&self.number)?;
+        (at.is_sure, at.is_busy) = (false, is_busy);
+        at.place.take()
     }
 
     /// The turn of a request that has just been read. What comes before it has been [answered](Seat::is_free) is no other
     /// one, where requests come one at a time.
     pub fn turn(&self, is_alone: bool) -> Turn {
         let mut state = self.order.lock();
-        let mut known = None;
-        if let Some(at) = state.seats.get_mut(&self.seat) {
-            (at.is_busy, known) = (is_alone, at.place.take());
-        }
-        let peer = state.seats.get(&self.seat).and_then(|at| at.peer);
-        let place = known.unwrap_or_else(|| state.place(peer));
+        let place = self.take(&mut state, is_alone).unwrap_or_else(|| state.place(self.peer));
         Turn { order: self.order, place, has_asked: AtomicBool::new(false) }
     }
 
     /// What comes now is another request.
     pub fn is_free(&self) {
-        if let Some(at) = self.order.lock().seats.get_mut(&self.seat) {
+        if let Some(at) = self.order.lock().seats.get_mut(&self.number) {
             at.is_busy = false;
         }
     }
@@ -280,8 +272,8 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.order.lock();
-        let at = state.seats.remove(&self.seat);
-        state.give_up(at.and_then(|at| at.place));
+        self.leave(&mut state);
+        state.seats.remove(&self.number);
     }
 }
 
@@ -295,29 +287,23 @@ pub(super) struct Turn {
 impl Turn {
     /// Returns when whatever of this kind the client has sent before is done.
     pub async fn come(&self, kind: &str) {
-        let kind = self.order.hasher.hash_one(kind);
         self.has_asked.store(true, Ordering::Relaxed);
-        {
-            let mut state = self.order.lock();
-            let Some(own) = state.places.get_mut(&self.place) else { return };
-            own.kind = Some(kind);
+        if let Some(own) = self.order.lock().places.get_mut(&self.place) {
+            own.kind = Some(kind.to_owned());
             // Those of another kind need not wait any more.
             take(&mut own.waiting).into_iter().for_each(Waker::wake);
         }
-        let mut patience = pin!(tokio::time::sleep(PATIENCE));
-        poll_fn(|cx| {
-            if self.poll_come(kind, true, cx).is_ready() {
-                return Poll::Ready(());
-            }
-            if patience.as_mut().poll(cx).is_ready() { self.poll_come(kind, false, cx) } else { Poll::Pending }
-        })
-        .await;
+        let patient = poll_fn(|cx| self.poll_come(kind, true, cx));
+        if tokio::time::timeout(PATIENCE, patient).await.is_err() {
+            poll_fn(|cx| self.poll_come(kind, false, cx)).await;
+        }
     }
 
-    fn poll_come(&self, kind: u64, is_patient: bool, cx: &Context<'_>) -> Poll<()> {
+    fn poll_come(&self, kind: &str, is_patient: bool, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.order.lock();
         let Some(peer) = state.places.get(&self.place).map(|own| own.peer) else { return Poll::Ready(()) };
-        let is_before = |other: &Place| other.peer == peer && other.kind.map_or(is_patient, |other| other == kind);
+        let is_before =
+            |other: &Place| other.peer == peer && other.kind.as_ref().map_or(is_patient, |other| other == kind);
         match state.places.range_mut(..self.place).map(|(_, other)| other).find(|other| is_before(other)) {
             Some(other) => {
                 other.waiting.push(cx.waker().clone());

@@ -1,18 +1,18 @@
 //! A connection that is handed over to another protocol (RFC 9110, 7.8).
 
+use super::incoming::Come;
 use super::waiting::Waiting;
 use crate::gateway::body::Incoming;
 use crate::gateway::client::{Client, Outgoing, Switching, Woken};
 use crate::wake::Wake;
+use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use rustix::event::PollFlags;
-use rustix::fd::BorrowedFd;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::sync::oneshot;
 
@@ -61,74 +61,49 @@ impl Connection {
 pub(super) fn ways(asked: OnUpgrade) -> (Input, Output, oneshot::Receiver<Option<String>>) {
     let connection = Arc::new(Connection(Mutex::new(Stage::Asked(asked))));
     let (answer, answered) = oneshot::channel();
-    let input = Input { connection: Arc::clone(&connection), read: Vec::new(), end: None };
+    let input = Input { connection: Arc::clone(&connection), come: Come::default() };
     (input, Output { connection, answer: Some(answer), pending: Vec::new(), waiting: Waiting::default() }, answered)
 }
 
 /// The way from the client.
 pub(super) struct Input {
     connection: Arc<Connection>,
-    read: Vec<u8>,
-    end: Option<io::ErrorKind>,
+    come: Come,
 }
 
 impl Input {
     /// Has some bytes, or the end.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.read.is_empty() || self.end.is_some() {
-            return Poll::Ready(());
-        }
-        let mut buffer = [0; BUFFER_SIZE];
-        let mut buffer = ReadBuf::new(&mut buffer);
-        match ready!(self.connection.poll_with(cx, |connection, cx| connection.poll_read(cx, &mut buffer))) {
-            Ok(()) if buffer.filled().is_empty() => self.end = Some(io::ErrorKind::UnexpectedEof),
-            Ok(()) => self.read.extend_from_slice(buffer.filled()),
-            Err(error) => self.end = Some(error.kind()),
-        }
-        Poll::Ready(())
-    }
-
-    fn take(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.end {
-            Some(io::ErrorKind::UnexpectedEof) if self.read.is_empty() => Ok(0),
-            Some(kind) if self.read.is_empty() => Err(kind.into()),
-            _ => {
-                let size = buffer.len().min(self.read.len());
-                buffer[..size].copy_from_slice(&self.read[..size]);
-                self.read.drain(..size);
-                // Connections are many and mostly idle.
-                self.read.shrink_to_fit();
-                Ok(size)
+    fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<&mut Come> {
+        if self.come.is_empty() {
+            let mut buffer = [0; BUFFER_SIZE];
+            let mut buffer = ReadBuf::new(&mut buffer);
+            match ready!(self.connection.poll_with(cx, |connection, cx| connection.poll_read(cx, &mut buffer))) {
+                Ok(()) if buffer.filled().is_empty() => self.come.end = Some(Ok(())),
+                Ok(()) => self.come.bytes = Bytes::copy_from_slice(buffer.filled()),
+                Err(error) => self.come.end = Some(Err(error.kind())),
             }
         }
+        Poll::Ready(&mut self.come)
     }
 }
 
 impl Wake for Input {
-    fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        None
-    }
-
     fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_fill(cx)
+        self.poll_come(cx).map(drop)
     }
 }
 
 impl Incoming for Input {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_fill(cx));
-        Poll::Ready(self.take(buffer))
+        self.poll_come(cx).map(|come| come.take(buffer))
     }
 
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.poll_fill(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(()) => self.take(buffer),
+        match self.poll_come(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(come) => come.take(buffer),
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
-
-    /// What comes in here has no end that could be waited for.
-    fn give_time(&mut self, _: Duration) {}
 }
 
 /// The way to the client.
@@ -162,20 +137,15 @@ impl Client for Output {
         to_write: bool,
         until: Instant,
     ) -> Poll<Woken> {
-        let can_write = match &mut self.answer {
-            Some(answer) => {
-                if answer.poll_closed(cx).is_ready() {
-                    // Whoever asked has gone.
-                    return Poll::Ready(Woken::HungUp);
-                }
-                false
-            }
-            None => match self.poll_flush(cx) {
-                Poll::Ready(Err(_)) => return Poll::Ready(Woken::HungUp),
-                flushed => flushed.is_ready(),
-            },
+        let flushed = match &mut self.answer {
+            // Whoever asked has gone.
+            Some(answer) => answer.poll_closed(cx).map(|()| Err(io::ErrorKind::BrokenPipe.into())),
+            None => self.poll_flush(cx),
         };
-        self.waiting.poll(cx, wakes, to_write && can_write, until)
+        match flushed {
+            Poll::Ready(Err(_)) => Poll::Ready(Woken::HungUp),
+            _ => self.waiting.poll(cx, wakes, to_write && flushed.is_ready(), until),
+        }
     }
 }
 

@@ -8,7 +8,6 @@ use crate::refusal::Refusal;
 use crate::store::requests::{Claimed, RequestId};
 use crate::store::{Store, WaitingFarEnd};
 use crate::transfer::{self, End, Feed};
-use crate::wake::Ready;
 use std::time::Duration;
 
 /// How long a far end waits for a request.
@@ -60,16 +59,12 @@ pub(super) async fn listen(store: &Store, name: &str, request: &mut Request<'_>)
         // At first, once it listens so that none comes in between, when it is called, and at last.
         let claimed = here.claim(MOST_CLAIMED).await?;
         if !claimed.is_empty() || is_over {
+            if let Some(far_end) = far_end {
+                far_end.leave().await;
+            }
             return Ok(give(store.clone(), name, claimed));
         }
-        is_over = loop {
-            if !wait.sleep(request.client, &mut [&mut Ready::to_read(here.fd())], Duration::MAX).await? {
-                break true;
-            }
-            if here.is_called() {
-                break false;
-            }
-        };
+        is_over = !wait.sleep(request.client, &mut [&mut here.awaited()], Duration::MAX).await?;
     }
 }
 

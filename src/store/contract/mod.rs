@@ -16,8 +16,6 @@ use super::{OneNode, Store};
 use crate::config::Settings;
 use crate::gateway::run_blocking;
 use crate::wake::Ready;
-use rustix::event::PollFlags;
-use rustix::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// A home with nothing in it.
@@ -120,12 +118,7 @@ trait Done: Future + Sized {
 
 impl<F: Future> Done for F {}
 
-/// Whether somebody who sleeps on it is woken.
-fn is_woken(fd: BorrowedFd<'_>) -> bool {
-    crate::look(fd, PollFlags::IN).contains(PollFlags::IN)
-}
-
-/// The same for whoever sleeps on two.
+/// Whether somebody who sleeps on two is woken.
 fn is_any_woken<'a>(awaited: impl IntoIterator<Item = Option<Ready<'a>>>) -> bool {
     awaited.into_iter().flatten().any(|ready| ready.is_ready())
 }

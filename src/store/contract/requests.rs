@@ -1,4 +1,4 @@
-use super::{Done as _, Home, homes_near_and_far, is_any_woken, is_woken, sooner_or_later};
+use super::{Done as _, Home, homes_near_and_far, is_any_woken, sooner_or_later};
 use crate::ptth::{ServerName, Tripcode};
 use crate::store::requests::{FarEnds, MOST_CLAIMS, Patience, Progress, PtthServer, RequestId};
 use crate::store::{Answer, PendingRequest, Store, WaitingFarEnd};
@@ -154,10 +154,12 @@ fn the_oldest_are_claimed_first_and_another_far_end_is_called_for_the_others() {
         let _asked = [b"1", b"2", b"3"].map(|request| ask(store, &server, request));
         let mut other = store.listen_for_requests(&server).done().unwrap();
         let mut far_end = store.listen_for_requests(&server).done().unwrap();
-        assert!(!is_woken(other.fd()));
+        assert!(!other.awaited().is_ready());
         assert_eq!(claim(&mut far_end, 2), [b"1", b"2"]);
-        assert!(is_woken(other.fd()) && other.is_called());
+        far_end.leave().done();
+        assert!(other.awaited().is_ready());
         assert_eq!(claim(&mut other, 2), [b"3"]);
+        assert!(!other.awaited().is_ready(), "it has heard it");
     }
 }
 
@@ -170,7 +172,7 @@ fn what_is_given_back_waits_again_and_calls_a_far_end() {
         let mut other = store.listen_for_requests(&server).done().unwrap();
         assert_eq!(claim(&mut other, 10), nothing());
         store.give_back(&server, &[asked[1].0.clone()]).done().unwrap();
-        assert!(other.is_called());
+        assert!(other.awaited().is_ready());
         assert_eq!(claim(&mut other, 10), [b"2"]);
     }
 }
@@ -272,36 +274,59 @@ fn there_is_a_limit_to_the_requests_of_a_server() {
     }
 }
 
+/// Which of them are called.
+fn called(far_ends: &[WaitingFarEnd]) -> usize {
+    far_ends.iter().filter(|far_end| far_end.awaited().is_ready()).count()
+}
+
 #[test]
-fn one_of_the_far_ends_that_wait_is_called_for_a_request() {
-    for Home { store, .. } in &homes_near_and_far() {
-        let server = registered(store);
-        let mut far_ends = [(); 2].map(|()| store.listen_for_requests(&server).done().unwrap());
-        for far_end in &mut far_ends {
-            assert!(!is_woken(far_end.fd()) && !far_end.is_called());
-            assert_eq!(claim(far_end, 10), nothing());
+fn one_of_the_far_ends_that_wait_is_called_for_a_request_wherever_it_waits() {
+    for home in &homes_near_and_far() {
+        let server = registered(&home.store);
+        for [here, there] in home.pairs() {
+            let mut far_ends = [(); 2].map(|()| there.listen_for_requests(&server).done().unwrap());
+            for far_end in &mut far_ends {
+                assert_eq!(claim(far_end, 10), nothing());
+            }
+            assert_eq!(called(&far_ends), 0);
+            let asked = ask(here, &server, b"x");
+            sooner_or_later(|| (called(&far_ends) > 0).then_some(()));
+            let mut called = far_ends.into_iter().filter(|far_end| far_end.awaited().is_ready());
+            let (mut far_end, None) = (called.next().unwrap(), called.next()) else { panic!("both are called") };
+            assert_eq!(claim(&mut far_end, 10), [b"x"]);
+            drop(asked);
         }
-        let _asked = [b"1", b"2"].map(|request| ask(store, &server, request));
-        let [one, two] = &mut far_ends;
-        assert!(is_woken(one.fd()) && one.is_called() && two.is_called());
-        assert!(!one.is_called() && !is_woken(two.fd()), "each request calls once");
-        assert_eq!((claim(one, 10), claim(two, 10)), (vec![b"1".to_vec()], vec![b"2".to_vec()]));
     }
 }
 
 #[test]
-fn a_call_that_nobody_answered_is_made_again() {
+fn whoever_leaves_has_another_called_for_what_it_was_called_for() {
+    for home in &homes_near_and_far() {
+        let server = registered(&home.store);
+        for [here, there] in home.pairs() {
+            let asked = ask(here, &server, b"x");
+            let mut far_ends = vec![here.listen_for_requests(&server).done().unwrap()];
+            far_ends.push(there.listen_for_requests(&server).done().unwrap());
+            assert_eq!(called(&far_ends), 0);
+            while let Some(leaves) = far_ends.pop() {
+                leaves.leave().done();
+                sooner_or_later(|| (called(&far_ends) == far_ends.len()).then_some(()));
+            }
+            drop(asked);
+        }
+    }
+}
+
+#[test]
+fn a_client_calls_a_far_end_once_more_where_nobody_has_its_request() {
     for Home { store, .. } in &homes_near_and_far() {
         let server = registered(store);
-        let [mut dying, mut other, mut third] = [(); 3].map(|()| store.listen_for_requests(&server).done().unwrap());
         let (_, mut pending) = ask(store, &server, b"x");
-        assert!(dying.is_called() && !other.is_called());
-        drop(dying);
+        let mut far_end = store.listen_for_requests(&server).done().unwrap();
+        assert!(!far_end.awaited().is_ready());
         assert_eq!(pending.look(&WATCHFUL).done().unwrap(), Progress::Waits);
-        assert!(other.is_called() && !third.is_called(), "its client looks after it");
-        other.leave().done();
-        assert!(third.is_called(), "whoever leaves passes it on");
-        assert_eq!(claim(&mut third, 10), [b"x"]);
+        assert!(far_end.awaited().is_ready());
+        assert_eq!(claim(&mut far_end, 10), [b"x"]);
     }
 }
 
@@ -336,16 +361,16 @@ fn removing_a_server_ends_what_waits_for_it() {
         assert_eq!(waiting.look(&WATCHFUL).done().unwrap(), Progress::ServerRemoved, "whoever looks sees it at once");
         home.sweep_until(LONG, || is_any_woken(waiting.awaited()));
         assert_eq!(waiting.look(&PATIENT).done().unwrap(), Progress::ServerRemoved);
-        for far_end in &mut far_ends {
-            assert!(is_woken(far_end.fd()) && far_end.is_called());
+        for far_end in &far_ends {
+            assert!(far_end.awaited().is_ready());
         }
         assert_eq!(store.far_ends(&server).done().unwrap(), FarEnds { seen: None, is_listening: false });
         // It is registered anew: a far end that has not left yet hears of new requests.
         registered(store);
         assert_eq!(claim(&mut far_ends[0], 10), nothing());
-        assert!(!is_woken(far_ends[0].fd()), "the old call is over");
+        assert!(!far_ends[0].awaited().is_ready(), "the old call is over");
         let _asked = ask(store, &server, b"new");
-        assert!(far_ends[0].is_called());
+        assert!(far_ends[0].awaited().is_ready());
         assert_eq!(claim(&mut far_ends[0], 10), [b"new"]);
     }
 }

@@ -1,20 +1,20 @@
 //! The far ends of a server of PTTH: how they wait for requests, claim them, give them back and answer.
 //!
-//! All of them wait at one FIFO. In it are the ids of requests that have come; whoever reads one claims that request. One
-//! that is not read stays there for the next, as long as there is one. When the last has gone the kernel drops them all, and
-//! the next looks for requests before it sleeps.
+//! Each of them sleeps under a [name](super::sleeper) of its own in one folder. For a request that comes one of them is called,
+//! and looks for all that wait. Whoever leaves has another one called, where some still wait. One that was killed after it was
+//! called has lost nothing: the request waits, and its client has another one called a moment later.
 
 use super::ends::{HEAD_TIME, Sender, Taking};
-use super::modified;
 use super::receipt::{ReceiverPaths, after_receipt};
-use super::requests::{GIVEN, LISTENERS, REMOVED, Requests, WAITING, claims_at};
-use super::wake::{Fifo, is_heard};
-use super::{Error, Files, if_there, names, read_small, remove_file};
+use super::requests::{FAR_ENDS, GIVEN, Requests, WAITING, claims_at, find_far_end};
+use super::sleeper::Sleeper;
+use super::{Error, Files, if_there, make_dir, modified, names, read_small, remove_file};
 use crate::clock::now_ms;
+use crate::hex;
 use crate::ptth::ServerName;
 use crate::store::requests::{Claimed, FarEnds, RequestId};
+use crate::wake::Ready;
 use crate::workers::{at_disk, blocking};
-use rustix::fd::BorrowedFd;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -23,53 +23,38 @@ use std::time::{Duration, Instant};
 /// How long a client may take at best to make its FIFOs for an answer that comes to another process.
 const COMING_TIME: Duration = Duration::from_millis(2);
 
-/// A far end that waits for requests.
+/// A far end that waits for requests. When it is dropped, it has left.
 pub struct WaitingFarEnd {
-    requests: Requests,
-    fifo: Fifo,
-    since: Instant,
-    /// The same in milliseconds since 1970.
+    // In this order: nobody calls it any more once it calls another.
+    place: Sleeper,
+    requests: PassedOn,
+    /// In milliseconds since 1970.
     asked_at: u64,
-    call: Call,
 }
 
-/// What a far end was called for.
-enum Call {
-    /// For nothing yet: it looks for whatever waits.
-    None,
-    /// For this request.
-    Request(RequestId),
-    /// The server has been removed, and the FIFO with it.
-    ServerRemoved,
+/// When it is dropped, a far end is called for what waits: whoever left may have been called for it.
+struct PassedOn(Requests);
+
+impl Drop for PassedOn {
+    fn drop(&mut self) {
+        match names(&self.0.path(WAITING)) {
+            Ok(waiting) if waiting.is_empty() => {}
+            Ok(_) => self.0.wake_far_end(),
+            // Its client sees to it a moment later.
+            Err(error) => error.log(),
+        }
+    }
 }
 
 impl WaitingFarEnd {
-    /// What becomes readable when it is called.
+    /// What is ready when it is called.
     #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fifo.fd()
+    pub fn awaited(&self) -> Ready<'_> {
+        self.place.awaited()
     }
 
-    /// To be called when [its descriptor](Self::fd) was readable. False where another far end was faster.
-    pub fn is_called(&mut self) -> bool {
-        // All that is ever written there has this size, so no reader gets half of it.
-        let mut message = [0; RequestId::LENGTH];
-        match rustix::io::read(self.fifo.fd(), &mut message) {
-            Ok(RequestId::LENGTH) => {}
-            _ => return false,
-        }
-        self.call = if let Some(id) = std::str::from_utf8(&message).ok().and_then(RequestId::parse) {
-            Call::Request(id)
-        } else {
-            // The others shall hear it too.
-            let _ = rustix::io::write(self.fifo.fd(), &REMOVED);
-            Call::ServerRemoved
-        };
-        true
-    }
-
-    /// Claims the request for which it was called, or else those that have waited longest, up to `most`; where more
-    /// wait, another far end is called. Nobody else has a claimed request until it is given back.
+    /// Claims the requests that have waited longest, up to `most`: to be called at first, and when it is
+    /// [called](Self::awaited). Nobody else has a claimed request until it is given back.
     ///
     /// # Errors
     /// When the first of them cannot be read.
@@ -78,43 +63,16 @@ impl WaitingFarEnd {
     }
 
     pub(super) fn claim_now(&mut self, most: usize) -> Result<Vec<Claimed>, Error> {
-        match std::mem::replace(&mut self.call, Call::None) {
-            Call::Request(id) => return Ok(self.requests.claim_one(id, self.asked_at)?.into_iter().collect()),
-            // It is registered again, or else there is nothing to claim.
-            Call::ServerRemoved => *self = self.requests.listen()?,
-            Call::None => {}
+        if self.place.is_removed()? {
+            // The server was removed. It is registered again, or else there is nothing to claim.
+            *self = self.requests.0.listen()?;
         }
-        let claimed = self.requests.claim(most, self.asked_at)?;
-        if claimed.len() == most {
-            self.requests.wake_far_end_if_any_waits();
-        }
-        Ok(claimed)
+        self.requests.0.claim(most, self.asked_at)
     }
 
-    /// Leaves, and leaves to another far end what it may have been called for.
+    /// Leaves, and has another far end called for what still waits.
     pub async fn leave(self) {
-        let requests = self.requests.clone();
-        at_disk(|| {
-            drop(self);
-            requests.wake_far_end_if_any_waits();
-        })
-        .await;
-    }
-
-    /// Notes that a far end is there now.
-    fn note(&self) {
-        use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
-        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        let _ = futimens(self.fifo.fd(), &Timestamps { last_access: now, last_modification: now });
-    }
-}
-
-impl Drop for WaitingFarEnd {
-    fn drop(&mut self) {
-        // It has just been noted otherwise.
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            self.note();
-        }
+        at_disk(|| drop(self)).await;
     }
 }
 
@@ -154,8 +112,9 @@ impl Files {
     }
 
     pub fn far_ends(&self, server: &ServerName) -> Result<FarEnds, Error> {
-        let path = self.requests(server).path(LISTENERS);
-        Ok(FarEnds { seen: modified(&path)?, is_listening: is_heard(&path)? })
+        let folder = self.requests(server).path(FAR_ENDS);
+        // It changes when one comes or goes.
+        Ok(FarEnds { seen: modified(&folder)?, is_listening: find_far_end(self, &folder)?.is_some() })
     }
 
     pub fn answer_request(&self, servers: &[ServerName], id: &RequestId) -> Result<Option<Answer>, Error> {
@@ -165,23 +124,13 @@ impl Files {
 
 impl Requests {
     pub(super) fn listen(&self) -> Result<WaitingFarEnd, Error> {
-        let fifo = self.with_folders(|| Fifo::open_or_make(&self.path(LISTENERS)))?;
-        let (since, asked_at) = (Instant::now(), now_ms());
-        let far_end = WaitingFarEnd { requests: self.clone(), fifo, since, asked_at, call: Call::None };
-        far_end.note();
-        Ok(far_end)
-    }
-
-    /// Tells a far end of a request that waits, if one does. Where that cannot be seen, its client sees to it a moment later.
-    fn wake_far_end_if_any_waits(&self) {
-        match names(&self.path(WAITING)) {
-            Ok(names) => {
-                if let Some(id) = names.iter().find_map(|name| RequestId::parse(name)) {
-                    self.wake_far_end(&id);
-                }
-            }
-            Err(error) => error.log(),
-        }
+        let asked_at = now_ms();
+        let place = self.with_folders(|| {
+            let folder = self.path(FAR_ENDS);
+            make_dir(&folder)?;
+            Sleeper::make(&self.files, folder.join(hex::random(8)?))
+        })?;
+        Ok(WaitingFarEnd { place, requests: PassedOn(self.clone()), asked_at })
     }
 
     /// Claims the requests that have waited longest, up to `most`, for a far end that began to listen at that time.

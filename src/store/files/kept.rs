@@ -2,30 +2,29 @@
 //! and to open and close them is most of what that costs.
 
 use super::{FileIdentity, identity};
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Only where there is somebody who [closes](Kept::close_unused) what is not used any more.
-static IS_ON: AtomicBool = AtomicBool::new(false);
+/// How many of each kind are kept at most. None but where there is somebody who [closes](Kept::close_unused) what is not used
+/// any more.
+static MOST: AtomicUsize = AtomicUsize::new(0);
 
 /// A program for one request has none of the code for it.
-fn is_on() -> bool {
-    cfg!(feature = "serve") && IS_ON.load(Ordering::Relaxed)
-}
-
-/// Has files kept from now on.
-pub(super) fn keep_files() {
-    IS_ON.store(true, Ordering::Relaxed);
-}
-
-/// How many of each kind are kept at most: few where there are few descriptors, which clients need more. Their limit may change.
 fn most() -> usize {
+    if cfg!(feature = "serve") { MOST.load(Ordering::Relaxed) } else { 0 }
+}
+
+/// Has files kept from now on: few where there are few descriptors, which clients need more. Their limit may change: to be
+/// called from time to time.
+pub(super) fn keep_files() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit / 64).unwrap_or(usize::MAX).min(64)
+    MOST.store(usize::try_from(limit / 64).unwrap_or(usize::MAX).min(64), Ordering::Relaxed);
 }
 
 /// What is open and in nobody's hands: whoever takes it has it alone, so that a lock of it is as good as that of a file
@@ -43,16 +42,18 @@ impl<T> Kept<T> {
 
     /// What is kept of the file at `path`, which may not be the one that stands there any more.
     pub fn take(&self, path: &Path) -> Option<T> {
-        is_on().then(|| self.lock().remove(path))?.map(|(kept, _)| kept)
+        if most() == 0 { None } else { self.lock().remove(path).map(|(kept, _)| kept) }
     }
 
     /// Keeps it for the next one that comes.
     pub fn keep(&self, path: &Path, file: T) {
-        if is_on() {
-            let mut kept = self.lock();
-            if kept.len() < most() {
-                kept.insert(path.to_owned(), (file, true));
-            }
+        let most = most();
+        if most == 0 {
+            return;
+        }
+        let mut kept = self.lock();
+        if kept.len() < most {
+            kept.insert(path.to_owned(), (file, true));
         }
     }
 
@@ -79,3 +80,15 @@ impl Opened {
 
 /// The records and tables that were used last. None of them is locked.
 pub(super) static FILES: Kept<Opened> = Kept::new();
+
+/// What was read of files that are as they were then, each as its reader has it, and by its path.
+pub(super) static READ: Kept<Box<dyn Any + Send>> = Kept::new();
+
+/// How long it is gone by: a stranger may have written into the file without saying so.
+pub(super) const FRESH: Duration = Duration::from_secs(1);
+
+/// Closes and forgets what nobody has used since this was called last.
+pub(super) fn close_unused() {
+    FILES.close_unused();
+    READ.close_unused();
+}

@@ -1,8 +1,12 @@
 //! A table of members: one file of fixed-width JSON lines, in which the place of a line never changes.
 //!
 //! ```text
+//! 5b1e97c204fa8d36
 //! [         2,    113246208055,{"key":"3f0c…","node":"9a41…",…}]      \n
 //! ```
+//!
+//! Before the lines there is one for the table's *edition*: random digits, and new ones before anything of a line but its cursor
+//! changes. Whoever has read the table, and finds the same digits under the lock, knows what stands there without reading it.
 //!
 //! A line is placed by a hash of its key: the file is a row of segments, of 16, 32, 64 … lines; in each the hash names a bucket
 //! of eight lines, and a key stands in a free line of its bucket of the largest segment that has one. So one read of
@@ -14,9 +18,11 @@
 
 use super::kept::{FILES, Opened};
 use super::{Error, FileIdentity, identity, if_there, private_file};
+use crate::hex;
 use rustix::io::{pread, retry_on_intr};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
@@ -26,11 +32,16 @@ use std::path::{Path, PathBuf};
 /// The number of a line.
 pub(super) type Slot = u32;
 
+/// What tells a table that was changed from what it was before.
+pub(super) type Edition = [u8; EDITION];
+
 /// The bytes of a line: a client id of 80 bytes, each of which JSON escapes, and twice what else there is.
 const LINE: usize = 384;
 
 /// `[`, ten digits, a comma, 19 digits, a comma.
 const CURSOR: usize = 32;
+
+const EDITION: usize = 16;
 
 const BUCKET: usize = 8;
 const FIRST_SEGMENT: usize = 16;
@@ -78,6 +89,8 @@ pub(super) struct Table<L> {
     path: PathBuf,
     opened: Opened,
     segments: u32,
+    /// Whether this has written a new edition.
+    is_changed: Cell<bool>,
     line: PhantomData<L>,
 }
 
@@ -118,14 +131,15 @@ impl<L: Line> Table<L> {
     }
 
     fn of(path: &Path, opened: Opened, size: u64) -> Self {
-        let mut table = Self { path: path.to_owned(), opened, segments: 0, line: PhantomData };
+        let is_changed = Cell::new(false);
+        let mut table = Self { path: path.to_owned(), opened, segments: 0, is_changed, line: PhantomData };
         table.see_size(size);
         table
     }
 
     fn see_size(&mut self, size: u64) {
         // Half a segment is what a full disk, or a killed process, has left of a new one.
-        let lines = size / LINE as u64;
+        let lines = (size / LINE as u64).saturating_sub(1);
         while self.segments < MOST_SEGMENTS && lines >= lines_of(self.segments + 1) {
             self.segments += 1;
         }
@@ -141,6 +155,28 @@ impl<L: Line> Table<L> {
             }
         }
         Ok(None)
+    }
+
+    /// The same among [all lines](Self::all), as they were read when the table was of this edition.
+    pub fn find_among<'e>(&self, all: &'e [Entry<L>], key: &str) -> Option<&'e Entry<L>> {
+        let hash = hash(key);
+        (0..self.segments).rev().find_map(|segment| {
+            let first = bucket(hash, segment);
+            let from = &all[all.partition_point(|entry| entry.slot < first)..];
+            from.iter().take(BUCKET).find(|entry| entry.line.key() == key)
+        })
+    }
+
+    /// What it is now, under the lock; `None` where it has none that could be told from another.
+    pub fn edition(&self) -> Result<Option<Edition>, Error> {
+        let mut edition = [0; EDITION];
+        let got = retry_on_intr(|| pread(&self.opened.file, &mut edition[..], 0))?;
+        Ok((got == EDITION && edition.iter().all(u8::is_ascii_hexdigit)).then_some(edition))
+    }
+
+    /// Whether anything but a cursor was changed by this.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed.get()
     }
 
     /// The line in a slot; `None` where none stands there.
@@ -182,7 +218,7 @@ impl<L: Line> Table<L> {
         let mut bytes = vec![0; count * LINE];
         let mut got = 0;
         while got < bytes.len() {
-            let offset = u64::from(from) * LINE as u64 + got as u64;
+            let offset = offset(from) + got as u64;
             match retry_on_intr(|| pread(&self.opened.file, &mut bytes[got..], offset))? {
                 0 => break,
                 more => got += more,
@@ -205,7 +241,7 @@ impl<L: Line> Table<L> {
             return Err(Error::Io(io::ErrorKind::StorageFull.into()));
         }
         // The file is as long as it says from the first line of the segment on; what nobody has written is a hole.
-        self.opened.file.set_len(lines_of(self.segments + 1) * LINE as u64)?;
+        self.opened.file.set_len((1 + lines_of(self.segments + 1)) * LINE as u64)?;
         self.segments += 1;
         let slot = bucket(hash, self.segments - 1);
         self.put(slot, line, cursor)?;
@@ -216,12 +252,12 @@ impl<L: Line> Table<L> {
     pub fn put(&self, slot: Slot, line: &L, cursor: Cursor) -> Result<(), Error> {
         let mut bytes = cursor.bytes().to_vec();
         bytes.extend_from_slice(&json(line)?);
-        self.write(slot, 0, &bytes)
+        self.change(slot, 0, &bytes)
     }
 
     /// Changes what a line says, and not its cursor.
     pub fn update(&self, slot: Slot, line: &L) -> Result<(), Error> {
-        self.write(slot, CURSOR, &json(line)?)
+        self.change(slot, CURSOR, &json(line)?)
     }
 
     /// Writes the cursor of a line, which its member may do without the lock.
@@ -229,19 +265,34 @@ impl<L: Line> Table<L> {
         self.write(slot, 0, &cursor.bytes())
     }
 
-    /// Frees a slot. A member may free its own without the lock.
+    /// Frees a slot. A member may free its own without the lock, where whoever goes by the table's edition does not mind one that
+    /// has gone.
     pub fn free(&self, slot: Slot) -> Result<(), Error> {
-        self.write(slot, 0, &[[b' '; LINE - 1].as_slice(), b"\n"].concat())
+        self.change(slot, 0, &[[b' '; LINE - 1].as_slice(), b"\n"].concat())
+    }
+
+    fn change(&self, slot: Slot, at: usize, bytes: &[u8]) -> Result<(), Error> {
+        // Before the change: whoever is killed in between has only had others read again what they know.
+        if !self.is_changed.get() {
+            self.opened.file.write_all_at(hex::random(EDITION / 2)?.as_bytes(), 0)?;
+            self.is_changed.set(true);
+        }
+        self.write(slot, at, bytes)
     }
 
     fn write(&self, slot: Slot, at: usize, bytes: &[u8]) -> Result<(), Error> {
-        Ok(self.opened.file.write_all_at(bytes, u64::from(slot) * LINE as u64 + at as u64)?)
+        Ok(self.opened.file.write_all_at(bytes, offset(slot) + at as u64)?)
     }
 
     /// Which file it is: to see whether its name has come to mean another one.
     pub fn identity(&self) -> FileIdentity {
         self.opened.identity
     }
+}
+
+/// Where a line begins.
+fn offset(slot: Slot) -> u64 {
+    (1 + u64::from(slot)) * LINE as u64
 }
 
 /// How many lines so many segments have.
@@ -326,11 +377,38 @@ mod tests {
         }
         let table = Numbers::open(&path).unwrap().unwrap();
         assert!(table.segments <= 8, "{}", table.segments);
+        let all = table.all().unwrap();
+        assert!(table.find_among(&all, "client 1000").is_none());
         for (slot, key) in &slots {
             assert_eq!(table.find(key).unwrap().unwrap().slot, *slot);
+            assert_eq!(table.find_among(&all, key).unwrap().slot, *slot);
             assert_eq!(table.get(*slot).unwrap().unwrap().line.0, *key);
         }
-        assert_eq!(table.all().unwrap().len(), 1000);
+        assert_eq!(all.len(), 1000);
+    }
+
+    #[test]
+    fn whoever_has_read_a_table_is_told_of_every_change_but_how_far_members_are() {
+        let dir = TestDir::new();
+        let path = dir.join("t");
+        let open = || Numbers::open_or_make(&path).unwrap();
+        let edition = || open().edition().unwrap();
+        assert_eq!(edition(), None, "nobody has written yet");
+        let slot = open().insert(&("a".to_owned(), 1), Cursor::default()).unwrap();
+        let mut last = edition();
+        assert!(last.is_some());
+        let changes: [&dyn Fn(&Numbers); 3] = [
+            &|table| table.put(slot, &("a".to_owned(), 2), Cursor::default()).unwrap(),
+            &|table| table.update(slot, &("a".to_owned(), 3)).unwrap(),
+            &|table| table.free(slot).unwrap(),
+        ];
+        for change in changes {
+            open().note(slot, Cursor { stream: 1, position: 7 }).unwrap();
+            assert_eq!(edition(), last);
+            change(&open());
+            assert_ne!(edition(), last);
+            last = edition();
+        }
     }
 
     #[test]

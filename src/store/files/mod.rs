@@ -34,7 +34,8 @@
 //!       sender-NUMBER           what a sender sleeps on, as above
 //!   ptth/counts ptth/XX/HASH/   the requests of a server of PTTH: HASH is of its name
 //!     session.json              its record, and the lock for whoever makes or removes the folders below
-//!     listeners                 the FIFO on which its far ends wait, touched when one has come or gone last
+//!     far-ends/NUMBER           what a far end sleeps on that waits for requests, as above. This folder changes last when one
+//!                               comes or goes
 //!     waiting/ID given/ID       a request that no far end has, or that one has and has not begun to answer
 //!     clients/ID answers/ID     until then: what its client sleeps on, and what the answer comes through, as in a pipe
 //! ```
@@ -52,6 +53,7 @@ pub mod ends;
 pub mod far_ends;
 pub mod folder;
 mod kept;
+mod knock;
 mod link;
 mod log;
 mod meeting;
@@ -83,7 +85,7 @@ use std::time::{Duration, SystemTime};
 
 /// What the file `version` says: it changes with the layout. A folder of another one is refused, and not brought up to date,
 /// because nothing that the relay keeps lives longer than a day.
-const VERSION: &str = "2\n";
+const VERSION: &str = "3\n";
 
 /// What nobody has used yet is kept for so long, whoever else wants its place.
 const UNUSED_TIME: Duration = Duration::from_secs(60);

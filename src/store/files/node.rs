@@ -4,10 +4,11 @@
 //! and sleeps on the FIFO `nodes/ID.wake`. Whether a member is there is known by one try of its node's lock: exact after a
 //! kill, because the kernel lets go of the lock, and one try for all members of a node. A [knock](Files::knock) is one
 //! write into the FIFO that names whom it is for. Within `serve` no FIFO is needed: there each listener has a notifier, which
-//! the thread that reads the FIFO uses too.
+//! the task that reads the FIFO uses too.
 
 use super::folder::{is_locked, try_lock};
-use super::kept::{FILES, keep_files};
+use super::kept::{close_unused, keep_files};
+use super::knock::{Cause, Knock, MESSAGE, SLEEPERS};
 use super::log::recent::Recent;
 use super::log::writer;
 use super::members::{Cursor, Slot};
@@ -16,13 +17,14 @@ use super::wake::{NodeFifo, call, open_to_knock};
 use super::{Error, FileIdentity, Files, identity, identity_at, if_there, make_dirs, names, private_file, remove_file};
 use crate::clock::is_recent;
 use crate::hex;
-use crate::wake::{Bell, Ready};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::wake::{self, Bell, Ready};
+use crate::workers::{beside, stream_at_disk};
 use rustix::fd::{AsFd, OwnedFd};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -32,85 +34,21 @@ const WAKE: &str = ".wake";
 const NEW: &str = ".new";
 
 /// What is being made for longer than this, its maker was killed.
-const MAKING_TIME: Duration = Duration::from_secs(60);
+pub(super) const MAKING_TIME: Duration = Duration::from_secs(60);
 
-/// How often `serve` looks whether somebody has removed its node's files.
-const ROUND: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+/// How often `serve` looks whether somebody has removed its node's files, and closes those that nobody has used since it
+/// looked last.
+const ROUND: Duration = Duration::from_secs(2);
 
-/// What nobody has used for so long is closed, within another round.
-const KEPT_FOR: Duration = Duration::from_secs(2);
+/// How often it looks for knocks where nothing tells it of them.
+const TICK: Duration = Duration::from_millis(20);
 
-/// Why somebody is woken; the number is what is added to its [`Notifier`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub(super) enum Cause {
-    /// There is something new in the log.
-    News = 1,
-    /// Another stream has taken the member's place. No listener is notified of news so often, before it hears, that they become that.
-    Takeover = 1 << 32,
-}
-
-/// Whom a knock is for: the listeners of a topic, or the one of them that stands in a slot of its table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Knock {
-    /// The node on which it listens.
-    pub node: String,
-    /// The name of the topic's files.
-    pub topic: String,
-    /// `None` for all of them.
-    pub slot: Option<Slot>,
-    /// Why.
-    pub cause: Cause,
-}
-
-/// The bytes of a topic's name, and of a whole knock in a FIFO.
-const TOPIC: usize = 40;
-const SLOT: usize = 10;
-const MESSAGE: usize = 1 + TOPIC + SLOT + 1;
 /// A FIFO that gives so much at once may have been full, and dropped knocks.
 const MANY: usize = 60_000;
-
-/// The topic that knocks name which are for a [sleeper](super::sleeper).
-const SLEEPERS: &str = "----------------------------------------";
 
 /// The name that knocks have for the topic whose record stands at `path`.
 pub(super) fn topic_of(path: &Path) -> String {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
-}
-
-impl Knock {
-    /// For all listeners of a topic, which are on these nodes: one a node.
-    pub fn all<'n>(topic: &str, nodes: impl Iterator<Item = &'n str>) -> impl Iterator<Item = Self> {
-        let nodes: BTreeSet<&str> = nodes.collect();
-        nodes.into_iter().map(|node| Self {
-            node: node.to_owned(),
-            topic: topic.to_owned(),
-            slot: None,
-            cause: Cause::News,
-        })
-    }
-
-    /// For the one that has this number in its node.
-    pub fn to_sleeper(node: String, number: u32) -> Self {
-        Self { node, topic: SLEEPERS.to_owned(), slot: Some(number), cause: Cause::News }
-    }
-
-    fn message(&self) -> String {
-        let cause = match self.cause {
-            Cause::News => '!',
-            Cause::Takeover => '>',
-        };
-        let slot = self.slot.map_or_else(|| "*".repeat(SLOT), |slot| format!("{slot:0SLOT$}"));
-        format!("{cause}{}{slot}\n", self.topic)
-    }
-
-    /// The topic, the slot and the cause that a message names.
-    fn parse(message: &[u8]) -> Option<(&str, Option<Slot>, Cause)> {
-        let text = std::str::from_utf8(message).ok()?.strip_suffix('\n')?;
-        let cause = if text.starts_with('>') { Cause::Takeover } else { Cause::News };
-        let (topic, slot) = text.get(1..)?.split_at_checked(TOPIC)?;
-        Some((topic, slot.parse().ok(), cause))
-    }
 }
 
 /// A node's files, which go with it.
@@ -156,6 +94,11 @@ impl Node {
         NodeFifo::make(&folder.join(format!("{id}{WAKE}")), &folder.join(format!("{id}{WAKE}{NEW}"))).map(Arc::new)
     }
 
+    /// Whether every knock is sure to be heard: not without a FIFO, nor on a file system that other machines write to.
+    fn is_sure(&self) -> bool {
+        self.wake.as_ref().is_some_and(|wake| wake.is_sure)
+    }
+
     /// Makes its files anew where somebody has removed them, and the FIFO where it could not be made before. Whether
     /// something was made.
     fn mend(&mut self) -> Result<bool, Error> {
@@ -190,8 +133,9 @@ fn remove_node(folder: &Path, id: &str) -> io::Result<()> {
 /// Where a listener of `serve` stands.
 #[derive(Default)]
 struct Seat {
-    /// Its slot in the topic's table, once it has one.
+    /// Its slot in the topic's table, once it has one; and whether what is for all others is not for it.
     slot: OnceLock<Slot>,
+    is_apart: OnceLock<()>,
     bell: Bell,
     /// How far its listener is: written to the disk late, because others of this process see it here.
     cursor: Mutex<Cursor>,
@@ -206,10 +150,9 @@ struct Audience {
 }
 
 impl Audience {
-    fn ring(&self, slot: Option<Slot>, cause: Cause) {
+    fn ring(&self, cause: Cause, is_meant: impl Fn(&Seat) -> bool) {
         self.forget_recent();
-        let those = self.seats.iter().filter(|seat| slot.is_none() || slot.as_ref() == seat.slot.get());
-        those.for_each(|seat| seat.bell.ring(cause as u64));
+        self.seats.iter().filter(|seat| is_meant(seat)).for_each(|seat| seat.bell.ring(cause as u64));
     }
 
     /// What was read last may not be all any more.
@@ -221,7 +164,10 @@ impl Audience {
 /// The node of a process in which many listen.
 struct SharedNode {
     id: String,
+    /// Locked while somebody is at the disk.
     node: Mutex<Node>,
+    /// As of the last look whether it [is](Node::is_sure): whoever asks waits for no disk.
+    is_sure: AtomicBool,
     audiences: Mutex<BTreeMap<String, Audience>>,
     sleepers: Arc<Sleepers>,
 }
@@ -238,7 +184,10 @@ impl SharedNode {
         if topic == SLEEPERS {
             self.sleepers.call(slot);
         } else if let Some(audience) = lock(&self.audiences).get(topic) {
-            audience.ring(slot, cause);
+            audience.ring(cause, |seat| match slot {
+                Some(_) => seat.slot.get() == slot.as_ref(),
+                None => seat.is_apart.get().is_none(),
+            });
         }
     }
 
@@ -249,50 +198,65 @@ impl SharedNode {
     }
 
     fn ring_all(&self) {
-        lock(&self.audiences).values().for_each(|audience| audience.ring(None, Cause::News));
+        lock(&self.audiences).values().for_each(|audience| audience.ring(Cause::News, |_| true));
         self.sleepers.call(None);
     }
 
-    /// Hands on what other processes knock for, as long as the shared node is there.
-    fn listen(weak: &Weak<Self>) {
-        let mut next_close = Instant::now();
-        while let Some(shared) = weak.upgrade() {
-            if Instant::now() >= next_close {
-                next_close = Instant::now() + KEPT_FOR;
-                FILES.close_unused();
-                writer::close_unused();
-            }
-            let wake = lock(&shared.node).wake.clone();
-            drop(shared);
-            // Without a FIFO there is nothing to hear, but it may be made later.
-            let mut fds: Vec<_> =
-                wake.iter().map(|wake| PollFd::from_borrowed_fd(wake.fifo.fd(), PollFlags::IN)).collect();
-            let is_woken = poll(&mut fds, Some(&ROUND)) == Ok(1);
-            let Some(shared) = weak.upgrade() else { return };
-            if let Some(wake) = wake.filter(|_| is_woken) {
-                shared.hand_on(wake.fifo.fd());
-                continue;
-            }
-            match lock(&shared.node).mend() {
-                Ok(false) => {}
-                Ok(true) => {
-                    say!("uhst-relay: files of a running node were removed; they are made anew");
-                    shared.ring_all();
+    /// Hands on what other processes knock for, as long as the shared node is there, and looks after its files.
+    async fn listen(weak: Weak<Self>) {
+        let mut messages = vec![0; 64 * 1024];
+        let mut next_round = Instant::now() + ROUND;
+        while let Some(wake) = weak.upgrade().map(|shared| lock(&shared.node).wake.clone()) {
+            // Watched until it is another one. Without a FIFO there is nothing to hear, but it may be made later.
+            let mut ready = wake.as_ref().map(|wake| Ready::to_read(wake.fifo.fd()));
+            loop {
+                wake::wait(&mut [&mut ready], next_round.saturating_duration_since(Instant::now())).await;
+                let Some(shared) = weak.upgrade() else { return };
+                let got = wake.as_ref().map_or(0, |wake| shared.hand_on(wake.fifo.fd(), &mut messages));
+                // Also while knocks come all the time.
+                if Instant::now() >= next_round {
+                    next_round = Instant::now() + ROUND;
+                    if stream_at_disk(|| shared.look_after_files()).await {
+                        break;
+                    }
+                } else if got == 0 {
+                    // It cannot be watched, and so it is looked at now and then.
+                    wake::wait(&mut [], TICK).await;
                 }
-                Err(error) => error.log(),
             }
         }
     }
 
-    fn hand_on(&self, fifo: impl AsFd) {
-        let mut messages = vec![0; 64 * 1024];
-        let got = rustix::io::read(fifo, &mut messages[..]).unwrap_or(0);
+    /// Whether some had to be made anew.
+    fn look_after_files(&self) -> bool {
+        keep_files();
+        close_unused();
+        writer::close_unused();
+        let mut node = lock(&self.node);
+        let is_mended = node.mend().unwrap_or_else(|error| {
+            error.log();
+            false
+        });
+        self.is_sure.store(node.is_sure(), Ordering::Relaxed);
+        drop(node);
+        if is_mended {
+            say!("uhst-relay: files of a running node were removed; they are made anew");
+            self.ring_all();
+        }
+        is_mended
+    }
+
+    /// Hands on what is in the FIFO, and says how many bytes that was.
+    fn hand_on(&self, fifo: impl AsFd, messages: &mut [u8]) -> usize {
+        let got = rustix::io::read(fifo, &mut *messages).unwrap_or(0);
         if got > MANY {
-            return self.ring_all();
+            self.ring_all();
+        } else {
+            for (topic, slot, cause) in messages[..got].chunks(MESSAGE).filter_map(Knock::parse) {
+                self.ring(topic, slot, cause);
+            }
         }
-        for (topic, slot, cause) in messages[..got].chunks(MESSAGE).filter_map(Knock::parse) {
-            self.ring(topic, slot, cause);
-        }
+        got
     }
 }
 
@@ -336,6 +300,12 @@ impl Wakeup {
         if let Self::Shared(listener) = self {
             let _ = listener.seat.slot.set(slot);
         }
+    }
+
+    /// Has it woken by what is for it alone, and not by what is for all the others.
+    pub fn stand_apart(&self) {
+        let Self::Shared(listener) = self else { return };
+        let _ = listener.seat.is_apart.set(());
     }
 
     /// Tells the others of this process how far the listener is. False where there are none: then it has to be written.
@@ -384,11 +354,11 @@ impl Wakeup {
         }
     }
 
-    /// Whether every knock is sure to be heard: not without a FIFO, nor on a file system that other machines write to.
+    /// Whether every knock is sure to be heard.
     pub fn is_sure(&self) -> bool {
         match self {
-            Self::Own(node) => node.wake.as_ref().is_some_and(|wake| wake.is_sure),
-            Self::Shared(listener) => lock(&listener.shared.node).wake.as_ref().is_some_and(|wake| wake.is_sure),
+            Self::Own(node) => node.is_sure(),
+            Self::Shared(listener) => listener.shared.is_sure.load(Ordering::Relaxed),
         }
     }
 
@@ -400,7 +370,7 @@ impl Wakeup {
     pub fn mend(&mut self) -> Result<bool, Error> {
         match self {
             Self::Own(node) => node.mend(),
-            // The thread that reads the FIFO does it.
+            // Whoever reads the FIFO does it.
             Self::Shared(_) => Ok(false),
         }
     }
@@ -466,14 +436,15 @@ impl Files {
         self.root.join(NODES)
     }
 
-    /// Makes this process one node, with a thread that hands on what others knock for.
+    /// Makes this process one node, in which somebody hands on what others knock for.
     ///
     /// # Errors
-    /// When the node's files cannot be made.
+    /// When the node's files cannot be made, or where there is no runtime, a thread.
     pub fn listen_as_one(&self) -> Result<OneNode, Error> {
         let node = Node::make(&self.nodes())?;
         let shared = Arc::new(SharedNode {
             id: node.id.clone(),
+            is_sure: AtomicBool::new(node.is_sure()),
             node: Mutex::new(node),
             audiences: Mutex::default(),
             sleepers: Arc::default(),
@@ -481,7 +452,7 @@ impl Files {
         let weak = Arc::downgrade(&shared);
         lock(&SHARED).insert(self.root.clone(), shared);
         keep_files();
-        std::thread::Builder::new().name("knocks".to_owned()).spawn(move || SharedNode::listen(&weak))?;
+        beside("knocks", SharedNode::listen(weak))?;
         Ok(OneNode(self.root.clone()))
     }
 

@@ -2,10 +2,11 @@
 //! stream uses them, in a folder of their own, which is gone afterwards.
 
 use super::folder::{Folder, Shape, is_locked, try_lock};
+use super::knock::{Cause, Knock};
 use super::log::Address;
 use super::log::reader::Reader;
 use super::log::writer::Writer;
-use super::node::{Cause, Knock, NODES};
+use super::node::NODES;
 use super::{Error, Files, hash_name, if_there, make_dir, names, private_file, remove_file, replace};
 use crate::clock::now_ms;
 use crate::hex;

@@ -13,9 +13,11 @@
 
 use super::ends::{Called, Incoming, Receiver};
 use super::folder::Folder;
+use super::node::MAKING_TIME;
 use super::receipt::{RECEIPT_SIZE, ReceiverPaths};
-use super::wake::{call, call_and_remove, is_heard};
-use super::{Error, Files, Kind, identity_at, if_there, make_dir, names, remove_dir, remove_file};
+use super::sleeper::Knocker;
+use super::{Error, Files, Kind, identity_at, if_there, make_dir, modified, names, remove_dir, remove_file};
+use crate::clock::{is_recent, now_ms};
 use crate::ptth::ServerName;
 use crate::store::requests::{MOST_CLAIMS, Patience, Progress, PtthServers, RequestId};
 use crate::wake::Ready;
@@ -27,16 +29,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The FIFO on which the far ends wait.
-pub(super) const LISTENERS: &str = "listeners";
+/// What the far ends sleep on.
+pub(super) const FAR_ENDS: &str = "far-ends";
 pub(super) const WAITING: &str = "waiting";
 pub(super) const GIVEN: &str = "given";
 const CLIENTS: &str = "clients";
 const ANSWERS: &str = "answers";
 const FOLDERS: [&str; 4] = [WAITING, GIVEN, CLIENTS, ANSWERS];
-
-/// Said to the far ends of a server that is removed. No id looks like that.
-pub(super) const REMOVED: [u8; RequestId::LENGTH] = [b'!'; RequestId::LENGTH];
 
 /// What `session.json` says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -130,13 +129,18 @@ impl Requests {
             let (requests, id) = (self.clone(), id.clone());
             Ok(PendingRequest { requests, id, receiver, file, last_look: Instant::now(), state: None })
         })?;
-        self.wake_far_end(id);
+        self.wake_far_end();
         Ok(Some(pending))
     }
 
     /// Tells a far end, if one is there, that a request waits.
-    pub(super) fn wake_far_end(&self, id: &RequestId) {
-        call(&self.path(LISTENERS), id.as_str().as_bytes());
+    pub(super) fn wake_far_end(&self) {
+        match find_far_end(&self.files, &self.path(FAR_ENDS)) {
+            Ok(Some(far_end)) => self.files.knock_at(&far_end),
+            Ok(None) => {}
+            // The client sees to it a moment later.
+            Err(error) => error.log(),
+        }
     }
 
     fn give_back(&self, id: &RequestId) -> Result<(), Error> {
@@ -144,7 +148,7 @@ impl Requests {
         let move_back = || -> io::Result<()> {
             if claims(&File::open(&given)?)? < MOST_CLAIMS {
                 std::fs::rename(&given, self.path(WAITING).join(id.as_str()))?;
-                self.wake_far_end(id);
+                self.wake_far_end();
             }
             Ok(())
         };
@@ -234,7 +238,7 @@ impl PendingRequest {
             return Ok(Progress::ServerRemoved);
         }
         match state {
-            State::Waiting => self.requests.wake_far_end(&self.id),
+            State::Waiting => self.requests.wake_far_end(),
             // Where it cannot be claimed any more, its answer may still come.
             _ => self.requests.give_back(&self.id)?,
         }
@@ -318,7 +322,7 @@ impl LockedRequests {
     fn is_in_use(&self) -> Result<bool, Error> {
         let path = self.folder.path();
         tidy(&self.files, path)?;
-        Ok(is_heard(&path.join(LISTENERS))? || !names(&path.join(CLIENTS))?.is_empty())
+        Ok(find_far_end(&self.files, &path.join(FAR_ENDS))?.is_some() || !names(&path.join(CLIENTS))?.is_empty())
     }
 
     /// Removes what killed processes have left behind, and everything of a server that is not registered any more.
@@ -342,13 +346,13 @@ impl LockedRequests {
     /// The first thing that cannot be removed; a later sweep tries again.
     pub(super) fn remove(self) -> Result<(), Error> {
         let path = self.folder.path();
-        for folder in FOLDERS {
+        for folder in FOLDERS.into_iter().chain([FAR_ENDS]) {
             for name in names(&path.join(folder))? {
                 let paths = paths_of(path, &name, folder);
-                let client = self.files.find_sleeper(&paths.receiver).ok().flatten();
+                let sleeper = self.files.find_sleeper(&paths.receiver).ok().flatten();
                 paths.remove()?;
-                if let Some(client) = client {
-                    self.files.knock_at(&client);
+                if let Some(sleeper) = sleeper {
+                    self.files.knock_at(&sleeper);
                 }
             }
             if !remove_dir(&path.join(folder))? {
@@ -356,13 +360,14 @@ impl LockedRequests {
                 return Ok(());
             }
         }
-        call_and_remove(&path.join(LISTENERS), &REMOVED)?;
         self.folder.remove()
     }
 }
 
+/// The names of a request; of a far end, in the folder of those, all that there is of it.
 fn paths_of(requests: &Path, id: &str, receipt: &str) -> ReceiverPaths {
-    let [receiver, data, receipt] = [CLIENTS, ANSWERS, receipt].map(|name| requests.join(name).join(id));
+    let receiver = if receipt == FAR_ENDS { FAR_ENDS } else { CLIENTS };
+    let [receiver, data, receipt] = [receiver, ANSWERS, receipt].map(|name| requests.join(name).join(id));
     ReceiverPaths { receiver, data, receipt }
 }
 
@@ -378,13 +383,39 @@ fn claims(file: &File) -> io::Result<u8> {
     Ok(claims[0])
 }
 
-/// Removes what killed clients have left behind.
+/// One of the far ends that sleep in `folder`, not always the same.
+///
+/// # Errors
+/// When it cannot be seen whether one does.
+pub(super) fn find_far_end(files: &Files, folder: &Path) -> Result<Option<Knocker>, Error> {
+    let names = names(folder)?;
+    let start = usize::try_from(now_ms() % 1000).unwrap_or(0);
+    for number in start..start + names.len() {
+        let far_end = files.find_sleeper(&folder.join(&names[number % names.len()]))?;
+        if far_end.is_some() {
+            return Ok(far_end);
+        }
+    }
+    Ok(None)
+}
+
+/// Removes what killed clients and far ends have left behind.
 fn tidy(files: &Files, requests: &Path) -> Result<(), Error> {
-    for folder in FOLDERS {
-        for name in names(&requests.join(folder))? {
+    for folder in FOLDERS.into_iter().chain([FAR_ENDS]) {
+        let path = requests.join(folder);
+        for name in names(&path)? {
             let paths = paths_of(requests, &name, folder);
-            if !paths.are_received(files)? {
+            if paths.are_received(files)? {
+                continue;
+            }
+            if folder != FAR_ENDS {
                 paths.remove()?;
+            // Somebody may be making it.
+            } else if !modified(&paths.receiver)?.is_some_and(|made| is_recent(made, MAKING_TIME)) {
+                let seen = modified(&path)?;
+                paths.remove()?;
+                // It went long ago.
+                seen.map(|seen| File::open(&path)?.set_modified(seen)).transpose()?;
             }
         }
     }
@@ -469,6 +500,35 @@ mod tests {
     }
 
     #[test]
+    fn what_a_killed_far_end_leaves_is_called_by_nobody_and_does_not_look_as_if_it_had_just_left() {
+        let scene = Scene::new();
+        let Scene { requests, .. } = &scene;
+        drop(requests.listen().unwrap());
+        let killed = requests.path(FAR_ENDS).join("killed");
+        make_fifo(&killed).unwrap();
+        let made_at = |seconds| {
+            let at = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: at, last_modification: at };
+            rustix::fs::utimensat(rustix::fs::CWD, &killed, &times, rustix::fs::AtFlags::empty()).unwrap();
+        };
+        let far_ends = || requests.files.far_ends(&requests.server).unwrap();
+        let seen = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        File::open(requests.path(FAR_ENDS)).unwrap().set_modified(seen).unwrap();
+        let _pending = scene.ask(1).unwrap().unwrap();
+        tidy(&requests.files, &requests.path).unwrap();
+        assert!(killed.exists(), "somebody may be making it");
+        made_at(2_000_000);
+        assert!(!far_ends().is_listening);
+        tidy(&requests.files, &requests.path).unwrap();
+        assert!(!killed.exists());
+        assert_eq!((far_ends().seen, far_ends().is_listening), (Some(seen), false));
+        let living = requests.listen().unwrap();
+        tidy(&requests.files, &requests.path).unwrap();
+        assert!(far_ends().is_listening && far_ends().seen > Some(seen));
+        drop(living);
+    }
+
+    #[test]
     fn who_cannot_be_seen_is_not_taken_for_gone() {
         let scene = Scene::new();
         let (_, paths) = scene.leave(WAITING);
@@ -480,9 +540,9 @@ mod tests {
         for kept in [&paths.receiver, &paths.data, &paths.receipt] {
             assert!(kept.symlink_metadata().is_ok(), "{} is gone", kept.display());
         }
-        let listeners = scene.requests.path(LISTENERS);
-        std::fs::remove_file(&listeners).unwrap();
-        std::os::unix::fs::symlink(&listeners, &listeners).unwrap();
+        let far_ends = scene.requests.path(FAR_ENDS);
+        let far_end = far_ends.join("unseen");
+        std::os::unix::fs::symlink(&far_end, &far_end).unwrap();
         scene.requests.files.far_ends(&scene.requests.server).unwrap_err();
     }
 

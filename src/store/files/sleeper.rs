@@ -4,9 +4,9 @@
 //! the FIFO's place: a symbolic link to nothing, whose text names the node and the sleeper's number there. It is made and
 //! read whole, by one system call. Others knock at the node, whose lock says whether that is there.
 
+use super::knock::Knock;
 use super::link::Linked;
 use super::near::Near;
-use super::node::Knock;
 use super::wake::{Fifo, knock, open_to_knock};
 use super::{Error, Files, remove_file};
 use crate::wake::Ready;

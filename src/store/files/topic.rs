@@ -183,6 +183,11 @@ impl OpenTopic<'_> {
         self.log.end()
     }
 
+    /// The bytes of its file.
+    pub fn size(&self) -> u64 {
+        self.log.size()
+    }
+
     /// Appends a record of this time (ms since 1970), and tells its id. `floor` is asked, seldom, up to which id all members have been given the log.
     ///
     /// # Errors

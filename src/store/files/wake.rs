@@ -16,38 +16,12 @@ pub(super) fn knock(way: &OwnedFd) {
     let _ = rustix::io::write(way, &[NEWS]);
 }
 
-/// Whether somebody has a FIFO open. Nobody is woken.
-///
-/// # Errors
-/// When that cannot be seen: it is no sign that nobody has.
-pub(super) fn is_heard(fifo: &Path) -> Result<bool, Error> {
-    Ok(open_to_knock(fifo)?.is_some())
-}
-
-/// Writes a whole message into a FIFO, if somebody has it open, and removes it: before, so that whoever is told finds it gone.
-///
-/// # Errors
-/// As for [`is_heard`], or when it cannot be removed. Then nobody is told.
-pub(super) fn call_and_remove(fifo: &Path, message: &[u8]) -> Result<(), Error> {
-    let opened = open_to_knock(fifo)?;
-    remove_file(fifo)?;
-    write_to(opened, message);
-    Ok(())
-}
-
 /// Writes a whole message into a FIFO, if somebody has it open and there is room. Whether somebody has.
 pub(super) fn call(fifo: &Path, message: &[u8]) -> bool {
-    let opened = open_to_knock(fifo).ok().flatten();
-    let is_heard = opened.is_some();
-    write_to(opened, message);
-    is_heard
-}
-
-fn write_to(opened: Option<OwnedFd>, message: &[u8]) {
-    if let Some(fifo) = opened {
-        // All of it or nothing, because it is shorter than `PIPE_BUF`.
-        let _ = rustix::io::write(&fifo, message);
-    }
+    let Ok(Some(fifo)) = open_to_knock(fifo) else { return false };
+    // All of it or nothing, because it is shorter than `PIPE_BUF`.
+    let _ = rustix::io::write(&fifo, message);
+    true
 }
 
 /// The way to whoever has a FIFO open, which reports an error (`POLLERR`) once nobody has any more. `None`, that nobody has, is what the kernel says with `ENXIO`, or that there is no
@@ -72,19 +46,6 @@ impl Fifo {
     pub(super) fn make(path: &Path) -> Result<Self, Error> {
         make_fifo(path)?;
         Ok(Self::open(path)?)
-    }
-
-    /// Opens the one at `path`, which others may have open too, or makes it.
-    pub(super) fn open_or_make(path: &Path) -> Result<Self, Error> {
-        let opened = Self::open(path);
-        if !matches!(opened, Err(Errno::NOENT)) {
-            return Ok(opened?);
-        }
-        match new_fifo(path) {
-            // Somebody was faster.
-            Ok(()) | Err(Errno::EXIST) => Ok(Self::open(path)?),
-            Err(error) => Err(error.into()),
-        }
     }
 
     fn open(path: &Path) -> rustix::io::Result<Self> {
@@ -184,6 +145,7 @@ mod tests {
     fn only_what_the_kernel_says_of_it_means_that_nobody_is_there() {
         let dir = TestDir::new();
         let path = dir.join("fifo");
+        let is_heard = |path: &Path| open_to_knock(path).map(|way| way.is_some());
         assert!(!is_heard(&path).unwrap(), "there is none");
         let fifo = Fifo::make(&path).unwrap();
         assert!(is_heard(&path).unwrap());
@@ -193,7 +155,5 @@ mod tests {
         let unseen = dir.join("unseen");
         std::os::unix::fs::symlink(&unseen, &unseen).unwrap();
         assert!(is_heard(&unseen).is_err());
-        assert!(call_and_remove(&unseen, b"!").is_err());
-        assert!(unseen.is_symlink(), "and so it stays");
     }
 }

@@ -202,6 +202,17 @@ fn peers_of_the_server_and_of_a_cgi_program_talk_to_each_other() {
         assert_eq!(host_stream.body(), json!(number));
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    // They cost the server no thread, and one descriptor.
+    let of_server = |what: &str| {
+        let there = std::fs::read_dir(format!("/proc/{}/{what}", relay.pid().as_raw_nonzero())).unwrap();
+        there.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let mut threads = of_server("task").into_iter().filter_map(|task| std::fs::read_to_string(task.join("comm")).ok());
+    assert!(threads.all(|name| name != "knocks\n"));
+    let opened = of_server("fd").into_iter().filter_map(|fd| std::fs::read_link(fd).ok());
+    let fifos: Vec<_> = opened.filter(|file| file.starts_with(relay.data().join("nodes"))).collect();
+    let is_fifo = |file: &std::path::PathBuf| file.extension().is_some_and(|end| end == "wake");
+    assert_eq!(fifos.iter().filter(|file| is_fifo(file)).count(), 1, "{fifos:?}");
 
     // A stream moves from one door to the other.
     let moved = cgi.resume(&host.token, &host_stream.last_id);

@@ -7,18 +7,21 @@ mod sweep;
 mod users;
 
 use super::folder::{Folder, beside, remove_beside};
+use super::kept::{FRESH, READ};
+use super::knock::Knock;
 use super::log::reader::Reader;
 use super::log::{Address, ms_since_2026};
-use super::members::{Line, Table};
-use super::node::{Knock, topic_of};
-use super::topic::{Keep, Topic, oldest};
-use super::{Error, Files, Kind, UNUSED_TIME, if_there};
+use super::members::{Edition, Line, Table};
+use super::node::topic_of;
+use super::topic::{Keep, OpenTopic, Topic, oldest};
+use super::{Error, FileIdentity, Files, Kind, UNUSED_TIME};
 use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::store::buses::{BusName, Proof, Refused, User};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LOG: &str = "log";
 /// The readers that wait.
@@ -61,6 +64,16 @@ impl Line for Waiting {
     fn key(&self) -> &str {
         &self.key
     }
+}
+
+/// The nodes on which readers wait, which whoever posts next need not read again: whoever begins to wait gives the table a
+/// new edition. Nodes from which all readers have gone may be among them.
+#[derive(Default)]
+struct Nodes {
+    names: BTreeSet<String>,
+    table: Option<FileIdentity>,
+    edition: Option<Edition>,
+    read_at: Option<Instant>,
 }
 
 /// A bus, locked.
@@ -166,27 +179,25 @@ impl Files {
         } else if bus.record.signed_only {
             return Err(Refused::NotRegistered);
         }
-        if bus.is_crowded_by(user)? {
-            return Err(Refused::SaysTooMuch(settings.max_queue));
-        }
-        bus.say(user, data)
+        bus.say(user, data, true)
     }
 
     pub fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, Refused> {
         let bus = self.bus_of(name, user, settings)?;
-        if bus.record.signed_only { Err(Refused::NotRegistered) } else { bus.say(user, data) }
+        if bus.record.signed_only { Err(Refused::NotRegistered) } else { bus.say(user, data, false) }
     }
 
     pub fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, Refused> {
-        self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data)
+        self.bus_or_new(name, false, settings)?.0.say(User::APPLICATION, data, false)
     }
 
-    /// Wakes those that wait at the bus whose record stands at `path`.
-    fn wake_all(&self, path: &Path) -> Result<(), Error> {
-        let waiting = Table::<Waiting>::all_at(&beside(path, MEMBERS))?;
-        let topic = topic_of(path);
-        let knocks = Knock::all(&topic, waiting.iter().map(|entry| entry.line.node.as_str()));
-        let unheard = knocks.filter(|knock| !self.knock(knock)).count();
+    /// Wakes those that wait on these nodes at the bus whose record stands at `path`.
+    fn wake_all(&self, path: &Path, nodes: Nodes) -> Result<(), Error> {
+        let knocks = Knock::all(&topic_of(path), nodes.names.iter().map(String::as_str)).collect::<Vec<_>>();
+        let unheard = knocks.iter().filter(|knock| !self.knock(knock)).count();
+        if nodes.edition.is_some() {
+            READ.keep(&beside(path, MEMBERS), Box::new(nodes));
+        }
         if unheard > 0
             && let Some(folder) = Folder::<BusRecord>::try_open(path, Kind::Buses.shape())?
         {
@@ -229,31 +240,53 @@ impl<'a> Bus<'a> {
         Ok(user)
     }
 
-    /// Appends a message, and wakes those that wait once the lock is let go.
-    fn say(mut self, user: User, data: &str) -> Result<u64, Refused> {
+    /// Appends a message, and wakes those that wait once the lock is let go. `is_one_of_many` has it refused where the user
+    /// says too much.
+    fn say(mut self, user: User, data: &str, is_one_of_many: bool) -> Result<u64, Refused> {
+        let topic = self.topic();
+        let log = topic.open()?;
+        if is_one_of_many && self.is_crowded_by(user, &log)? {
+            return Err(Refused::SaysTooMuch(self.settings.max_queue));
+        }
         if !self.record.was_posted_to {
             self.record.was_posted_to = true;
             self.folder.write(&self.record)?;
         }
-        let id = self.topic().open()?.append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
-        let (files, path) = (self.files, self.folder.path().to_owned());
+        let id = log.append(now_ms(), &ALL, &user.0.to_string(), data, || Ok(0))?;
+        let (files, path, nodes) = (self.files, self.folder.path().to_owned(), self.nodes());
         drop(self);
         // It is said, whatever comes now: whoever cannot be woken looks by itself within seconds.
-        if let Err(error) = files.wake_all(&path) {
+        if let Err(error) = nodes.and_then(|nodes| files.wake_all(&path, nodes)) {
             error.log();
         }
         Ok(id)
     }
 
+    /// Where readers wait.
+    fn nodes(&self) -> Result<Nodes, Error> {
+        let path = self.folder.beside(MEMBERS);
+        let Some(table) = Table::<Waiting>::open(&path)? else { return Ok(Nodes::default()) };
+        let (identity, edition) = (Some(table.identity()), table.edition()?);
+        if let Some(known) = READ.take(&path)
+            && let Ok(known) = known.downcast::<Nodes>()
+            && (known.table, known.edition) == (identity, edition)
+            && known.read_at.is_some_and(|read_at| read_at.elapsed() < FRESH)
+        {
+            return Ok(*known);
+        }
+        let names = table.all()?.into_iter().map(|entry| entry.line.node).collect();
+        Ok(Nodes { names, table: identity, edition, read_at: Some(Instant::now()) })
+    }
+
     /// Whether this user is to leave room for others: more than three quarters of the limit are alive, and of what was posted
     /// last more than a quarter is the user's. That is read back, a bounded piece, because nobody counts for each user.
-    fn is_crowded_by(&self, user: User) -> Result<bool, Error> {
+    fn is_crowded_by(&self, user: User, log: &OpenTopic<'_>) -> Result<bool, Error> {
         let (topic, limit) = (self.topic(), self.settings.max_queue);
         let many = limit / 4 * 3;
-        if if_there(std::fs::metadata(&topic.log))?.is_none_or(|log| log.len() <= many) {
+        if log.size() <= many {
             return Ok(false);
         }
-        let mut reader = Reader::open(&topic.log, topic.end()?)?;
+        let mut reader = Reader::open(&topic.log, log.end())?;
         let end = reader.position();
         if end - reader.dead_up_to(oldest(topic.keep.lifetime), u64::MAX)? <= many {
             return Ok(false);

@@ -197,7 +197,7 @@ fn a_fifo_that_may_have_been_full_wakes_all() {
     let hand_on = |bytes: &[u8]| {
         // What a read of the FIFO gives.
         std::fs::write(dir.join("read"), bytes).unwrap();
-        files.shared().unwrap().hand_on(File::open(dir.join("read")).unwrap());
+        files.shared().unwrap().hand_on(File::open(dir.join("read")).unwrap(), &mut vec![0; 64 * 1024]);
     };
     hand_on(message.repeat(MANY / MESSAGE).as_bytes());
     assert!(is_woken(&a) && !is_woken(&b));
@@ -237,4 +237,53 @@ fn others_of_a_process_see_how_far_a_listener_is() {
     );
     drop((new, old, other));
     assert!(files.cursors(&topic).unwrap().1.is_empty() && lock(&files.shared().unwrap().audiences).is_empty());
+}
+
+#[test]
+fn files_that_were_removed_are_made_anew_though_others_knock_all_the_time() {
+    let _alone = lock(&ONE_AT_A_TIME);
+    let dir = TestDir::new();
+    let files = home(&dir);
+    let _one_node = files.listen_as_one().unwrap();
+    let wakeup = listener(&files, &hash_name("a"), 1);
+    let id = wakeup.node().to_owned();
+    let message = knock_for(&id, &hash_name("a"), None, Cause::News).message();
+    std::fs::remove_file(files.nodes().join(&id)).unwrap();
+    eventually(
+        || {
+            // Never less than one every 5 ms.
+            call(&files.wake_of(&id), message.as_bytes());
+            files.nodes().join(&id).exists()
+        },
+        "its file is there",
+    );
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn tasks_hear_what_others_knock_for_and_look_after_the_files() {
+    let _alone = lock(&ONE_AT_A_TIME);
+    let dir = TestDir::new();
+    let files = home(&dir);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let one_node = runtime.block_on(async { files.listen_as_one().unwrap() });
+    assert_eq!(runtime.metrics().num_alive_tasks(), 1, "there is no thread for it");
+    let topic = hash_name("a");
+    let wakeup = listener(&files, &topic, 1);
+    let id = wakeup.node().to_owned();
+    let is_heard = |cause| {
+        call(&files.wake_of(&id), knock_for(&id, &topic, Some(1), cause).message().as_bytes());
+        eventually(|| is_woken(&wakeup), "it is woken");
+        assert_eq!(wakeup.hear(), cause);
+    };
+    [Cause::News, Cause::Takeover, Cause::News].into_iter().for_each(is_heard);
+    std::fs::remove_dir_all(files.nodes()).unwrap();
+    eventually(|| is_woken(&wakeup), "it may have missed a knock");
+    wakeup.hear();
+    // The FIFO is another one now.
+    [Cause::News, Cause::Takeover].into_iter().for_each(is_heard);
+    let shared = Arc::downgrade(&files.shared().unwrap());
+    drop((wakeup, one_node));
+    eventually(|| shared.upgrade().is_none(), "the shared node ends with whoever made it");
+    eventually(|| runtime.metrics().num_alive_tasks() == 0, "and so does the task");
 }

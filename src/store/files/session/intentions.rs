@@ -68,7 +68,7 @@ impl Files {
         policy: &Policy<'_>,
     ) -> Result<(), Refused> {
         let mut session = self.session(host, policy)?.ok_or(Refused::ClientGone)?;
-        let mut client = session.find(&client_key(client))?.ok_or(Refused::ClientGone)?;
+        let mut client = session.glance(&client_key(client))?.ok_or(Refused::ClientGone)?;
         if !session.client_is_present(&mut client)? {
             return Err(Refused::ClientGone);
         }
@@ -110,7 +110,7 @@ impl Session<'_> {
         if is_taken || self.record.registration.is_some() {
             return Ok(is_taken);
         }
-        match self.host()? {
+        match self.find(&host_key(self.record.registration.as_deref()))? {
             Some(host) => Ok(self.topic(true).has_message(host.position(), host.wants())?),
             None => Ok(false),
         }
@@ -170,14 +170,13 @@ impl Session<'_> {
     }
 
     fn say_to_all(&mut self, data: &str) -> Result<Vec<(ClientId, bool)>, Refused> {
-        let mut clients = self.clients()?;
+        let mut roster = self.roster()?;
         let mut is_there = Vec::new();
-        for client in &mut clients {
-            is_there.push(self.client_is_present(client)?);
+        for member in &mut roster.members {
+            let is_client = !member.line.is_host() && self.is_current(member);
+            is_there.push(is_client && self.client_is_present(member)?);
         }
-        let recipients: Vec<_> =
-            clients.iter().zip(is_there).filter_map(|(client, is_there)| is_there.then_some(client)).collect();
-        if recipients.is_empty() {
+        if !is_there.contains(&true) {
             // Clients may wait for a host that has yet to come; a message that reaches nobody need not.
             let is_nobody = self.host_presence()? == Presence::Waiting || !self.host_is_present()?;
             return if is_nobody { Err(Refused::NobodyThere) } else { Ok(Vec::new()) };
@@ -185,6 +184,12 @@ impl Session<'_> {
         let topic = self.topic(false);
         let open = topic.open()?;
         let room = self.policy.settings.max_queue.saturating_sub(data.len() as u64);
+        let lags = |client: &Entry<Member>| open.end().saturating_sub(client.position()) > room;
+        if roster.members.iter().zip(&is_there).any(|(client, is_there)| *is_there && lags(client)) {
+            self.bring_up_to_date(&mut roster.members);
+        }
+        let recipients: Vec<_> =
+            roster.members.iter().zip(is_there).filter_map(|(client, is_there)| is_there.then_some(client)).collect();
         let (mut answer, mut except) = (Vec::new(), Vec::new());
         for client in &recipients {
             let is_sent = topic.lag(client.position(), open.end(), room, client.wants())? <= room;
@@ -198,6 +203,7 @@ impl Session<'_> {
         let to = Address::All { generation: self.record.generation, except };
         open.append(self.now, &to, event, data, || self.floor(false))?;
         self.knock_all(recipients.into_iter());
+        self.keep(roster);
         Ok(answer)
     }
 

@@ -1,13 +1,15 @@
 //! Listening: the end at which a host, or a client, takes its events from the log.
 
 use super::super::folder::beside;
+use super::super::knock::Cause;
 use super::super::log::Address;
 use super::super::log::reader::Reader;
 use super::super::members::{Cursor, Entry, Slot, Table};
-use super::super::node::{Cause, Wakeup};
+use super::super::node::Wakeup;
 use super::super::topic::{LEFT_OUT, MESSAGE, is_for, milliseconds, oldest};
 use super::super::{Error, FileIdentity, Files, identity, if_there, modified, read_small};
 use super::intentions::missing;
+use super::roster::Leaving;
 use super::{MEMBERS, Member, Session, SessionRecord, host_key, presence};
 use crate::clock::{is_recent, now_ms};
 use crate::store::sessions::{Event, Party, Policy, Refused, Standing};
@@ -55,6 +57,8 @@ pub struct Listener {
     missing: u32,
     /// When its table and its record were written last, if there is nothing new to be told as long as they stay so.
     quiet_since: Option<(SystemTime, SystemTime)>,
+    /// It stands after the wake-up, because fields are dropped in this order.
+    _leaving: Leaving,
 }
 
 /// Whether there is something to tell of peers.
@@ -150,6 +154,9 @@ impl Session<'_> {
         self.table()?.put(member.slot, &member.line, member.cursor)?;
         wakeup.note(member.cursor);
         wakeup.stand_at(member.slot);
+        if member.line.is_host() {
+            wakeup.stand_apart();
+        }
         let members = self.table()?.identity();
         let words = self.policy.words;
         let id = party.client.as_ref().map_or(party.host.as_str(), |client| client.as_str());
@@ -176,6 +183,7 @@ impl Session<'_> {
             may_have_more: true,
             missing: 0,
             quiet_since: None,
+            _leaving: Leaving::of(self.folder.path()),
         })
     }
 }

@@ -8,12 +8,14 @@
 mod intentions;
 pub mod listener;
 mod member;
+mod roster;
 pub(super) mod sweep;
 
 use super::folder::{Folder, remove_beside};
+use super::knock::{Cause, Knock};
 use super::log::Address;
 use super::members::{Cursor, Entry, Slot, Table};
-use super::node::{Alive, Cause, Knock, topic_of};
+use super::node::{Alive, topic_of};
 use super::topic::{Keep, Topic, UNDER_WAY};
 use super::{Error, Files, Kind, UNUSED_TIME};
 use crate::clock::{has_passed_by, is_recent, now_ms};
@@ -21,6 +23,7 @@ use crate::store::error::Full;
 use crate::store::sessions::{Party, Policy, Refused};
 use crate::token::{ClientId, HostId};
 use member::{Member, Presence, client_key, host_key, presence};
+use roster::{Known, Roster};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -57,6 +60,7 @@ struct Session<'a> {
     policy: &'a Policy<'a>,
     record: SessionRecord,
     table: Option<Table<Member>>,
+    known: Known,
     /// The lock. It stands before the knocks, because fields are dropped in this order.
     folder: Folder<SessionRecord>,
     knocks: Knocks<'a>,
@@ -123,8 +127,9 @@ impl<'a> Session<'a> {
         record: SessionRecord,
     ) -> Result<Self, Error> {
         let table = Table::open(&folder.beside(MEMBERS))?;
+        let known = Known::of(folder.path(), table.as_ref())?;
         let knocks = Knocks { waiting: Vec::new(), alive: files.alive() };
-        Ok(Self { files, policy, record, table, folder, knocks, now: now_ms(), is_look: false })
+        Ok(Self { files, policy, record, table, known, folder, knocks, now: now_ms(), is_look: false })
     }
 
     /// The name that knocks have for it.
@@ -167,26 +172,52 @@ impl<'a> Session<'a> {
 
     /// All members. A line that is damaged is nobody's, and freed: its member, if it listens, takes another.
     fn all(&self) -> Result<Vec<Entry<Member>>, Error> {
-        let Some(table) = &self.table else { return Ok(Vec::new()) };
-        let mut all = table.all_mended()?;
+        let mut all = self.table.as_ref().map_or(Ok(Vec::new()), Table::all_mended)?;
         self.bring_up_to_date(&mut all);
         Ok(all)
     }
 
-    /// Those that listen in this process may be further on than they have written; and whoever could not write that it ends
-    /// is gone all the same, though its node is not.
-    fn bring_up_to_date(&self, entries: &mut [Entry<Member>]) {
-        if entries.is_empty() {
-            return;
+    /// A member, as [`Session::find`] has it, but that it may be further on than this says.
+    fn glance(&self, key: &str) -> Result<Option<Entry<Member>>, Error> {
+        match (&self.table, &self.known.roster) {
+            (Some(table), Some(roster)) if !table.is_changed() => Ok(table.find_among(&roster.members, key).cloned()),
+            _ => self.find(key),
         }
-        let Some((node, cursors)) = self.files.cursors(&self.name()) else { return };
+    }
+
+    /// All members, which may be further on than this says.
+    fn roster(&mut self) -> Result<Roster, Error> {
+        match self.known.roster.take() {
+            Some(roster) if !self.has_changed() => Ok(roster),
+            _ => Roster::read(self.folder.path(), self.table.as_ref(), |members| self.bring_up_to_date(members)),
+        }
+    }
+
+    /// Keeps them for the next one.
+    fn keep(&mut self, roster: Roster) {
+        self.known.roster = Some(roster).filter(|_| !self.has_changed());
+    }
+
+    fn has_changed(&self) -> bool {
+        self.table.as_ref().is_some_and(Table::is_changed)
+    }
+
+    /// Those that listen in this process may be further on than they have written; and whoever could not write that it ends
+    /// is gone all the same, though its node is not. Whether all that listen do so in this process.
+    fn bring_up_to_date(&self, entries: &mut [Entry<Member>]) -> bool {
+        if entries.is_empty() {
+            return true;
+        }
+        let Some((node, cursors)) = self.files.cursors(&self.name()) else { return false };
+        let mut are_all_here = true;
         for entry in entries {
             match cursors.get(&entry.slot) {
                 Some(cursor) if cursor.stream == entry.line.stream => entry.cursor = *cursor,
                 _ if entry.line.node == node => entry.line.node.clear(),
-                _ => {}
+                _ => are_all_here &= !entry.line.says_it_listens() || entry.line.node.is_empty(),
             }
         }
+        are_all_here
     }
 
     fn clients(&self) -> Result<Vec<Entry<Member>>, Error> {
@@ -222,9 +253,9 @@ impl<'a> Session<'a> {
         Ok(Entry { slot, cursor, line })
     }
 
-    /// The line of the current host; `None` where nobody has joined or listened.
+    /// The line of the current host, at a [glance](Self::glance); `None` where nobody has joined or listened.
     fn host(&self) -> Result<Option<Entry<Member>>, Error> {
-        self.find(&host_key(self.record.registration.as_deref()))
+        self.glance(&host_key(self.record.registration.as_deref()))
     }
 
     fn host_or_new(&mut self) -> Result<Entry<Member>, Error> {
@@ -379,7 +410,7 @@ impl<'a> Session<'a> {
 
     /// The line of a client that may speak. One that an application has minted is added when it first appears.
     fn speaking_client(&mut self, party: &Party, client: &ClientId) -> Result<Entry<Member>, Refused> {
-        let found = self.find(&client_key(client))?;
+        let found = self.glance(&client_key(client))?;
         let mut client = match (&party.registration, found) {
             (None, Some(found)) => found,
             (None, None) if self.host_is_present()? => self.add_client(client, u32::MAX)?,
@@ -458,7 +489,13 @@ impl<'a> Session<'a> {
         let topic = self.topic(entry.line.is_host());
         let open = topic.open()?;
         let room = limit.saturating_sub(data.len() as u64);
-        let waiting = topic.lag(entry.position(), open.end(), room, entry.wants())?;
+        let mut waiting = topic.lag(entry.position(), open.end(), room, entry.wants())?;
+        if waiting > room
+            && let Some(entry) = self.find(&entry.line.key)?
+        {
+            // It may be further on than it was at a glance.
+            waiting = topic.lag(entry.position(), open.end(), room, entry.wants())?;
+        }
         if waiting > room {
             return Err(Error::QueueFull(Full { limit }));
         }
@@ -483,7 +520,9 @@ impl<'a> Session<'a> {
     /// One knock a node.
     fn knock_all<'e>(&mut self, entries: impl Iterator<Item = &'e Entry<Member>>) {
         let nodes = entries.filter(|entry| entry.line.says_it_listens()).map(|entry| entry.line.node.as_str());
-        self.knocks.waiting.extend(Knock::all(&topic_of(self.folder.path()), nodes));
+        let mut nodes: Vec<_> = nodes.collect();
+        nodes.dedup();
+        self.knocks.waiting.extend(Knock::all(&topic_of(self.folder.path()), nodes.into_iter()));
     }
 
     // ---- who has gone

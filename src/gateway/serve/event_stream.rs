@@ -1,0 +1,111 @@
+//! An event stream over HTTP/1 without TLS, which is taken from hyper once it is asked for.
+//!
+//! Nothing else comes on its connection, so nothing has to be parsed or framed any more: what is written goes to the socket as
+//! it is, and ends where the connection does (RFC 9112, 6.3). Thousands of them cost what their sockets and their place in the
+//! store cost.
+
+use super::listening::Socket;
+use super::waiting::Waiting;
+use crate::gateway::client::{Client, Outgoing, Woken};
+use crate::gateway::reply::Producer;
+use crate::gateway::status::Status;
+use crate::wake::Wake;
+use std::borrow::Cow;
+use std::io;
+use std::task::{Context, Poll};
+use std::time::{Instant, SystemTime};
+use tokio::io::AsyncWriteExt as _;
+
+/// A stream that has not begun.
+pub(super) struct EventStream {
+    head: Vec<u8>,
+    produce: Producer,
+}
+
+impl EventStream {
+    /// With these fields, whose names and values are clean.
+    pub fn new(status: Status, fields: &[(Cow<'static, str>, Vec<u8>)], produce: Producer) -> Self {
+        let date = httpdate::HttpDate::from(SystemTime::now());
+        let mut head =
+            format!("HTTP/1.1 {status}\r\nServer: uhst-relay\r\nDate: {date}\r\nConnection: close\r\n").into_bytes();
+        for (name, value) in fields {
+            head.extend_from_slice(name.as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value);
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        Self { head, produce }
+    }
+
+    /// Writes it, until it is over or the client has gone.
+    pub async fn run(self, mut socket: Socket) {
+        if socket.write_all(&self.head).await.is_ok() {
+            let waiting = Waiting::new(Some(socket.clone()));
+            (self.produce)(&mut Way { socket, waiting, state: State::Free }).await;
+        }
+    }
+}
+
+enum State {
+    Free,
+    /// The socket takes nothing at the moment.
+    Full,
+    /// The client has gone.
+    Broken,
+}
+
+/// The way to its client.
+struct Way {
+    socket: Socket,
+    waiting: Waiting,
+    state: State,
+}
+
+impl Client for Way {
+    fn poll_wait(
+        &mut self,
+        cx: &mut Context<'_>,
+        wakes: &mut [&mut dyn Wake],
+        to_write: bool,
+        until: Instant,
+    ) -> Poll<Woken> {
+        match self.state {
+            State::Broken => return Poll::Ready(Woken::HungUp),
+            State::Full if to_write && self.socket.poll_writable(cx) => self.state = State::Free,
+            _ => {}
+        }
+        self.waiting.poll(cx, wakes, to_write && self.is_writable(), until)
+    }
+}
+
+impl Outgoing for Way {
+    fn is_own(&self) -> bool {
+        true
+    }
+
+    fn is_broken(&self) -> bool {
+        matches!(self.state, State::Broken)
+    }
+
+    fn is_writable(&self) -> bool {
+        matches!(self.state, State::Free)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        if bytes.is_empty() || !self.is_writable() {
+            return 0;
+        }
+        match self.socket.write_some(bytes) {
+            Ok(written) => written,
+            Err(error) => {
+                self.state = if error.kind() == io::ErrorKind::WouldBlock { State::Full } else { State::Broken };
+                0
+            }
+        }
+    }
+
+    fn cut(&mut self) {
+        self.state = State::Broken;
+    }
+}

@@ -1,0 +1,106 @@
+//! What one that says something to all has read of the table, for those that come next: in one process thousands of messages
+//! may go to the same thousand clients, and to read these each time would be most of the work.
+//!
+//! Three things make it safe. Whoever changes a line, in whatever process, gives the table a new edition under the lock of the
+//! session. Cursors change without that, so a roster is kept only where all that listen do so in this process, which knows how far
+//! they are; a position in a roster is one that its member had, and so tells at worst that it lags more than it does: then it is
+//! asked for anew. And a listener of this process that cannot say that it ends is
+//! [counted](Leaving).
+//!
+//! A stranger may have written into the table without all this, or damaged it: so nothing is taken from a roster that is old.
+
+use super::super::kept::{FRESH, READ};
+use super::super::members::{Edition, Entry, Table};
+use super::super::{Error, FileIdentity};
+use super::member::Member;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// How many listeners of this process have gone, of the sessions that share a number.
+static LEFT: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+
+/// Those of the session whose record stands at `path`: its name is a hash.
+fn left(path: &Path) -> &'static AtomicU64 {
+    let sum =
+        path.as_os_str().as_encoded_bytes().iter().fold(0_usize, |sum, byte| sum * 31 % 4093 + usize::from(*byte));
+    &LEFT[sum % LEFT.len()]
+}
+
+/// Counts a listener when it is dropped. It has to go after what the listener is woken by, which shows that it is there.
+pub(super) struct Leaving(&'static AtomicU64);
+
+impl Leaving {
+    /// Of the session whose record stands at `path`.
+    pub fn of(path: &Path) -> Self {
+        Self(left(path))
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// All members of a session, as they were under an earlier lock.
+pub(super) struct Roster {
+    pub members: Vec<Entry<Member>>,
+    table: Option<FileIdentity>,
+    /// `None` where the next one has to read the table again.
+    edition: Option<Edition>,
+    left: u64,
+    read_at: Instant,
+}
+
+/// What a session has of it, which it keeps for the next one.
+pub(super) struct Known {
+    record: PathBuf,
+    pub roster: Option<Roster>,
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        if let Some(roster) = self.roster.take().filter(|roster| roster.edition.is_some()) {
+            READ.keep(&self.record, Box::new(roster));
+        }
+    }
+}
+
+impl Known {
+    /// What is known of the session whose record stands at `path`, and is locked.
+    pub fn of(path: &Path, table: Option<&Table<Member>>) -> Result<Self, Error> {
+        let mut known = Self { record: path.to_owned(), roster: None };
+        if let (Some(table), Some(roster)) = (table, READ.take(path))
+            && let Ok(roster) = roster.downcast::<Roster>()
+            && roster.read_at.elapsed() < FRESH
+            && roster.left == left(path).load(Ordering::SeqCst)
+            && roster.table == Some(table.identity())
+            && roster.edition == table.edition()?
+        {
+            known.roster = Some(*roster);
+        }
+        Ok(known)
+    }
+}
+
+impl Roster {
+    /// Reads all members of the session whose record stands at `path`. `bring_up_to_date` says whether all that listen do so in
+    /// this process.
+    pub fn read(
+        path: &Path,
+        table: Option<&Table<Member>>,
+        bring_up_to_date: impl FnOnce(&mut [Entry<Member>]) -> bool,
+    ) -> Result<Self, Error> {
+        // Before the members: whatever happens while they are read is seen by the next one.
+        let (left, read_at) = (left(path).load(Ordering::SeqCst), Instant::now());
+        let edition = table.map_or(Ok(None), Table::edition)?;
+        let mut members = table.map_or(Ok(Vec::new()), Table::all_mended)?;
+        let are_all_here = bring_up_to_date(&mut members);
+        let edition = edition.filter(|_| are_all_here);
+        Ok(Self { members, table: table.map(Table::identity), edition, left, read_at })
+    }
+}
+
+#[cfg(test)]
+mod tests;
