@@ -334,17 +334,22 @@ impl Desk {
 async fn take_some(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<bool, store::Error> {
     let mut has_more = true;
     while has_more && array.len() < PIECE {
-        let next = reader.next(|heard| {
-            // A poll that comes too late sees it by the numbers.
-            let BusEvent::Message(message) = heard else { return };
-            if array.last() != Some(&b'[') {
-                array.push(b',');
-            }
-            write_message(array, message);
-        });
-        has_more = next.await?;
+        reader.fetch().await?;
+        has_more = add_next(reader, array)?;
     }
     Ok(has_more)
+}
+
+/// The same with what was fetched.
+fn add_next(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<bool, store::Error> {
+    reader.next(|heard| {
+        // A poll that comes too late sees it by the numbers.
+        let BusEvent::Message(message) = heard else { return };
+        if array.last() != Some(&b'[') {
+            array.push(b',');
+        }
+        write_message(array, message);
+    })
 }
 
 /// Gives a whole array from this piece of it on: as fast as the client takes it, but for no longer than there is time.
@@ -428,12 +433,14 @@ impl Member {
         &mut self.reader
     }
 
+    /// Fetches what others have posted next, where it has to be waited for.
+    pub(super) fn fetch(&mut self) -> impl Future<Output = Result<(), store::Error>> {
+        self.reader.fetch()
+    }
+
     /// Gives what others have posted next to `take`; false when there is no more for now.
-    pub(super) fn next(
-        &mut self,
-        mut take: impl FnMut(Message<'_>),
-    ) -> impl Future<Output = Result<bool, store::Error>> {
-        self.reader.next(move |heard| {
+    pub(super) fn next(&mut self, mut take: impl FnMut(Message<'_>)) -> Result<bool, store::Error> {
+        self.reader.next(|heard| {
             if let BusEvent::Message(message) = heard {
                 take(message);
             }
@@ -473,7 +480,7 @@ impl Events for Stream {
     }
 
     fn write_next(&mut self, out: &mut Vec<u8>) -> impl Future<Output = Result<bool, store::Error>> + Send {
-        self.reader.next(|heard| match heard {
+        self.reader.fetch_next(|heard| match heard {
             BusEvent::Lost(id) => sse::write_event(out, id, "lost", "{}"),
             BusEvent::Message(message) => Made::write(message.made, out, |out| {
                 // Writing to memory does not fail.

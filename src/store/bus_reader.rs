@@ -41,13 +41,37 @@ impl BusReader {
         by_either!(self, reader => reader.wait_for_more(settings), reader.wait_for_more(settings))
     }
 
-    /// Gives what there is next to `take`; false when there is no more for now. What is dead, or the user's own, is not
-    /// given.
+    /// Fetches what there is next, where it has to be waited for.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn next(&mut self, take: impl FnMut(BusEvent<'_>)) -> impl Future<Output = Result<bool, Error>> {
-        by_either!(self, reader => reader.next(take), reader.next(take))
+    pub fn fetch(&mut self) -> impl Future<Output = Result<(), Error>> {
+        #[cfg(not(feature = "redis"))]
+        return std::future::ready(Ok(()));
+        #[cfg(feature = "redis")]
+        async move {
+            match self {
+                Self::Files(_) => Ok(()),
+                Self::Redis(reader) => reader.fetch().await,
+            }
+        }
+    }
+
+    /// Gives what there is next, and was fetched, to `take`; false when there is no more for now. What is dead, or the user's own,
+    /// is not given.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn next(&mut self, take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
+        of_either!(self, reader => reader.next(take))
+    }
+
+    /// Both, for a stream.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn fetch_next(&mut self, take: impl FnMut(BusEvent<'_>)) -> impl Future<Output = Result<bool, Error>> {
+        by_either!(self, reader => reader.next(take), reader.fetch_next(take))
     }
 
     /// The id of the last message that was read; before the first one, the id after which it begins.

@@ -25,7 +25,7 @@ fn heard(reader: &mut BusReader) -> Vec<String> {
     reader.look_anew();
     let mut all = Vec::new();
     loop {
-        let next = reader.next(|heard| {
+        let next = reader.fetch_next(|heard| {
             all.push(match heard {
                 BusEvent::Message(message) => message.data.to_owned(),
                 BusEvent::Lost(_) => LOST.to_owned(),
@@ -102,7 +102,7 @@ fn a_message_tells_its_id_and_who_has_posted_it() {
         let mut all = Vec::new();
         let mut reader = store.read(&bus(), start, greet(store), &settings()).done().unwrap();
         while reader
-            .next(|heard| match heard {
+            .fetch_next(|heard| match heard {
                 BusEvent::Message(message) => all.push((message.id, message.user, message.data.to_owned())),
                 BusEvent::Lost(id) => panic!("lost {id}"),
             })

@@ -221,8 +221,14 @@ impl BusReader {
         Ok(())
     }
 
-    /// Reads more, if there may be more, from what the topic was told or from the log.
-    async fn read_more(&mut self) -> Result<(), Error> {
+    /// Fetches what there is next, from what the topic was told or from the log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn fetch(&mut self) -> Result<(), Error> {
+        if !self.read.is_empty() {
+            return Ok(());
+        }
         if let Some(subscription) = &self.subscription {
             if let Some((records, has_more)) = subscription.place.topic.after(self.position) {
                 self.position = records.last().map_or(self.position, |record| record.id);
@@ -244,15 +250,20 @@ impl BusReader {
         }
     }
 
-    /// Gives what there is next to `take`; false when there is no more for now. What is dead, or the user's own, is not
-    /// given.
+    /// Both, for a stream.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub async fn next(&mut self, mut take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
-        if self.read.is_empty() {
-            self.read_more().await?;
-        }
+    pub async fn fetch_next(&mut self, take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
+        self.fetch().await?;
+        self.next(take)
+    }
+
+    /// Gives what was fetched to `take`; false when there is no more for now. What is dead, or the user's own, is not given.
+    ///
+    /// # Errors
+    /// None; the files' home has some.
+    pub fn next(&mut self, mut take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
         for record in self.read.drain(..) {
             // A loss is told with the id before what follows it: whoever comes back with that gets what follows.
             let before = std::mem::replace(&mut self.after, record.id);

@@ -30,7 +30,7 @@ fn notify(redis: &Redis, data: &str) -> Result<u64, Refused> {
 }
 
 async fn take(reader: &mut BusReader, all: &mut Vec<String>) -> Result<bool, Error> {
-    let next = reader.next(|heard| {
+    let next = reader.fetch_next(|heard| {
         all.push(match heard {
             BusEvent::Message(message) => message.data.to_owned(),
             BusEvent::Lost(_) => "lost".to_owned(),
