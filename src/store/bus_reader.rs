@@ -47,14 +47,15 @@ impl BusReader {
     /// When it cannot be read.
     pub fn fetch(&mut self) -> impl Future<Output = Result<(), Error>> {
         #[cfg(not(feature = "redis"))]
-        return std::future::ready(Ok(()));
+        let fetched = std::future::ready(Ok(()));
         #[cfg(feature = "redis")]
-        async move {
+        let fetched = async move {
             match self {
                 Self::Files(_) => Ok(()),
                 Self::Redis(reader) => reader.fetch().await,
             }
-        }
+        };
+        fetched
     }
 
     /// Gives what there is next, and was fetched, to `take`; false when there is no more for now. What is dead, or the user's own,
@@ -63,7 +64,11 @@ impl BusReader {
     /// # Errors
     /// When it cannot be read.
     pub fn next(&mut self, take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
-        of_either!(self, reader => reader.next(take))
+        match self {
+            Self::Files(reader) => reader.next(take),
+            #[cfg(feature = "redis")]
+            Self::Redis(reader) => Ok(reader.next(take)),
+        }
     }
 
     /// Both, for a stream.

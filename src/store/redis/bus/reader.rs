@@ -256,14 +256,11 @@ impl BusReader {
     /// When it cannot be read.
     pub async fn fetch_next(&mut self, take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
         self.fetch().await?;
-        self.next(take)
+        Ok(self.next(take))
     }
 
     /// Gives what was fetched to `take`; false when there is no more for now. What is dead, or the user's own, is not given.
-    ///
-    /// # Errors
-    /// None; the files' home has some.
-    pub fn next(&mut self, mut take: impl FnMut(BusEvent<'_>)) -> Result<bool, Error> {
+    pub fn next(&mut self, mut take: impl FnMut(BusEvent<'_>)) -> bool {
         for record in self.read.drain(..) {
             // A loss is told with the id before what follows it: whoever comes back with that gets what follows.
             let before = std::mem::replace(&mut self.after, record.id);
@@ -281,7 +278,7 @@ impl BusReader {
         if !self.may_have_more && std::mem::take(&mut self.has_lost) {
             take(BusEvent::Lost(self.after));
         }
-        Ok(self.may_have_more)
+        self.may_have_more
     }
 
     /// The id of the last message that was read; before the first one, the id after which it begins.
