@@ -278,7 +278,7 @@ impl<E: Events> Feed<'_, E> {
     /// Writes all that was taken for the client.
     async fn write(&mut self) -> Result<(), End> {
         while !self.unsent.is_empty() {
-            // A write to our own socket never blocks, and after one there is no room until it has been waited for.
+            // A write to our own socket never blocks; room is waited for where there is none.
             if (!self.out.is_own() || !self.out.is_writable())
                 && self.wait(true, self.next_round.saturating_duration_since(instant())).await? != Woken::Writable
             {

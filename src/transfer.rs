@@ -91,12 +91,15 @@ impl<'a, 'b> Feed<'a, 'b> {
                 Ok(Step::Moved) => until = Instant::now() + IDLE,
                 Ok(Step::End) => sender.end(true),
                 Ok(step @ (Step::NoBytes | Step::NoRoom)) => {
-                    let [mut room, mut receiver] = sender.awaited();
                     let mut call = waiting.map(WaitingSender::awaited);
-                    let awaited: &mut dyn Wake =
-                        if matches!(step, Step::NoRoom) { &mut room } else { &mut *self.body.reader };
                     let limit = until.saturating_duration_since(Instant::now());
-                    match client.wait(&mut [&mut receiver, awaited, &mut call], false, limit).await {
+                    let woken = {
+                        let [mut room, mut receiver] = sender.awaited();
+                        let awaited: &mut dyn Wake =
+                            if matches!(step, Step::NoRoom) { &mut room } else { &mut *self.body.reader };
+                        client.wait(&mut [&mut receiver, awaited, &mut call], false, limit).await
+                    };
+                    match woken {
                         Woken::Stopped => return End::Stopped,
                         Woken::HungUp => {
                             self.send_rest(sender).await;
@@ -119,20 +122,25 @@ impl<'a, 'b> Feed<'a, 'b> {
         wait_for_receiver(sender, waiting, client).await
     }
 
-    /// Sends what had come before the client went, as far as there is room for it.
-    async fn send_rest(&mut self, sender: &Sender) {
+    /// Sends what had come before the client went, as far as there is room for it. That may be all of it.
+    async fn send_rest(&mut self, sender: &mut Sender) {
         self.body.reader.give_time(Duration::from_secs(1));
-        loop {
-            while matches!(self.step(sender), Ok(Step::Moved)) {}
-            if self.from < self.buffer.len() {
-                return;
-            }
-            self.from = 0;
-            self.buffer.resize(BUFFER, 0);
-            let read = self.body.reader.read(&mut self.buffer).await.unwrap_or(0);
-            self.buffer.truncate(read);
-            if read == 0 {
-                return;
+        while sender.is_open() {
+            match self.step(sender) {
+                Ok(Step::Moved) => {}
+                Ok(Step::End) => sender.end(true),
+                Ok(Step::NoBytes) => {
+                    self.from = 0;
+                    self.buffer.resize(BUFFER, 0);
+                    let read = self.body.reader.read(&mut self.buffer).await;
+                    self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+                    match read {
+                        Ok(0) => sender.end(true),
+                        Ok(_) => {}
+                        Err(_) => return,
+                    }
+                }
+                Ok(Step::NoRoom) | Err(_) => return,
             }
         }
     }

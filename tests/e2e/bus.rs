@@ -699,10 +699,14 @@ fn a_poll_costs_what_it_returns_and_not_what_the_bus_holds() {
     reads("the last message of 10,000", &format!("id={}&user={reader}", last[0]), 1, 4096);
     reads("nothing new", &format!("id={}&user={reader}", last[1]), 0, 4096);
     reads("all", &format!("id={first}&user={reader}"), COUNT, 4 << 20);
-    let before = bytes_read(relay.pid());
-    bus.greet();
-    bus.post(user, "1");
-    let read = bytes_read(relay.pid()) - before;
+    // The sweep reads, too, and may come in between, but not each time.
+    let read = (0..3).map(|_| {
+        let before = bytes_read(relay.pid());
+        bus.greet();
+        bus.post(user, "1");
+        bytes_read(relay.pid()) - before
+    });
+    let read = read.min().unwrap();
     assert!(read <= 16_384, "a greeting and a post: {read} bytes read");
 }
 

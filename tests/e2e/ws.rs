@@ -1018,9 +1018,15 @@ pub fn the_chat_of_the_examples_works(door: Door) {
         bert.hear("closing time");
         bert.leave();
         anna.hear("* B\u{e9}rt has left");
+        // What somebody else has heard, too, is not on its way any more when the next one comes.
+        let mut carl = place.open("/ws/room?name=Carl");
+        carl.hear("Anna: hello");
+        carl.hear("B\u{e9}rt: h\u{e9} \"Anna\"");
+        anna.hear("* Carl has come");
         for n in 0..30 {
             anna.say(&n.to_string());
             anna.hear(&format!("Anna: {n}"));
+            carl.hear(&format!("Anna: {n}"));
         }
         let mut late = place.open("/ws/room?name=Late");
         for n in 10..30 {

@@ -16,6 +16,9 @@ use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 use tokio::io::AsyncWriteExt as _;
 
+/// Whoever has been given so much at once waits for its turn.
+const PIECE: usize = 16 * 1024;
+
 /// A stream that has not begun.
 pub(super) struct EventStream {
     head: Vec<u8>,
@@ -40,10 +43,10 @@ impl EventStream {
 
     /// Writes it, until it is over or the client has gone.
     pub async fn run(self, mut socket: Socket) {
-        if socket.write_all(&self.head).await.is_ok() {
-            let waiting = Waiting::new(Some(socket.clone()));
-            (self.produce)(&mut Way { socket, waiting, state: State::Free }).await;
-        }
+        // Also where the client has gone already: what stands in the store for it has to be ended.
+        let state = if socket.write_all(&self.head).await.is_ok() { State::Free } else { State::Broken };
+        let waiting = Waiting::new(Some(socket.clone()));
+        (self.produce)(&mut Way { socket, waiting, state }).await;
     }
 }
 
@@ -97,7 +100,13 @@ impl Outgoing for Way {
             return 0;
         }
         match self.socket.write_some(bytes) {
-            Ok(written) => written,
+            Ok(written) => {
+                // Between two pieces of a backlog tokio has others go on.
+                if written >= PIECE {
+                    self.state = State::Full;
+                }
+                written
+            }
             Err(error) => {
                 self.state = if error.kind() == io::ErrorKind::WouldBlock { State::Full } else { State::Broken };
                 0

@@ -35,6 +35,9 @@ async fn servers_of_key(store: &Store, request: &Request<'_>) -> Result<Vec<Serv
 
 // ---- GET /7ZSFUKGV/http_listen/NAME
 
+/// A far end looks for requests itself as often, because a call may get lost: where there are no FIFOs, say.
+const UNHEARD: Duration = Duration::from_secs(5);
+
 /// Waits for requests to the server of this name.
 pub(super) async fn listen(store: &Store, name: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
     let wait = Wait::begin(LISTEN_TIME);
@@ -64,7 +67,7 @@ pub(super) async fn listen(store: &Store, name: &str, request: &mut Request<'_>)
             }
             return Ok(give(store.clone(), name, claimed));
         }
-        is_over = !wait.sleep(request.client, &mut [&mut here.awaited()], Duration::MAX).await?;
+        is_over = !wait.sleep(request.client, &mut [&mut here.awaited()], UNHEARD).await?;
     }
 }
 

@@ -2,29 +2,44 @@
 //! and to open and close them is most of what that costs.
 
 use super::{FileIdentity, identity};
+use crate::clock::now_ms;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-/// How many of each kind are kept at most. None but where there is somebody who [closes](Kept::close_unused) what is not used
-/// any more.
+/// Only where there is somebody who [closes](Kept::close_unused) what is not used any more.
+static IS_ON: AtomicBool = AtomicBool::new(false);
+
+/// How many of each kind are kept at most, and when (ms since 1970) that was seen last.
 static MOST: AtomicUsize = AtomicUsize::new(0);
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+/// For so long it holds.
+const HOLDS: u64 = 20;
 
 /// A program for one request has none of the code for it.
-fn most() -> usize {
-    if cfg!(feature = "serve") { MOST.load(Ordering::Relaxed) } else { 0 }
+fn is_on() -> bool {
+    cfg!(feature = "serve") && IS_ON.load(Ordering::Relaxed)
 }
 
-/// Has files kept from now on: few where there are few descriptors, which clients need more. Their limit may change: to be
-/// called from time to time.
+/// Has files kept from now on.
 pub(super) fn keep_files() {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    MOST.store(usize::try_from(limit / 64).unwrap_or(usize::MAX).min(64), Ordering::Relaxed);
+    IS_ON.store(true, Ordering::Relaxed);
+}
+
+/// How many of each kind are kept at most: few where there are few descriptors, which clients need more. Their limit may change.
+fn most() -> usize {
+    let now = now_ms();
+    if now.abs_diff(SEEN.load(Ordering::Relaxed)) > HOLDS {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        MOST.store(usize::try_from(limit / 64).unwrap_or(usize::MAX).min(64), Ordering::Relaxed);
+        SEEN.store(now, Ordering::Relaxed);
+    }
+    MOST.load(Ordering::Relaxed)
 }
 
 /// What is open and in nobody's hands: whoever takes it has it alone, so that a lock of it is as good as that of a file
@@ -42,24 +57,29 @@ impl<T> Kept<T> {
 
     /// What is kept of the file at `path`, which may not be the one that stands there any more.
     pub fn take(&self, path: &Path) -> Option<T> {
-        if most() == 0 { None } else { self.lock().remove(path).map(|(kept, _)| kept) }
+        is_on().then(|| self.lock().remove(path))?.map(|(kept, _)| kept)
     }
 
     /// Keeps it for the next one that comes.
     pub fn keep(&self, path: &Path, file: T) {
-        let most = most();
-        if most == 0 {
-            return;
-        }
-        let mut kept = self.lock();
-        if kept.len() < most {
-            kept.insert(path.to_owned(), (file, true));
+        if is_on() {
+            let mut kept = self.lock();
+            if kept.len() < most() {
+                kept.insert(path.to_owned(), (file, true));
+            }
         }
     }
 
     /// Closes what nobody has used since this was called last: what was removed takes its room on the disk until then.
     pub fn close_unused(&self) {
         self.lock().retain(|_, (_, is_used)| std::mem::take(is_used));
+    }
+}
+
+impl Kept<Box<dyn Any + Send>> {
+    /// The same of whoever has kept one of these.
+    pub fn take_as<T: Any>(&self, path: &Path) -> Option<T> {
+        self.take(path)?.downcast().ok().map(|kept| *kept)
     }
 }
 
@@ -83,9 +103,6 @@ pub(super) static FILES: Kept<Opened> = Kept::new();
 
 /// What was read of files that are as they were then, each as its reader has it, and by its path.
 pub(super) static READ: Kept<Box<dyn Any + Send>> = Kept::new();
-
-/// How long it is gone by: a stranger may have written into the file without saying so.
-pub(super) const FRESH: Duration = Duration::from_secs(1);
 
 /// Closes and forgets what nobody has used since this was called last.
 pub(super) fn close_unused() {

@@ -37,7 +37,10 @@ pub(super) const SLEEPERS: &str = "----------------------------------------";
 impl Knock {
     /// For all listeners of a topic, which are on these nodes: one a node.
     pub fn all<'n>(topic: &str, nodes: impl Iterator<Item = &'n str>) -> impl Iterator<Item = Self> {
-        let nodes: BTreeSet<&str> = nodes.collect();
+        let mut nodes: Vec<&str> = nodes.collect();
+        // Mostly they are all the same.
+        nodes.dedup();
+        let nodes: BTreeSet<&str> = nodes.into_iter().collect();
         nodes.into_iter().map(|node| Self {
             node: node.to_owned(),
             topic: topic.to_owned(),

@@ -28,12 +28,24 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The number of a line.
 pub(super) type Slot = u32;
 
 /// What tells a table that was changed from what it was before.
-pub(super) type Edition = [u8; EDITION];
+type Edition = [u8; EDITION];
+
+/// Which table was read, and when: for whoever keeps what it has read.
+#[derive(Clone, Copy)]
+pub(super) struct Sight {
+    table: FileIdentity,
+    edition: Edition,
+    at: Instant,
+}
+
+/// How long a sight is gone by: a stranger may have written into the table without saying so.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// The bytes of a line: a client id of 80 bytes, each of which JSON escapes, and twice what else there is.
 const LINE: usize = 384;
@@ -167,8 +179,19 @@ impl<L: Line> Table<L> {
         })
     }
 
-    /// What it is now, under the lock; `None` where it has none that could be told from another.
-    pub fn edition(&self) -> Result<Option<Edition>, Error> {
+    /// What is seen of it now, before it is read, under the lock; `None` where it could not be told from what it will be.
+    pub fn sight(&self) -> Result<Option<Sight>, Error> {
+        let edition = self.edition()?;
+        Ok(edition.map(|edition| Sight { table: self.identity(), edition, at: Instant::now() }))
+    }
+
+    /// Whether what was read then stands there now, under the lock, but for the cursors.
+    pub fn is_as(&self, sight: &Sight) -> Result<bool, Error> {
+        let is_fresh = sight.at.elapsed() < FRESH && sight.table == self.identity();
+        Ok(is_fresh && self.edition()? == Some(sight.edition))
+    }
+
+    fn edition(&self) -> Result<Option<Edition>, Error> {
         let mut edition = [0; EDITION];
         let got = retry_on_intr(|| pread(&self.opened.file, &mut edition[..], 0))?;
         Ok((got == EDITION && edition.iter().all(u8::is_ascii_hexdigit)).then_some(edition))
@@ -265,8 +288,7 @@ impl<L: Line> Table<L> {
         self.write(slot, 0, &cursor.bytes())
     }
 
-    /// Frees a slot. A member may free its own without the lock, where whoever goes by the table's edition does not mind one that
-    /// has gone.
+    /// Frees a slot. A reader of a bus may free its own without the lock: whoever posts does not mind one that has gone.
     pub fn free(&self, slot: Slot) -> Result<(), Error> {
         self.change(slot, 0, &[[b' '; LINE - 1].as_slice(), b"\n"].concat())
     }
@@ -310,7 +332,7 @@ fn bucket(hash: u64, segment: u32) -> Slot {
 
 /// FNV-1a, mixed at its end: it only has to spread the keys. Whoever chooses client ids that fall into one bucket makes the
 /// table of one host longer, up to the limit on its clients.
-fn hash(key: &str) -> u64 {
+pub(super) fn hash(key: &str) -> u64 {
     let hash = key
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));

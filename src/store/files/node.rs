@@ -46,6 +46,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// A FIFO that gives so much at once may have been full, and dropped knocks.
 const MANY: usize = 60_000;
 
+/// So many bytes are taken from it at once: whole messages, and more than a full one has.
+const MOST: usize = 1260 * MESSAGE;
+
 /// The name that knocks have for the topic whose record stands at `path`.
 pub(super) fn topic_of(path: &Path) -> String {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
@@ -204,7 +207,7 @@ impl SharedNode {
 
     /// Hands on what other processes knock for, as long as the shared node is there, and looks after its files.
     async fn listen(weak: Weak<Self>) {
-        let mut messages = vec![0; 64 * 1024];
+        let mut messages = vec![0; MOST];
         let mut next_round = Instant::now() + ROUND;
         while let Some(wake) = weak.upgrade().map(|shared| lock(&shared.node).wake.clone()) {
             // Watched until it is another one. Without a FIFO there is nothing to hear, but it may be made later.
@@ -229,7 +232,6 @@ impl SharedNode {
 
     /// Whether some had to be made anew.
     fn look_after_files(&self) -> bool {
-        keep_files();
         close_unused();
         writer::close_unused();
         let mut node = lock(&self.node);

@@ -5,7 +5,6 @@ use super::kept::READ;
 use super::{Error, FileIdentity, Files, identity, if_there, private_file, read_small, replace};
 use crate::clock::is_recent;
 use crate::hex;
-use std::any::Any;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -43,11 +42,11 @@ impl Files {
 
     fn read_secret(&self) -> Result<Option<Vec<u8>>, Error> {
         let path = self.root.join("secret");
-        if let Some(Ok(known)) = READ.take(&path).map(Box::<dyn Any + Send>::downcast::<Known>)
+        if let Some(known) = READ.take_as::<Known>(&path)
             && if_there(std::fs::metadata(&path))?.is_some_and(|there| version(&there) == known.version)
         {
             let secret = known.secret.clone();
-            READ.keep(&path, known);
+            READ.keep(&path, Box::new(known));
             return Ok(Some(secret));
         }
         let Some(file) = if_there(File::open(&path))? else { return Ok(None) };

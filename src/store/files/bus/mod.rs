@@ -7,21 +7,21 @@ mod sweep;
 mod users;
 
 use super::folder::{Folder, beside, remove_beside};
-use super::kept::{FRESH, READ};
+use super::kept::READ;
 use super::knock::Knock;
 use super::log::reader::Reader;
 use super::log::{Address, ms_since_2026};
-use super::members::{Edition, Line, Table};
+use super::members::{Line, Sight, Table};
 use super::node::topic_of;
 use super::topic::{Keep, OpenTopic, Topic, oldest};
-use super::{Error, FileIdentity, Files, Kind, UNUSED_TIME};
+use super::{Error, Files, Kind, UNUSED_TIME};
 use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::store::buses::{BusName, Proof, Refused, User};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const LOG: &str = "log";
 /// The readers that wait.
@@ -71,9 +71,8 @@ impl Line for Waiting {
 #[derive(Default)]
 struct Nodes {
     names: BTreeSet<String>,
-    table: Option<FileIdentity>,
-    edition: Option<Edition>,
-    read_at: Option<Instant>,
+    /// `None` where the next one has to read them again.
+    sight: Option<Sight>,
 }
 
 /// A bus, locked.
@@ -193,9 +192,10 @@ impl Files {
 
     /// Wakes those that wait on these nodes at the bus whose record stands at `path`.
     fn wake_all(&self, path: &Path, nodes: Nodes) -> Result<(), Error> {
-        let knocks = Knock::all(&topic_of(path), nodes.names.iter().map(String::as_str)).collect::<Vec<_>>();
-        let unheard = knocks.iter().filter(|knock| !self.knock(knock)).count();
-        if nodes.edition.is_some() {
+        let topic = topic_of(path);
+        let knocks = Knock::all(&topic, nodes.names.iter().map(String::as_str));
+        let unheard = knocks.filter(|knock| !self.knock(knock)).count();
+        if nodes.sight.is_some() {
             READ.keep(&beside(path, MEMBERS), Box::new(nodes));
         }
         if unheard > 0
@@ -266,26 +266,25 @@ impl<'a> Bus<'a> {
     fn nodes(&self) -> Result<Nodes, Error> {
         let path = self.folder.beside(MEMBERS);
         let Some(table) = Table::<Waiting>::open(&path)? else { return Ok(Nodes::default()) };
-        let (identity, edition) = (Some(table.identity()), table.edition()?);
-        if let Some(known) = READ.take(&path)
-            && let Ok(known) = known.downcast::<Nodes>()
-            && (known.table, known.edition) == (identity, edition)
-            && known.read_at.is_some_and(|read_at| read_at.elapsed() < FRESH)
+        if let Some(known) = READ.take_as::<Nodes>(&path)
+            && let Some(sight) = &known.sight
+            && table.is_as(sight)?
         {
-            return Ok(*known);
+            return Ok(known);
         }
-        let names = table.all()?.into_iter().map(|entry| entry.line.node).collect();
-        Ok(Nodes { names, table: identity, edition, read_at: Some(Instant::now()) })
+        let sight = table.sight()?;
+        Ok(Nodes { names: table.all()?.into_iter().map(|entry| entry.line.node).collect(), sight })
     }
 
     /// Whether this user is to leave room for others: more than three quarters of the limit are alive, and of what was posted
     /// last more than a quarter is the user's. That is read back, a bounded piece, because nobody counts for each user.
     fn is_crowded_by(&self, user: User, log: &OpenTopic<'_>) -> Result<bool, Error> {
-        let (topic, limit) = (self.topic(), self.settings.max_queue);
+        let limit = self.settings.max_queue;
         let many = limit / 4 * 3;
         if log.size() <= many {
             return Ok(false);
         }
+        let topic = self.topic();
         let mut reader = Reader::open(&topic.log, log.end())?;
         let end = reader.position();
         if end - reader.dead_up_to(oldest(topic.keep.lifetime), u64::MAX)? <= many {

@@ -520,9 +520,7 @@ impl<'a> Session<'a> {
     /// One knock a node.
     fn knock_all<'e>(&mut self, entries: impl Iterator<Item = &'e Entry<Member>>) {
         let nodes = entries.filter(|entry| entry.line.says_it_listens()).map(|entry| entry.line.node.as_str());
-        let mut nodes: Vec<_> = nodes.collect();
-        nodes.dedup();
-        self.knocks.waiting.extend(Knock::all(&topic_of(self.folder.path()), nodes.into_iter()));
+        self.knocks.waiting.extend(Knock::all(&topic_of(self.folder.path()), nodes));
     }
 
     // ---- who has gone

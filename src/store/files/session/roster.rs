@@ -9,22 +9,21 @@
 //!
 //! A stranger may have written into the table without all this, or damaged it: so nothing is taken from a roster that is old.
 
-use super::super::kept::{FRESH, READ};
-use super::super::members::{Edition, Entry, Table};
-use super::super::{Error, FileIdentity};
+use super::super::Error;
+use super::super::kept::READ;
+use super::super::members::{Entry, Sight, Table, hash};
+use super::super::node::topic_of;
 use super::member::Member;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 /// How many listeners of this process have gone, of the sessions that share a number.
 static LEFT: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
 
-/// Those of the session whose record stands at `path`: its name is a hash.
+/// Those of the session whose record stands at `path`.
 fn left(path: &Path) -> &'static AtomicU64 {
-    let sum =
-        path.as_os_str().as_encoded_bytes().iter().fold(0_usize, |sum, byte| sum * 31 % 4093 + usize::from(*byte));
-    &LEFT[sum % LEFT.len()]
+    let number = hash(&topic_of(path)) % LEFT.len() as u64;
+    &LEFT[usize::try_from(number).unwrap_or(0)]
 }
 
 /// Counts a listener when it is dropped. It has to go after what the listener is woken by, which shows that it is there.
@@ -46,11 +45,9 @@ impl Drop for Leaving {
 /// All members of a session, as they were under an earlier lock.
 pub(super) struct Roster {
     pub members: Vec<Entry<Member>>,
-    table: Option<FileIdentity>,
     /// `None` where the next one has to read the table again.
-    edition: Option<Edition>,
+    sight: Option<Sight>,
     left: u64,
-    read_at: Instant,
 }
 
 /// What a session has of it, which it keeps for the next one.
@@ -61,7 +58,7 @@ pub(super) struct Known {
 
 impl Drop for Known {
     fn drop(&mut self) {
-        if let Some(roster) = self.roster.take().filter(|roster| roster.edition.is_some()) {
+        if let Some(roster) = self.roster.take().filter(|roster| roster.sight.is_some()) {
             READ.keep(&self.record, Box::new(roster));
         }
     }
@@ -71,14 +68,12 @@ impl Known {
     /// What is known of the session whose record stands at `path`, and is locked.
     pub fn of(path: &Path, table: Option<&Table<Member>>) -> Result<Self, Error> {
         let mut known = Self { record: path.to_owned(), roster: None };
-        if let (Some(table), Some(roster)) = (table, READ.take(path))
-            && let Ok(roster) = roster.downcast::<Roster>()
-            && roster.read_at.elapsed() < FRESH
+        if let (Some(table), Some(roster)) = (table, READ.take_as::<Roster>(path))
             && roster.left == left(path).load(Ordering::SeqCst)
-            && roster.table == Some(table.identity())
-            && roster.edition == table.edition()?
+            && let Some(sight) = &roster.sight
+            && table.is_as(sight)?
         {
-            known.roster = Some(*roster);
+            known.roster = Some(roster);
         }
         Ok(known)
     }
@@ -93,12 +88,11 @@ impl Roster {
         bring_up_to_date: impl FnOnce(&mut [Entry<Member>]) -> bool,
     ) -> Result<Self, Error> {
         // Before the members: whatever happens while they are read is seen by the next one.
-        let (left, read_at) = (left(path).load(Ordering::SeqCst), Instant::now());
-        let edition = table.map_or(Ok(None), Table::edition)?;
+        let left = left(path).load(Ordering::SeqCst);
+        let sight = table.map_or(Ok(None), Table::sight)?;
         let mut members = table.map_or(Ok(Vec::new()), Table::all_mended)?;
         let are_all_here = bring_up_to_date(&mut members);
-        let edition = edition.filter(|_| are_all_here);
-        Ok(Self { members, table: table.map(Table::identity), edition, left, read_at })
+        Ok(Self { members, sight: sight.filter(|_| are_all_here), left })
     }
 }
 
