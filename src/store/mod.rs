@@ -10,6 +10,8 @@ pub mod buses;
 #[cfg(test)]
 mod contract;
 mod either;
+#[cfg(feature = "redis")]
+mod ends;
 mod error;
 pub(crate) mod files;
 mod listener;
@@ -28,13 +30,18 @@ use crate::token::{ClientId, HostId};
 use crate::workers::at_disk;
 pub use bus_reader::BusReader;
 use buses::{BusName, Proof, User};
+#[cfg(feature = "redis")]
+pub use ends::{Answer, PendingRequest, Receiver, Sender, WaitingFarEnd, WaitingReceiver, WaitingSender};
 pub use error::{Error, Full};
-pub use files::ends::{Receiver, Sender};
-pub use files::far_ends::{Answer, WaitingFarEnd};
 pub use files::node::OneNode;
-pub use files::pipes::{WaitingReceiver, WaitingSender};
 pub use files::probe::{Findings, Obstacle, Place, has_no_locks};
-pub use files::requests::PendingRequest;
+#[cfg(not(feature = "redis"))]
+pub use files::{
+    ends::{Receiver, Sender},
+    far_ends::{Answer, WaitingFarEnd},
+    pipes::{WaitingReceiver, WaitingSender},
+    requests::PendingRequest,
+};
 pub use listener::Listener;
 use pipes::{Denied, Limits, NewSession, Visitor};
 #[cfg(feature = "redis")]
@@ -43,6 +50,11 @@ use requests::{FarEnds, PtthServer, PtthServers, RequestId};
 use sessions::{Claim, Party, Policy};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Whoever waits for another's bytes looks for itself that often: where they may be on another machine, it says so that it is
+/// still there.
+pub const LOOK: Duration = if cfg!(feature = "redis") { Duration::from_secs(2) } else { Duration::MAX };
 
 /// Where things are kept.
 #[derive(Clone, Debug)]
@@ -112,6 +124,9 @@ macro_rules! intentions {
     };
     (@readers $store:expr, $name:ident, $($value:ident),*) => {
         intentions!(@each $store, home => home.$name($($value),*), answer => answer.map(Into::into))
+    };
+    (@those $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@each $store, home => home.$name($($value),*), answer => answer.map(|that| that.map(Into::into)))
     };
     (@each $store:expr, $home:ident => $do:expr, $answer:ident => $made:expr) => {{
         #[cfg(not(feature = "redis"))]
@@ -287,7 +302,7 @@ impl Store {
 
 // Pipes.
 intentions! {
-    of files;
+    of all;
 
     /// Makes a session; `None` where there are as many as may be.
     ///
@@ -313,6 +328,11 @@ intentions! {
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheHost`]. Where it fails, it may be tried again.
     pub async fn remove_session(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied>;
+}
+
+// What receives and what sends.
+intentions! {
+    of readers;
 
     /// Becomes the receiver of what the other party sends. Senders that wait are woken, and the first of them takes it.
     ///
@@ -325,11 +345,17 @@ intentions! {
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::TooManySenders`].
     pub async fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied>;
+
+    /// Listens for requests to a registered server.
+    ///
+    /// # Errors
+    /// When that cannot be noted.
+    pub async fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error>;
 }
 
 // PTTH.
 intentions! {
-    of files;
+    of all;
 
     /// The registered servers.
     ///
@@ -349,20 +375,6 @@ intentions! {
     /// As for registering.
     pub async fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error>;
 
-    /// Asks a registered server: from now on the request waits, and a far end that listens is woken for it. `None` where
-    /// `most` wait already, those of killed clients not counted.
-    ///
-    /// # Errors
-    /// When it cannot be kept.
-    pub async fn ask(&self, server: &ServerName, id: &RequestId, request: &[u8], most: u64)
-        -> Result<Option<PendingRequest>, Error>;
-
-    /// Listens for requests to a registered server.
-    ///
-    /// # Errors
-    /// When that cannot be noted.
-    pub async fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error>;
-
     /// What is known of a server's far ends.
     ///
     /// # Errors
@@ -375,6 +387,19 @@ intentions! {
     /// # Errors
     /// The first that cannot be given back; its client will see to the others.
     pub async fn give_back(&self, server: &ServerName, ids: &[RequestId]) -> Result<(), Error>;
+}
+
+// What asks, and what answers.
+intentions! {
+    of those;
+
+    /// Asks a registered server: from now on the request waits, and a far end that listens is woken for it. `None` where
+    /// `most` wait already, those of killed clients not counted.
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    pub async fn ask(&self, server: &ServerName, id: &RequestId, request: &[u8], most: u64)
+        -> Result<Option<PendingRequest>, Error>;
 
     /// Begins to answer a request to one of these servers, which takes it away; `None` where there is none, its client has
     /// gone, or its answer has begun. Whether the one that answers has claimed it does not matter.

@@ -12,7 +12,7 @@ use super::files::Files;
 use super::files::test_dir::TestDir;
 #[cfg(feature = "redis")]
 use super::redis::{Redis, testing::TestServer};
-use super::{OneNode, Store};
+use super::{OneNode, Receiver, Sender, Store};
 use crate::config::Settings;
 use crate::gateway::run_blocking;
 use crate::wake::Ready;
@@ -70,7 +70,7 @@ fn homes_and_redis() -> Vec<Home> {
 
 /// The same for what is another thing within a process and between two.
 fn homes_near_and_far() -> Vec<Home> {
-    vec![home(false), home(true)]
+    homes_and_redis().into_iter().chain([home(true)]).collect()
 }
 
 impl Home {
@@ -106,6 +106,32 @@ fn sooner_or_later<T>(mut look: impl FnMut() -> Option<T>) -> T {
         }
         assert!(began.elapsed() < Duration::from_secs(60), "it does not happen");
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until it is so.
+fn soon(mut is_so: impl FnMut() -> bool) {
+    sooner_or_later(|| is_so().then_some(()));
+}
+
+/// An end of a stream of bytes that has told the other, and heard from it, as much as it would before a wait.
+trait Exchanged {
+    fn exchanged(&mut self) -> &mut Self;
+}
+
+impl Exchanged for Receiver {
+    fn exchanged(&mut self) -> &mut Self {
+        #[cfg(feature = "redis")]
+        self.exchange(None).done();
+        self
+    }
+}
+
+impl Exchanged for Sender {
+    fn exchanged(&mut self) -> &mut Self {
+        #[cfg(feature = "redis")]
+        self.exchange().done();
+        self
     }
 }
 

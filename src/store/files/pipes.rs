@@ -271,15 +271,15 @@ pub struct WaitingSender {
 impl WaitingSender {
     /// What is ready when a receiver has come, or the sender was sent away.
     #[must_use]
-    pub fn awaited(&self) -> Ready<'_> {
-        self.sleeper.awaited()
+    pub fn awaited(&self) -> Option<Ready<'_>> {
+        Some(self.sleeper.awaited())
     }
 
     /// Takes the receiver that waits, which no other sender has then; `None` where none does.
     ///
     /// # Errors
     /// [`Denied::Removed`], [`Denied::NotTheGuest`].
-    pub async fn take_receiver(&self) -> Result<Option<Sender>, Denied> {
+    pub async fn take_receiver(&mut self) -> Result<Option<Sender>, Denied> {
         at_disk(|| self.take_receiver_now()).await
     }
 

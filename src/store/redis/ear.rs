@@ -10,6 +10,7 @@ use super::topic::Topic;
 use crate::clock::instant;
 use crate::store::remote::{Reason, Remote};
 use crate::wake::Ready;
+use std::time::Duration;
 #[cfg(feature = "serve")]
 use {
     super::lock::lock,
@@ -17,11 +18,9 @@ use {
     crate::wake::{Bell, wait},
     std::collections::{BTreeMap, VecDeque},
     std::sync::{Arc, Mutex, Weak},
-    std::time::Duration,
 };
 
 /// How often a node says that it is there, and asks whether the server is.
-#[cfg(feature = "serve")]
 pub const ROUND: Duration = Duration::from_secs(2);
 
 /// What a server tells: of a topic's channel, what was said there. `None` for what is no message.

@@ -16,6 +16,18 @@
 //! uhst:host:{HASH}:to-host, uhst:host:{HASH}:to-clients
 //!                            what is said to the host, and to the clients (streams), and the channels on which it is told:
 //!                            one for all of it, and one for what is for one member, or for all
+//! uhst:pipes                 the sessions of pipes, by when they go
+//! uhst:pipe:{HASH}           a session of pipes: its record. HASH is of its id
+//! uhst:pipe:{HASH}:to-host, uhst:pipe:{HASH}:to-guest
+//!                            those that wait to send there, by when they are gone unless they say more
+//! uhst:ptth                  the registered servers of PTTH
+//! uhst:ptth:{HASH}:waiting, uhst:ptth:{HASH}:clients, uhst:ptth:{HASH}:far-ends, uhst:ptth:{HASH}:seen
+//!                            the requests of a server that wait, who waits for an answer, who waits for requests, and when one
+//!                            of these was seen last. HASH is of the server's name
+//! uhst:pipe:{HASH}:NAME, uhst:ptth:{HASH}:NAME
+//!                            a stream of bytes: its record, and the channel on which one end is called. NAME is random
+//! uhst:pipe:{HASH}:NAME:bytes, uhst:ptth:{HASH}:NAME:bytes
+//!                            the bytes that are under way (a stream)
 //! ```
 //!
 //! Each intention is one [script](script): Redis runs it whole or not at all, one after the other. It touches the keys of one
@@ -31,9 +43,12 @@
 mod bus;
 mod connection;
 mod ear;
+mod ends;
 mod lock;
+mod pipes;
 mod process;
 mod reply;
+mod requests;
 mod script;
 mod secret;
 mod servers;
@@ -47,5 +62,10 @@ mod tests;
 mod topic;
 
 pub use bus::reader::BusReader;
+pub use ends::receiver::Receiver;
+pub use ends::sender::Sender;
+pub use pipes::{WaitingReceiver, WaitingSender};
 pub use process::Redis;
+pub use requests::PendingRequest;
+pub use requests::far_ends::WaitingFarEnd;
 pub use session::listener::Listener;

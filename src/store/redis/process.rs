@@ -13,6 +13,7 @@ use crate::hex;
 use crate::store::error::Error;
 use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
+use crate::store::requests::PtthServers;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ static REACH: Script = Script::new("redis.call('SET', KEYS[1], ARGV[1], 'PX', 50
 
 static RESERVE: Script = Script::new(include_str!("reserve.lua"));
 
-/// The Redis; and the data folder, for all but buses.
+/// The Redis; and the data folder, for what belongs to this machine.
 #[derive(Clone)]
 pub struct Redis {
     /// What is not in Redis.
@@ -31,7 +32,7 @@ pub struct Redis {
 }
 
 /// What all of this process share that use one Redis.
-pub(super) struct Process {
+pub struct Process {
     pub servers: Arc<Servers>,
     /// How all keys begin. Channels are the same in all databases, so that their names have to tell these apart.
     pub prefix: String,
@@ -42,6 +43,8 @@ pub(super) struct Process {
     pub ears: Arc<Ears>,
     /// What tokens are signed with, and since when it is known.
     pub secret: Mutex<Option<(Vec<u8>, Instant)>>,
+    /// The registered servers of PTTH, and as of which change.
+    pub ptth_servers: Mutex<(String, Arc<PtthServers>)>,
     /// What time it was in Redis, and when.
     clock: Mutex<Option<(u64, Instant)>>,
 }
@@ -77,6 +80,7 @@ impl Redis {
             ears: Arc::new(Ears::new(servers.clone())),
             servers,
             secret: Mutex::default(),
+            ptth_servers: Mutex::default(),
             clock: Mutex::default(),
         };
         Self { files, process: Arc::new(process) }

@@ -125,6 +125,17 @@ impl Values {
         self.0.next().as_ref().and_then(text).map(str::to_owned).ok_or_else(strange)
     }
 
+    /// The next, bytes.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn bytes(&mut self) -> Result<Vec<u8>, Remote> {
+        match self.0.next() {
+            Some(Reply::BulkString(bytes)) => Ok(bytes),
+            _ => Err(strange()),
+        }
+    }
+
     /// The next, several values again.
     ///
     /// # Errors

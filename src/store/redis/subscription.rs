@@ -108,6 +108,17 @@ impl Subscription {
 
     /// Hears what was told. Whether another has taken the place.
     pub fn hear(&mut self) -> bool {
+        self.listen();
+        self.place.sleeper.hear()
+    }
+
+    /// The same. Whether anything was told, or may not have been.
+    pub fn is_called(&mut self) -> bool {
+        self.listen();
+        self.place.sleeper.is_called()
+    }
+
+    fn listen(&mut self) {
         match &mut self.door {
             #[cfg(feature = "serve")]
             Door::Shared => {}
@@ -121,7 +132,6 @@ impl Subscription {
                 }
             }
         }
-        self.place.sleeper.hear()
     }
 
     /// Does what a task does under `serve`.

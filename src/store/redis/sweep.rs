@@ -15,6 +15,13 @@ const SOME: usize = 16;
 static LAST: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
 
 impl Redis {
+    /// The few of a kind that go soonest, by their hashes.
+    pub(super) async fn soonest_of(&self, kind: &str, most: usize) -> Result<Vec<String>, Error> {
+        let command = command(["ZRANGE", kind, "0", &(most - 1).to_string()]);
+        let Reply::Array(some) = self.process.servers.call(kind, &command).await? else { return Ok(Vec::new()) };
+        Ok(some.iter().filter_map(text).map(str::to_owned).collect())
+    }
+
     /// The next few of a kind, or all, by their hashes.
     async fn next_of(&self, kind: &str, most: usize) -> Result<Vec<String>, Error> {
         let Reply::Array(all) = self.process.servers.call(kind, &command(["ZRANGE", kind, "0", "-1"])).await? else {
@@ -42,6 +49,9 @@ impl Redis {
         }
         for hash in self.next_of(&self.process.hosts(), most).await? {
             self.sweep_session(hash, policy).await?;
+        }
+        for hash in self.next_of(&self.process.all_pipes(), most).await? {
+            self.sweep_pipes(hash, policy).await?;
         }
         Ok(())
     }

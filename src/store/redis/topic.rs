@@ -91,6 +91,11 @@ impl Sleeper {
     pub fn hear(&self) -> bool {
         self.bell.hear() >= TAKEOVER
     }
+
+    /// The same. Whether anything was.
+    pub fn is_called(&self) -> bool {
+        self.bell.hear() > 0
+    }
 }
 
 /// The place of somebody who waits in a topic. It goes with this.
@@ -188,6 +193,10 @@ impl Topic {
 
     /// Takes what the channel has said.
     pub fn hear(&self, said: &str) {
+        if said.is_empty() {
+            // There is something to look at elsewhere.
+            return self.ring(1, |_| true);
+        }
         if let Some((key, stream)) = said.strip_prefix("!\n").and_then(|taken| taken.split_once('\n')) {
             let is_taken = |(own, _): &(u32, _)| stream.parse().is_ok_and(|stream: u32| *own < stream);
             return self.ring(TAKEOVER, |sleeper| sleeper.name == key && sleeper.line.get().is_some_and(is_taken));

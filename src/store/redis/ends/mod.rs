@@ -1,0 +1,180 @@
+//! The two ends of a stream of bytes: from one request to another, as they come, wherever the two are.
+//!
+//! What is under way stands in Redis in pieces, eight at most. An end moves bytes between its own
+//! memory and there when it is [told to](Receiver::exchange), so that all else it does is done at once; what may have been done,
+//! but was not answered, is asked for again in the same words, and is not done twice. Each says at least every 2 s that it is there.
+//! While Redis is away, both wait.
+
+pub mod receiver;
+pub mod sender;
+
+use super::ear::ROUND;
+use super::process::Process;
+use super::reply::Values;
+use super::script::Script;
+use super::subscription::{Care, Caring, Subscription, is_shared};
+use super::topic::Topic;
+use crate::clock::instant;
+use crate::gateway::run_blocking;
+use crate::store::error::Error;
+use crate::store::pipes::Denied;
+use crate::store::remote::Remote;
+use crate::wake::Ready;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// So many bytes are sent at once, and kept in memory at each end.
+const PIECE: usize = 64 * 1024;
+
+/// What streams of bytes belong to, and who does something there.
+#[derive(Clone)]
+pub struct Way {
+    pub process: Arc<Process>,
+    /// With which all keys begin.
+    pub base: String,
+    /// By which it is known who was sent away. Nobody is who has none.
+    pub ticket: String,
+    away: Arc<OnceLock<Away>>,
+}
+
+/// Why somebody was sent away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Away {
+    /// What the stream belongs to was removed, or lost.
+    Removed,
+    /// Another is the guest.
+    NotTheGuest,
+}
+
+impl From<Away> for Denied {
+    fn from(away: Away) -> Self {
+        match away {
+            Away::Removed => Self::Removed,
+            Away::NotTheGuest => Self::NotTheGuest,
+        }
+    }
+}
+
+impl Way {
+    pub fn new(process: &Arc<Process>, base: String) -> Self {
+        Self { process: process.clone(), base, ticket: String::new(), away: Arc::default() }
+    }
+
+    /// Why whoever this is was sent away, if so.
+    pub fn away(&self) -> Option<Away> {
+        self.away.get().copied()
+    }
+
+    /// Notes what a script says of that.
+    pub fn note(&self, outcome: &str) {
+        let away = match outcome {
+            "removed" => Away::Removed,
+            "not the guest" => Away::NotTheGuest,
+            _ => return,
+        };
+        let _ = self.away.set(away);
+    }
+
+    /// Runs a script. What it answers is several values.
+    pub async fn run(&self, script: &Script, arguments: &[&[u8]]) -> Result<Values, Remote> {
+        Values::of(script.run(&self.process.servers, &[&self.base], arguments).await?)
+    }
+
+    /// Runs a script for somebody who has no time to wait for that: as a task, where there are tasks. Whoever cannot say that it
+    /// leaves is known to be gone within seconds.
+    pub fn run_last(&self, script: &'static Script, arguments: Vec<Vec<u8>>) {
+        let way = self.clone();
+        last(async move {
+            let arguments: Vec<_> = arguments.iter().map(Vec::as_slice).collect();
+            let _ = way.run(script, &arguments).await;
+        });
+    }
+}
+
+/// Does what is left to do for somebody who has gone.
+pub fn last(work: impl Future<Output = ()> + Send + 'static) {
+    #[cfg(feature = "serve")]
+    if is_shared() {
+        tokio::spawn(work);
+        return;
+    }
+    run_blocking(work);
+}
+
+/// Somebody who can be called, and says that it is there.
+pub struct End {
+    pub way: Way,
+    pub name: String,
+    subscription: Subscription,
+    asked_at: Instant,
+    is_in_trouble: bool,
+}
+
+/// An end does itself what has to be done.
+struct Nothing;
+
+impl Care for Nothing {
+    fn tend<'a>(&'a self, _: &'a Topic) -> Caring<'a, Result<(), Error>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn leave(&self, _: usize) -> Caring<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl End {
+    /// One of this name, which nobody else has. From now on it is called.
+    pub async fn begin(way: Way, name: String) -> Result<Self, Error> {
+        let channel = format!("{}:{name}", way.base);
+        let place = way.process.topics.enter(&channel, "");
+        let subscription = Subscription::begin(&way.process, place, vec![channel], Arc::new(Nothing)).await?;
+        Ok(Self { way, name, subscription, asked_at: instant(), is_in_trouble: false })
+    }
+
+    /// What is ready when it was called.
+    pub fn awaited(&self) -> Option<Ready<'_>> {
+        self.subscription.wake()
+    }
+
+    /// Whether there is a reason to ask: it was called, or has not said for a while that it is there.
+    pub async fn has_reason(&mut self) -> bool {
+        let is_due = instant() >= self.asked_at + ROUND;
+        if is_due {
+            let tended = self.subscription.tend(&self.way.process).await;
+            self.note_trouble(tended);
+        }
+        self.subscription.is_called() || is_due
+    }
+
+    /// Runs a script. `None` where Redis is away: the next time tries again.
+    pub async fn ask<T>(
+        &mut self,
+        script: &Script,
+        arguments: &[&[u8]],
+        read: impl FnOnce(Values) -> Result<T, Remote>,
+    ) -> Option<T> {
+        self.asked_at = instant();
+        let answer = self.way.run(script, arguments).await.and_then(read);
+        self.note_trouble(answer.map_err(Error::from))
+    }
+
+    /// Tells trouble in the log, once as long as it lasts.
+    fn note_trouble<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
+        let is_new = std::mem::replace(&mut self.is_in_trouble, outcome.is_err());
+        outcome
+            .inspect_err(|error| {
+                if !is_new {
+                    error.log()
+                }
+            })
+            .ok()
+    }
+}
+
+macro_rules! script {
+    ($name:literal) => {
+        $crate::store::redis::script::Script::new(concat!(include_str!("../ends/begin.lua"), include_str!($name)))
+    };
+}
+pub(super) use script;
