@@ -95,7 +95,7 @@ impl<'a, 'b> Feed<'a, 'b> {
                 Ok(Step::Moved) => until = Instant::now() + IDLE,
                 Ok(Step::End) => sender.end(true),
                 Ok(step @ (Step::NoBytes | Step::NoRoom)) => {
-                    let mut call = waiting.and_then(WaitingSender::awaited);
+                    let mut call = waiting.map(WaitingSender::awaited);
                     let limit = until.saturating_duration_since(Instant::now()).min(LOOK);
                     let woken = {
                         let [mut room, mut receiver] = sender.awaited();
@@ -209,7 +209,7 @@ async fn wait_for_receiver(sender: &mut Sender, waiting: Option<&WaitingSender>,
             return receiver_left(waiting);
         }
         let [_, mut receiver] = sender.awaited();
-        let mut call = waiting.and_then(WaitingSender::awaited);
+        let mut call = waiting.map(WaitingSender::awaited);
         let limit = until.saturating_duration_since(Instant::now()).min(LOOK);
         match client.wait(&mut [&mut receiver, &mut call], false, limit).await {
             Woken::Stopped => return End::Stopped,

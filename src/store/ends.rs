@@ -17,6 +17,7 @@ use std::io;
 macro_rules! either_of {
     ($(#[$about:meta])* $name:ident, $files:ty, $redis:ty) => {
         $(#[$about])*
+        #[allow(clippy::large_enum_variant, reason = "there is one for a request, which has more than that")]
         pub enum $name {
             /// In files.
             Files($files),
@@ -180,7 +181,10 @@ impl Receiver {
     pub fn took(&mut self, bytes: u64) -> Result<(), Error> {
         match self {
             Self::Files(it) => it.took(bytes),
-            Self::Redis(it) => Ok(it.took(bytes)),
+            Self::Redis(it) => {
+                it.took(bytes);
+                Ok(())
+            }
         }
     }
 
@@ -313,7 +317,7 @@ impl WaitingReceiver {
 impl WaitingSender {
     /// What is ready when a receiver has come, or the sender was sent away.
     #[must_use]
-    pub fn awaited(&self) -> Option<Ready<'_>> {
+    pub fn awaited(&self) -> Ready<'_> {
         of_either!(self, it => it.awaited())
     }
 
@@ -389,7 +393,7 @@ impl PendingRequest {
 impl WaitingFarEnd {
     /// What is ready when it is called.
     #[must_use]
-    pub fn awaited(&self) -> Option<Ready<'_>> {
+    pub fn awaited(&self) -> Ready<'_> {
         of_either!(self, it => it.awaited())
     }
 

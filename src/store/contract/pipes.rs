@@ -58,7 +58,7 @@ fn take(sender: &mut WaitingSender) -> Option<Sender> {
 
 /// Whether a sender was called.
 fn is_called(sender: &WaitingSender) -> bool {
-    sender.awaited().is_some_and(|call| call.is_ready())
+    sender.awaited().is_ready()
 }
 
 /// Whether a sender has taken it, as a look tells.

@@ -54,7 +54,7 @@ fn begin(mut answer: Answer, head: &[u8]) -> Sender {
 }
 
 fn is_called(far_end: &WaitingFarEnd) -> bool {
-    far_end.awaited().is_some_and(|call| call.is_ready())
+    far_end.awaited().is_ready()
 }
 
 fn nothing() -> Vec<Vec<u8>> {

@@ -49,8 +49,8 @@ impl Drop for PassedOn {
 impl WaitingFarEnd {
     /// What is ready when it is called.
     #[must_use]
-    pub fn awaited(&self) -> Option<Ready<'_>> {
-        Some(self.place.awaited())
+    pub fn awaited(&self) -> Ready<'_> {
+        self.place.awaited()
     }
 
     /// Claims the requests that have waited longest, up to `most`: to be called at first, and when it is

@@ -271,8 +271,8 @@ pub struct WaitingSender {
 impl WaitingSender {
     /// What is ready when a receiver has come, or the sender was sent away.
     #[must_use]
-    pub fn awaited(&self) -> Option<Ready<'_>> {
-        Some(self.sleeper.awaited())
+    pub fn awaited(&self) -> Ready<'_> {
+        self.sleeper.awaited()
     }
 
     /// Takes the receiver that waits, which no other sender has then; `None` where none does.

@@ -3,7 +3,6 @@
 use super::lock::lock;
 use crate::store::made::Made;
 use crate::wake::Bell;
-#[cfg(any(feature = "serve", test))]
 use crate::wake::Ready;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicU8;
@@ -82,7 +81,6 @@ pub struct Sleeper {
 
 impl Sleeper {
     /// What is rung for it.
-    #[cfg(any(feature = "serve", test))]
     pub fn wake(&self) -> Ready<'_> {
         Ready::to_hear(&self.bell)
     }

@@ -12,7 +12,7 @@ use super::ear::ROUND;
 use super::process::Process;
 use super::reply::Values;
 use super::script::Script;
-use super::subscription::{Care, Caring, Subscription, is_shared};
+use super::subscription::{Care, Caring, Subscription};
 use super::topic::Topic;
 use crate::clock::instant;
 use crate::gateway::run_blocking;
@@ -94,8 +94,8 @@ impl Way {
 /// Does what is left to do for somebody who has gone.
 pub fn last(work: impl Future<Output = ()> + Send + 'static) {
     #[cfg(feature = "serve")]
-    if is_shared() {
-        tokio::spawn(work);
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(work);
         return;
     }
     run_blocking(work);
@@ -133,8 +133,9 @@ impl End {
     }
 
     /// What is ready when it was called.
-    pub fn awaited(&self) -> Option<Ready<'_>> {
-        self.subscription.wake()
+    pub fn awaited(&self) -> Ready<'_> {
+        // While there is no connection, nothing is told.
+        self.subscription.wake().unwrap_or_else(|| self.subscription.place.sleeper.wake())
     }
 
     /// Whether there is a reason to ask: it was called, or has not said for a while that it is there.
@@ -161,14 +162,11 @@ impl End {
 
     /// Tells trouble in the log, once as long as it lasts.
     fn note_trouble<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
-        let is_new = std::mem::replace(&mut self.is_in_trouble, outcome.is_err());
-        outcome
-            .inspect_err(|error| {
-                if !is_new {
-                    error.log()
-                }
-            })
-            .ok()
+        let was_there = std::mem::replace(&mut self.is_in_trouble, outcome.is_err());
+        if let (Err(error), false) = (&outcome, was_there) {
+            error.log();
+        }
+        outcome.ok()
     }
 }
 

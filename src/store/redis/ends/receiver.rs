@@ -50,7 +50,7 @@ impl Receiver {
 
     /// What to wait for: that there is something to [fetch](Self::exchange).
     pub fn awaited(&self) -> [Option<Ready<'_>>; 2] {
-        [None, self.end.awaited()]
+        [None, Some(self.end.awaited())]
     }
 
     /// Fetches what precedes the bytes, if it is there, and the first of them.

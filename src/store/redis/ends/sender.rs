@@ -44,7 +44,7 @@ impl Sender {
 
     /// What to wait for: room, or that the receiver has gone.
     pub fn awaited(&self) -> [Option<Ready<'_>>; 2] {
-        [None, self.end.awaited()]
+        [None, Some(self.end.awaited())]
     }
 
     /// Sends what there is, and hears how far the receiver is: where there is a reason to. Whether that is there.
@@ -131,7 +131,7 @@ impl Sender {
 
     /// Whether there is room for a head with its first bytes.
     pub fn takes_at_once(&self, size: usize) -> bool {
-        size <= PIECE
+        size <= PIECE - self.outbox.len()
     }
 
     /// Ends the bytes, and says whether they are complete.

@@ -14,7 +14,7 @@ use crate::store::error::Error;
 use crate::store::pipes::{Denied, Limits, NewSession, Role, Visitor};
 use crate::store::remote::{Reason, Remote};
 use crate::store::sessions::Policy;
-use crate::wake::Ready;
+use crate::wake::{Bell, Ready};
 use sha2::{Digest as _, Sha256};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -105,7 +105,8 @@ impl Redis {
         let session = NewSession { id: hex::random(16)?, token: hex::random(16)? };
         let (process, hashed, lifetime) = (&self.process, hash(&session.id), milliseconds(limits.lifetime));
         let reserve = async || process.reserve(&process.all_pipes(), &hashed, limits.sessions, lifetime).await;
-        if !reserve().await? && !(self.make_room_for_pipes(limits).await? && reserve().await?) {
+        let has_room = reserve().await? || (self.make_room_for_pipes(limits).await? && reserve().await?);
+        if !has_room {
             return Ok(None);
         }
         let (lifetime, token) = (lifetime.to_string(), hash(&session.token));
@@ -160,7 +161,7 @@ impl Redis {
         self.process.keep_pipes(id, limits.lifetime).await;
         let way = end.way.clone();
         let place = place_to(role_of(&role).other());
-        Ok(WaitingSender { way, name, place, end: Some(end), lifetime: limits.lifetime })
+        Ok(WaitingSender { way, name, place, end: Some(end), silence: Bell::default(), lifetime: limits.lifetime })
     }
 
     /// Sweeps a session; whether it is gone. Where its room `is_wanted` it is enough that nobody has met in it for a while.
@@ -212,13 +213,15 @@ pub struct WaitingSender {
     place: &'static str,
     /// What is called; `None` where it has been given to a [`Sender`].
     end: Option<End>,
+    /// Rung by nobody.
+    silence: Bell,
     lifetime: Duration,
 }
 
 impl WaitingSender {
     /// What is ready when a receiver has come, or it was sent away. Once it has taken a receiver, that sender is woken.
-    pub fn awaited(&self) -> Option<Ready<'_>> {
-        self.end.as_ref().and_then(End::awaited)
+    pub fn awaited(&self) -> Ready<'_> {
+        self.end.as_ref().map_or_else(|| Ready::to_hear(&self.silence), End::awaited)
     }
 
     /// Takes the receiver that waits; `None` where none does, or while that cannot be seen.

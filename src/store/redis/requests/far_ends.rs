@@ -43,7 +43,7 @@ pub struct WaitingFarEnd {
 
 impl WaitingFarEnd {
     /// What is ready when it is called.
-    pub fn awaited(&self) -> Option<Ready<'_>> {
+    pub fn awaited(&self) -> Ready<'_> {
         self.end.awaited()
     }
 
