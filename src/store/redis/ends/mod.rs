@@ -23,6 +23,15 @@ use crate::wake::Ready;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+macro_rules! script {
+    ($name:literal) => {
+        $crate::store::redis::script::Script::new(concat!(include_str!("../ends/begin.lua"), include_str!($name)))
+    };
+}
+pub(super) use script;
+
+static HERE: Script = script!("here.lua");
+
 /// So many bytes are sent at once, and kept in memory at each end.
 const PIECE: usize = 64 * 1024;
 
@@ -110,12 +119,21 @@ pub struct End {
     is_in_trouble: bool,
 }
 
-/// An end does itself what has to be done.
-struct Nothing;
+/// Under `serve` nobody asks a receiver for more while its client takes nothing: so somebody else says that it is there. The
+/// others do so themselves.
+struct Beside {
+    way: Way,
+    receiver: Option<String>,
+}
 
-impl Care for Nothing {
+impl Care for Beside {
     fn tend<'a>(&'a self, _: &'a Topic) -> Caring<'a, Result<(), Error>> {
-        Box::pin(std::future::ready(Ok(())))
+        Box::pin(async move {
+            if let Some(receiver) = &self.receiver {
+                self.way.run(&HERE, &[receiver.as_bytes()]).await?;
+            }
+            Ok(())
+        })
     }
 
     fn leave(&self, _: usize) -> Caring<'_, ()> {
@@ -126,9 +144,20 @@ impl Care for Nothing {
 impl End {
     /// One of this name, which nobody else has. From now on it is called.
     pub async fn begin(way: Way, name: String) -> Result<Self, Error> {
+        Self::with(way, name, None).await
+    }
+
+    /// The same for a receiver.
+    pub async fn receiving(way: Way, name: String) -> Result<Self, Error> {
+        let receiver = name.clone();
+        Self::with(way, name, Some(receiver)).await
+    }
+
+    async fn with(way: Way, name: String, receiver: Option<String>) -> Result<Self, Error> {
+        let beside = Beside { way: way.clone(), receiver };
         let channel = format!("{}:{name}", way.base);
         let place = way.process.topics.enter(&channel, "");
-        let subscription = Subscription::begin(&way.process, place, vec![channel], Arc::new(Nothing)).await?;
+        let subscription = Subscription::begin(&way.process, place, vec![channel], Arc::new(beside)).await?;
         Ok(Self { way, name, subscription, asked_at: instant(), is_in_trouble: false })
     }
 
@@ -141,7 +170,7 @@ impl End {
     /// Whether there is a reason to ask: it was called, or has not said for a while that it is there.
     pub async fn has_reason(&mut self) -> bool {
         let is_due = instant() >= self.asked_at + ROUND;
-        if is_due {
+        if is_due && self.subscription.wake().is_none() {
             let tended = self.subscription.tend(&self.way.process).await;
             self.note_trouble(tended);
         }
@@ -169,10 +198,3 @@ impl End {
         outcome.ok()
     }
 }
-
-macro_rules! script {
-    ($name:literal) => {
-        $crate::store::redis::script::Script::new(concat!(include_str!("../ends/begin.lua"), include_str!($name)))
-    };
-}
-pub(super) use script;

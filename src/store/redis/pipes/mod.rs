@@ -144,7 +144,7 @@ impl Redis {
     pub async fn receive(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingReceiver, Denied> {
         let name = hex::random(16).map_err(Error::from)?;
         // It is called before it is found.
-        let mut end = End::begin(self.process.pipes(&hash(id)), name.clone()).await?;
+        let mut end = End::receiving(self.process.pipes(&hash(id)), name.clone()).await?;
         let (_, mut answer) = run(&end.way, &RECEIVE, visitor, limits.lifetime, &[name.as_bytes()]).await?;
         end.way.ticket = answer.text().map_err(Error::from)?;
         self.process.keep_pipes(id, limits.lifetime).await;

@@ -82,7 +82,7 @@ async fn ask(
     request: &[u8],
     most: u64,
 ) -> Result<Option<PendingRequest>, Error> {
-    let end = End::begin(redis.process.requests(server), id.as_str().to_owned()).await?;
+    let end = End::receiving(redis.process.requests(server), id.as_str().to_owned()).await?;
     let (most, claims_text) = (most.to_string(), claims.to_string());
     let arguments = [id.as_str().as_bytes(), request, most.as_bytes(), claims_text.as_bytes()];
     if end.way.run(&ASK, &arguments).await?.text()? != "ok" {

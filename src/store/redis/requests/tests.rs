@@ -8,6 +8,7 @@ use crate::gateway::run_blocking;
 use crate::ptth::Tripcode;
 use crate::store::files::Files;
 use crate::store::requests::{FarEnds, PtthServer};
+use std::slice::from_ref;
 use std::time::Duration;
 
 /// A client as ask.rs has it, but for one that gives a far end no time.
@@ -39,7 +40,7 @@ fn claim(far_end: &mut WaitingFarEnd) -> Vec<RequestId> {
 }
 
 fn answer(redis: &Redis, server: &ServerName, id: &RequestId) -> Sender {
-    run_blocking(redis.answer_request(std::slice::from_ref(server), id)).unwrap().unwrap()
+    run_blocking(redis.answer_request(from_ref(server), id)).unwrap().unwrap()
 }
 
 /// What becomes of a request whose client looks after it.
@@ -58,12 +59,12 @@ fn a_request_of_a_killed_far_end_is_another_s_after_its_time_and_answered_once()
     let mut pending = ask(&here, &name);
     let mut dead = listen(&killed, &name);
     let id = pending.id.clone();
-    assert_eq!(claim(&mut dead), [id.clone()]);
+    assert_eq!(claim(&mut dead), from_ref(&id));
     std::mem::forget(dead);
     let mut far_end = listen(&here, &name);
     sooner_or_later(|| {
         assert_eq!(run_blocking(pending.look(&PATIENCE)).unwrap(), Progress::Waits);
-        (claim(&mut far_end) == [id.clone()]).then_some(())
+        (claim(&mut far_end) == from_ref(&id)).then_some(())
     });
     let mut sender = answer(&here, &name, &id);
     assert!(sender.send_head(b"head", b"") && run_blocking(sender.exchange()));
@@ -106,8 +107,8 @@ fn a_request_of_a_killed_client_is_nobody_s_and_counts_for_nothing_within_second
     let ask = || run_blocking(here.ask(&name, &RequestId::fresh().unwrap(), b"request", 1)).unwrap();
     assert!(ask().is_none(), "it may be there");
     let pending = sooner_or_later(ask);
-    assert_eq!(claim(&mut listen(&here, &name)), [pending.id.clone()]);
-    assert!(run_blocking(here.answer_request(&[name.clone()], &id)).unwrap().is_none());
+    assert_eq!(claim(&mut listen(&here, &name)), from_ref(&pending.id));
+    assert!(run_blocking(here.answer_request(from_ref(&name), &id)).unwrap().is_none());
 }
 
 #[test]
@@ -145,7 +146,7 @@ fn a_request_waits_for_a_redis_that_is_away_and_is_answered_once_it_is_back() {
     server.restart();
     assert_eq!(run_blocking(pending.look(&PATIENCE)).unwrap(), Progress::Waits);
     let mut far_end = listen(&there, &name);
-    assert_eq!(claim(&mut far_end), [pending.id.clone()]);
+    assert_eq!(claim(&mut far_end), from_ref(&pending.id));
     let mut sender = answer(&there, &name, &pending.id);
     assert!(sender.send_head(b"head", b"") && run_blocking(sender.exchange()));
     assert_eq!(progress(&mut pending), Progress::Begins(b"head".to_vec()));
@@ -196,7 +197,7 @@ fn requests_work_in_a_cluster_wherever_they_are() {
         let mut far_end = listen(&there, &name);
         let mut pending = ask(&here, &name);
         sooner_or_later(|| far_end.awaited().is_ready().then_some(()));
-        assert_eq!(claim(&mut far_end), [pending.id.clone()]);
+        assert_eq!(claim(&mut far_end), from_ref(&pending.id));
         let mut sender = answer(&there, &name, &pending.id);
         assert!(sender.send_head(b"head", b"") && run_blocking(sender.exchange()));
         assert_eq!(progress(&mut pending), Progress::Begins(b"head".to_vec()));
