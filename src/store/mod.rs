@@ -125,9 +125,22 @@ macro_rules! intentions {
     (@readers $store:expr, $name:ident, $($value:ident),*) => {
         intentions!(@each $store, home => home.$name($($value),*), answer => answer.map(Into::into))
     };
-    (@those $store:expr, $name:ident, $($value:ident),*) => {
-        intentions!(@each $store, home => home.$name($($value),*), answer => answer.map(|that| that.map(Into::into)))
+    (@ends $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@either $store, $name, ($($value),*), answer => answer.map(Into::into))
     };
+    (@those $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@either $store, $name, ($($value),*), answer => answer.map(|that| that.map(Into::into)))
+    };
+    (@either $store:expr, $name:ident, ($($value:ident),*), $answer:ident => $made:expr) => {{
+        #[cfg(not(feature = "redis"))]
+        {
+            intentions!(@all $store, $name, $($value),*)
+        }
+        #[cfg(feature = "redis")]
+        {
+            intentions!(@each $store, home => home.$name($($value),*), $answer => $made)
+        }
+    }};
     (@each $store:expr, $home:ident => $do:expr, $answer:ident => $made:expr) => {{
         #[cfg(not(feature = "redis"))]
         match $store {
@@ -332,7 +345,7 @@ intentions! {
 
 // What receives and what sends.
 intentions! {
-    of readers;
+    of ends;
 
     /// Becomes the receiver of what the other party sends. Senders that wait are woken, and the first of them takes it.
     ///
