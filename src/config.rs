@@ -9,6 +9,8 @@
 //! has, a file that Windows has renamed) is an [`Oddity`], of which the owner is told.
 
 mod given;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use crate::syntax::is_token;
 use given::{Assignments, beside_program, in_environment, mistaken_files, program_folder, read_file, unreadable};
@@ -25,6 +27,10 @@ const SHORTEST_SECRET: usize = 32;
 pub struct Settings {
     /// `RELAY_DATA_DIR` (in the environment, or in the `settings.conf` beside the program): where everything is kept.
     pub data_dir: PathBuf,
+    /// `RELAY_STORE`: the Redis, or Valkey, in which things are kept that several machines share. Unset, or empty, all is kept
+    /// in the data folder.
+    #[cfg(feature = "redis")]
+    pub redis: Option<redis::Address>,
     /// `JWT_SECRET`: what tokens are signed with. Unset, the relay makes a random one and keeps it in the data folder.
     pub jwt_secret: Option<String>,
     /// `RELAY_PREFIX`: begins the host ids this relay chooses, `P-1234`.
@@ -111,6 +117,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("data"),
+            #[cfg(feature = "redis")]
+            redis: None,
             jwt_secret: None,
             prefix: None,
             allowed_origins: Vec::new(),
@@ -180,8 +188,16 @@ impl Settings {
         get: impl Fn(&str) -> Result<Option<String>, SettingError>,
     ) -> Result<Self, SettingError> {
         let default = Self::default();
+        #[cfg(not(feature = "redis"))]
+        no_redis(get("RELAY_STORE")?)?;
         let mut settings = Self {
             data_dir,
+            #[cfg(feature = "redis")]
+            redis: get("RELAY_STORE")?
+                .filter(|url| !url.is_empty())
+                .as_deref()
+                .map(redis::Address::parse)
+                .transpose()?,
             jwt_secret: secret(get("JWT_SECRET")?)?,
             prefix: prefix(get("RELAY_PREFIX")?)?,
             allowed_origins: origins(get("RELAY_ALLOWED_ORIGINS")?)?,
@@ -231,6 +247,15 @@ impl Settings {
             self.oddities.push(Oddity::new(sentence, cure));
         }
         Ok(())
+    }
+}
+
+/// Whoever means a Redis must not be given a folder: on several machines nobody would find the others.
+#[cfg(not(feature = "redis"))]
+fn no_redis(url: Option<String>) -> Result<(), SettingError> {
+    match url.filter(|url| !url.is_empty()) {
+        Some(_) => Err(unreadable("RELAY_STORE", "this program can use no Redis")),
+        None => Ok(()),
     }
 }
 

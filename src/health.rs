@@ -110,6 +110,16 @@ async fn look_at(settings: &Settings, audience: Audience) -> Vec<Check> {
             list.push(unusable(error, store.obstacle().await.as_ref()));
         }
     }
+    #[cfg(feature = "redis")]
+    if let Some(reached) = store.reach_redis().await {
+        list.push(match reached {
+            Ok(()) => Check::ok("Redis", "The relay can write there and read it again."),
+            Err(error) => {
+                error.log();
+                unusable(&error, None)
+            }
+        });
+    }
     if let Err(error @ Error::BadRegistry(_)) = store.ptth_servers().await {
         error.log();
         list.push(unusable(&error, None));
@@ -279,6 +289,8 @@ fn unusable(error: &Error, obstacle: Option<&Obstacle>) -> Check {
             "Another process is looking at it at this moment.",
             "Look again. If it stays like this, find a process of the relay that is stopped, and end it.",
         ),
+        #[cfg(feature = "redis")]
+        Error::Remote(remote) => Check::problem("Redis", remote.to_string(), remote.reason.cure()),
         Error::Io(_) | Error::QueueFull(_) | Error::TopicFull(_) | Error::DataFull(_) => {
             Check::problem(NAME, "It failed while it was tried out.", "The web server's error log has the cause.")
         }

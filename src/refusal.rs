@@ -106,6 +106,8 @@ impl From<store::Error> for Refusal {
             store::Error::DiskFull(_) | store::Error::DataFull(_) => Status::InsufficientStorage,
             store::Error::QueueFull(_) | store::Error::TopicFull(_) => Status::TooManyRequests,
             store::Error::Busy | store::Error::NoDescriptors(_) => Status::ServiceUnavailable,
+            #[cfg(feature = "redis")]
+            store::Error::Remote(_) => Status::ServiceUnavailable,
             store::Error::OtherVersion
             | store::Error::Unusable(_)
             | store::Error::Io(_)

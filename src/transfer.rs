@@ -5,7 +5,7 @@
 //! process. A receiver that takes nothing fills the pipe, then the sender's connection: its client has to wait.
 
 use crate::gateway::{Body, BodyError, Client, Content, Outgoing, Producer, Woken};
-use crate::store::{Receiver, Sender, WaitingSender};
+use crate::store::{LOOK, Receiver, Sender, WaitingSender};
 use crate::wake::{Ready, Wake};
 use std::io;
 use std::time::{Duration, Instant};
@@ -68,7 +68,7 @@ impl<'a, 'b> Feed<'a, 'b> {
 
     /// Sends a head, and with it a short body, as far as that is there already: then the receiver finds all of it in one
     /// place. False when the receiver has gone, or does not take it.
-    pub fn send_head(&mut self, sender: &Sender, head: &[u8]) -> bool {
+    pub fn send_head(&mut self, sender: &mut Sender, head: &[u8]) -> bool {
         let length = self.body.length.and_then(|length| usize::try_from(length).ok()).unwrap_or(usize::MAX);
         if self.body.is_awaited && sender.takes_at_once(head.len().saturating_add(length)) {
             self.buffer.resize(length, 0);
@@ -87,12 +87,16 @@ impl<'a, 'b> Feed<'a, 'b> {
         }
         let mut until = Instant::now() + IDLE;
         while sender.is_open() {
+            #[cfg(feature = "redis")]
+            if !sender.exchange().await {
+                break;
+            }
             match self.step(sender) {
                 Ok(Step::Moved) => until = Instant::now() + IDLE,
                 Ok(Step::End) => sender.end(true),
                 Ok(step @ (Step::NoBytes | Step::NoRoom)) => {
                     let mut call = waiting.map(WaitingSender::awaited);
-                    let limit = until.saturating_duration_since(Instant::now());
+                    let limit = until.saturating_duration_since(Instant::now()).min(LOOK);
                     let woken = {
                         let [mut room, mut receiver] = sender.awaited();
                         let awaited: &mut dyn Wake =
@@ -105,6 +109,7 @@ impl<'a, 'b> Feed<'a, 'b> {
                             self.send_rest(sender).await;
                             return End::HungUp;
                         }
+                        Woken::Tick if !is_over(until) => {}
                         Woken::Tick if matches!(step, Step::NoRoom) => return End::ReceiverStuck,
                         Woken::Tick => return End::Body(io::ErrorKind::TimedOut.into()),
                         _ if is_called(call.as_ref()) && is_sent_away(waiting) => return End::SentAway,
@@ -126,6 +131,10 @@ impl<'a, 'b> Feed<'a, 'b> {
     async fn send_rest(&mut self, sender: &mut Sender) {
         self.body.reader.give_time(Duration::from_secs(1));
         while sender.is_open() {
+            #[cfg(feature = "redis")]
+            if !sender.exchange().await {
+                return;
+            }
             match self.step(sender) {
                 Ok(Step::Moved) => {}
                 Ok(Step::End) => sender.end(true),
@@ -145,7 +154,7 @@ impl<'a, 'b> Feed<'a, 'b> {
         }
     }
 
-    fn step(&mut self, sender: &Sender) -> io::Result<Step> {
+    fn step(&mut self, sender: &mut Sender) -> io::Result<Step> {
         let pending = &self.buffer[self.from..];
         if !pending.is_empty() {
             return match would_block(sender.write(pending)) {
@@ -190,16 +199,22 @@ impl<'a, 'b> Feed<'a, 'b> {
 }
 
 /// Everything is in the pipe; what the receiver's client takes of it is known when the receiver has gone.
-async fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, client: &mut dyn Client) -> End {
+async fn wait_for_receiver(sender: &mut Sender, waiting: Option<&WaitingSender>, client: &mut dyn Client) -> End {
     let mut taken = sender.taken().unwrap_or_default();
     let mut until = Instant::now() + IDLE;
-    while sender.is_received() {
+    loop {
+        #[cfg(feature = "redis")]
+        sender.exchange().await;
+        if !sender.is_received() {
+            return receiver_left(waiting);
+        }
         let [_, mut receiver] = sender.awaited();
         let mut call = waiting.map(WaitingSender::awaited);
-        let limit = until.saturating_duration_since(Instant::now());
+        let limit = until.saturating_duration_since(Instant::now()).min(LOOK);
         match client.wait(&mut [&mut receiver, &mut call], false, limit).await {
             Woken::Stopped => return End::Stopped,
             Woken::HungUp => return End::HungUp,
+            Woken::Tick if !is_over(until) => {}
             Woken::Tick => {
                 let now = sender.taken().unwrap_or_default();
                 if std::mem::replace(&mut taken, now) == now {
@@ -211,20 +226,29 @@ async fn wait_for_receiver(sender: &Sender, waiting: Option<&WaitingSender>, cli
             _ => {}
         }
     }
-    receiver_left(waiting)
 }
 
 /// Ends a body that has broken off, and gives the receiver's client a moment to take what there is of it.
 pub async fn settle(sender: &mut Sender, client: &mut dyn Client) {
     sender.end(false);
     let until = Instant::now() + Duration::from_secs(1);
-    while sender.is_received() {
+    loop {
+        #[cfg(feature = "redis")]
+        sender.exchange().await;
+        if !sender.is_received() {
+            return;
+        }
         let [_, mut receiver] = sender.awaited();
         let limit = until.saturating_duration_since(Instant::now());
         if client.wait(&mut [&mut receiver], false, limit).await != Woken::Knock {
             return;
         }
     }
+}
+
+/// Whether it is time, and not only for a [look](LOOK).
+fn is_over(until: Instant) -> bool {
+    LOOK > IDLE || Instant::now() >= until
 }
 
 /// A receiver whose pipe is removed leaves too.
@@ -300,6 +324,8 @@ async fn deliver(out: &mut dyn Outgoing, mut receiver: Receiver, length: Option<
     // Only bytes put it off, and not somebody's knock.
     let mut until = Instant::now() + IDLE;
     while delivery.left != Some(0) {
+        #[cfg(feature = "redis")]
+        receiver.exchange(delivery.left).await;
         if let Err(error) = noted
             && !std::mem::replace(&mut trouble_told, true)
         {
@@ -318,10 +344,11 @@ async fn deliver(out: &mut dyn Outgoing, mut receiver: Receiver, length: Option<
         }
         let [data, mut call] = receiver.awaited();
         let mut data = data.filter(|_| !to_write);
-        let limit = until.saturating_duration_since(Instant::now());
+        let limit = until.saturating_duration_since(Instant::now()).min(LOOK);
         match out.wait(&mut [&mut data, &mut call], to_write, limit).await {
             // The client has gone.
             Woken::HungUp => return,
+            Woken::Tick if !is_over(until) => {}
             // Nothing moves, or this process has to stop: the client sees that this is not the end.
             Woken::Tick | Woken::Stopped => return out.cut(),
             // Where that cannot be seen, somebody has knocked all the same.
@@ -373,7 +400,7 @@ impl Delivery {
         moved
     }
 
-    fn copy(&mut self, out: &mut dyn Outgoing, receiver: &Receiver) -> u64 {
+    fn copy(&mut self, out: &mut dyn Outgoing, receiver: &mut Receiver) -> u64 {
         if self.buffer.is_empty() {
             self.buffer.resize(BUFFER, 0);
             let got = receiver.read(&mut self.buffer);
@@ -462,7 +489,7 @@ mod tests {
             let session = store.make_session(false, &limits).await.unwrap().unwrap();
             let mut receiver = store.receive(&session.id, &Visitor::default(), &limits).await.unwrap();
             let host = Visitor { tokens: vec![session.token], address: None };
-            let waiting = store.wait_to_send(&session.id, &host, &limits).await.unwrap();
+            let mut waiting = store.wait_to_send(&session.id, &host, &limits).await.unwrap();
             let mut sender = waiting.take_receiver().await.unwrap().unwrap();
             assert!(sender.send_head(b"head", b"body") && receiver.look().await.unwrap().is_some());
             sender.end(true);

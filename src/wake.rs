@@ -66,7 +66,7 @@ pub(crate) fn poll_fds<'a>(wakes: &'a [&mut dyn Wake]) -> impl Iterator<Item = P
 }
 
 /// Waits for one of `wakes` where there is no client any more, no longer than `limit`. A signal may end it early.
-#[cfg_attr(not(feature = "serve"), expect(clippy::unused_async, reason = "it waits in poll(2) there"))]
+#[cfg_attr(not(feature = "serve"), allow(clippy::unused_async, reason = "it waits in poll(2) there"))]
 pub async fn wait(wakes: &mut [&mut dyn Wake], limit: Duration) {
     #[cfg(feature = "serve")]
     if tokio::runtime::Handle::try_current().is_ok() {

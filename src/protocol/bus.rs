@@ -22,7 +22,6 @@ use crate::store::made::Made;
 use crate::store::sessions::Standing;
 use crate::store::{self, BusReader, Store};
 use crate::wake::Ready;
-use crate::workers::stream_at_disk;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -227,9 +226,9 @@ impl Desk {
     ) -> Result<Reply, Refusal> {
         let mut reader = self.store.read(name, after, user, self.settings).await?;
         let mut array = vec![b'['];
-        let mut has_more = take_some(&mut reader, &mut array)?;
+        let mut has_more = take_some(&mut reader, &mut array).await?;
         if array.len() == 1 && !wait.is_zero() {
-            reader.wait_for_more(self.settings)?;
+            reader.wait_for_more(self.settings).await?;
             has_more = self.await_message(&mut reader, &mut array, wait, client).await?;
         }
         if !has_more {
@@ -254,7 +253,7 @@ impl Desk {
         let until = Instant::now() + wait;
         loop {
             // First of all: what was posted before there was somebody to knock for.
-            let has_more = take_some(reader, array)?;
+            let has_more = take_some(reader, array).await?;
             let left = until.saturating_duration_since(Instant::now());
             if !array.ends_with(b"[") || left.is_zero() {
                 return Ok(has_more);
@@ -334,19 +333,25 @@ impl Desk {
 }
 
 /// Gives some of what there is next to `array`, whose beginning is there or written. Whether there is more.
-fn take_some(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<bool, store::Error> {
+async fn take_some(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<bool, store::Error> {
     let mut has_more = true;
     while has_more && array.len() < PIECE {
-        has_more = reader.next(|heard| {
-            // A poll that comes too late sees it by the numbers.
-            let BusEvent::Message(message) = heard else { return };
-            if array.last() != Some(&b'[') {
-                array.push(b',');
-            }
-            write_message(array, message);
-        })?;
+        reader.fetch().await?;
+        has_more = add_next(reader, array)?;
     }
     Ok(has_more)
+}
+
+/// The same with what was fetched.
+fn add_next(reader: &mut BusReader, array: &mut Vec<u8>) -> Result<bool, store::Error> {
+    reader.next(|heard| {
+        // A poll that comes too late sees it by the numbers.
+        let BusEvent::Message(message) = heard else { return };
+        if array.last() != Some(&b'[') {
+            array.push(b',');
+        }
+        write_message(array, message);
+    })
 }
 
 /// Gives a whole array from this piece of it on: as fast as the client takes it, but for no longer than there is time.
@@ -368,7 +373,7 @@ async fn give(out: &mut dyn Outgoing, mut reader: BusReader, mut array: Vec<u8>,
             return;
         }
         array.clear();
-        has_more = match take_some(&mut reader, &mut array) {
+        has_more = match take_some(&mut reader, &mut array).await {
             Ok(has_more) => has_more,
             Err(error) => {
                 error.log();
@@ -430,6 +435,11 @@ impl Member {
         &mut self.reader
     }
 
+    /// Fetches what others have posted next, where it has to be waited for.
+    pub(super) fn fetch(&mut self) -> impl Future<Output = Result<(), store::Error>> {
+        self.reader.fetch()
+    }
+
     /// Gives what others have posted next to `take`; false when there is no more for now.
     pub(super) fn next(&mut self, mut take: impl FnMut(Message<'_>)) -> Result<bool, store::Error> {
         self.reader.next(|heard| {
@@ -444,8 +454,8 @@ impl Member {
         Store::of(self.settings).say(&self.name, self.user, data, self.settings).await
     }
 
-    /// To be called every [few seconds](sse::ROUND). `Ok(false)` where the bus is gone.
-    pub(super) fn tend(&mut self) -> Result<bool, store::Error> {
+    /// To be called every [few seconds](sse::ROUND). What has become of the bus.
+    pub(super) fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> {
         self.reader.tend(self.settings)
     }
 }
@@ -472,16 +482,14 @@ impl Events for Stream {
     }
 
     fn write_next(&mut self, out: &mut Vec<u8>) -> impl Future<Output = Result<bool, store::Error>> + Send {
-        stream_at_disk(|| {
-            self.reader.next(|heard| match heard {
-                BusEvent::Lost(id) => sse::write_event(out, id, "lost", "{}"),
-                BusEvent::Message(message) => Made::write(message.made, out, |out| {
-                    // Writing to memory does not fail.
-                    let _ = write!(out, "id: {}\ndata: ", message.id);
-                    write_message(out, message);
-                    out.extend_from_slice(b"\n\n");
-                }),
-            })
+        self.reader.fetch_next(|heard| match heard {
+            BusEvent::Lost(id) => sse::write_event(out, id, "lost", "{}"),
+            BusEvent::Message(message) => Made::write(message.made, out, |out| {
+                // Writing to memory does not fail.
+                let _ = write!(out, "id: {}\ndata: ", message.id);
+                write_message(out, message);
+                out.extend_from_slice(b"\n\n");
+            }),
         })
     }
 
@@ -495,7 +503,7 @@ impl Events for Stream {
     }
 
     fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
-        stream_at_disk(|| Ok(if self.reader.tend(self.settings)? { Standing::Listening } else { Standing::Over }))
+        self.reader.tend(self.settings)
     }
 }
 

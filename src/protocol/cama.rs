@@ -316,13 +316,13 @@ impl Relay<'_> {
         let head = loop {
             let is_over = {
                 let [mut data, mut call] = receiver.awaited();
-                !wait.sleep(client, &mut [&mut data, &mut call], Duration::MAX).await?
+                !wait.sleep(client, &mut [&mut data, &mut call], store::LOOK).await?
             };
-            if is_over && !(receiver.is_taken() && wait.extend()) {
-                return Err(nobody_came());
-            }
             if let Some(head) = receiver.look().await? {
                 break head;
+            }
+            if is_over && !(receiver.is_taken() && wait.extend()) {
+                return Err(nobody_came());
             }
         };
         let head: Head = serde_json::from_slice(&head).map_err(|error| store::Error::Io(error.into()))?;
@@ -339,12 +339,12 @@ impl Relay<'_> {
         head: &Head,
         request: &mut Request<'_>,
     ) -> Result<Reply, Refusal> {
-        let waiting = self.store.wait_to_send(id, visitor, &self.limits).await?;
+        let mut waiting = self.store.wait_to_send(id, visitor, &self.limits).await?;
         let head_bytes = serde_json::to_vec(head).map_err(|error| store::Error::Io(error.into()))?;
         let (client, wait) = (&mut *request.client, Wait::begin(timeout));
         let mut feed = Feed::new(&mut request.body);
         let delivered = loop {
-            let mut sender = meet(&waiting, &wait, client).await?;
+            let mut sender = meet(&mut waiting, &wait, client).await?;
             // Without the body, which another receiver has to get if this one has not begun.
             if !sender.send_head(&head_bytes, b"") {
                 continue;
@@ -376,12 +376,12 @@ impl Relay<'_> {
 }
 
 /// Waits for a receiver.
-async fn meet(waiting: &WaitingSender, wait: &Wait, client: &mut dyn Client) -> Result<Sender, Refusal> {
+async fn meet(waiting: &mut WaitingSender, wait: &Wait, client: &mut dyn Client) -> Result<Sender, Refusal> {
     loop {
         if let Some(sender) = waiting.take_receiver().await? {
             return Ok(sender);
         }
-        if !wait.sleep(client, &mut [&mut waiting.awaited()], Duration::MAX).await? {
+        if !wait.sleep(client, &mut [&mut waiting.awaited()], store::LOOK).await? {
             return Err(nobody_came());
         }
     }

@@ -23,7 +23,7 @@ use crate::store::sessions::{Claim, Event, Party, Policy, Refused, Standing, Wor
 use crate::store::{self, Listener, Store};
 use crate::token::{ClientId, HostId, Key, Token, TokenError};
 use crate::wake::Ready;
-use crate::workers::{stream_at_disk, wait};
+use crate::workers::wait;
 use serde::Serializer as _;
 use serde_json::json;
 use std::time::Duration;
@@ -324,7 +324,7 @@ impl Stream {
         let (mut unsent, settings) = (Unsent::after(self.listener.position()), self.settings);
         let end = sse::feed(out, &mut self, &mut unsent, settings).await;
         if matches!(end, End::Gone | End::Stopped)
-            && let Err(error) = self.listener.end(&policy(self.settings))
+            && let Err(error) = self.listener.end(&policy(self.settings)).await
         {
             error.log();
         }
@@ -358,23 +358,21 @@ impl Events for Stream {
     }
 
     fn write_next(&mut self, out: &mut Vec<u8>) -> impl Future<Output = Result<bool, store::Error>> + Send {
-        stream_at_disk(|| {
-            self.listener.next(|Event { id, event, data, made }| {
-                Made::write(made, out, |out| sse::write_event(out, id, event, data));
-            })
+        self.listener.next(|Event { id, event, data, made }| {
+            Made::write(made, out, |out| sse::write_event(out, id, event, data));
         })
     }
 
     fn delivered(&mut self) -> impl Future<Output = Result<(), store::Error>> + Send {
-        stream_at_disk(|| self.listener.delivered())
+        self.listener.delivered()
     }
 
     fn standing(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
-        stream_at_disk(|| self.listener.standing())
+        self.listener.standing()
     }
 
     fn tend(&mut self) -> impl Future<Output = Result<Standing, store::Error>> + Send {
-        stream_at_disk(|| self.listener.tend(&policy(self.settings)))
+        self.listener.tend(policy(self.settings))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::error::Error;
 use super::made::Made;
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
 
 /// The name of a bus: any text without control characters and slashes, up to 256 bytes. The default bus has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +54,17 @@ pub struct Proof<'a> {
     pub signed: &'a [u8],
     /// Their HMAC-SHA256 with the user's key.
     pub signature: &'a [u8],
+}
+
+impl Proof<'_> {
+    /// Whether it was made with this key: compared in constant time.
+    #[must_use]
+    pub fn is_by(&self, key: &str) -> bool {
+        // HMAC takes a key of any length.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return false };
+        mac.update(self.signed);
+        mac.verify_slice(self.signature).is_ok()
+    }
 }
 
 /// A message on a bus.
@@ -108,5 +121,23 @@ pub enum Refused {
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         Self::Store(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_of_all_that_was_signed() {
+        // By `printf 'news\n7\n1\n"hi"' | openssl dgst -sha256 -hmac key`.
+        let signature = crate::hex::decode("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
+        let signs =
+            |key, signed: &str, signature: &[u8]| Proof { n: 1, signed: signed.as_bytes(), signature }.is_by(key);
+        assert!(signs("key", "news\n7\n1\n\"hi\"", &signature));
+        assert!(!signs("yek", "news\n7\n1\n\"hi\"", &signature));
+        assert!(!signs("key", "new\n7\n1\n\"hi\"", &signature));
+        assert!(!signs("key", "news\n7\n1\n\"hi\"", &signature[..31]));
+        assert!(!signs("key", "news\n7\n1\n\"hi\"", b""));
     }
 }

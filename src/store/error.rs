@@ -1,5 +1,7 @@
 //! Why the store could not do what was wanted.
 
+#[cfg(feature = "redis")]
+use super::remote::Remote;
 use std::fmt;
 use std::io;
 
@@ -29,6 +31,9 @@ pub enum Error {
     BadSecret,
     /// `data/ptth.json` cannot be read as what it should be.
     BadRegistry(serde_json::Error),
+    /// The Redis cannot be used, or not now.
+    #[cfg(feature = "redis")]
+    Remote(Remote),
 }
 
 /// A queue's limit that is reached.
@@ -77,6 +82,8 @@ impl fmt::Display for Error {
                 cause.line(),
                 cause.column()
             ),
+            #[cfg(feature = "redis")]
+            Self::Remote(remote) => remote.fmt(f),
         }
     }
 }
@@ -106,7 +113,23 @@ impl From<rustix::io::Errno> for Error {
     }
 }
 
+#[cfg(feature = "redis")]
+impl From<Remote> for Error {
+    fn from(remote: Remote) -> Self {
+        Self::Remote(remote)
+    }
+}
+
 impl Error {
+    /// Whether it may pass by itself, so that whoever listens goes on: a home on another machine is away at times.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        #[cfg(feature = "redis")]
+        return matches!(self, Self::Remote(_));
+        #[cfg(not(feature = "redis"))]
+        false
+    }
+
     /// Tells the operator, on stderr, which web servers write to their error log.
     pub fn log(&self) {
         match self {
@@ -116,6 +139,8 @@ impl Error {
             }
             Self::BadRegistry(cause) => say!("uhst-relay: {self} [{cause}]"),
             Self::Busy | Self::BadSecret | Self::OtherVersion => say!("uhst-relay: {self}"),
+            #[cfg(feature = "redis")]
+            Self::Remote(Remote { cause, .. }) => say!("uhst-relay: {self} [{cause}]"),
         }
     }
 }

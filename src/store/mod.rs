@@ -5,13 +5,22 @@
 //! The words stand by subject in [`sessions`], [`buses`], [`pipes`] and [`requests`]. They need nothing but
 //! [each other](Error); a home needs the words, and the store, here, needs both.
 
+mod bus_reader;
 pub mod buses;
 #[cfg(test)]
 mod contract;
+mod either;
+#[cfg(feature = "redis")]
+mod ends;
 mod error;
 pub(crate) mod files;
+mod listener;
 pub mod made;
 pub mod pipes;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+mod remote;
 pub mod requests;
 pub mod sessions;
 
@@ -19,34 +28,64 @@ use crate::config::Settings;
 use crate::ptth::ServerName;
 use crate::token::{ClientId, HostId};
 use crate::workers::at_disk;
+pub use bus_reader::BusReader;
 use buses::{BusName, Proof, User};
+#[cfg(feature = "redis")]
+pub use ends::{Answer, PendingRequest, Receiver, Sender, WaitingFarEnd, WaitingReceiver, WaitingSender};
 pub use error::{Error, Full};
-pub use files::bus::reader::BusReader;
-pub use files::ends::{Receiver, Sender};
-pub use files::far_ends::{Answer, WaitingFarEnd};
 pub use files::node::OneNode;
-pub use files::pipes::{WaitingReceiver, WaitingSender};
 pub use files::probe::{Findings, Obstacle, Place, has_no_locks};
-pub use files::requests::PendingRequest;
-pub use files::session::listener::Listener;
+#[cfg(not(feature = "redis"))]
+pub use files::{
+    ends::{Receiver, Sender},
+    far_ends::{Answer, WaitingFarEnd},
+    pipes::{WaitingReceiver, WaitingSender},
+    requests::PendingRequest,
+};
+pub use listener::Listener;
 use pipes::{Denied, Limits, NewSession, Visitor};
+#[cfg(feature = "redis")]
+pub use remote::{Reason, Remote};
 use requests::{FarEnds, PtthServer, PtthServers, RequestId};
 use sessions::{Claim, Party, Policy};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Whoever waits for another's bytes looks for itself that often: where they may be on another machine, it says so that it is
+/// still there.
+pub const LOOK: Duration = if cfg!(feature = "redis") { Duration::from_secs(2) } else { Duration::MAX };
 
 /// Where things are kept.
 #[derive(Clone, Debug)]
 pub enum Store {
     /// In files below the data folder.
     Files(files::Files),
+    /// In a Redis that several machines share.
+    #[cfg(feature = "redis")]
+    Redis(redis::Redis),
 }
 
 impl Store {
     /// The one that the settings name. Nothing is opened or made before it is needed.
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
-        Self::Files(files::Files::new(&settings.data_dir))
+        let files = files::Files::new(&settings.data_dir);
+        #[cfg(feature = "redis")]
+        if let Some(address) = &settings.redis {
+            return Self::Redis(redis::Redis::at(address, files));
+        }
+        Self::Files(files)
+    }
+
+    /// Whether the Redis can be reached, and takes what is written, where things are kept in one.
+    ///
+    #[cfg(feature = "redis")]
+    pub async fn reach_redis(&self) -> Option<Result<(), Error>> {
+        match self {
+            Self::Files(_) => None,
+            Self::Redis(redis) => Some(redis.reach().await),
+        }
     }
 
     /// Does a little of the sweep, where it is time for it. A failure is told in the log.
@@ -59,23 +98,77 @@ impl Store {
     }
 }
 
-/// Makes methods of [`Store`] that hand on to the method of the same name of whichever home it is. In one on this machine that
-/// is done at once; the future is handed on as it is, because a state machine around each would make relay.cgi larger.
+/// Makes methods of [`Store`] that hand on to the method of the same name of whichever home it is, or of the data folder. In one
+/// on this machine that is done at once; where there is no other, the future is handed on as it is, because a state machine
+/// around each would make relay.cgi larger.
 macro_rules! intentions {
-    ($($(#[$about:meta])* pub async fn $name:ident(&self $(, $value:ident: $kind:ty)*) -> $answer:ty;)*) => {
+    (of $homes:ident;
+        $($(#[$about:meta])* pub async fn $name:ident(&self $(, $value:ident: $kind:ty)*) -> $answer:ty;)*) => {
         impl Store {
             $($(#[$about])*
             pub fn $name(&self $(, $value: $kind)*) -> impl Future<Output = $answer> {
-                match self {
-                    Self::Files(home) => at_disk(move || home.$name($($value),*)),
-                }
+                intentions!(@$homes self, $name, $($value),*)
             })*
         }
     };
+    (@files $store:expr, $name:ident, $($value:ident),*) => {{
+        let home = match $store {
+            Self::Files(home) => home,
+            #[cfg(feature = "redis")]
+            Self::Redis(redis) => &redis.files,
+        };
+        at_disk(move || home.$name($($value),*))
+    }};
+    (@all $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@each $store, home => home.$name($($value),*), answer => answer)
+    };
+    (@readers $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@each $store, home => home.$name($($value),*), answer => answer.map(Into::into))
+    };
+    (@ends $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@either $store, $name, ($($value),*), answer => answer.map(Into::into))
+    };
+    (@those $store:expr, $name:ident, $($value:ident),*) => {
+        intentions!(@either $store, $name, ($($value),*), answer => answer.map(|that| that.map(Into::into)))
+    };
+    (@either $store:expr, $name:ident, ($($value:ident),*), $answer:ident => $made:expr) => {{
+        #[cfg(not(feature = "redis"))]
+        {
+            intentions!(@all $store, $name, $($value),*)
+        }
+        #[cfg(feature = "redis")]
+        {
+            intentions!(@each $store, home => home.$name($($value),*), $answer => $made)
+        }
+    }};
+    (@each $store:expr, $home:ident => $do:expr, $answer:ident => $made:expr) => {{
+        #[cfg(not(feature = "redis"))]
+        match $store {
+            Self::Files($home) => at_disk(move || {
+                let $answer = $do;
+                $made
+            }),
+        }
+        #[cfg(feature = "redis")]
+        async move {
+            match $store {
+                Self::Files($home) => {
+                    let $answer = at_disk(move || $do).await;
+                    $made
+                }
+                Self::Redis($home) => {
+                    let $answer = $do.await;
+                    $made
+                }
+            }
+        }
+    }};
 }
 
 // Sessions of UHST.
 intentions! {
+    of all;
+
     /// Registers a host, whose id nobody else has then. The clients of a registration before are told that their host has
     /// gone, and may still fetch what waits for them.
     ///
@@ -117,16 +210,6 @@ intentions! {
     pub async fn broadcast(&self, from: &Party, data: &str, policy: &Policy<'_>)
         -> Result<Vec<(ClientId, bool)>, sessions::Refused>;
 
-    /// Begins to listen, after the event `resume` if that is named, else after what the last listener was given. A
-    /// listener before is superseded. If something after `resume` is not there any more, an event says so.
-    ///
-    /// # Errors
-    /// [`sessions::Refused::Expired`], unless something waits; [`sessions::Refused::HostGone`] for a client for which nothing
-    /// waits; for one of an application's own [`sessions::Refused::UnknownHost`], [`sessions::Refused::TooManyHosts`] and
-    /// [`sessions::Refused::TooManyClients`].
-    pub async fn listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>)
-        -> Result<Listener, sessions::Refused>;
-
     /// Whether [`Store::listen`] would succeed, without taking anybody's place.
     ///
     /// # Errors
@@ -136,6 +219,8 @@ intentions! {
 
 // Buses.
 intentions! {
+    of all;
+
     /// Gives out a fresh plain user, and the id of the last message (or where the first one will begin). The bus is made
     /// if it is missing.
     ///
@@ -176,6 +261,27 @@ intentions! {
     /// [`buses::Refused::TooManyBuses`]; [`Error::TopicFull`] while the bus holds its most.
     pub async fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, buses::Refused>;
 
+    /// Whether the bus knows the user.
+    ///
+    /// # Errors
+    /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`].
+    pub async fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), buses::Refused>;
+}
+
+// What reads a bus, or listens in a session.
+intentions! {
+    of readers;
+
+    /// Begins to listen, after the event `resume` if that is named, else after what the last listener was given. A
+    /// listener before is superseded. If something after `resume` is not there any more, an event says so.
+    ///
+    /// # Errors
+    /// [`sessions::Refused::Expired`], unless something waits; [`sessions::Refused::HostGone`] for a client for which nothing
+    /// waits; for one of an application's own [`sessions::Refused::UnknownHost`], [`sessions::Refused::TooManyHosts`] and
+    /// [`sessions::Refused::TooManyClients`].
+    pub async fn listen(&self, party: &Party, resume: Option<u64>, policy: &Policy<'_>)
+        -> Result<Listener, sessions::Refused>;
+
     /// To read what comes after the id `after`, except what the user has posted. An id that no message has reached yet is
     /// somebody's mistake, or another bus's, and means what is posted from now on.
     ///
@@ -191,22 +297,26 @@ intentions! {
     /// [`buses::Refused::TooManyReaders`].
     pub async fn subscribe(&self, name: &BusName, after: Option<u64>, user: Option<User>, settings: &Settings)
         -> Result<BusReader, buses::Refused>;
+}
 
+impl Store {
     /// A fresh plain user, and a reader of what others post from now on. The bus is made if it is missing.
     ///
     /// # Errors
     /// [`buses::Refused::TooManyBuses`], [`buses::Refused::TooManyReaders`].
-    pub async fn enter(&self, name: &BusName, settings: &Settings) -> Result<(User, BusReader), buses::Refused>;
-
-    /// Whether the bus knows the user.
-    ///
-    /// # Errors
-    /// [`buses::Refused::UnknownBus`], [`buses::Refused::UnknownUser`].
-    pub async fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), buses::Refused>;
+    pub fn enter(
+        &self,
+        name: &BusName,
+        settings: &Settings,
+    ) -> impl Future<Output = Result<(User, BusReader), buses::Refused>> {
+        intentions!(@each self, home => home.enter(name, settings), entered => entered.map(|(user, reader)| (user, reader.into())))
+    }
 }
 
 // Pipes.
 intentions! {
+    of all;
+
     /// Makes a session; `None` where there are as many as may be.
     ///
     /// # Errors
@@ -231,6 +341,11 @@ intentions! {
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheHost`]. Where it fails, it may be tried again.
     pub async fn remove_session(&self, id: &str, host: &Visitor, limits: &Limits) -> Result<(), Denied>;
+}
+
+// What receives and what sends.
+intentions! {
+    of ends;
 
     /// Becomes the receiver of what the other party sends. Senders that wait are woken, and the first of them takes it.
     ///
@@ -243,10 +358,18 @@ intentions! {
     /// # Errors
     /// [`Denied::UnknownSession`], [`Denied::NotTheGuest`], [`Denied::TooManySenders`].
     pub async fn wait_to_send(&self, id: &str, visitor: &Visitor, limits: &Limits) -> Result<WaitingSender, Denied>;
+
+    /// Listens for requests to a registered server.
+    ///
+    /// # Errors
+    /// When that cannot be noted.
+    pub async fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error>;
 }
 
 // PTTH.
 intentions! {
+    of all;
+
     /// The registered servers.
     ///
     /// # Errors
@@ -265,20 +388,6 @@ intentions! {
     /// As for registering.
     pub async fn remove_ptth_server(&self, name: &ServerName) -> Result<bool, Error>;
 
-    /// Asks a registered server: from now on the request waits, and a far end that listens is woken for it. `None` where
-    /// `most` wait already, those of killed clients not counted.
-    ///
-    /// # Errors
-    /// When it cannot be kept.
-    pub async fn ask(&self, server: &ServerName, id: &RequestId, request: &[u8], most: u64)
-        -> Result<Option<PendingRequest>, Error>;
-
-    /// Listens for requests to a registered server.
-    ///
-    /// # Errors
-    /// When that cannot be noted.
-    pub async fn listen_for_requests(&self, server: &ServerName) -> Result<WaitingFarEnd, Error>;
-
     /// What is known of a server's far ends.
     ///
     /// # Errors
@@ -291,6 +400,19 @@ intentions! {
     /// # Errors
     /// The first that cannot be given back; its client will see to the others.
     pub async fn give_back(&self, server: &ServerName, ids: &[RequestId]) -> Result<(), Error>;
+}
+
+// What asks, and what answers.
+intentions! {
+    of those;
+
+    /// Asks a registered server: from now on the request waits, and a far end that listens is woken for it. `None` where
+    /// `most` wait already, those of killed clients not counted.
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    pub async fn ask(&self, server: &ServerName, id: &RequestId, request: &[u8], most: u64)
+        -> Result<Option<PendingRequest>, Error>;
 
     /// Begins to answer a request to one of these servers, which takes it away; `None` where there is none, its client has
     /// gone, or its answer has begun. Whether the one that answers has claimed it does not matter.
@@ -302,17 +424,7 @@ intentions! {
 
 // The store itself.
 intentions! {
-    /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
-    ///
-    /// # Errors
-    /// When it can neither be read nor made, or is damaged.
-    pub async fn secret(&self) -> Result<Vec<u8>, Error>;
-
-    /// Makes what there has to be, and writes, so that whoever starts a server learns at once whether it can.
-    ///
-    /// # Errors
-    /// Why it cannot be used.
-    pub async fn prepare(&self) -> Result<(), Error>;
+    of files;
 
     /// The user and the group whose the home is, if the user is not this process's: what this process would write there, the
     /// relay could not use.
@@ -342,6 +454,31 @@ intentions! {
     /// Whether nobody has swept for a while.
     pub async fn sweep_is_due(&self) -> bool;
 
+    /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
+    /// them.
+    ///
+    /// # Errors
+    /// When what wakes it cannot be made.
+    #[cfg(feature = "serve")]
+    pub async fn listen_as_one(&self) -> Result<OneNode, Error>;
+}
+
+// What is dead, and what all share.
+intentions! {
+    of all;
+
+    /// Makes what there has to be, and writes, so that whoever starts a server learns at once whether it can.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn prepare(&self) -> Result<(), Error>;
+
+    /// What tokens are signed with: made of 32 random bytes by whichever process comes first.
+    ///
+    /// # Errors
+    /// When it can neither be read nor made, or is damaged.
+    pub async fn secret(&self) -> Result<Vec<u8>, Error>;
+
     /// Removes some of what is dead, and tells the peers of those that have gone: a little of it, so that nobody waits for it.
     ///
     /// # Errors
@@ -353,12 +490,4 @@ intentions! {
     /// # Errors
     /// The same.
     pub async fn sweep_all(&self, policy: &Policy<'_>) -> Result<(), Error>;
-
-    /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
-    /// them.
-    ///
-    /// # Errors
-    /// When what wakes it cannot be made.
-    #[cfg(feature = "serve")]
-    pub async fn listen_as_one(&self) -> Result<OneNode, Error>;
 }

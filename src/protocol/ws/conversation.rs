@@ -6,8 +6,8 @@ use crate::protocol::bus::Member;
 use crate::sse;
 use crate::store;
 use crate::store::buses::{Refused, User};
+use crate::store::sessions::Standing;
 use crate::wake::Ready;
-use crate::workers;
 use crate::ws::link::{Link, Received, is_close_code};
 use crate::ws::program::{Fault, PATIENCE, Program};
 use crate::ws::{self, Action, Event, Frame, Handler, Visitor, frames};
@@ -167,8 +167,11 @@ impl Conversation {
             }
             self.look_at_the_clock(out);
             self.tend().await;
-            if self.stage == Stage::Open {
-                self.pass_on_what_others_said();
+            while self.has_room_for_others() {
+                let fetched = self.member.fetch().await;
+                if !self.pass_on_what_others_said(fetched) {
+                    break;
+                }
             }
             self.post().await;
             if self.is_over(out) {
@@ -251,9 +254,9 @@ impl Conversation {
         let now = Instant::now();
         if now >= self.next_round {
             self.next_round = now + self.round;
-            match workers::stream_at_disk(|| self.member.tend()).await {
-                Ok(true) => {}
-                Ok(false) => self.close(1001, "The channel was removed."),
+            match self.member.tend().await {
+                Ok(Standing::Over) => self.close(1001, "The channel was removed."),
+                Ok(_) => {}
                 Err(error) => error.log(),
             }
         }
@@ -382,35 +385,40 @@ impl Conversation {
         has_come
     }
 
-    /// Gives the client what others have posted, and the handler what the application has.
-    fn pass_on_what_others_said(&mut self) {
-        while self.stage == Stage::Open
+    /// Whether there is room for what others have posted.
+    fn has_room_for_others(&mut self) -> bool {
+        self.stage == Stage::Open
             && self.link.unsent() < ENOUGH
             && self.handler.program().is_none_or(|program| program.unread() < ENOUGH)
-        {
-            let (link, mut told) = (&mut self.link, Vec::new());
-            let has_more = self.member.next(|message| {
+    }
+
+    /// Gives the client what others have posted, and the handler what the application has, of what there is next. Whether there
+    /// is more.
+    fn pass_on_what_others_said(&mut self, fetched: Result<(), store::Error>) -> bool {
+        let (link, mut told) = (&mut self.link, Vec::new());
+        let has_more = fetched.and_then(|()| {
+            self.member.next(|message| {
                 if User(message.user) == User::APPLICATION {
                     told.push(message.data.to_owned());
                 } else {
                     frames::from_bus(message.data, |frame| link.send(frame));
                 }
-            });
-            for data in told {
-                // It was JSON when it was posted.
-                if let Ok(data) = RawValue::from_string(data) {
-                    self.tell(&Event::Fifo { data: &data });
-                }
-            }
-            match has_more {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    error.log();
-                    return self.close(1011, "The channel cannot be read.");
-                }
+            })
+        });
+        for data in told {
+            // It was JSON when it was posted.
+            if let Ok(data) = RawValue::from_string(data) {
+                self.tell(&Event::Fifo { data: &data });
             }
         }
+        has_more.unwrap_or_else(|error| {
+            error.log();
+            // One that passes is looked for again within a round.
+            if !error.passes() {
+                self.close(1011, "The channel cannot be read.");
+            }
+            false
+        })
     }
 
     // ---- the handler

@@ -1,6 +1,7 @@
-use super::{Done as _, Home, homes};
+use super::{Done as _, Home, homes_and_redis as homes, sooner_or_later};
 use crate::config::Settings;
 use crate::store::buses::{BusEvent, BusName, Proof, Refused, User};
+use crate::store::sessions::Standing;
 use crate::store::{BusReader, Error, Store};
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
@@ -21,17 +22,19 @@ fn settings() -> Settings {
 /// What is to be heard now: messages' data, and `LOST`.
 fn heard(reader: &mut BusReader) -> Vec<String> {
     reader.hear();
+    reader.look_anew();
     let mut all = Vec::new();
-    while reader
-        .next(|heard| {
+    loop {
+        let next = reader.fetch_next(|heard| {
             all.push(match heard {
                 BusEvent::Message(message) => message.data.to_owned(),
                 BusEvent::Lost(_) => LOST.to_owned(),
             });
-        })
-        .unwrap()
-    {}
-    all
+        });
+        if !next.done().unwrap() {
+            return all;
+        }
+    }
 }
 
 const LOST: &str = "lost";
@@ -99,10 +102,11 @@ fn a_message_tells_its_id_and_who_has_posted_it() {
         let mut all = Vec::new();
         let mut reader = store.read(&bus(), start, greet(store), &settings()).done().unwrap();
         while reader
-            .next(|heard| match heard {
+            .fetch_next(|heard| match heard {
                 BusEvent::Message(message) => all.push((message.id, message.user, message.data.to_owned())),
                 BusEvent::Lost(id) => panic!("lost {id}"),
             })
+            .done()
             .unwrap()
         {}
         let expected = [(posted, ann.0, "{\"a\": [1, 2]}"), (said, ann.0, "\"b c\""), (notified, 0, "3")];
@@ -162,14 +166,15 @@ fn whoever_waits_is_woken_by_each_message() {
             store.read(&bus(), 0, greet(store), &settings()).done().unwrap(),
         ];
         assert!(readers[2].wake().is_none(), "it does not wait");
-        readers[2].wait_for_more(&settings()).unwrap();
+        readers[2].wait_for_more(&settings()).done().unwrap();
         for data in ["1", "2"] {
             for reader in &readers {
                 assert!(!reader.wake().unwrap().is_ready());
             }
             post(store, ann, data);
             for reader in &mut readers {
-                assert!(reader.wake().unwrap().is_ready() || !reader.is_surely_woken());
+                let is_woken = || reader.wake().unwrap().is_ready() || !reader.is_surely_woken();
+                sooner_or_later(|| is_woken().then_some(()));
                 assert_eq!(heard(reader), [data]);
             }
         }
@@ -379,7 +384,7 @@ fn a_sweep_leaves_what_is_in_use() {
         post_signed(store, carl, &key, 1).unwrap();
         post(store, ann, "2");
         assert_eq!(heard(&mut reader), ["\"signed\"", "2"]);
-        assert!(reader.tend(&settings()).unwrap());
+        assert_eq!(reader.tend(&settings()).done().unwrap(), Standing::Listening);
     }
 }
 
@@ -387,9 +392,9 @@ fn a_sweep_leaves_what_is_in_use() {
 fn a_reader_learns_that_its_bus_is_gone() {
     for Home { store, .. } in &homes() {
         let (_, mut reader) = store.enter(&bus(), &settings()).done().unwrap();
-        assert!(reader.tend(&settings()).unwrap());
+        assert_eq!(reader.tend(&settings()).done().unwrap(), Standing::Listening);
         let none = Settings { message_lifetime: Duration::ZERO, bus_lifetime: Duration::ZERO, ..settings() };
-        sweep_until(store, &none, || !reader.tend(&settings()).unwrap());
+        sweep_until(store, &none, || reader.tend(&settings()).done().unwrap() == Standing::Over);
     }
 }
 

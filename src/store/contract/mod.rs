@@ -10,7 +10,9 @@ mod sessions_resume;
 
 use super::files::Files;
 use super::files::test_dir::TestDir;
-use super::{OneNode, Store};
+#[cfg(feature = "redis")]
+use super::redis::{Redis, testing::TestServer};
+use super::{OneNode, Receiver, Sender, Store};
 use crate::config::Settings;
 use crate::gateway::run_blocking;
 use crate::wake::Ready;
@@ -25,6 +27,8 @@ struct Home {
     elsewhere: Store,
     /// Where it keeps things. It is removed with this.
     _dir: TestDir,
+    #[cfg(feature = "redis")]
+    _redis: Option<TestServer>,
 }
 
 fn home(is_one_node: bool) -> Home {
@@ -32,7 +36,23 @@ fn home(is_one_node: bool) -> Home {
     let store = Store::Files(Files::new(&dir.join("data")));
     let node = is_one_node.then(|| store.listen_as_one().done().unwrap());
     let elsewhere = Store::Files(Files::new(&dir.join("data/../data")));
-    Home { store, _node: node, elsewhere, _dir: dir }
+    Home {
+        store,
+        _node: node,
+        elsewhere,
+        _dir: dir,
+        #[cfg(feature = "redis")]
+        _redis: None,
+    }
+}
+
+/// One in a Redis of its own; `None` where there is no such program, which is told.
+#[cfg(feature = "redis")]
+fn home_in_redis() -> Option<Home> {
+    let server = TestServer::start(&[])?;
+    let dir = TestDir::new();
+    let store = || Store::Redis(Redis::elsewhere(&server.address(), Files::new(&dir.join("data"))));
+    Some(Home { store: store(), _node: None, elsewhere: store(), _redis: Some(server), _dir: dir })
 }
 
 /// One of each kind.
@@ -40,9 +60,17 @@ fn homes() -> Vec<Home> {
     vec![home(false)]
 }
 
+/// The same for what a Redis keeps too.
+fn homes_and_redis() -> Vec<Home> {
+    #[cfg(not(feature = "redis"))]
+    return homes();
+    #[cfg(feature = "redis")]
+    homes().into_iter().chain(home_in_redis()).collect()
+}
+
 /// The same for what is another thing within a process and between two.
 fn homes_near_and_far() -> Vec<Home> {
-    vec![home(false), home(true)]
+    homes_and_redis().into_iter().chain([home(true)]).collect()
 }
 
 impl Home {
@@ -78,6 +106,32 @@ fn sooner_or_later<T>(mut look: impl FnMut() -> Option<T>) -> T {
         }
         assert!(began.elapsed() < Duration::from_secs(60), "it does not happen");
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until it is so.
+fn soon(mut is_so: impl FnMut() -> bool) {
+    sooner_or_later(|| is_so().then_some(()));
+}
+
+/// An end of a stream of bytes that has told the other, and heard from it, as much as it would before a wait.
+trait Exchanged {
+    fn exchanged(&mut self) -> &mut Self;
+}
+
+impl Exchanged for Receiver {
+    fn exchanged(&mut self) -> &mut Self {
+        #[cfg(feature = "redis")]
+        self.exchange(None).done();
+        self
+    }
+}
+
+impl Exchanged for Sender {
+    fn exchanged(&mut self) -> &mut Self {
+        #[cfg(feature = "redis")]
+        self.exchange().done();
+        self
     }
 }
 

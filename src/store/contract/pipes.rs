@@ -1,6 +1,6 @@
-use super::{Done as _, Home, homes_near_and_far, is_any_woken, sooner_or_later};
+use super::{Done as _, Exchanged as _, Home, homes_near_and_far, is_any_woken, soon, sooner_or_later};
 use crate::store::pipes::{Denied, LONGEST_HEAD, Limits, NewSession, Role, Visitor};
-use crate::store::{Receiver, Sender, Store};
+use crate::store::{Receiver, Sender, Store, WaitingReceiver, WaitingSender};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -26,22 +26,60 @@ fn at(address: IpAddr) -> Visitor {
     Visitor { address: Some(address), ..guest() }
 }
 
-fn write(sender: &Sender, bytes: &[u8]) {
+fn send_head(sender: &mut Sender, head: &[u8], first: &[u8]) {
+    assert!(sender.send_head(head, first) && sender.exchanged().is_received());
+}
+
+fn write(sender: &mut Sender, bytes: &[u8]) {
     assert_eq!(sender.write(bytes).unwrap(), bytes.len());
+    assert!(sender.exchanged().is_received());
+}
+
+fn end(sender: &mut Sender) {
+    sender.end(true);
+    sender.exchanged();
 }
 
 /// What is there now; `None` where more may come, nothing at the end.
-fn read(receiver: &Receiver) -> Option<Vec<u8>> {
+fn read_now(receiver: &mut Receiver) -> Option<Vec<u8>> {
     let mut bytes = [0; 100];
-    let got = receiver.read(&mut bytes);
+    let got = receiver.exchanged().read(&mut bytes);
     (got > 0 || receiver.has_ended()).then(|| bytes[..got].to_vec())
+}
+
+/// What comes next; nothing at the end.
+fn read(receiver: &mut Receiver) -> Vec<u8> {
+    sooner_or_later(|| read_now(receiver))
+}
+
+fn take(sender: &mut WaitingSender) -> Option<Sender> {
+    sender.take_receiver().done().unwrap()
+}
+
+/// Whether a sender was called.
+fn is_called(sender: &WaitingSender) -> bool {
+    sender.awaited().is_ready()
+}
+
+/// Whether a sender has taken it, as a look tells.
+fn is_taken(receiver: &mut WaitingReceiver) -> bool {
+    assert_eq!(receiver.look().done().unwrap(), None);
+    receiver.is_taken()
+}
+
+/// Whether it was sent away, as it finds when it looks for a receiver. There is none.
+fn is_sent_away(sender: &mut WaitingSender) -> bool {
+    let taken = sender.take_receiver().done();
+    assert!(matches!(taken, Ok(None) | Err(Denied::Removed | Denied::NotTheGuest)));
+    assert_eq!(taken.is_err(), sender.is_sent_away());
+    sender.is_sent_away()
 }
 
 /// What the guest receives, and the host sends.
 fn met(store: &Store, id: &str, host: &Visitor) -> (Receiver, Sender) {
     let mut receiver = store.receive(id, &guest(), &LIMITS).done().unwrap();
-    let sender = store.wait_to_send(id, host, &LIMITS).done().unwrap().take_receiver().done().unwrap().unwrap();
-    assert!(sender.send_head(b"head", b""));
+    let mut sender = take(&mut store.wait_to_send(id, host, &LIMITS).done().unwrap()).unwrap();
+    send_head(&mut sender, b"head", b"");
     assert_eq!(receiver.look().done().unwrap().unwrap(), b"head");
     (receiver.begin(), sender)
 }
@@ -93,24 +131,24 @@ fn a_head_and_bytes_arrive_and_the_sender_learns_how_many_were_taken() {
         let mut receiver = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
         assert_eq!(receiver.look().done().unwrap(), None);
         assert!(!receiver.is_taken() && !is_any_woken(receiver.awaited()));
-        let waiting = store.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap();
-        let mut sender = waiting.take_receiver().done().unwrap().unwrap();
-        assert!(receiver.is_taken());
-        assert!(sender.send_head(&vec![7; LONGEST_HEAD], b"first"));
-        assert!(is_any_woken(receiver.awaited()));
+        let mut waiting = store.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap();
+        let mut sender = take(&mut waiting).unwrap();
+        assert!(is_taken(&mut receiver));
+        send_head(&mut sender, &vec![7; LONGEST_HEAD], b"first");
+        soon(|| is_any_woken(receiver.awaited()));
         assert_eq!(receiver.look().done().unwrap().unwrap(), vec![7; LONGEST_HEAD]);
         let mut receiver = receiver.begin();
         assert_eq!(sender.taken().unwrap(), None, "it has not begun");
         assert_eq!(receiver.take_at_once(6).unwrap(), None, "not all of it is there");
         assert_eq!(receiver.take_at_once(5).unwrap().unwrap(), b"first");
-        write(&sender, b"second");
-        assert_eq!(read(&receiver).unwrap(), b"second");
-        assert_eq!(read(&receiver), None, "there may be more");
-        sender.end(true);
-        assert_eq!(read(&receiver).unwrap(), b"", "the end");
+        write(&mut sender, b"second");
+        assert_eq!(read(&mut receiver), b"second");
+        assert_eq!(read_now(&mut receiver), None, "there may be more");
+        end(&mut sender);
+        assert_eq!(read(&mut receiver), b"", "the end");
         receiver.took(2).unwrap();
         drop(receiver);
-        assert_eq!(sender.taken().unwrap(), Some(7));
+        soon(|| sender.exchanged().taken().unwrap() == Some(7));
         waiting.finish().done();
     }
 }
@@ -122,8 +160,8 @@ fn whoever_comes_first_and_wherever_it_is_the_two_meet() {
         for ([from, to], receiver_first) in home.pairs().into_iter().flat_map(|pair| [(pair, true), (pair, false)]) {
             let receive = || to.receive(&session.id, &guest(), &LIMITS).done().unwrap();
             let early = receiver_first.then(receive);
-            let waiting = from.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap();
-            let none = waiting.take_receiver().done().unwrap();
+            let mut waiting = from.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap();
+            let none = take(&mut waiting);
             let mut receiver = early.unwrap_or_else(receive);
             for store in [from, to] {
                 assert!(matches!(store.receive(&session.id, &guest(), &LIMITS).done(), Err(Denied::ReceiverThere)));
@@ -134,20 +172,22 @@ fn whoever_comes_first_and_wherever_it_is_the_two_meet() {
                     if is_any_woken(receiver.awaited()) {
                         assert_eq!(receiver.look().done().unwrap(), None);
                     }
-                    waiting.awaited().is_ready().then(|| waiting.take_receiver().done().unwrap()).flatten()
+                    is_called(&waiting).then(|| take(&mut waiting)).flatten()
                 })
             });
-            assert!(receiver.is_taken() && sender.send_head(b"head", b"first"));
+            assert!(is_taken(&mut receiver));
+            send_head(&mut sender, b"head", b"first");
             assert_eq!(receiver.look().done().unwrap().unwrap(), b"head");
             let mut receiver = receiver.begin();
             assert_eq!(receiver.take_at_once(5).unwrap().unwrap(), b"first");
-            write(&sender, b"second");
-            sender.end(true);
-            assert_eq!((read(&receiver).unwrap(), read(&receiver).unwrap()), (b"second".to_vec(), vec![]));
+            write(&mut sender, b"second");
+            end(&mut sender);
+            assert_eq!((read(&mut receiver), read(&mut receiver)), (b"second".to_vec(), vec![]));
             receiver.took(6).unwrap();
-            assert!(receiver.is_complete() && sender.is_received());
+            assert!(receiver.is_complete() && sender.exchanged().is_received());
             drop(receiver);
-            assert_eq!((sender.is_received(), sender.taken().unwrap()), (false, Some(11)));
+            soon(|| !sender.exchanged().is_received());
+            assert_eq!(sender.taken().unwrap(), Some(11));
         }
     }
 }
@@ -158,15 +198,15 @@ fn one_that_waits_is_there_for_other_processes_too() {
         let [here, there] = [&home.store, &home.elsewhere];
         let session = session(here, false);
         let mut receiver = here.receive(&session.id, &guest(), &LIMITS).done().unwrap();
-        let senders = [(); 2].map(|()| here.wait_to_send(&session.id, &guest(), &LIMITS).done().unwrap());
+        let mut senders = [(); 2].map(|()| here.wait_to_send(&session.id, &guest(), &LIMITS).done().unwrap());
         assert!(matches!(there.wait_to_send(&session.id, &guest(), &LIMITS).done(), Err(Denied::TooManySenders)));
         assert!(there.join_session(&session.id, &guest(), &OVER).done().is_ok(), "it is in use");
         there.remove_session(&session.id, &host(&session), &LIMITS).done().unwrap();
-        sooner_or_later(|| is_any_woken(receiver.awaited()).then_some(()));
+        soon(|| is_any_woken(receiver.awaited()));
         assert!(matches!(receiver.look().done(), Err(Denied::Removed)));
-        for sender in &senders {
-            sooner_or_later(|| sender.awaited().is_ready().then_some(()));
-            assert!(sender.is_sent_away());
+        for sender in &mut senders {
+            soon(|| is_called(sender));
+            assert!(is_sent_away(sender));
         }
     }
 }
@@ -176,12 +216,12 @@ fn an_end_that_was_said_is_known_from_one_that_was_not() {
     for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
         for is_said in [true, false] {
-            let (receiver, mut sender) = met(store, &session.id, &host(&session));
+            let (mut receiver, mut sender) = met(store, &session.id, &host(&session));
             if is_said {
                 sender.end(true);
             }
             drop(sender);
-            assert_eq!((read(&receiver).unwrap(), receiver.is_complete()), (vec![], is_said));
+            assert_eq!((read(&mut receiver), receiver.is_complete()), (vec![], is_said));
         }
     }
 }
@@ -208,14 +248,14 @@ fn in_each_direction_there_is_one_receiver_at_a_time() {
 fn a_receiver_is_taken_by_one_sender() {
     for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
-        let senders = [(); 2].map(|()| store.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap());
-        assert!(senders.iter().all(|sender| sender.take_receiver().done().unwrap().is_none()), "there is none");
+        let mut senders = [(); 2].map(|()| store.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap());
+        assert!(senders.iter_mut().all(|sender| take(sender).is_none()), "there is none");
         let _receiver = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
-        assert!(senders.iter().all(|sender| sender.awaited().is_ready()));
-        let _taken = senders[0].take_receiver().done().unwrap().unwrap();
-        assert!(senders.iter().all(|sender| sender.take_receiver().done().unwrap().is_none()));
-        let to_host = store.wait_to_send(&session.id, &guest(), &LIMITS).done().unwrap();
-        assert!(to_host.take_receiver().done().unwrap().is_none(), "the other direction");
+        soon(|| senders.iter().all(is_called));
+        let _taken = take(&mut senders[0]).unwrap();
+        assert!(take(&mut senders[1]).is_none());
+        let mut to_host = store.wait_to_send(&session.id, &guest(), &LIMITS).done().unwrap();
+        assert!(take(&mut to_host).is_none(), "the other direction");
     }
 }
 
@@ -225,14 +265,15 @@ fn a_sender_that_leaves_without_a_word_makes_room_for_another() {
         let session = session(store, false);
         let mut receiver = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
         let wait = || store.wait_to_send(&session.id, &host(&session), &LIMITS).done().unwrap();
-        drop(wait().take_receiver().done().unwrap().unwrap());
-        let next = wait();
-        assert!(next.take_receiver().done().unwrap().is_none(), "the receiver has not noticed yet");
-        assert!(is_any_woken(receiver.awaited()));
+        drop(take(&mut wait()).unwrap());
+        let mut next = wait();
+        assert!(take(&mut next).is_none(), "the receiver has not noticed yet");
+        soon(|| is_any_woken(receiver.awaited()));
         assert_eq!(receiver.look().done().unwrap(), None);
-        assert!(next.awaited().is_ready() && !receiver.is_taken());
-        let sender = next.take_receiver().done().unwrap().unwrap();
-        assert!(sender.send_head(b"", b"first"));
+        soon(|| is_called(&next));
+        assert!(!receiver.is_taken());
+        let mut sender = take(&mut next).unwrap();
+        send_head(&mut sender, b"", b"first");
         assert_eq!(receiver.look().done().unwrap().unwrap(), b"");
         assert_eq!(receiver.begin().take_at_once(5).unwrap().unwrap(), b"first");
     }
@@ -257,13 +298,16 @@ fn no_more_senders_wait_in_a_direction_than_may() {
 fn a_sender_learns_that_its_receiver_has_gone() {
     for Home { store, .. } in &homes_near_and_far() {
         let session = session(store, false);
-        let (receiver, sender) = met(store, &session.id, &host(&session));
-        assert!(sender.is_received());
+        let (receiver, mut sender) = met(store, &session.id, &host(&session));
+        assert!(sender.exchanged().is_received());
         drop(receiver);
-        let [_, gone] = sender.awaited();
-        assert!(gone.unwrap().is_ready() && !sender.is_received());
-        let next = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
-        assert!(!sender.is_received() && !next.is_taken(), "the next is no business of this sender");
+        soon(|| {
+            let [_, gone] = sender.awaited();
+            gone.unwrap().is_ready()
+        });
+        assert!(!sender.exchanged().is_received());
+        let mut next = store.receive(&session.id, &guest(), &LIMITS).done().unwrap();
+        assert!(!sender.is_received() && !is_taken(&mut next), "the next is no business of this sender");
     }
 }
 
@@ -273,18 +317,19 @@ fn removing_a_session_sends_everybody_away() {
         let session = session(store, false);
         let (id, host) = (&session.id, host(&session));
         let mut to_host = store.receive(id, &host, &LIMITS).done().unwrap();
-        let to_guest = store.wait_to_send(id, &host, &LIMITS).done().unwrap();
-        let (receiver, sender) = met(store, id, &host);
+        let mut to_guest = store.wait_to_send(id, &host, &LIMITS).done().unwrap();
+        let (mut receiver, sender) = met(store, id, &host);
         assert!(matches!(store.remove_session(id, &guest(), &LIMITS).done(), Err(Denied::NotTheHost)));
         // It was called when the receiver came.
-        assert!(!to_guest.is_sent_away() && !receiver.is_removed().unwrap());
-        assert!(!to_guest.awaited().is_ready() && !is_any_woken(to_host.awaited()));
+        soon(|| is_called(&to_guest));
+        assert!(!is_sent_away(&mut to_guest) && !receiver.is_removed().unwrap());
+        assert!(!is_called(&to_guest) && !is_any_woken(to_host.awaited()));
         store.remove_session(id, &host, &LIMITS).done().unwrap();
-        assert!(to_guest.awaited().is_ready() && is_any_woken(to_host.awaited()) && is_any_woken(receiver.awaited()));
+        soon(|| is_called(&to_guest) && is_any_woken(to_host.awaited()) && is_any_woken(receiver.awaited()));
         assert!(matches!(to_host.look().done(), Err(Denied::Removed)));
-        assert!(to_guest.is_sent_away() && receiver.is_removed().unwrap());
+        assert!(receiver.exchanged().is_removed().unwrap());
+        assert!(matches!(to_guest.take_receiver().done(), Err(Denied::Removed)) && to_guest.is_sent_away());
         assert!(matches!(to_guest.why_sent_away().done(), Denied::Removed));
-        assert!(matches!(to_guest.take_receiver().done(), Err(Denied::Removed)));
         assert!(matches!(store.join_session(id, &host, &LIMITS).done(), Err(Denied::UnknownSession)));
         drop((receiver, sender));
     }
@@ -297,13 +342,13 @@ fn when_another_guest_is_named_the_one_before_is_sent_away_and_the_host_is_not()
         let (id, host) = (&session.id, host(&session));
         store.permit_guest(id, &host, ONE, &LIMITS).done().unwrap();
         let mut guests = store.receive(id, &at(ONE), &LIMITS).done().unwrap();
-        let from_guest = store.wait_to_send(id, &at(ONE), &LIMITS).done().unwrap();
+        let mut from_guest = store.wait_to_send(id, &at(ONE), &LIMITS).done().unwrap();
         let mut hosts = store.receive(id, &host, &LIMITS).done().unwrap();
         store.permit_guest(id, &host, ONE, &LIMITS).done().unwrap();
         assert_eq!(guests.look().done().unwrap(), None, "the same guest stays");
         assert!(!from_guest.is_sent_away());
         store.permit_guest(id, &host, OTHER, &LIMITS).done().unwrap();
-        assert!(is_any_woken(guests.awaited()) && from_guest.awaited().is_ready());
+        soon(|| is_any_woken(guests.awaited()) && is_called(&from_guest));
         assert!(matches!(guests.look().done(), Err(Denied::NotTheGuest)));
         assert!(
             matches!(from_guest.take_receiver().done(), Err(Denied::NotTheGuest)),
@@ -311,13 +356,10 @@ fn when_another_guest_is_named_the_one_before_is_sent_away_and_the_host_is_not()
         );
         assert!(matches!(from_guest.why_sent_away().done(), Denied::NotTheGuest));
         assert_eq!(hosts.look().done().unwrap(), None);
-        let others = store.receive(id, &at(OTHER), &LIMITS).done().unwrap();
+        let mut others = store.receive(id, &at(OTHER), &LIMITS).done().unwrap();
         drop(guests);
-        let to_guest = store.wait_to_send(id, &host, &LIMITS).done().unwrap();
-        assert!(
-            to_guest.take_receiver().done().unwrap().is_some() && others.is_taken(),
-            "the one before left it alone"
-        );
+        let _sender = take(&mut store.wait_to_send(id, &host, &LIMITS).done().unwrap()).unwrap();
+        assert!(is_taken(&mut others), "the one before left it alone");
     }
 }
 
@@ -328,13 +370,13 @@ fn a_receiver_that_was_sent_away_after_its_sender_left_leaves_the_next_ones_alon
         let (id, host) = (&session.id, host(&session));
         store.permit_guest(id, &host, ONE, &LIMITS).done().unwrap();
         let mut before = store.receive(id, &at(ONE), &LIMITS).done().unwrap();
-        drop(store.wait_to_send(id, &host, &LIMITS).done().unwrap().take_receiver().done().unwrap().unwrap());
+        drop(take(&mut store.wait_to_send(id, &host, &LIMITS).done().unwrap()).unwrap());
         store.permit_guest(id, &host, OTHER, &LIMITS).done().unwrap();
         let mut next = store.receive(id, &at(OTHER), &LIMITS).done().unwrap();
         assert!(matches!(before.look().done(), Err(Denied::NotTheGuest)));
         drop(before);
-        let sender = store.wait_to_send(id, &host, &LIMITS).done().unwrap().take_receiver().done().unwrap().unwrap();
-        assert!(sender.send_head(b"for the next", b""));
+        let mut sender = take(&mut store.wait_to_send(id, &host, &LIMITS).done().unwrap()).unwrap();
+        send_head(&mut sender, b"for the next", b"");
         assert_eq!(next.look().done().unwrap().unwrap(), b"for the next");
     }
 }

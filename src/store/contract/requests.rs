@@ -1,7 +1,7 @@
-use super::{Done as _, Home, homes_near_and_far, is_any_woken, sooner_or_later};
+use super::{Done as _, Exchanged as _, Home, homes_near_and_far, is_any_woken, soon, sooner_or_later};
 use crate::ptth::{ServerName, Tripcode};
 use crate::store::requests::{FarEnds, MOST_CLAIMS, Patience, Progress, PtthServer, RequestId};
-use crate::store::{Answer, PendingRequest, Store, WaitingFarEnd};
+use crate::store::{Answer, PendingRequest, Sender, Store, WaitingFarEnd};
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -45,6 +45,16 @@ fn claim_now(store: &Store, server: &ServerName) -> Vec<Vec<u8>> {
 
 fn answer(store: &Store, server: &ServerName, id: &RequestId) -> Option<Answer> {
     store.answer_request(std::slice::from_ref(server), id).done().unwrap()
+}
+
+/// Sends the head of an answer, and is then the way for its bytes.
+fn begin(mut answer: Answer, head: &[u8]) -> Sender {
+    assert!(answer.sender().send_head(head, b"") && answer.sender().exchanged().is_received());
+    answer.begin().done()
+}
+
+fn is_called(far_end: &WaitingFarEnd) -> bool {
+    far_end.awaited().is_ready()
 }
 
 fn nothing() -> Vec<Vec<u8>> {
@@ -100,17 +110,17 @@ fn a_request_is_claimed_once_and_answered_once() {
         assert!(answer(store, &server, &RequestId::fresh().unwrap()).is_none(), "nobody's");
         assert!(pending.is_being_answered().done().unwrap());
         assert_eq!(pending.look(&WATCHFUL).done().unwrap(), Progress::Waits);
-        assert!(begun.sender().send_head(b"head", b""));
-        assert!(is_any_woken(pending.awaited()));
+        let mut sender = begin(begun, b"head");
+        soon(|| is_any_woken(pending.awaited()));
         store.give_back(&server, &[id]).done().unwrap();
         assert_eq!(claim_now(store, &server), nothing(), "its answer has begun");
         assert_eq!(pending.look(&PATIENT).done().unwrap(), Progress::Begins(b"head".to_vec()));
-        let sender = begun.begin().done();
         let mut receiver = pending.begin();
         sender.write(b"body").unwrap();
-        assert_eq!(receiver.take_at_once(4).unwrap().unwrap(), b"body");
+        sender.exchanged();
+        assert_eq!(sooner_or_later(|| receiver.exchanged().take_at_once(4).unwrap()), b"body");
         drop(receiver);
-        assert_eq!(sender.taken().unwrap(), Some(4));
+        soon(|| sender.exchanged().taken().unwrap() == Some(4));
     }
 }
 
@@ -124,10 +134,9 @@ fn wherever_a_request_is_answered_its_client_has_the_answer() {
             std::thread::scope(|scope| {
                 // It may have to wait for the client.
                 let answering = scope.spawn(|| {
-                    let answer = answer(far_end, &server, &id).unwrap();
-                    assert!(answer.sender().send_head(b"head", b""));
-                    let sender = answer.begin().done();
+                    let mut sender = begin(answer(far_end, &server, &id).unwrap(), b"head");
                     sender.write(b"body").unwrap();
+                    sender.exchanged();
                     sender
                 });
                 let head =
@@ -138,9 +147,12 @@ fn wherever_a_request_is_answered_its_client_has_the_answer() {
                     });
                 let mut sender = answering.join().unwrap();
                 let mut receiver = pending.begin();
-                assert_eq!((head, receiver.take_at_once(4).unwrap().unwrap()), (b"head".to_vec(), b"body".to_vec()));
+                let body = sooner_or_later(|| receiver.exchanged().take_at_once(4).unwrap());
+                assert_eq!((head, body), (b"head".to_vec(), b"body".to_vec()));
                 sender.end(false);
-                assert!(receiver.has_ended() && !receiver.is_complete());
+                sender.exchanged();
+                soon(|| receiver.exchanged().has_ended());
+                assert!(!receiver.is_complete());
             });
             assert!(answer(far_end, &server, &id).is_none());
         }
@@ -154,12 +166,12 @@ fn the_oldest_are_claimed_first_and_another_far_end_is_called_for_the_others() {
         let _asked = [b"1", b"2", b"3"].map(|request| ask(store, &server, request));
         let mut other = store.listen_for_requests(&server).done().unwrap();
         let mut far_end = store.listen_for_requests(&server).done().unwrap();
-        assert!(!other.awaited().is_ready());
+        assert!(!is_called(&other));
         assert_eq!(claim(&mut far_end, 2), [b"1", b"2"]);
         far_end.leave().done();
-        assert!(other.awaited().is_ready());
+        soon(|| is_called(&other));
         assert_eq!(claim(&mut other, 2), [b"3"]);
-        assert!(!other.awaited().is_ready(), "it has heard it");
+        assert!(!is_called(&other), "it has heard it");
     }
 }
 
@@ -172,7 +184,7 @@ fn what_is_given_back_waits_again_and_calls_a_far_end() {
         let mut other = store.listen_for_requests(&server).done().unwrap();
         assert_eq!(claim(&mut other, 10), nothing());
         store.give_back(&server, &[asked[1].0.clone()]).done().unwrap();
-        assert!(other.awaited().is_ready());
+        soon(|| is_called(&other));
         assert_eq!(claim(&mut other, 10), [b"2"]);
     }
 }
@@ -207,7 +219,7 @@ fn a_request_whose_answer_breaks_off_is_asked_again_but_not_for_ever() {
         for claims in 1..=MOST_CLAIMS {
             assert_eq!(claim_now(store, &server), [b"x"]);
             drop(answer(store, &server, &id).unwrap());
-            assert!(is_any_woken(pending.awaited()));
+            soon(|| is_any_woken(pending.awaited()));
             let progress = pending.look(&PATIENT).done().unwrap();
             if claims == MOST_CLAIMS {
                 assert_eq!(progress, Progress::GivenUp);
@@ -237,7 +249,7 @@ fn a_request_that_a_far_end_keeps_for_too_long_is_given_back_and_may_be_answered
         assert_eq!(pending.look(&WATCHFUL).done().unwrap(), Progress::Waits);
         assert_eq!(claim_now(store, &server), nothing(), "it has some time");
         assert_eq!(pending.look(&Patience { claim: Duration::ZERO, ..WATCHFUL }).done().unwrap(), Progress::Waits);
-        assert!(answer(store, &server, &id).unwrap().sender().send_head(b"late", b""));
+        let _sender = begin(answer(store, &server, &id).unwrap(), b"late");
         assert_eq!(claim_now(store, &server), nothing());
         assert_eq!(pending.look(&PATIENT).done().unwrap(), Progress::Begins(b"late".to_vec()));
     }
@@ -276,7 +288,7 @@ fn there_is_a_limit_to_the_requests_of_a_server() {
 
 /// Which of them are called.
 fn called(far_ends: &[WaitingFarEnd]) -> usize {
-    far_ends.iter().filter(|far_end| far_end.awaited().is_ready()).count()
+    far_ends.iter().filter(|far_end| is_called(far_end)).count()
 }
 
 #[test]
@@ -291,7 +303,7 @@ fn one_of_the_far_ends_that_wait_is_called_for_a_request_wherever_it_waits() {
             assert_eq!(called(&far_ends), 0);
             let asked = ask(here, &server, b"x");
             sooner_or_later(|| (called(&far_ends) > 0).then_some(()));
-            let mut called = far_ends.into_iter().filter(|far_end| far_end.awaited().is_ready());
+            let mut called = far_ends.into_iter().filter(is_called);
             let (mut far_end, None) = (called.next().unwrap(), called.next()) else { panic!("both are called") };
             assert_eq!(claim(&mut far_end, 10), [b"x"]);
             drop(asked);
@@ -323,9 +335,9 @@ fn a_client_calls_a_far_end_once_more_where_nobody_has_its_request() {
         let server = registered(store);
         let (_, mut pending) = ask(store, &server, b"x");
         let mut far_end = store.listen_for_requests(&server).done().unwrap();
-        assert!(!far_end.awaited().is_ready());
+        assert!(!is_called(&far_end));
         assert_eq!(pending.look(&WATCHFUL).done().unwrap(), Progress::Waits);
-        assert!(far_end.awaited().is_ready());
+        soon(|| is_called(&far_end));
         assert_eq!(claim(&mut far_end, 10), [b"x"]);
     }
 }
@@ -349,7 +361,7 @@ fn removing_a_server_ends_what_waits_for_it() {
     for home in &homes_near_and_far() {
         let store = &home.store;
         let server = registered(store);
-        let (_id, mut waiting) = ask(store, &server, b"x");
+        let [(_, mut watchful), (_, mut waiting)] = [b"x", b"y"].map(|request| ask(store, &server, request));
         let mut far_ends = [(); 2].map(|()| store.listen_for_requests(&server).done().unwrap());
         home.sweep(LONG);
         assert_eq!(
@@ -358,19 +370,17 @@ fn removing_a_server_ends_what_waits_for_it() {
             "a sweep leaves a registered server's alone"
         );
         store.remove_ptth_server(&server).done().unwrap();
-        assert_eq!(waiting.look(&WATCHFUL).done().unwrap(), Progress::ServerRemoved, "whoever looks sees it at once");
+        assert_eq!(watchful.look(&WATCHFUL).done().unwrap(), Progress::ServerRemoved, "whoever looks sees it at once");
         home.sweep_until(LONG, || is_any_woken(waiting.awaited()));
         assert_eq!(waiting.look(&PATIENT).done().unwrap(), Progress::ServerRemoved);
-        for far_end in &far_ends {
-            assert!(far_end.awaited().is_ready());
-        }
+        soon(|| far_ends.iter().all(is_called));
         assert_eq!(store.far_ends(&server).done().unwrap(), FarEnds { seen: None, is_listening: false });
         // It is registered anew: a far end that has not left yet hears of new requests.
         registered(store);
         assert_eq!(claim(&mut far_ends[0], 10), nothing());
-        assert!(!far_ends[0].awaited().is_ready(), "the old call is over");
+        assert!(!is_called(&far_ends[0]), "the old call is over");
         let _asked = ask(store, &server, b"new");
-        assert!(far_ends[0].awaited().is_ready());
+        soon(|| is_called(&far_ends[0]));
         assert_eq!(claim(&mut far_ends[0], 10), [b"new"]);
     }
 }

@@ -1,7 +1,7 @@
 //! What a home promises of sessions when somebody is out to break them, or the machine gives way.
 
 use super::Done as _;
-use super::sessions::{client_closed, host, lost, registered, take};
+use super::sessions::{client_closed, host, lost, registered, registered_on_this_machine, take};
 use crate::store::Error;
 use crate::store::sessions::{Claim, Refused, Standing};
 use std::thread::sleep;
@@ -25,14 +25,14 @@ fn clients_that_never_listened_are_forgotten_however_much_the_host_says() {
 
 #[test]
 fn a_session_that_is_over_is_removed_where_there_is_no_room_to_tell_so() {
-    for mut relay in registered() {
+    for mut relay in registered_on_this_machine() {
         let (h, c) = (relay.listen(&host("one")), relay.enter("c"));
         // One event more would begin another piece.
         relay.broadcast("one", &"x".repeat(65_536 - 92)).unwrap();
         relay.settings.max_data = 0;
         let (mut h, mut c) = (h, c);
-        assert!(matches!(h.end(&relay.policy()), Err(Error::DataFull(_))));
-        let _ = c.end(&relay.policy());
+        assert!(matches!(h.end(&relay.policy()).done(), Err(Error::DataFull(_))));
+        let _ = c.end(&relay.policy()).done();
         drop((h, c));
         (relay.settings.session_lifetime, relay.settings.message_lifetime) = (Duration::ZERO, Duration::ZERO);
         sleep(Duration::from_millis(5));
@@ -52,10 +52,10 @@ fn a_host_that_was_there_first_is_told_of_all_clients_that_are_killed() {
         for name in &names {
             let _first = relay.enter(name);
             // It is killed here: nobody has ended it.
-            assert_eq!(h.tend(&relay.policy()).unwrap(), Standing::Listening);
+            assert_eq!(h.tend(relay.policy()).done().unwrap(), Standing::Listening);
         }
-        h.tend(&relay.policy()).unwrap();
-        h.tend(&relay.policy()).unwrap();
+        h.tend(relay.policy()).done().unwrap();
+        h.tend(relay.policy()).done().unwrap();
         let mut told = take(&mut h);
         told.sort();
         let mut closed: Vec<_> = names.iter().map(|name| client_closed(name)).collect();

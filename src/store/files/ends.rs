@@ -504,7 +504,7 @@ impl Sender {
     pub fn takes_at_once(&self, size: usize) -> bool {
         // However few pages the user of a FIFO may have, there is one.
         const PAGE: usize = 4096;
-        size <= PAGE - LENGTH_SIZE
+        self.is_open && size <= PAGE - LENGTH_SIZE
     }
 
     /// Sends what precedes the bytes, and the first of them. False when the receiver has gone, or does not take it.

@@ -78,30 +78,39 @@ impl WaitingFarEnd {
 
 /// The answer to a request, which nobody else can answer any more.
 pub struct Answer {
-    sender: Sender,
-    paths: ReceiverPaths,
+    pub(in crate::store) sender: Sender,
+    pub(in crate::store) leftovers: Leftovers,
 }
 
-impl Answer {
-    /// The way to the client, for the head.
-    #[must_use]
-    pub fn sender(&self) -> &Sender {
-        &self.sender
-    }
+/// What is left of a request whose receipt has been taken away already. A sweep finds it too.
+pub struct Leftovers(ReceiverPaths);
 
-    /// To be called once the head has been sent, or could not be: removes what is left of the request, and gives the way for
-    /// the bytes.
-    #[must_use]
-    pub async fn begin(self) -> Sender {
-        // Its receipt has been taken away already. The client has its head all the same, and a sweep finds what is left.
+impl Leftovers {
+    pub(in crate::store) async fn remove(self) {
         at_disk(|| {
-            for name in [&self.paths.data, &self.paths.receiver] {
+            for name in [&self.0.data, &self.0.receiver] {
                 if let Err(error) = remove_file(name) {
                     Error::from(error).log();
                 }
             }
         })
         .await;
+    }
+}
+
+#[cfg(not(feature = "redis"))]
+impl Answer {
+    /// The way to the client, for the head.
+    #[must_use]
+    pub fn sender(&mut self) -> &mut Sender {
+        &mut self.sender
+    }
+
+    /// To be called once the head has been sent, or could not be: removes what is left of the request, and gives the way for
+    /// the bytes.
+    #[must_use]
+    pub async fn begin(self) -> Sender {
+        self.leftovers.remove().await;
         self.sender
     }
 }
@@ -193,7 +202,7 @@ impl Requests {
             for receipt in [GIVEN, WAITING] {
                 let paths = self.paths(id.as_str(), receipt);
                 match Sender::take(&self.files, &paths)? {
-                    Taking::Taken(sender) => return Ok(Some(Answer { sender, paths })),
+                    Taking::Taken(sender) => return Ok(Some(Answer { sender, leftovers: Leftovers(paths) })),
                     Taking::NotYet => is_coming = true,
                     Taking::Nobody => {}
                 }

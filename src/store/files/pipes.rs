@@ -279,7 +279,7 @@ impl WaitingSender {
     ///
     /// # Errors
     /// [`Denied::Removed`], [`Denied::NotTheGuest`].
-    pub async fn take_receiver(&self) -> Result<Option<Sender>, Denied> {
+    pub async fn take_receiver(&mut self) -> Result<Option<Sender>, Denied> {
         at_disk(|| self.take_receiver_now()).await
     }
 

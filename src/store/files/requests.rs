@@ -467,14 +467,14 @@ mod tests {
         let scene = Scene::new();
         let mut pending = scene.ask(1).unwrap().unwrap();
         let answer = scene.requests.answer(&pending.id).unwrap().unwrap();
-        assert!(answer.sender().send_head(b"head", b""));
+        assert!(answer.sender.send_head(b"head", b""));
         let patience = Patience { look: Duration::MAX, claim: Duration::MAX, head: Duration::MAX };
         assert_eq!(pending.look_now(&patience).unwrap(), Progress::Begins(b"head".to_vec()));
-        let sender = crate::gateway::run_blocking(answer.begin());
+        crate::gateway::run_blocking(answer.leftovers.remove());
         assert!(scene.is_empty());
         let receiver = pending.begin();
         assert!(receiver.awaited()[1].is_none() && scene.ask(1).unwrap().is_some(), "it counts no more");
-        drop(sender);
+        drop(answer.sender);
     }
 
     #[test]

@@ -18,9 +18,7 @@ use super::{Error, Files, Kind, UNUSED_TIME};
 use crate::clock::{is_recent, now_ms};
 use crate::config::Settings;
 use crate::store::buses::{BusName, Proof, Refused, User};
-use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
@@ -322,14 +320,6 @@ fn touch_after(settings: &Settings) -> Duration {
     settings.bus_lifetime.min(UNUSED_TIME) / 4
 }
 
-/// Whether the proof is the user's own: compared in constant time.
-fn signs(key: &str, proof: &Proof<'_>) -> bool {
-    // HMAC takes a key of any length.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return false };
-    mac.update(proof.signed);
-    mac.verify_slice(proof.signature).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,19 +340,5 @@ mod tests {
             .next(|heard| said.extend(matches!(heard, BusEvent::Message(message) if message.id == id).then_some(())))
             .unwrap();
         assert_eq!(said.len(), 1);
-    }
-
-    #[test]
-    fn a_signature_is_of_all_that_was_signed() {
-        // By `printf 'news\n7\n1\n"hi"' | openssl dgst -sha256 -hmac key`.
-        let signature = crate::hex::decode("414d96bd3bb152e64350cf3adb5776e4a2d7717ca19b71c62a3bb0185b5cddc1").unwrap();
-        let signs = |key, signed: &str, signature: &[u8]| {
-            super::signs(key, &Proof { n: 1, signed: signed.as_bytes(), signature })
-        };
-        assert!(signs("key", "news\n7\n1\n\"hi\"", &signature));
-        assert!(!signs("yek", "news\n7\n1\n\"hi\"", &signature));
-        assert!(!signs("key", "new\n7\n1\n\"hi\"", &signature));
-        assert!(!signs("key", "news\n7\n1\n\"hi\"", &signature[..31]));
-        assert!(!signs("key", "news\n7\n1\n\"hi\"", b""));
     }
 }

@@ -10,6 +10,7 @@ use crate::clock::{has_passed, is_recent};
 use crate::config::Settings;
 use crate::hex;
 use crate::store::buses::{BusEvent, BusName, Message, Refused, User};
+use crate::store::sessions::Standing;
 use crate::wake::Ready;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -247,12 +248,12 @@ impl BusReader {
         }
     }
 
-    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. False where
+    /// Does what has to be done from time to time: keeps the bus and the user in use, and mends what wakes it. It is over where
     /// the bus, or the user, is gone.
     ///
     /// # Errors
     /// When that cannot be seen or done; the next call tries again.
-    pub fn tend(&mut self, settings: &Settings) -> Result<bool, Error> {
+    pub fn tend(&mut self, settings: &Settings) -> Result<Standing, Error> {
         // A poster may have been killed before it knocked.
         self.may_have_more |= self.log.has_more()?;
         let is_lost = match &mut self.subscription {
@@ -269,14 +270,14 @@ impl BusReader {
             && !self.user.is_some_and(User::is_registered)
             && touched.is_some_and(|touched| is_recent(touched, touch_after(settings)))
         {
-            return Ok(true);
+            return Ok(Standing::Listening);
         }
         let files = self.files.clone();
         let bus = match files.bus_for(&self.name, self.user, settings) {
             Ok(bus) => bus,
             Err(Refused::Store(error)) => return Err(error),
             // The bus, or the user, is gone.
-            Err(_) => return Ok(false),
+            Err(_) => return Ok(Standing::Over),
         };
         bus.touch()?;
         if is_lost {
@@ -284,9 +285,9 @@ impl BusReader {
             match bus.subscription(u64::MAX) {
                 Ok(subscription) => self.begin_to_wait(subscription),
                 Err(Refused::Store(error)) => return Err(error),
-                Err(_) => return Ok(false),
+                Err(_) => return Ok(Standing::Over),
             }
         }
-        Ok(true)
+        Ok(Standing::Listening)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::members::{Cursor, Entry, Line, Table};
 use super::super::{Error, UNUSED_TIME};
-use super::{Bus, USERS, signs, touch_after};
+use super::{Bus, USERS, touch_after};
 use crate::clock::{has_passed, now_ms};
 use crate::hex;
 use crate::store::buses::{Proof, Refused, User};
@@ -82,7 +82,7 @@ impl Bus<'_> {
     /// Whether a post is the user's own: signed with its key, and no repetition.
     pub(super) fn check(&self, mut user: Entry<Registered>, proof: Option<Proof<'_>>) -> Result<(), Refused> {
         let proof = proof.ok_or(Refused::NotSigned)?;
-        if !signs(&user.line.secret, &proof) {
+        if !proof.is_by(&user.line.secret) {
             return Err(Refused::WrongSignature);
         }
         if proof.n <= user.line.last {

@@ -1,0 +1,285 @@
+//! A connection to one server. It waits as both doors do ([`wake`](crate::wake)), so that one code serves a program for one
+//! request and thousands of tasks.
+
+use super::reply::{Meaning, Reply, command, read, text};
+use crate::clock::instant;
+use crate::config::redis::{Address, Password, Server};
+use crate::store::remote::{Reason, Remote};
+use crate::wake::{Ready, wait};
+use crate::workers::blocking;
+use rustix::event::PollFlags;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Instant;
+
+/// How much is read at once.
+const PIECE: usize = 16 * 1024;
+
+/// What a server is, as its greeting tells.
+enum Role {
+    /// One that takes writes, or a node of a cluster, which says itself who does.
+    Primary,
+    Replica,
+    Sentinel,
+}
+
+/// How the beginning of a connection ended.
+pub enum Opened {
+    /// It can be asked.
+    Here(Connection),
+    /// This server is another's replica, or its sentinel.
+    Elsewhere(Server),
+}
+
+/// A connection to a server. A call on it that is not waited for to its end leaves it useless.
+pub struct Connection {
+    socket: OwnedFd,
+    input: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects, and logs in.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or refuses the login.
+    pub async fn open(server: &Server, address: &Address, until: Instant) -> Result<Opened, Remote> {
+        let mut connection = Self { socket: reach(server, until).await?, input: Vec::new() };
+        let role = match connection.greet(address.user.as_deref(), address.password.as_ref(), server, until).await {
+            // A sentinel seldom has a password, and is asked nothing that it would need one for.
+            Err(refused) if address.password.is_some() => match connection.greet(None, None, server, until).await {
+                Ok(Role::Sentinel) => Role::Sentinel,
+                _ => return Err(refused),
+            },
+            greeted => greeted?,
+        };
+        match role {
+            Role::Primary => {}
+            Role::Replica => return connection.primary_of_replica(server, until).await.map(Opened::Elsewhere),
+            Role::Sentinel => return connection.primary_of_sentinel(server, until).await.map(Opened::Elsewhere),
+        }
+        if address.database > 0 {
+            connection.ask(&["SELECT", &address.database.to_string()], server, until).await?;
+        }
+        Ok(Opened::Here(connection))
+    }
+
+    async fn greet(
+        &mut self,
+        user: Option<&str>,
+        password: Option<&Password>,
+        server: &Server,
+        until: Instant,
+    ) -> Result<Role, Remote> {
+        let hello = match password {
+            Some(Password(password)) => &["HELLO", "2", "AUTH", user.unwrap_or("default"), password][..],
+            None => &["HELLO", "2"],
+        };
+        let Reply::Array(fields) = self.ask(hello, server, until).await? else {
+            return Err(Remote::new(Reason::Failed, format!("{server} is no Redis that the relay knows")));
+        };
+        let field = |name: &str| {
+            let pairs = fields.as_chunks::<2>().0;
+            pairs.iter().find(|[key, _]| text(key) == Some(name)).and_then(|[_, value]| text(value)).unwrap_or_default()
+        };
+        Ok(match (field("mode"), field("role")) {
+            ("sentinel", _) => Role::Sentinel,
+            ("standalone", "replica" | "slave") => Role::Replica,
+            _ => Role::Primary,
+        })
+    }
+
+    async fn primary_of_replica(&mut self, server: &Server, until: Instant) -> Result<Server, Remote> {
+        let Reply::Array(role) = self.ask(&["ROLE"], server, until).await? else { return Err(no_primary(server)) };
+        named(role.get(1), role.get(2)).ok_or_else(|| no_primary(server))
+    }
+
+    async fn primary_of_sentinel(&mut self, server: &Server, until: Instant) -> Result<Server, Remote> {
+        let Reply::Array(primaries) = self.ask(&["SENTINEL", "MASTERS"], server, until).await? else {
+            return Err(no_primary(server));
+        };
+        let [Reply::Array(fields)] = &primaries[..] else {
+            return Err(Remote::new(
+                Reason::Failed,
+                format!("{server} watches {} primaries, not one", primaries.len()),
+            ));
+        };
+        let field = |name: &str| {
+            fields.as_chunks::<2>().0.iter().find(|[key, _]| text(key) == Some(name)).map(|[_, value]| value)
+        };
+        named(field("ip"), field("port")).ok_or_else(|| no_primary(server))
+    }
+
+    /// One command, whose error is the server's.
+    async fn ask(&mut self, arguments: &[&str], server: &Server, until: Instant) -> Result<Reply, Remote> {
+        let mut replies = self.exchange(&command(arguments), 1, until).await?;
+        match replies.pop() {
+            Some(Reply::Error(error)) => Err(match Meaning::of(&error, server) {
+                Meaning::Error(remote) | Meaning::Later(remote) => remote,
+                _ => Remote::new(Reason::Failed, format!("{server} does not answer {}", arguments[0])),
+            }),
+            Some(reply) => Ok(reply),
+            None => Err(no_primary(server)),
+        }
+    }
+
+    /// Sends commands, and waits for as many replies.
+    ///
+    /// # Errors
+    /// When they have not all come in time. Nobody knows which of the commands were done then.
+    pub async fn exchange(&mut self, commands: &[u8], replies: usize, until: Instant) -> Result<Vec<Reply>, Remote> {
+        self.send(commands, until).await?;
+        let mut got = Vec::with_capacity(replies);
+        while got.len() < replies {
+            match self.take()? {
+                Some(reply) => got.push(reply),
+                None => wait_for(&self.socket, false, until).await?,
+            }
+        }
+        Ok(got)
+    }
+
+    /// Sends commands.
+    ///
+    /// # Errors
+    /// When they have not all been sent in time.
+    pub async fn send(&mut self, mut commands: &[u8], until: Instant) -> Result<(), Remote> {
+        while !commands.is_empty() {
+            match rustix::io::write(&self.socket, commands) {
+                Ok(written) => commands = &commands[written..],
+                Err(Errno::AGAIN) => wait_for(&self.socket, true, until).await?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(lost(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next reply, or message; `None` where it has not come yet.
+    ///
+    /// # Errors
+    /// When the connection has ended, or what comes is no reply.
+    pub fn take(&mut self) -> Result<Option<Reply>, Remote> {
+        loop {
+            if !self.input.is_empty()
+                && let Some((reply, length)) = read(&self.input)?
+            {
+                self.input.drain(..length);
+                return Ok(Some(reply));
+            }
+            let start = self.input.len();
+            self.input.resize(start + PIECE.max(start), 0);
+            let got = rustix::io::read(&self.socket, &mut self.input[start..]);
+            self.input.truncate(start + *got.as_ref().unwrap_or(&0));
+            match got {
+                Ok(0) => return Err(Remote::new(Reason::Away, "the connection to Redis was closed")),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    // Connections are many and mostly idle.
+                    if start == 0 {
+                        self.input.shrink_to(0);
+                    }
+                    return Ok(None);
+                }
+                Err(error) => return Err(lost(error)),
+            }
+        }
+    }
+
+    /// Whether nothing has come that nobody has asked for, such as its end.
+    pub fn is_idle(&self) -> bool {
+        self.input.is_empty() && crate::look(self.socket.as_fd(), PollFlags::IN).is_empty()
+    }
+
+    /// What is ready when there may be something to [take](Self::take).
+    pub fn wake(&self) -> Ready<'_> {
+        Ready::to_read(self.socket.as_fd())
+    }
+}
+
+fn named(host: Option<&Reply>, port: Option<&Reply>) -> Option<Server> {
+    let port = match port? {
+        Reply::Integer(port) => u16::try_from(*port).ok()?,
+        other => text(other)?.parse().ok()?,
+    };
+    text(host?).filter(|host| !host.is_empty()).map(|host| Server::Tcp(host.to_owned(), port))
+}
+
+fn no_primary(server: &Server) -> Remote {
+    Remote::new(Reason::NotReady, format!("{server} names no primary"))
+}
+
+fn lost(error: Errno) -> Remote {
+    Remote::new(Reason::Away, format!("the connection to Redis broke: {error}"))
+}
+
+/// A socket that is connected with the server.
+async fn reach(server: &Server, until: Instant) -> Result<OwnedFd, Remote> {
+    let failed = |cause: String| Remote::new(Reason::Away, format!("no connection to {server}: {cause}"));
+    let tcp = match server {
+        Server::Unix(path) => {
+            let address = SocketAddrUnix::new(path).map_err(|error| failed(error.to_string()))?;
+            let socket = socket(AddressFamily::UNIX).map_err(|error| failed(error.to_string()))?;
+            // It never waits: AGAIN says that too many do already.
+            connect(&socket, &address).map_err(|error| failed(error.to_string()))?;
+            return Ok(socket);
+        }
+        Server::Tcp(host, port) => addresses(host, *port).map_err(failed)?,
+    };
+    let (mut left, mut why) = (tcp.len(), failed("it has no address".to_owned()));
+    for address in tcp {
+        let now = instant();
+        let part = until.saturating_duration_since(now) / u32::try_from(left).unwrap_or(u32::MAX).max(1);
+        left -= 1;
+        match reach_at(&address, now + part).await {
+            Ok(socket) => return Ok(socket),
+            Err(remote) => why = Remote::new(remote.reason, format!("no connection to {server}: {}", remote.cause)),
+        }
+    }
+    Err(why)
+}
+
+/// Names that need no look-up need nothing that looks up: a program without a C library's files has no other.
+fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    if host == "localhost" {
+        return Ok(vec![([127, 0, 0, 1], port).into(), ([0, 0, 0, 0, 0, 0, 0, 1], port).into()]);
+    }
+    blocking(|| (host, port).to_socket_addrs()).map(Iterator::collect).map_err(|error| error.to_string())
+}
+
+async fn reach_at(address: &SocketAddr, until: Instant) -> Result<OwnedFd, Remote> {
+    let failed = |error: Errno| Remote::new(Reason::Away, error.to_string());
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family).map_err(failed)?;
+    sockopt::set_tcp_nodelay(&socket, true).map_err(failed)?;
+    match connect(&socket, address) {
+        Err(Errno::INPROGRESS) => {
+            wait_for(&socket, true, until).await?;
+            sockopt::socket_error(&socket).and_then(|outcome| outcome).map_err(failed)?;
+        }
+        connected => connected.map_err(failed)?,
+    }
+    Ok(socket)
+}
+
+fn socket(family: AddressFamily) -> Result<OwnedFd, Errno> {
+    socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)
+}
+
+async fn wait_for(socket: &OwnedFd, to_write: bool, until: Instant) -> Result<(), Remote> {
+    loop {
+        let mut ready = if to_write { Ready::to_write(socket.as_fd()) } else { Ready::to_read(socket.as_fd()) };
+        if ready.is_ready() {
+            return Ok(());
+        }
+        let left = until.saturating_duration_since(instant());
+        if left.is_zero() {
+            return Err(Remote::new(Reason::Slow, "Redis does not answer in time"));
+        }
+        wait(&mut [&mut ready], left).await;
+    }
+}

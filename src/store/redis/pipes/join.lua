@@ -1,0 +1,2 @@
+-- Who the visitor is.
+return {why_not() or role}

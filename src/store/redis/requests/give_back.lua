@@ -1,0 +1,10 @@
+-- Has claimed requests wait again. ARGV: their names.
+for _, name in ipairs(ARGV) do
+    local stream = pending(name)
+    if stream and stream.claims < MOST_CLAIMS and redis.call('HGET', key(name), 'state') == 'claimed' then
+        set(stream, 'state', 'waiting')
+        redis.call('ZADD', key('waiting'), redis.call('HGET', key(name), 'asked'), name)
+        call_far_end()
+    end
+end
+return {'ok'}

@@ -1,0 +1,41 @@
+//! What tokens are signed with, where the owner has set nothing: the same for all that share the Redis.
+
+use super::lock::lock;
+use super::process::Redis;
+use super::reply::Reply;
+use super::script::Script;
+use crate::clock::instant;
+use crate::store::error::Error;
+use std::time::Duration;
+
+/// Made by whoever comes first, and kept for thirty days after its last use.
+static SECRET: Script = Script::new(
+    "redis.call('SET', KEYS[1], ARGV[1], 'NX') redis.call('PEXPIRE', KEYS[1], 2592000000) return redis.call('GET', KEYS[1])",
+);
+
+/// A process asks again after this time: another Redis may have taken over, which has another.
+const KNOWN_FOR: Duration = Duration::from_secs(5);
+
+/// HS256 wants a key as long as its hash (RFC 7518, 3.2).
+const LENGTH: usize = 32;
+
+impl Redis {
+    pub async fn secret(&self) -> Result<Vec<u8>, Error> {
+        let process = &self.process;
+        if let Some((secret, known_at)) = &*lock(&process.secret)
+            && known_at.elapsed() < KNOWN_FOR
+        {
+            return Ok(secret.clone());
+        }
+        let mut fresh = [0; LENGTH];
+        getrandom::fill(&mut fresh).map_err(std::io::Error::other)?;
+        let key = format!("{}:secret", process.prefix);
+        match SECRET.run(&process.servers, &[&key], &[&fresh]).await? {
+            Reply::BulkString(secret) if secret.len() >= LENGTH => {
+                *lock(&process.secret) = Some((secret.clone(), instant()));
+                Ok(secret)
+            }
+            _ => Err(Error::BadSecret),
+        }
+    }
+}

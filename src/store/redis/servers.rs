@@ -1,0 +1,326 @@
+//! Which server is asked, and what happens when it is another one, or none.
+//!
+//! Under `serve` one task has the connection to a server. What many ask meanwhile it sends together, in the order in which it was
+//! asked: so a thousand tasks need one connection, and a few system calls. A program for one request has the connection to
+//! itself. What is sent to a server that does not answer is never sent again: it may have been done.
+
+use super::connection::{Connection, Opened};
+use super::lock::lock;
+use super::reply::{Meaning, Reply};
+use crate::clock::instant;
+use crate::config::redis::{Address, Server};
+use crate::store::remote::{Reason, Remote};
+use crate::wake::wait;
+use redis_protocol::redis_keyslot;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+#[cfg(feature = "serve")]
+use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
+
+/// Whoever asks is told within this time that there is no answer: together with what a request takes besides, less than 2 s.
+pub const TIME: Duration = Duration::from_millis(1800);
+
+/// One answer takes no longer than this; what has been asked meanwhile gives up with it.
+#[cfg(feature = "serve")]
+const ONE_ANSWER: Duration = Duration::from_millis(900);
+
+/// What is not done yet is tried again after this time.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often somebody is sent on to another server.
+pub const MOST_HOPS: usize = 16;
+
+/// So much is sent together.
+#[cfg(feature = "serve")]
+const TOGETHER: usize = 256 * 1024;
+
+/// The servers of one Redis.
+pub struct Servers {
+    address: Address,
+    known: Mutex<Known>,
+    /// Connections that nobody uses now.
+    idle: Mutex<Vec<(Server, Connection)>>,
+    #[cfg(feature = "serve")]
+    queues: Mutex<BTreeMap<Server, mpsc::UnboundedSender<Job>>>,
+}
+
+/// What the servers have told of each other.
+#[derive(Default)]
+struct Known {
+    primary: Option<Server>,
+    slots: BTreeMap<u16, Server>,
+}
+
+/// Why there is no answer.
+#[derive(Clone)]
+enum NoAnswer {
+    /// This one is to be asked instead.
+    Elsewhere(Server),
+    /// It was not asked.
+    NotAsked(Remote),
+    /// It was asked.
+    Lost(Remote),
+}
+
+/// What somebody asks under `serve`.
+#[cfg(feature = "serve")]
+struct Job {
+    commands: Vec<u8>,
+    replies: usize,
+    answer: oneshot::Sender<Result<Vec<Reply>, NoAnswer>>,
+}
+
+impl Servers {
+    /// Those of this address. Nothing is connected before it is needed.
+    pub fn new(address: Address) -> Self {
+        Self {
+            address,
+            known: Mutex::default(),
+            idle: Mutex::default(),
+            #[cfg(feature = "serve")]
+            queues: Mutex::default(),
+        }
+    }
+
+    /// The reply to a command for what this key's slot has; a server's error is one. Once it was sent, it is not sent again.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub async fn call(&self, key: &str, command: &[u8]) -> Result<Reply, Remote> {
+        let (slot, until) = (redis_keyslot(key.as_bytes()), instant() + TIME);
+        let (mut seed, mut asked) = (0, None);
+        for _ in 0..MOST_HOPS {
+            let is_asking = asked.is_some();
+            let (server, is_known) = match asked.take().or_else(|| self.known_for(slot)) {
+                Some(server) => (server, true),
+                None => (self.address.servers[seed % self.address.servers.len()].clone(), false),
+            };
+            match self.exchange(&server, command, is_asking, until).await {
+                Ok(Reply::Error(error)) => match Meaning::of(&error, &server) {
+                    Meaning::Moved(slot, server) => _ = lock(&self.known).slots.insert(slot, server),
+                    Meaning::Ask(server) => asked = Some(server),
+                    Meaning::Later(remote) => {
+                        self.forget(&server);
+                        seed += 1;
+                        if instant() + PAUSE >= until {
+                            return Err(remote);
+                        }
+                        wait(&mut [], PAUSE).await;
+                    }
+                    Meaning::Error(remote) => return Err(remote),
+                    Meaning::NoScript => return Ok(Reply::Error(error)),
+                },
+                Ok(reply) => return Ok(reply),
+                Err(NoAnswer::Elsewhere(server)) => lock(&self.known).primary = Some(server),
+                Err(NoAnswer::Lost(remote)) => {
+                    self.forget(&server);
+                    return Err(remote);
+                }
+                Err(NoAnswer::NotAsked(remote)) => {
+                    self.forget(&server);
+                    if !is_known {
+                        seed += 1;
+                    }
+                    if seed >= self.address.servers.len() || instant() >= until {
+                        return Err(remote);
+                    }
+                }
+            }
+        }
+        Err(Remote::new(Reason::NotReady, "the servers name each other without an end"))
+    }
+
+    /// Which server to listen to for what this key's slot has, as far as is known.
+    #[cfg(feature = "serve")]
+    pub fn server_of(&self, key: &str, number: usize) -> Server {
+        let seeds = &self.address.servers;
+        self.known_for(redis_keyslot(key.as_bytes())).unwrap_or_else(|| seeds[number % seeds.len()].clone())
+    }
+
+    /// Begins a connection to this server, for somebody alone.
+    ///
+    /// # Errors
+    /// When it cannot, or this server is another's replica; that is known then.
+    #[cfg(feature = "serve")]
+    pub async fn connect_to(&self, server: &Server) -> Result<Connection, Remote> {
+        match Connection::open(server, &self.address, instant() + TIME).await {
+            Ok(Opened::Here(connection)) => Ok(connection),
+            Ok(Opened::Elsewhere(primary)) => {
+                let cause = format!("{primary} is the primary");
+                lock(&self.known).primary = Some(primary);
+                Err(Remote::new(Reason::NotReady, cause))
+            }
+            Err(remote) => {
+                self.forget(server);
+                Err(remote)
+            }
+        }
+    }
+
+    fn known_for(&self, slot: u16) -> Option<Server> {
+        let known = lock(&self.known);
+        known.slots.get(&slot).or(known.primary.as_ref()).cloned()
+    }
+
+    /// Forgets what is known of a server.
+    fn forget(&self, server: &Server) {
+        let mut known = lock(&self.known);
+        known.slots.retain(|_, other| other != server);
+        known.primary.take_if(|primary| primary == server);
+    }
+
+    async fn exchange(
+        &self,
+        server: &Server,
+        command: &[u8],
+        is_asking: bool,
+        until: Instant,
+    ) -> Result<Reply, NoAnswer> {
+        const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
+        let commands = [if is_asking { ASKING } else { &[] }, command].concat();
+        let replies = 1 + usize::from(is_asking);
+        #[cfg(feature = "serve")]
+        if let Ok(runtime) = Handle::try_current() {
+            return last(self.exchange_among_others(server, commands, replies, until, &runtime).await?);
+        }
+        let mut connection = {
+            let mut idle = lock(&self.idle);
+            idle.iter().position(|(other, _)| other == server).map(|at| idle.swap_remove(at).1)
+        };
+        let replies = attempt(&mut connection, server, &self.address, &commands, replies, until).await?;
+        if let Some(connection) = connection {
+            lock(&self.idle).push((server.clone(), connection));
+        }
+        last(replies)
+    }
+
+    #[cfg(feature = "serve")]
+    async fn exchange_among_others(
+        &self,
+        server: &Server,
+        commands: Vec<u8>,
+        replies: usize,
+        until: Instant,
+        runtime: &Handle,
+    ) -> Result<Vec<Reply>, NoAnswer> {
+        let (answer, answered) = oneshot::channel();
+        let mut job = Job { commands, replies, answer };
+        loop {
+            let queue = {
+                let mut queues = lock(&self.queues);
+                queues.retain(|_, queue| !queue.is_closed());
+                let new = || {
+                    let (queue, jobs) = mpsc::unbounded_channel();
+                    runtime.spawn(ask(server.clone(), self.address.clone(), jobs));
+                    queue
+                };
+                queues.entry(server.clone()).or_insert_with(new).clone()
+            };
+            match queue.send(job) {
+                Ok(()) => break,
+                // Its runtime has just ended, which happens in tests alone.
+                Err(mpsc::error::SendError(back)) => job = back,
+            }
+        }
+        match tokio::time::timeout_at(until.into(), answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(NoAnswer::Lost(Remote::new(Reason::Away, "the task that asks Redis has ended"))),
+            Err(_) => Err(NoAnswer::Lost(Remote::new(Reason::Slow, "Redis does not answer in time"))),
+        }
+    }
+
+    /// A connection to the server that has what this key's slot has, for somebody alone; and which server that is.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub async fn connect(&self, key: &str, until: Instant) -> Result<(Server, Connection), Remote> {
+        let slot = redis_keyslot(key.as_bytes());
+        let seeds = self.address.servers.iter().cloned();
+        let mut why = Remote::new(Reason::NotReady, "the servers name each other without an end");
+        let mut places: Vec<Server> = self.known_for(slot).into_iter().chain(seeds).rev().collect();
+        for _ in 0..MOST_HOPS {
+            let Some(server) = places.pop() else { break };
+            match Connection::open(&server, &self.address, until).await {
+                Ok(Opened::Here(connection)) => return Ok((server, connection)),
+                Ok(Opened::Elsewhere(primary)) => places.push(primary),
+                Err(remote) => {
+                    self.forget(&server);
+                    why = remote;
+                }
+            }
+        }
+        Err(why)
+    }
+
+    /// Notes that a server says which one has a slot.
+    pub fn learn(&self, slot: u16, server: Server) {
+        lock(&self.known).slots.insert(slot, server);
+    }
+}
+
+fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {
+    replies.pop().ok_or_else(|| NoAnswer::Lost(Remote::new(Reason::Failed, "Redis has not answered")))
+}
+
+/// Sends commands on a connection, which is made if there is none, and there afterwards if it can be used again.
+async fn attempt(
+    connection: &mut Option<Connection>,
+    server: &Server,
+    address: &Address,
+    commands: &[u8],
+    replies: usize,
+    until: Instant,
+) -> Result<Vec<Reply>, NoAnswer> {
+    // The server may have ended since it was used, and closed it.
+    let mut open = match connection.take().filter(Connection::is_idle) {
+        Some(open) => open,
+        None => match Connection::open(server, address, until).await {
+            Ok(Opened::Here(open)) => open,
+            Ok(Opened::Elsewhere(server)) => return Err(NoAnswer::Elsewhere(server)),
+            Err(remote) => return Err(NoAnswer::NotAsked(remote)),
+        },
+    };
+    let got = open.exchange(commands, replies, until).await.map_err(NoAnswer::Lost)?;
+    *connection = Some(open);
+    Ok(got)
+}
+
+/// Asks a server for all that want something of it.
+#[cfg(feature = "serve")]
+async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let mut connection = None;
+    while let Some(first) = jobs.recv().await {
+        let mut together = vec![first];
+        let mut commands = std::mem::take(&mut together[0].commands);
+        while commands.len() < TOGETHER
+            && let Ok(next) = jobs.try_recv()
+        {
+            commands.extend_from_slice(&next.commands);
+            together.push(next);
+        }
+        let replies = together.iter().map(|job| job.replies).sum();
+        let until = instant() + ONE_ANSWER;
+        match attempt(&mut connection, &server, &address, &commands, replies, until).await {
+            Ok(replies) => {
+                let mut replies = replies.into_iter();
+                for job in together {
+                    // Whoever has gone meanwhile has no use for it.
+                    let _ = job.answer.send(Ok(replies.by_ref().take(job.replies).collect()));
+                }
+            }
+            Err(no_answer) => {
+                for job in together {
+                    let _ = job.answer.send(Err(no_answer.clone()));
+                }
+                let not_asked = match no_answer {
+                    NoAnswer::Lost(remote) => NoAnswer::NotAsked(remote),
+                    other => other,
+                };
+                while let Ok(job) = jobs.try_recv() {
+                    let _ = job.answer.send(Err(not_asked.clone()));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,593 @@
+-- What all that is done in a session begins with.
+--
+-- KEYS: the session's record, its members, how far each was given its log, until when each is there, the log of what is said to
+-- the host, and that of what is said to the clients.
+-- ARGV: how long messages live, how long the session does, the grace (in milliseconds), how many bytes may wait for one
+-- recipient, how many there may be for the clients, how many clients there may be; the host's id, the registration ('' for
+-- none) and its key, with which a session is made where there is none, if the id is not ''; the relay's own events: their
+-- type, and how those begin that say that a host, or a client, has gone.
+--
+-- The answer begins with 'ok' (and for how long the session is kept, 0 where that was noted a while ago, and what time it is), or
+-- with why it is refused.
+
+local record, members, cursors, present, host_log, client_log = unpack(KEYS)
+local lifetime, session_lifetime, grace = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local max_queue, max_topic, max_clients = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local word, host_closed, client_closed = ARGV[10], ARGV[11], ARGV[12]
+local FIRST = 12
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- What nobody has used yet is kept for so long, whoever else wants its place.
+local UNUSED = 60000
+-- A host that has just been registered may still begin to listen.
+local OPENING = 10000
+-- A member that does not say for so long that it is there has gone.
+local THERE = 5000
+local HEAD = 50
+local MESSAGE, LEFT_OUT = 'message', 'left-out'
+-- What has been given may still be under way: so many bytes of it are kept.
+local UNDER_WAY = 1048576
+-- To all generations.
+local ALWAYS = 4294967295
+local is_look = false
+
+local function text(number)
+    return string.format('%.0f', number)
+end
+
+local function has_passed(since, duration)
+    return math.abs(now - since) >= duration
+end
+
+local function write(...)
+    if not is_look then
+        redis.call(...)
+    end
+end
+
+-- ---- the record
+
+local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages'}
+
+local function look()
+    local fields = redis.call('HMGET', record, 'id', 'registration', 'host', unpack(FIELDS))
+    if not fields[1] then
+        return nil
+    end
+    local found = {id = fields[1], registration = fields[2], host = fields[3]}
+    for place, name in ipairs(FIELDS) do
+        found[name] = tonumber(fields[place + 3])
+    end
+    return found
+end
+
+local session = look()
+local is_new = not session
+if is_new then
+    if ARGV[7] == '' then
+        return {'none'}
+    end
+    redis.call('DEL', unpack(KEYS))
+    -- Of the time, so that no number of an earlier session of this host comes again.
+    local first = text((now + 1) * 1024)
+    redis.call('HSET', record, 'id', ARGV[7], 'registration', ARGV[8], 'host', ARGV[9], 'generation', 1, 'touched', text(now),
+        'kept', 0, 'untold', 0, 'last_h', first, 'gone_h', 0, 'total_h', 0, 'last_c', first, 'gone_c', 0, 'total_c', 0, 'all', 0,
+        'all_messages', 0)
+    session = look()
+end
+
+local function set(name, value)
+    session[name] = value
+    write('HSET', record, name, type(value) == 'number' and text(value) or value)
+end
+
+local kept = 0
+-- To be called at the end of all that changes something.
+local function keep(is_more)
+    if is_more or has_passed(session.kept, math.min(session_lifetime, UNUSED) / 4) then
+        set('kept', now)
+        kept = 2 * math.max(session_lifetime, lifetime) + grace + UNUSED
+        for _, key in ipairs(KEYS) do
+            redis.call('PEXPIRE', key, text(kept))
+        end
+    end
+end
+
+local is_more = is_new
+local function ok(...)
+    if not is_look then
+        keep(is_more)
+    end
+    return {'ok', kept, text(now), ...}
+end
+
+local function refused(why)
+    if is_more and not is_look then
+        keep(true)
+    end
+    return {why}
+end
+
+-- ---- members
+
+local function parse(key, line, cursor)
+    local first, last, from, stream, begin, used, ended, told, said, messages =
+        string.match(line, '^(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%-?%d+),(%d),(%d+),(%d+)$')
+    local member = {
+        key = key, is_host = string.sub(key, 1, 1) == 'h', first = tonumber(first), last = tonumber(last), from = tonumber(from),
+        stream = tonumber(stream), begin = tonumber(begin), used = tonumber(used), ended = tonumber(ended), told = told == '1',
+        said = tonumber(said), messages = tonumber(messages),
+    }
+    if member.ended < 0 then
+        member.ended = nil
+    end
+    local of, position = string.match(cursor or '', '^(%d+):(%d+)$')
+    position = tonumber(of) == member.stream and tonumber(position) or member.begin
+    member.position = math.max(position, member.from)
+    return member
+end
+
+local function find(key)
+    local line = redis.call('HGET', members, key)
+    return line and parse(key, line, redis.call('HGET', cursors, key))
+end
+
+local function save(member)
+    write('HSET', members, member.key, table.concat({
+        text(member.first), text(member.last), text(member.from), text(member.stream), text(member.begin), text(member.used),
+        member.ended and text(member.ended) or '-1', member.told and '1' or '0', text(member.said), text(member.messages),
+    }, ','))
+end
+
+local function free(member)
+    write('HDEL', members, member.key)
+    write('HDEL', cursors, member.key)
+end
+
+local function all()
+    local at, list = {}, {}
+    local positions = redis.call('HGETALL', cursors)
+    for place = 1, #positions, 2 do
+        at[positions[place]] = positions[place + 1]
+    end
+    local lines = redis.call('HGETALL', members)
+    for place = 1, #lines, 2 do
+        list[#list + 1] = parse(lines[place], lines[place + 1], at[lines[place]])
+    end
+    return list
+end
+
+local function is_current(member)
+    return member.first <= session.generation and session.generation <= member.last
+end
+
+local function clients()
+    local list = {}
+    for _, member in ipairs(all()) do
+        if not member.is_host and is_current(member) then
+            list[#list + 1] = member
+        end
+    end
+    return list
+end
+
+local function last_of(member)
+    return member.is_host and session.last_h or session.last_c
+end
+
+-- One of the current generation and those up to the last, to which the log says nothing that it says already.
+local function add(key, last)
+    local member = {
+        key = key, is_host = string.sub(key, 1, 1) == 'h', first = session.generation, last = last, stream = 0, used = now,
+        told = false, said = 0, messages = 0,
+    }
+    member.from = last_of(member)
+    member.begin, member.position = member.from, member.from
+    save(member)
+    is_more = true
+    return member
+end
+
+local function host()
+    return find(session.host)
+end
+
+local function host_or_new()
+    return host() or add(session.host, session.generation)
+end
+
+-- ---- who is there
+
+-- 'waiting', 'listening', or 'ended' and when; the end of a killed stream is noted.
+local function presence(member)
+    if member.ended then
+        return 'ended', member.ended
+    elseif member.stream == 0 then
+        return 'waiting'
+    end
+    local until_when = redis.call('ZSCORE', present, member.key .. ' ' .. text(member.stream))
+    if until_when and tonumber(until_when) > now then
+        return 'listening'
+    end
+    -- What was sent to it in this millisecond was sent before.
+    if not is_look then
+        member.ended = now + 1
+        save(member)
+        set('untold', 1)
+    end
+    return 'ended', now + 1
+end
+
+local function is_there(member, kind, at)
+    return kind ~= 'ended' or (not member.told and not has_passed(at, grace))
+end
+
+-- Whether messages are taken for the host.
+local function host_is_present()
+    local member = host()
+    local kind, at = 'waiting', nil
+    if member then
+        kind, at = presence(member)
+    end
+    if kind == 'waiting' then
+        return not has_passed(session.touched, session_lifetime), kind
+    end
+    return is_there(member, kind, at), kind
+end
+
+-- Whether messages are taken for a client.
+local function client_is_present(member)
+    local kind, at = presence(member)
+    if kind == 'waiting' then
+        return not has_passed(member.used, session_lifetime)
+    end
+    return is_there(member, kind, at)
+end
+
+-- The last of what was said to a member, of all events or of messages.
+local function last_said(member, is_message)
+    local own = is_message and member.messages or member.said
+    if member.is_host then
+        return own
+    end
+    local name = is_message and 'all_messages' or 'all'
+    local to_all
+    if member.last == ALWAYS or is_current(member) then
+        to_all = session[name]
+    else
+        to_all = tonumber(redis.call('HGET', record, name .. ' ' .. text(member.first)) or 0)
+    end
+    -- What was said to all before it was there was not for it.
+    return math.max(own, to_all)
+end
+
+local function is_alive(id)
+    return id >= (now - lifetime + 1) * 1024
+end
+
+-- Whether a message that is not too old comes after a position. The last is the youngest.
+local function has_message(member, position)
+    local last = last_said(member, true)
+    return last > position and is_alive(last)
+end
+
+-- Whether there is a message that was promised to a member, also where a stream was given it and may have lost it.
+local function is_promised(member)
+    if not member.is_host then
+        -- Nothing is promised to a client that has gone, or has not come, though broadcasts may pass it.
+        if member.ended then
+            if has_passed(member.ended, grace + lifetime) then
+                return false
+            end
+        elseif member.stream == 0 and has_passed(member.used, session_lifetime + lifetime) then
+            return false
+        end
+    end
+    return has_message(member, member.from)
+end
+
+-- Whether a member has outlived its session lifetime, whatever is promised to it.
+local function is_out_of_time(member)
+    local kind, at = presence(member)
+    if kind == 'listening' or (kind == 'ended' and not has_passed(at, session_lifetime)) then
+        return false
+    elseif member.is_host and is_current(member) then
+        return has_passed(session.touched, session_lifetime)
+    end
+    return has_passed(member.used, session_lifetime)
+end
+
+local function is_over(member)
+    return is_out_of_time(member) and not is_promised(member)
+end
+
+local function host_is_over()
+    local member = host()
+    if member then
+        return is_over(member)
+    end
+    return has_passed(session.touched, session_lifetime)
+end
+
+-- ---- who is who
+
+local function touch_host()
+    if has_passed(session.touched, math.min(session_lifetime, UNUSED) / 4) then
+        set('touched', now)
+    end
+end
+
+-- Frees the oldest of those to whom nothing is promised; false where there is none.
+local function free_oldest(those)
+    table.sort(those, function(one, other) return one.at < other.at end)
+    for _, member in ipairs(those) do
+        if not is_promised(member) then
+            free(member)
+            return true
+        end
+    end
+    return false
+end
+
+-- Adds a client; nil where there are too many. At the limit the oldest that nobody has used for a while gives way; and where
+-- twice as many have come and gone, the one that left first.
+local function add_client(key, last)
+    if redis.call('HLEN', members) >= max_clients then
+        local count, there, unused, left = 0, 0, {}, {}
+        for _, member in ipairs(all()) do
+            if not member.is_host then
+                count = count + 1
+                if client_is_present(member) then
+                    there = there + 1
+                    if member.stream == 0 and has_passed(member.used, UNUSED) then
+                        member.at = member.used
+                        unused[#unused + 1] = member
+                    end
+                elseif member.told then
+                    member.at = member.ended or 0
+                    left[#left + 1] = member
+                end
+            end
+        end
+        -- Those that have left may come back, as long as there is room for them.
+        if there >= max_clients then
+            if not free_oldest(unused) then
+                return nil
+            end
+        elseif count >= 2 * max_clients and not free_oldest(left) then
+            return nil
+        end
+    end
+    host_or_new()
+    return add(key, last)
+end
+
+-- A client that may speak, or why it may not. One that an application has minted is added when it first appears.
+local function speaking_client(key, registration)
+    local member = find(key)
+    if registration == '' then
+        if not member then
+            if not host_is_present() then
+                return nil, 'unknown host'
+            end
+            -- A look adds nobody.
+            member = is_look and {key = key, said = 0, messages = 0, from = session.last_c, position = session.last_c, used = now,
+                stream = 0, first = session.generation, last = ALWAYS} or add_client(key, ALWAYS)
+            if not member then
+                return nil, 'too many clients'
+            end
+        end
+    elseif not member or session.registration ~= registration or not is_current(member) or is_over(member) then
+        return nil, 'expired'
+    end
+    if not is_look and has_passed(member.used, math.min(session_lifetime, UNUSED) / 4) then
+        member.used = now
+        save(member)
+    end
+    return member
+end
+
+-- Whether the host of a token may speak and listen.
+local function host_may(registration)
+    if registration ~= '' and (session.registration ~= registration or host_is_over()) then
+        return false
+    end
+    touch_host()
+    return true
+end
+
+-- ---- what is said
+
+local function number_of(id)
+    return tonumber(string.match(id, '^%d+'))
+end
+
+local function log_of(is_host)
+    return is_host and host_log or client_log, is_host and '_h' or '_c'
+end
+
+-- Drops what is too old, and of what all have been given (up to `floor`) all but so much. The bytes that are left.
+local function trim(is_host, floor)
+    local log, part = log_of(is_host)
+    local oldest = (now - lifetime + 1) * 1024
+    local given = math.max(max_queue, UNDER_WAY)
+    local floor_bytes
+    if floor then
+        local after = redis.call('XRANGE', log, '(' .. text(floor), '+', 'COUNT', 1)[1]
+        floor_bytes = after and tonumber(after[2][10]) or session['total' .. part]
+    end
+    local gone, left, count
+    repeat
+        -- Nearly always the first stays.
+        count = gone and 100 or 1
+        local some = redis.call('XRANGE', log, gone and '(' .. text(gone) or '-', '+', 'COUNT', count)
+        left = nil
+        for _, entry in ipairs(some) do
+            local id, before = number_of(entry[1]), tonumber(entry[2][10])
+            if id >= oldest and not (floor_bytes and before + #entry[2][8] + HEAD <= floor_bytes - given) then
+                left = session['total' .. part] - before
+                break
+            end
+            gone = id
+        end
+    until left or #some < count
+    if gone and not is_look then
+        set('gone' .. part, gone)
+        redis.call('XTRIM', log, 'MINID', '=', text(gone + 1))
+    end
+    return left or 0
+end
+
+-- Up to where all have been given a log.
+local function floor_of(is_host)
+    local floor
+    for _, member in ipairs(all()) do
+        if member.is_host == is_host then
+            floor = math.min(floor or member.position, member.position)
+        end
+    end
+    return floor or (is_host and session.last_h or session.last_c)
+end
+
+-- Appends a record for one member ('' for all of a generation) and tells it; false where the log holds its most.
+local function append(is_host, to, event, data, except)
+    local log, part = log_of(is_host)
+    local most = is_host and 4 * max_queue + UNDER_WAY or max_topic
+    local left = trim(is_host)
+    if left + #data > most and trim(is_host, floor_of(is_host)) + #data > most then
+        return false
+    end
+    local id = math.max(now * 1024, session['last' .. part] + 1)
+    local total = session['total' .. part]
+    is_more = is_more or total == 0
+    local generation = text(session.generation)
+    redis.call('XADD', log, text(id) .. '-0', 't', to, 'g', generation, 'e', event, 'd', data, 'b', text(total), 'x', except or '')
+    session['last' .. part], session['total' .. part] = id, total + #data + HEAD
+    redis.call('HSET', record, 'last' .. part, text(id), 'total' .. part, text(total + #data + HEAD))
+    -- What the processes that serve many listen to, and what a program for one stream does.
+    local told = table.concat({text(id), to, generation, event, except or '', data}, '\n')
+    redis.call('SPUBLISH', log, told)
+    redis.call('SPUBLISH', log .. ' ' .. to, told)
+    return true, id
+end
+
+-- How many bytes wait for a member: from the first record that is for it to the end, whoever the others are for.
+local function lag(member, enough)
+    if last_said(member, false) <= member.position then
+        return 0
+    end
+    local log, part = log_of(member.is_host)
+    local position, total = member.position, session['total' .. part]
+    -- A bounded look: what is further is counted from there.
+    for _ = 1, 10 do
+        local some = redis.call('XRANGE', log, '(' .. text(position), '+', 'COUNT', 100)
+        for _, entry in ipairs(some) do
+            local waiting = total - tonumber(entry[2][10])
+            local to, generation = entry[2][2], tonumber(entry[2][4])
+            local is_its = to == member.key or (to == '' and member.first <= generation and generation <= member.last)
+            if waiting <= enough or is_its then
+                return waiting
+            end
+            position = number_of(entry[1])
+        end
+        if #some < 100 then
+            return 0
+        end
+    end
+    return enough + 1
+end
+
+-- Says an event to one member; 'queue full' or 'topic full' where there is no room for it.
+local function put(member, event, data, limit)
+    local room = math.max(limit - #data, 0)
+    if #data > limit or lag(member, room) > room then
+        return 'queue full'
+    end
+    local is_there, id = append(member.is_host, member.key, event, data)
+    if not is_there then
+        return 'topic full'
+    end
+    member.said = id
+    if event == MESSAGE then
+        member.messages = id
+    end
+    save(member)
+end
+
+-- Says an event to all clients; false where there is no room.
+local function put_to_all(event, data, except)
+    local is_said, id = append(false, '', event, data, except)
+    if is_said then
+        set('all', id)
+        write('HSET', record, 'all ' .. text(session.generation), text(id))
+        if event == MESSAGE then
+            set('all_messages', id)
+            write('HSET', record, 'all_messages ' .. text(session.generation), text(id))
+        end
+    end
+    return is_said
+end
+
+-- ---- who has gone
+
+local function set_told(member)
+    member.told = true
+    -- One that never was has not ended just now.
+    member.ended = member.ended or 0
+    save(member)
+end
+
+-- Tells every client, also those that are away and may come back, that the host has gone. Once is enough.
+local function tell_clients()
+    -- Else they are told once there is room.
+    if #clients() > 0 and not put_to_all(word, host_closed .. cjson.encode(session.id) .. '}') then
+        return
+    end
+    set_told(host_or_new())
+end
+
+-- Whether it has ended, longer than the grace ago, and its peers do not know.
+local function is_news(member)
+    local kind, at = presence(member)
+    return kind == 'ended' and not member.told and has_passed(at, grace)
+end
+
+local function tell_of_host()
+    local member = host()
+    if member and is_news(member) then
+        tell_clients()
+    end
+end
+
+local function tell_of_client(member)
+    if not is_news(member) then
+        return
+    end
+    local to = host()
+    if is_current(member) and to then
+        local event = client_closed .. cjson.encode(string.sub(member.key, 2)) .. '}'
+        -- Else it is told once there is room; until then its line stays.
+        if put(to, word, event, 2 * max_queue) then
+            return
+        end
+    end
+    set_told(member)
+end
+
+-- Tells the peers of every stream that has ended.
+local function tell_all()
+    tell_of_host()
+    local untold = 0
+    for _, member in ipairs(clients()) do
+        tell_of_client(member)
+        if member.ended and not member.told then
+            untold = 1
+        end
+    end
+    local member = host()
+    if member and member.ended and not member.told then
+        untold = 1
+    end
+    set('untold', untold)
+    redis.call('ZREMRANGEBYSCORE', present, '-inf', text(now))
+end

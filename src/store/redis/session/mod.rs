@@ -1,0 +1,276 @@
+//! A session of UHST in Redis: what the intentions ask for, one script each.
+//!
+//! The rules are those of the files' home; what that finds by reading a log (whether a message waits for somebody) stands here in
+//! the member's line and in the record: the number of the last that was said to it, and to all.
+
+pub mod listener;
+#[cfg(test)]
+mod tests;
+
+use super::process::{Process, Redis};
+use super::reply::Values;
+use super::script::Script;
+use crate::config::Settings;
+use crate::hex;
+use crate::store::error::{Error, Full};
+use crate::store::remote::{Reason, Remote};
+use crate::store::sessions::{Claim, Party, Policy, Refused, Words};
+use crate::token::{ClientId, HostId};
+use sha2::{Digest as _, Sha256};
+use std::time::Duration;
+
+macro_rules! script {
+    ($name:literal) => {
+        Script::new(concat!(include_str!("begin.lua"), include_str!($name)))
+    };
+}
+
+static REGISTER: Script = script!("register.lua");
+static JOIN: Script = script!("join.lua");
+static SEND_TO_HOST: Script = script!("send_to_host.lua");
+static SEND_TO_CLIENT: Script = script!("send_to_client.lua");
+static BROADCAST: Script = script!("broadcast.lua");
+static LISTEN: Script = script!("listen.lua");
+static READ: Script = script!("read.lua");
+static TEND: Script = script!("tend.lua");
+static FINISH: Script = script!("finish.lua");
+static SWEEP: Script = script!("sweep.lua");
+static DELIVER: Script = Script::new(include_str!("deliver.lua"));
+
+/// A host's place is kept for so long if it is not used.
+const UNUSED_TIME: Duration = Duration::from_secs(60);
+
+/// What scripts are told of the settings.
+#[derive(Clone, Copy)]
+struct Limits {
+    message_lifetime: Duration,
+    session_lifetime: Duration,
+    grace: Duration,
+    queue: u64,
+    topic: u64,
+    clients: u64,
+    hosts: u64,
+    words: &'static Words,
+}
+
+impl From<&Policy<'_>> for Limits {
+    fn from(policy: &Policy<'_>) -> Self {
+        let Settings {
+            message_lifetime, session_lifetime, grace, max_queue, max_topic, max_clients, max_hosts, ..
+        } = *policy.settings;
+        Self {
+            message_lifetime,
+            session_lifetime,
+            grace,
+            queue: max_queue,
+            topic: max_topic,
+            clients: max_clients,
+            hosts: max_hosts,
+            words: policy.words,
+        }
+    }
+}
+
+/// A session's keys.
+struct Keys {
+    /// By which it is among all hosts.
+    hash: String,
+    /// As the scripts have them.
+    all: [String; 6],
+}
+
+impl Keys {
+    fn log(&self, is_host: bool) -> &str {
+        &self.all[if is_host { 4 } else { 5 }]
+    }
+}
+
+/// With what a session is made where there is none.
+struct Make<'a> {
+    host: &'a str,
+    /// As scripts have it.
+    registration: String,
+}
+
+/// As scripts have it: nothing for none.
+fn registration_of(registration: Option<&str>) -> String {
+    registration.map(|registration| format!("r{registration}")).unwrap_or_default()
+}
+
+/// The key of a host among the members of a session, by what scripts have as its registration.
+fn host_key(registration: &str) -> String {
+    let hash = |text: &str| hex::encode(&Sha256::digest(text)[..20]);
+    if registration.is_empty() { "h".to_owned() } else { format!("h{}", hash(registration)) }
+}
+
+fn client_key(client: &ClientId) -> String {
+    format!("c{}", client.as_str())
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Process {
+    /// All hosts, by when their sessions go.
+    pub fn hosts(&self) -> String {
+        format!("{}:hosts", self.prefix)
+    }
+
+    fn session(&self, host: &HostId) -> Keys {
+        self.session_of_hash(hex::encode(&Sha256::digest(host.as_str())[..20]))
+    }
+
+    fn session_of_hash(&self, hash: String) -> Keys {
+        let prefix = &self.prefix;
+        let all = ["", ":members", ":cursors", ":present", ":to-host", ":to-clients"]
+            .map(|part| format!("{prefix}:host:{{{hash}}}{part}"));
+        Keys { hash, all }
+    }
+
+    /// Runs a script on a session. What it answers after what all answer; `None` where there is no session.
+    async fn on_session(
+        &self,
+        keys: &Keys,
+        limits: Limits,
+        script: &Script,
+        make: Option<&Make<'_>>,
+        arguments: &[&[u8]],
+    ) -> Result<Option<Values>, Refused> {
+        let numbers = [
+            milliseconds(limits.message_lifetime),
+            milliseconds(limits.session_lifetime),
+            milliseconds(limits.grace),
+            limits.queue,
+            limits.topic,
+            limits.clients,
+        ]
+        .map(|number| number.to_string());
+        let run = async |make: Option<&Make<'_>>| -> Result<(String, Values), Error> {
+            let (host, registration) = make.map_or(("", String::new()), |make| (make.host, make.registration.clone()));
+            let key = host_key(&registration);
+            let words = [limits.words.event, limits.words.host_closed, limits.words.client_closed];
+            let texts = numbers.iter().map(String::as_str).chain([host, &registration, &key]).chain(words);
+            let all: Vec<&[u8]> = texts.map(str::as_bytes).chain(arguments.iter().copied()).collect();
+            let mut answer =
+                Values::of(script.run(&self.servers, &keys.all.each_ref().map(String::as_str), &all).await?)?;
+            Ok((answer.text()?, answer))
+        };
+        let mut answer = run(None).await?;
+        if answer.0 == "none" {
+            if make.is_none() {
+                return Ok(None);
+            }
+            if !self.reserve(&self.hosts(), &keys.hash, limits.hosts, milliseconds(UNUSED_TIME)).await? {
+                return Err(Refused::TooManyHosts(limits.hosts));
+            }
+            answer = run(make).await?;
+        }
+        let (outcome, mut answer) = answer;
+        match outcome.as_str() {
+            "ok" => {
+                let kept = answer.number().map_err(Error::from)?;
+                self.note_time(answer.number().map_err(Error::from)?);
+                // It is there already, whatever the limit.
+                if kept > 0
+                    && let Err(error) = self.reserve(&self.hosts(), &keys.hash, 1 << 40, kept).await
+                {
+                    error.log();
+                }
+                Ok(Some(answer))
+            }
+            "none" => Ok(None),
+            "taken" => Err(Refused::Taken),
+            "unknown host" => Err(Refused::UnknownHost),
+            "expired" => Err(Refused::Expired),
+            "host gone" => Err(Refused::HostGone),
+            "client gone" => Err(Refused::ClientGone),
+            "nobody there" => Err(Refused::NobodyThere),
+            "messages wait" => Err(Refused::MessagesWait),
+            "too many clients" => Err(Refused::TooManyClients(limits.clients)),
+            "queue full" => Err(Error::QueueFull(Full { limit: limits.queue }).into()),
+            "topic full" => Err(Error::TopicFull(Full { limit: limits.topic }).into()),
+            other => {
+                Err(Error::from(Remote::new(Reason::Failed, format!("the relay's script answers '{other}'"))).into())
+            }
+        }
+    }
+}
+
+impl Redis {
+    pub async fn register(
+        &self,
+        host: &HostId,
+        registration: &str,
+        claim: Claim,
+        policy: &Policy<'_>,
+    ) -> Result<(), Refused> {
+        let registration = registration_of(Some(registration));
+        let key = host_key(&registration);
+        let claim = if claim == Claim::Drawn { "drawn" } else { "chosen" };
+        let arguments = [claim.as_bytes(), registration.as_bytes(), key.as_bytes()];
+        let make = Make { host: host.as_str(), registration: registration.clone() };
+        let keys = self.process.session(host);
+        self.process.on_session(&keys, policy.into(), &REGISTER, Some(&make), &arguments).await.map(drop)
+    }
+
+    pub async fn join(&self, host: &HostId, client: &ClientId, policy: &Policy<'_>) -> Result<Option<String>, Refused> {
+        let (keys, key) = (self.process.session(host), client_key(client));
+        let answer = self.process.on_session(&keys, policy.into(), &JOIN, None, &[key.as_bytes()]).await?;
+        let registration = answer.ok_or(Refused::UnknownHost)?.text().map_err(Error::from)?;
+        Ok(registration.strip_prefix('r').map(str::to_owned))
+    }
+
+    pub async fn send_to_host(&self, from: &Party, data: &str, policy: &Policy<'_>) -> Result<(), Refused> {
+        let key = client_key(from.client.as_ref().ok_or(Refused::Expired)?);
+        let registration = registration_of(from.registration.as_deref());
+        let gone = if from.registration.is_some() { Refused::Expired } else { Refused::UnknownHost };
+        let arguments = [key.as_bytes(), registration.as_bytes(), data.as_bytes()];
+        let keys = self.process.session(&from.host);
+        self.process.on_session(&keys, policy.into(), &SEND_TO_HOST, None, &arguments).await?.ok_or(gone).map(drop)
+    }
+
+    pub async fn send_to_client(
+        &self,
+        host: &HostId,
+        client: &ClientId,
+        data: &str,
+        policy: &Policy<'_>,
+    ) -> Result<(), Refused> {
+        let (keys, key) = (self.process.session(host), client_key(client));
+        let arguments = [key.as_bytes(), data.as_bytes()];
+        let sent = self.process.on_session(&keys, policy.into(), &SEND_TO_CLIENT, None, &arguments).await?;
+        sent.ok_or(Refused::ClientGone).map(drop)
+    }
+
+    pub async fn broadcast(
+        &self,
+        from: &Party,
+        data: &str,
+        policy: &Policy<'_>,
+    ) -> Result<Vec<(ClientId, bool)>, Refused> {
+        // An application may have minted the token, and nobody used it.
+        let gone = if from.registration.is_some() { Refused::Expired } else { Refused::NobodyThere };
+        let registration = registration_of(from.registration.as_deref());
+        let arguments = [registration.as_bytes(), data.as_bytes()];
+        let keys = self.process.session(&from.host);
+        let answer = self.process.on_session(&keys, policy.into(), &BROADCAST, None, &arguments).await?;
+        let mut told = answer.ok_or(gone)?.values().map_err(Error::from)?;
+        let mut clients = Vec::new();
+        while told.left() > 0 {
+            let (id, is_sent) = (told.text().map_err(Error::from)?, told.number().map_err(Error::from)? > 0);
+            clients.extend(ClientId::new(&id).map(|id| (id, is_sent)));
+        }
+        Ok(clients)
+    }
+
+    /// Sweeps this session.
+    pub(in crate::store::redis) async fn sweep_session(&self, hash: String, policy: &Policy<'_>) -> Result<(), Error> {
+        let keys = self.process.session_of_hash(hash);
+        match self.process.on_session(&keys, policy.into(), &SWEEP, None, &[]).await {
+            Ok(Some(_)) => Ok(()),
+            Err(Refused::Store(error)) => Err(error),
+            Ok(None) | Err(_) => self.process.give_up(&self.process.hosts(), &keys.hash).await,
+        }
+    }
+}

@@ -1,0 +1,30 @@
+-- Drops what is dead, and tells the peers of what has died; removes the session where that is over.
+tell_all()
+local is_host_over = host_is_over()
+local _, kind = host_is_present()
+if is_host_over and kind == 'waiting' then
+    -- One that never opened has not been told of yet.
+    tell_clients()
+end
+local is_promised_any = false
+for _, member in ipairs(all()) do
+    if is_promised(member) then
+        is_promised_any = true
+    else
+        local is_current_host = member.is_host and is_current(member)
+        -- Somebody is to hear of its end first.
+        local is_untold = not is_host_over and is_current(member) and member.ended and not member.told
+        if not is_current_host and not is_untold and is_out_of_time(member) then
+            free(member)
+        end
+    end
+end
+-- Whatever has become of the host, its clients may come for their messages.
+if is_host_over and not is_promised_any then
+    redis.call('DEL', unpack(KEYS))
+    return {'none'}
+end
+for _, is_host in ipairs({true, false}) do
+    trim(is_host, floor_of(is_host))
+end
+return ok()

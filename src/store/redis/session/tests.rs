@@ -1,0 +1,255 @@
+//! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
+
+use super::super::process::Redis;
+use super::super::testing::{TestServer, sooner_or_later};
+use super::listener::Listener;
+use crate::config::Settings;
+use crate::config::redis::Address;
+use crate::gateway::run_blocking;
+use crate::protocol::uhst::policy;
+use crate::store::files::Files;
+use crate::store::sessions::{Claim, Party, Refused, Standing};
+use crate::token::{ClientId, HostId};
+use std::time::Duration;
+
+fn process(address: &Address) -> Redis {
+    Redis::elsewhere(address, Files::new(std::path::Path::new("/nowhere")))
+}
+
+fn host() -> Party {
+    Party { host: HostId::new("h").unwrap(), client: None, registration: Some("one".to_owned()) }
+}
+
+fn client(name: &str) -> Party {
+    Party { client: ClientId::new(name), ..host() }
+}
+
+async fn register(redis: &Redis, settings: &Settings) {
+    redis.register(&host().host, "one", Claim::Drawn, &policy(settings)).await.unwrap();
+}
+
+/// Joins, and listens.
+async fn enter(redis: &Redis, name: &str, settings: &Settings) -> Listener {
+    redis.join(&host().host, &ClientId::new(name).unwrap(), &policy(settings)).await.unwrap();
+    redis.listen(&client(name), None, &policy(settings)).await.unwrap()
+}
+
+async fn take(listener: &mut Listener) -> Vec<String> {
+    let mut all = Vec::new();
+    while let Ok(true) = listener.next(|event| all.push(event.data.to_owned())).await {}
+    let _ = listener.delivered().await;
+    all
+}
+
+/// What a program for one stream hears, which looks when it is woken, and tends from time to time.
+fn hears(listener: &mut Listener, count: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    sooner_or_later(|| {
+        // Redis may be away.
+        let _ = run_blocking(listener.tend());
+        listener.hear();
+        all.extend(run_blocking(take(listener)));
+        (all.len() >= count).then_some(())
+    });
+    all
+}
+
+#[test]
+fn whoever_is_killed_is_told_to_the_peers_within_seconds() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (killed, here) = (process(&server.address()), process(&server.address()));
+    let settings = Settings::default();
+    let mut h = run_blocking(async {
+        register(&here, &settings).await;
+        let h = here.listen(&host(), None, &policy(&settings)).await.unwrap();
+        std::mem::forget(enter(&killed, "c", &settings).await);
+        h
+    });
+    assert_eq!(hears(&mut h, 1), [r#"{"eventType":"client_closed","body":"c"}"#]);
+    let send = run_blocking(here.send_to_client(&host().host, &ClientId::new("c").unwrap(), "1", &policy(&settings)));
+    assert!(matches!(send, Err(Refused::ClientGone)));
+}
+
+#[test]
+fn whoever_could_not_say_that_it_is_there_takes_its_place_back() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (here, there) = (process(&server.address()), process(&server.address()));
+    let settings = Settings::default();
+    run_blocking(async {
+        register(&here, &settings).await;
+        let mut c = enter(&here, "c", &settings).await;
+        let send =
+            async || there.send_to_client(&host().host, &ClientId::new("c").unwrap(), "1", &policy(&settings)).await;
+        let mut tries = 0;
+        while send().await.is_ok() {
+            tries += 1;
+            assert!(tries < 600, "it counts as there for ever");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(c.tend().await.unwrap(), Standing::Listening);
+        send().await.unwrap();
+        assert_eq!(take(&mut c).await.len(), tries + 1, "nothing was lost, and nothing doubled");
+    });
+}
+
+#[test]
+fn streams_go_on_when_redis_has_been_away_and_nothing_is_doubled() {
+    let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
+    let (here, there) = (process(&server.address()), process(&server.address()));
+    let settings = Settings::default();
+    let policy = policy(&settings);
+    let (mut h, mut c) = run_blocking(async {
+        register(&here, &settings).await;
+        (here.listen(&host(), None, &policy).await.unwrap(), enter(&there, "c", &settings).await)
+    });
+    let both = |data: &str| {
+        run_blocking(there.send_to_host(&client("c"), data, &policy))?;
+        run_blocking(here.broadcast(&host(), data, &policy)).map(drop)
+    };
+    both("1").unwrap();
+    assert_eq!((hears(&mut h, 1), hears(&mut c, 1)), (vec!["1".to_owned()], vec!["1".to_owned()]));
+    both("2").unwrap();
+    server.kill();
+    assert!(matches!(both("3"), Err(Refused::Store(_))));
+    server.restart();
+    both("4").unwrap();
+    let rest = || vec!["2".to_owned(), "4".to_owned()];
+    assert_eq!((hears(&mut h, 2), hears(&mut c, 2)), (rest(), rest()));
+}
+
+#[test]
+fn everything_has_a_time_to_live() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings::default());
+    let policy = policy(&settings);
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let (_h, _c) = (redis.listen(&host(), None, &policy).await.unwrap(), enter(&redis, "c", &settings).await);
+        redis.send_to_host(&client("c"), "1", &policy).await.unwrap();
+        redis.broadcast(&host(), "1", &policy).await.unwrap();
+        assert_eq!(server.keys().len(), 7, "all kinds of keys are there");
+        assert_eq!(server.immortal(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_session_works_in_a_cluster_wherever_it_is() {
+    let Some(nodes) = TestServer::start_cluster() else { return };
+    let (here, there) = (process(&nodes[0].address()), process(&nodes[1].address()));
+    let settings = Settings::default();
+    let policy = policy(&settings);
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        let party = Party { host: HostId::new(name).unwrap(), ..host() };
+        let c = Party { client: ClientId::new("c"), ..party.clone() };
+        let (mut of_host, mut of_client) = run_blocking(async {
+            here.register(&party.host, "one", Claim::Drawn, &policy).await.unwrap();
+            there.join(&party.host, &ClientId::new("c").unwrap(), &policy).await.unwrap();
+            let listeners =
+                (here.listen(&party, None, &policy).await.unwrap(), there.listen(&c, None, &policy).await.unwrap());
+            there.send_to_host(&c, "1", &policy).await.unwrap();
+            here.broadcast(&party, "2", &policy).await.unwrap();
+            listeners
+        });
+        assert_eq!((hears(&mut of_host, 1), hears(&mut of_client, 1)), (vec!["1".to_owned()], vec!["2".to_owned()]));
+    }
+}
+
+#[cfg(feature = "serve")]
+mod served {
+    use super::*;
+    use crate::wake::wait;
+    use std::time::Instant;
+    use tokio::task::JoinHandle;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    }
+
+    /// Listens as a stream does, until so much has come, and ends.
+    fn listen(mut listener: Listener, count: usize) -> JoinHandle<Vec<String>> {
+        tokio::spawn(async move {
+            let (mut all, began) = (Vec::new(), Instant::now());
+            while all.len() < count {
+                assert!(began.elapsed().as_secs() < 60, "only {} of {count} come: {all:?}", all.len());
+                all.extend(take(&mut listener).await);
+                wait(&mut [&mut listener.wake()], Duration::from_secs(5)).await;
+                listener.hear();
+                assert_eq!(listener.tend().await.unwrap(), Standing::Listening);
+            }
+            listener.end().await.unwrap();
+            all
+        })
+    }
+
+    #[test]
+    fn a_host_and_clients_of_two_processes_hear_everything_once_and_in_order() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        runtime().block_on(async {
+            let processes = [process(&server.address()), process(&server.address())];
+            let settings = Settings::default();
+            register(&processes[0], &settings).await;
+            let h = listen(processes[0].listen(&host(), None, &policy(&settings)).await.unwrap(), 200);
+            let mut clients = Vec::new();
+            for n in 0..20 {
+                clients.push(listen(enter(&processes[n % 2], &format!("c{n}"), &settings).await, 20));
+            }
+            let senders: Vec<_> = (0..20)
+                .map(|n| {
+                    let (redis, settings) = (processes[(n + 1) % 2].clone(), settings.clone());
+                    tokio::spawn(async move {
+                        let (party, policy) = (client(&format!("c{n}")), policy(&settings));
+                        for data in 0..10 {
+                            redis.send_to_host(&party, &format!("{n} {data}"), &policy).await.unwrap();
+                            let id = party.client.clone().unwrap();
+                            redis.send_to_client(&party.host, &id, &format!("own {data}"), &policy).await.unwrap();
+                        }
+                    })
+                })
+                .collect();
+            for data in 0..10 {
+                processes[1].broadcast(&host(), &format!("all {data}"), &policy(&settings)).await.unwrap();
+            }
+            for sender in senders {
+                sender.await.unwrap();
+            }
+            let of = |all: &[String], prefix: &str| -> Vec<String> {
+                all.iter().filter_map(|data| data.strip_prefix(prefix)).map(str::to_owned).collect()
+            };
+            let ten: Vec<String> = (0..10).map(|data| data.to_string()).collect();
+            for client in clients {
+                let all = client.await.unwrap();
+                assert_eq!((of(&all, "own "), of(&all, "all ")), (ten.clone(), ten.clone()));
+            }
+            let all = h.await.unwrap();
+            for n in 0..20 {
+                assert_eq!(of(&all, &format!("{n} ")), ten);
+            }
+        });
+    }
+
+    #[test]
+    fn a_newer_stream_elsewhere_takes_the_place_at_once() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        runtime().block_on(async {
+            let (here, there) = (process(&server.address()), process(&server.address()));
+            let settings = Settings::default();
+            register(&here, &settings).await;
+            let mut c = enter(&here, "c", &settings).await;
+            // It listens once it has been given what it was sent.
+            there.send_to_client(&host().host, &ClientId::new("c").unwrap(), "1", &policy(&settings)).await.unwrap();
+            while take(&mut c).await.is_empty() {
+                wait(&mut [&mut c.wake()], Duration::from_secs(5)).await;
+                c.hear();
+            }
+            let mut next = there.listen(&client("c"), None, &policy(&settings)).await.unwrap();
+            let began = Instant::now();
+            while !c.hear() {
+                assert!(began.elapsed().as_secs() < 60, "it does not hear that its place is taken");
+                wait(&mut [&mut c.wake()], Duration::from_secs(5)).await;
+            }
+            assert_eq!(c.standing().await.unwrap(), Standing::Superseded);
+            assert_eq!(next.standing().await.unwrap(), Standing::Listening);
+            assert!(take(&mut next).await.is_empty(), "it was given already");
+        });
+    }
+}

@@ -1,0 +1,174 @@
+//! What wakes somebody who waits in a topic, and what is done for the topic meanwhile.
+
+use super::ear::Ear;
+use super::process::Process;
+use super::topic::{Place, Topic};
+use crate::store::error::Error;
+use crate::wake::Ready;
+use std::pin::Pin;
+use std::sync::Arc;
+#[cfg(feature = "serve")]
+use {
+    super::ear::ROUND,
+    crate::clock::instant,
+    std::sync::{Weak, atomic::Ordering},
+    std::time::Duration,
+    tokio::runtime::Handle,
+};
+
+/// What is being done for a topic.
+pub type Caring<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What is done for a topic in which somebody of this process waits.
+pub trait Care: Send + Sync {
+    /// Says that those that wait are there, and tells the topic what has become of it.
+    fn tend<'a>(&'a self, topic: &'a Topic) -> Caring<'a, Result<(), Error>>;
+
+    /// Says that only so many wait there now.
+    fn leave(&self, left: usize) -> Caring<'_, ()>;
+}
+
+/// What wakes somebody who waits in a topic.
+pub struct Subscription {
+    pub place: Place,
+    door: Door,
+}
+
+enum Door {
+    /// Under `serve` one listens for all, and a task looks after the topic.
+    #[cfg(feature = "serve")]
+    Shared,
+    /// A program for one request does so itself.
+    Own {
+        /// `None` while there is no connection.
+        ear: Option<Ear>,
+        channels: Vec<String>,
+        care: Arc<dyn Care>,
+    },
+}
+
+/// Whether this is `serve`, where topics are shared.
+pub fn is_shared() -> bool {
+    #[cfg(feature = "serve")]
+    return Handle::try_current().is_ok();
+    #[cfg(not(feature = "serve"))]
+    false
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        match &self.door {
+            #[cfg(feature = "serve")]
+            Door::Shared => {}
+            Door::Own { care, .. } => crate::gateway::run_blocking(care.leave(self.place.topic.waiting() - 1)),
+        }
+    }
+}
+
+impl Subscription {
+    /// Begins to listen, for a program of one request to these channels.
+    pub async fn begin(
+        process: &Arc<Process>,
+        place: Place,
+        channels: Vec<String>,
+        care: Arc<dyn Care>,
+    ) -> Result<Self, Error> {
+        #[cfg(feature = "serve")]
+        if is_shared() {
+            let topic = &place.topic;
+            if !topic.is_kept.swap(true, Ordering::Relaxed) {
+                process.ears.listen(topic, 0);
+                tokio::spawn(keep(process.clone(), topic.channel.clone(), care, Arc::downgrade(topic)));
+            }
+            return Ok(Self { place, door: Door::Shared });
+        }
+        let mut subscription = Self { place, door: Door::Own { ear: None, channels, care } };
+        subscription.open(process).await?;
+        Ok(subscription)
+    }
+
+    /// Connects, where there is no connection that should be.
+    async fn open(&mut self, process: &Process) -> Result<(), Error> {
+        if let Door::Own { ear, channels, .. } = &mut self.door
+            && ear.is_none()
+        {
+            *ear = Some(Ear::open(&process.servers, channels, &self.place.topic).await?);
+        }
+        Ok(())
+    }
+
+    /// What is ready when something was told.
+    pub fn wake(&self) -> Option<Ready<'_>> {
+        match &self.door {
+            #[cfg(feature = "serve")]
+            Door::Shared => Some(self.place.sleeper.wake()),
+            Door::Own { ear, .. } => ear.as_ref().map(Ear::wake),
+        }
+    }
+
+    /// Hears what was told. Whether another has taken the place.
+    pub fn hear(&mut self) -> bool {
+        self.listen();
+        self.place.sleeper.hear()
+    }
+
+    /// The same. Whether anything was told, or may not have been.
+    pub fn is_called(&mut self) -> bool {
+        self.listen();
+        self.place.sleeper.is_called()
+    }
+
+    fn listen(&mut self) {
+        match &mut self.door {
+            #[cfg(feature = "serve")]
+            Door::Shared => {}
+            Door::Own { ear, .. } => {
+                if let Some(listening) = ear
+                    && let Err(remote) = listening.hear(&self.place.topic)
+                {
+                    Error::from(remote).log();
+                    *ear = None;
+                    self.place.topic.note_listening(false);
+                }
+            }
+        }
+    }
+
+    /// Does what a task does under `serve`.
+    pub async fn tend(&mut self, process: &Process) -> Result<(), Error> {
+        self.open(process).await?;
+        match &self.door {
+            #[cfg(feature = "serve")]
+            Door::Shared => Ok(()),
+            Door::Own { care, .. } => care.tend(&self.place.topic).await,
+        }
+    }
+}
+
+/// Looks after a topic in which somebody of this process waits.
+#[cfg(feature = "serve")]
+async fn keep(process: Arc<Process>, channel: String, care: Arc<dyn Care>, topic: Weak<Topic>) {
+    /// How soon a server is asked again that tells nothing.
+    const SOON: Duration = Duration::from_millis(250);
+    let (mut next_round, mut attempt) = (instant() + ROUND, 0);
+    loop {
+        tokio::time::sleep(SOON).await;
+        let Some(topic) = topic.upgrade() else { break };
+        if topic.listening_since().is_some() {
+            attempt = 0;
+        } else {
+            attempt += 1;
+            process.ears.listen(&topic, attempt);
+        }
+        if instant() >= next_round {
+            next_round = instant() + ROUND;
+            // Where that fails, whoever waits finds out when it reads.
+            let _ = care.tend(&topic).await;
+        }
+    }
+    // Another may have come.
+    if process.topics.get(&channel).is_none() {
+        process.ears.leave(&channel);
+        care.leave(0).await;
+    }
+}

@@ -1,0 +1,225 @@
+//! What the relay does with real servers, and with those that are not there.
+
+use super::process::Redis;
+use super::reply::Reply;
+use super::script::Script;
+use super::servers::Servers;
+use super::testing::{TestServer, sooner_or_later};
+use crate::config::redis::{Address, Password, Server};
+use crate::gateway::run_blocking;
+use crate::store::files::Files;
+use crate::store::remote::{Reason, Remote};
+use std::time::Instant;
+
+/// Adds to a number, and tells it.
+static COUNT: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])");
+
+fn count(servers: &Servers, key: &str) -> Result<Reply, Remote> {
+    run_blocking(COUNT.run(servers, &[key], &[b"1"]))
+}
+
+/// Nobody is kept waiting for longer. The tests' machine may be slow, but not by so much.
+fn in_time<T>(work: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let done = work();
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    done
+}
+
+#[test]
+fn a_script_is_told_once_and_again_where_it_was_forgotten() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let servers = Servers::new(server.address());
+    for expected in 1..=2 {
+        assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(expected)));
+    }
+    server.ask(&["SCRIPT", "FLUSH"]);
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(3)), "once, and not twice");
+}
+
+#[test]
+fn a_login_opens_what_is_closed_to_others() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    server.ask(&["ACL", "SETUSER", "me", "on", ">pa:ss", "~*", "+@all"]);
+    server.ask(&["ACL", "SETUSER", "default", "off"]);
+    let login = |user: Option<&str>, password: Option<&str>| {
+        let servers = Servers::new(Address {
+            user: user.map(str::to_owned),
+            password: password.map(|password| Password(password.to_owned())),
+            database: 2,
+            ..server.address()
+        });
+        count(&servers, "{a}")
+    };
+    assert_eq!(login(Some("me"), Some("pa:ss")), Ok(Reply::Integer(1)));
+    for (user, password) in [(Some("me"), Some("hidden")), (None, Some("pa:ss")), (None, None)] {
+        let refused = login(user, password).unwrap_err();
+        assert_eq!(refused.reason, Reason::Login, "{refused:?}");
+        assert!(!refused.cause.contains("hidden") && !refused.cause.contains("pa:ss"), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_database_is_not_another() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let one = Servers::new(Address { database: 1, ..server.address() });
+    assert_eq!(count(&one, "{a}"), Ok(Reply::Integer(1)));
+    assert_eq!(count(&Servers::new(server.address()), "{a}"), Ok(Reply::Integer(1)));
+    let none = Servers::new(Address { database: 1000, ..server.address() });
+    assert_eq!(count(&none, "{a}").unwrap_err().reason, Reason::Failed);
+}
+
+#[test]
+fn what_is_not_there_is_told_at_once() {
+    let free = || Server::Tcp("127.0.0.1".to_owned(), 1);
+    let address =
+        Address { servers: vec![free(), Server::Unix("/none.sock".into())], user: None, password: None, database: 0 };
+    assert_eq!(in_time(|| count(&Servers::new(address), "{a}")).unwrap_err().reason, Reason::Away);
+}
+
+#[test]
+fn whoever_is_not_there_is_passed_over() {
+    let Some(server) = TestServer::start_tcp(&[]) else { return };
+    let away = Server::Unix("/none.sock".into());
+    let servers = Servers::new(Address { servers: vec![away, server.server.clone()], ..server.address() });
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(1)));
+}
+
+#[test]
+fn a_stopped_server_keeps_nobody_waiting_and_is_used_again_when_it_goes_on() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let servers = Servers::new(server.address());
+    count(&servers, "{a}").unwrap();
+    server.freeze();
+    for _ in 0..2 {
+        assert_eq!(in_time(|| count(&servers, "{a}")).unwrap_err().reason, Reason::Slow);
+    }
+    server.go_on();
+    // The first of them was sent, and may have been done.
+    assert!(matches!(count(&servers, "{a}"), Ok(Reply::Integer(2 | 3))));
+}
+
+#[test]
+fn a_server_that_was_restarted_is_used_again_at_once() {
+    let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
+    let servers = Servers::new(server.address());
+    count(&servers, "{a}").unwrap();
+    server.kill();
+    assert_eq!(in_time(|| count(&servers, "{a}")).unwrap_err().reason, Reason::Away);
+    server.restart();
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(2)));
+}
+
+#[test]
+fn a_full_server_says_so() {
+    let Some(server) = TestServer::start(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]) else { return };
+    assert_eq!(count(&Servers::new(server.address()), "{a}").unwrap_err().reason, Reason::Full);
+}
+
+#[test]
+fn each_key_goes_to_its_node_of_a_cluster_and_follows_when_that_moves() {
+    let Some(nodes) = TestServer::start_cluster() else { return };
+    let servers = Servers::new(nodes[0].address());
+    let keys: Vec<String> = (0..30).map(|n| format!("{{{n}}}")).collect();
+    for expected in 1..=2 {
+        for key in &keys {
+            assert_eq!(count(&servers, key), Ok(Reply::Integer(expected)));
+        }
+    }
+    for node in &nodes {
+        assert!(matches!(node.ask(&["DBSIZE"]), Reply::Integer(1..)), "it has its share");
+    }
+
+    // The slot of one key is on its way from one node to another.
+    let slot = redis_protocol::redis_keyslot(b"{0}").to_string();
+    let owner = usize::from(redis_protocol::redis_keyslot(b"{0}")) * 3 / 16384;
+    let (from, to) = (&nodes[owner], &nodes[(owner + 1) % 3]);
+    let id = |node: &TestServer| match node.ask(&["CLUSTER", "MYID"]) {
+        Reply::BulkString(id) => String::from_utf8(id).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let Server::Tcp(host, port) = &to.server else { panic!("it has a port") };
+    to.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(from)]);
+    from.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(to)]);
+    from.ask(&["MIGRATE", host, &port.to_string(), "{0}", "0", "5000"]);
+    assert_eq!(count(&servers, "{0}"), Ok(Reply::Integer(3)), "it was asked for there");
+    for node in [to, from] {
+        node.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &id(to)]);
+    }
+    assert_eq!(count(&servers, "{0}"), Ok(Reply::Integer(4)), "it has moved");
+}
+
+#[test]
+fn a_replica_names_its_primary_and_takes_over() {
+    let Some(mut primary) = TestServer::start_tcp(&[]) else { return };
+    let Server::Tcp(host, port) = primary.server.clone() else { panic!("it has a port") };
+    let Some(replica) = TestServer::start_tcp(&["--replicaof", &format!("{host} {port}")]) else { return };
+    let both = Address { servers: vec![replica.server.clone(), primary.server.clone()], ..primary.address() };
+    let servers = Servers::new(both);
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(1)));
+    let value = || match replica.ask(&["GET", "{a}"]) {
+        Reply::BulkString(value) => Some(value),
+        _ => None,
+    };
+    assert_eq!(sooner_or_later(value), b"1");
+    primary.kill();
+    in_time(|| count(&servers, "{a}")).unwrap_err();
+    replica.ask(&["REPLICAOF", "NO", "ONE"]);
+    assert_eq!(sooner_or_later(|| count(&servers, "{a}").ok()), Reply::Integer(2));
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn many_tasks_share_a_connection_and_each_gets_its_own_answer() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let servers = std::sync::Arc::new(Servers::new(server.address()));
+    runtime.block_on(async {
+        let tasks: Vec<_> = (0..200)
+            .map(|n| {
+                let servers = servers.clone();
+                tokio::spawn(async move {
+                    for expected in 1..=5 {
+                        let reply = COUNT.run(&servers, &[&format!("{{{n}}}")], &[b"1"]).await;
+                        assert_eq!(reply, Ok(Reply::Integer(expected)));
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    let Reply::BulkString(info) = server.ask(&["INFO", "stats"]) else { panic!("it tells") };
+    let info = String::from_utf8(info).unwrap();
+    let connections = info.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
+    assert!(connections.parse::<u32>().unwrap() <= 3, "one to start, one to ask, and one for all: {connections}");
+    server.freeze();
+    runtime.block_on(async {
+        let began = Instant::now();
+        let tasks: Vec<_> = (0..50)
+            .map(|_| {
+                let servers = servers.clone();
+                tokio::spawn(async move { COUNT.run(&servers, &["{a}"], &[b"1"]).await })
+            })
+            .collect();
+        for task in tasks {
+            assert_eq!(task.await.unwrap().unwrap_err().reason, Reason::Slow);
+        }
+        assert!(began.elapsed().as_secs() < 10, "they wait one after the other");
+    });
+    server.go_on();
+    let reply = runtime.block_on(COUNT.run(&servers, &["{a}"], &[b"1"]));
+    assert!(matches!(reply, Ok(Reply::Integer(_))), "{reply:?}");
+}
+
+#[test]
+fn all_processes_sign_with_the_same_secret() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let process = || Redis::elsewhere(&server.address(), Files::new(std::path::Path::new("/nowhere")));
+    let secrets: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| run_blocking(process().secret()).unwrap())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(secrets[0].len() == 32 && secrets.iter().all(|secret| *secret == secrets[0]));
+}
