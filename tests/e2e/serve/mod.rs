@@ -407,6 +407,7 @@ fn sweep(data: &Path) {
 }
 
 protocol_through!(Serve);
+tests! { Serve: bus::an_id_beyond_the_newest_means_from_now_on, }
 
 /// The `uhst` package as published on npm, unchanged, on Node: see `tests/client/client.cjs`.
 #[test]
