@@ -197,6 +197,7 @@ mod house;
 mod limits;
 mod machines;
 mod manual;
+mod outages;
 mod presence;
 mod promise;
 mod proxies;

@@ -49,7 +49,7 @@ impl Redis {
     }
 
     fn wait_until_it_answers(&self) {
-        until("Redis answers", LONG, || self.ask(&["PING"]) == "PONG");
+        until("Redis answers", LONG, || ["PONG", "NOAUTH Authentication required."].contains(&&*self.ask(&["PING"])));
     }
 
     /// Kills it. What it has not written to a disk is lost.

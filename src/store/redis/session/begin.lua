@@ -21,8 +21,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local UNUSED = 60000
 -- A host that has just been registered may still begin to listen.
 local OPENING = 10000
--- A member that does not say for so long that it is there has gone.
-local THERE = 5000
+-- A member that does not say for so long that it is there has gone, unless nobody at all could say it for so long: whoever is
+-- there does so every 2.25 s.
+local THERE, SILENCE = 5000, 2750
 local HEAD = 50
 local MESSAGE, LEFT_OUT = 'message', 'left-out'
 -- What has been given may still be under way: so many bytes of it are kept.
@@ -47,7 +48,7 @@ end
 
 -- ---- the record
 
-local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages'}
+local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt'}
 
 local function look()
     local fields = redis.call('HMGET', record, 'id', 'registration', 'host', unpack(FIELDS))
@@ -72,7 +73,7 @@ if is_new then
     local first = text((now + 1) * 1024)
     redis.call('HSET', record, 'id', ARGV[7], 'registration', ARGV[8], 'host', ARGV[9], 'generation', 1, 'touched', text(now),
         'kept', 0, 'untold', 0, 'last_h', first, 'gone_h', 0, 'total_h', 0, 'last_c', first, 'gone_c', 0, 'total_c', 0, 'all', 0,
-        'all_messages', 0)
+        'all_messages', 0, 'tended', text(now), 'doubted', 0, 'doubt', 0)
     session = look()
 end
 
@@ -198,6 +199,16 @@ end
 
 -- ---- who is there
 
+-- Whether nobody could say that it is there, because Redis was away, stopped or somebody's replica: then each has so long to say
+-- it once more.
+local function could_say_nothing()
+    if has_passed(session.tended, SILENCE) and session.doubted ~= session.tended then
+        set('doubted', session.tended)
+        set('doubt', now + THERE)
+    end
+    return now < session.doubt
+end
+
 -- 'waiting', 'listening', or 'ended' and when; the end of a killed stream is noted.
 local function presence(member)
     if member.ended then
@@ -205,8 +216,8 @@ local function presence(member)
     elseif member.stream == 0 then
         return 'waiting'
     end
-    local until_when = redis.call('ZSCORE', present, member.key .. ' ' .. text(member.stream))
-    if until_when and tonumber(until_when) > now then
+    local until_when = tonumber(redis.call('ZSCORE', present, member.key .. ' ' .. text(member.stream)) or 0)
+    if until_when > now or (until_when > 0 and could_say_nothing()) then
         return 'listening'
     end
     -- What was sent to it in this millisecond was sent before.
@@ -589,5 +600,7 @@ local function tell_all()
         untold = 1
     end
     set('untold', untold)
-    redis.call('ZREMRANGEBYSCORE', present, '-inf', text(now))
+    if not could_say_nothing() then
+        redis.call('ZREMRANGEBYSCORE', present, '-inf', text(now))
+    end
 end
