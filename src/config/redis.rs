@@ -59,7 +59,7 @@ impl fmt::Display for Server {
 
 /// A Redis or Valkey: one server, one of several that are each other's replicas or a cluster's nodes, or what their sentinels
 /// know.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     /// Where to ask; at least one.
     pub servers: Vec<Server>,
@@ -69,6 +69,8 @@ pub struct Address {
     pub password: Option<Password>,
     /// The number of the database; a cluster has 0 alone.
     pub database: u32,
+    /// `RELAY_REDIS_REPLICAS`: how many replicas must have what is promised, besides the server itself.
+    pub replicas: u64,
 }
 
 impl Address {
@@ -113,7 +115,7 @@ impl Address {
             "" => 0,
             number => digits(number.as_bytes()).and_then(|number| u32::try_from(number).ok())?,
         };
-        Some(Self { servers, user, password, database })
+        Some(Self { servers, user, password, database, replicas: 0 })
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Reason {
     Full,
     /// It is loading its data, is a replica that will take over, or misses nodes of its cluster.
     NotReady,
+    /// Too few replicas have what was written. It may get lost, or not.
+    TooFewReplicas,
     /// Any other failure.
     Failed,
 }
@@ -37,6 +39,7 @@ impl Reason {
             Self::Login => "refuses the relay's user or password.",
             Self::Full => "is full: try again once older messages are gone.",
             Self::NotReady => "is not ready: try again in a moment.",
+            Self::TooFewReplicas => "has too few replicas that answer: try again in a moment.",
             Self::Failed => "failed: the relay's error log has the cause.",
         }
     }
@@ -54,6 +57,9 @@ impl Reason {
             Self::Full => "Give it more memory: `maxmemory` in its configuration.",
             Self::NotReady => {
                 "Wait until it has loaded its data. If it stays like this, look at it with `redis-cli info` and `redis-cli cluster info`."
+            }
+            Self::TooFewReplicas => {
+                "Start its replica, and look at it with `redis-cli info replication`; or do without, and remove `RELAY_REDIS_REPLICAS`."
             }
             Self::Failed => "The relay needs Redis 7, or Valkey; the error log has what it has answered.",
         }

@@ -203,14 +203,21 @@ fn talks_go_on_when_a_replica_takes_over() {
     let place = format!("127.0.0.1 {}", primary.port());
     let Some(replica) = Redis::start(&["--replicaof", &place]) else { return };
     let url = format!("{},127.0.0.1:{}", primary.url(), replica.port());
-    let Some(mut machines) = Machines::at(&url, primary, &[]) else { return };
+    let is_linked = || replica.ask(&["ROLE"]).contains("connected");
+    until("the replica has found its primary", LONG, is_linked);
+    let Some(mut machines) = Machines::at(&url, primary, &[("RELAY_REDIS_REPLICAS", "1")]) else { return };
     let mut company = Company::meet(&machines);
     company.talks(&machines);
-    until("the replica has it all", LONG, || machines.redis.ask(&["WAIT", "1", "1000"]) == "1");
+    replica.freeze();
+    company.is_refused(&machines, &["has too few replicas"]);
+    replica.go_on();
+    company.talks(&machines);
     machines.redis.kill();
     company.is_refused(&machines, NOT_READY);
     std::thread::sleep(WHILE);
     replica.ask(&["REPLICAOF", "NO", "ONE"]);
+    let place = format!("127.0.0.1 {}", replica.port());
+    let Some(_next) = Redis::start(&["--replicaof", &place]) else { return };
     company.talks(&machines);
 }
 

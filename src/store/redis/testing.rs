@@ -112,7 +112,7 @@ impl TestServer {
 
     /// Where it is, for somebody without a password.
     pub fn address(&self) -> Address {
-        Address { servers: vec![self.server.clone()], user: None, password: None, database: 0 }
+        Address { servers: vec![self.server.clone()], ..Address::default() }
     }
 
     /// Asks it without a password, whatever it is.

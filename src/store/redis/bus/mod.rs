@@ -17,18 +17,18 @@ use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 
 macro_rules! script {
-    ($name:literal) => {
-        Script::new(concat!(include_str!("begin.lua"), include_str!($name)))
+    ($kind:ident $name:literal) => {
+        Script::$kind(concat!(include_str!("begin.lua"), include_str!($name)))
     };
 }
 
-static GREET: Script = script!("greet.lua");
-static REGISTER: Script = script!("register.lua");
-static MAKE: Script = script!("make.lua");
-static POST: Script = script!("post.lua");
-static READ: Script = script!("read.lua");
-static TEND: Script = script!("tend.lua");
-static SWEEP: Script = script!("sweep.lua");
+static GREET: Script = script!(promise "greet.lua");
+static REGISTER: Script = script!(promise "register.lua");
+static MAKE: Script = script!(promise "make.lua");
+static POST: Script = script!(promise "post.lua");
+static READ: Script = script!(new "read.lua");
+static TEND: Script = script!(new "tend.lua");
+static SWEEP: Script = script!(new "sweep.lua");
 
 /// As in the scripts.
 const UNUSED_TIME: Duration = Duration::from_secs(60);

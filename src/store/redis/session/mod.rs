@@ -20,21 +20,21 @@ use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 
 macro_rules! script {
-    ($name:literal) => {
-        Script::new(concat!(include_str!("begin.lua"), include_str!($name)))
+    ($kind:ident $name:literal) => {
+        Script::$kind(concat!(include_str!("begin.lua"), include_str!($name)))
     };
 }
 
-static REGISTER: Script = script!("register.lua");
-static JOIN: Script = script!("join.lua");
-static SEND_TO_HOST: Script = script!("send_to_host.lua");
-static SEND_TO_CLIENT: Script = script!("send_to_client.lua");
-static BROADCAST: Script = script!("broadcast.lua");
-static LISTEN: Script = script!("listen.lua");
-static READ: Script = script!("read.lua");
-static TEND: Script = script!("tend.lua");
-static FINISH: Script = script!("finish.lua");
-static SWEEP: Script = script!("sweep.lua");
+static REGISTER: Script = script!(promise "register.lua");
+static JOIN: Script = script!(promise "join.lua");
+static SEND_TO_HOST: Script = script!(promise "send_to_host.lua");
+static SEND_TO_CLIENT: Script = script!(promise "send_to_client.lua");
+static BROADCAST: Script = script!(promise "broadcast.lua");
+static LISTEN: Script = script!(new "listen.lua");
+static READ: Script = script!(new "read.lua");
+static TEND: Script = script!(new "tend.lua");
+static FINISH: Script = script!(new "finish.lua");
+static SWEEP: Script = script!(new "sweep.lua");
 static DELIVER: Script = Script::new(include_str!("deliver.lua"));
 
 /// A host's place is kept for so long if it is not used.
