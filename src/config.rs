@@ -250,7 +250,11 @@ impl Settings {
 fn redis_address(get: Lookup) -> Result<Option<redis::Address>, SettingError> {
     let Some(url) = get("RELAY_STORE")?.filter(|url| !url.is_empty()) else { return Ok(None) };
     let replicas = whole(get, "RELAY_REDIS_REPLICAS", 0)?;
-    Ok(Some(redis::Address { replicas, ..redis::Address::parse(&url)? }))
+    let mut address = redis::Address { replicas, ..redis::Address::parse(&url)? };
+    if let (Some(trust), Some(file)) = (&mut address.tls, get("RELAY_REDIS_CA")?.filter(|file| !file.is_empty())) {
+        *trust = redis::Trust::File(file.into());
+    }
+    Ok(Some(address))
 }
 
 /// Whoever means a Redis must not be given a folder: on several machines nobody would find the others.

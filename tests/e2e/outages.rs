@@ -1,6 +1,7 @@
 //! What several machines do when their Redis cannot do what they want: whoever asks is told so soon, and whoever listens goes on
 //! listening, and is given everything once.
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -8,9 +9,10 @@ use serde_json::Value;
 use crate::bare::timed;
 use crate::bus::news;
 use crate::machines::Machines;
-use crate::place::{LONG, until};
+use crate::place::{LONG, built, until};
 use crate::redis::Redis;
-use crate::relay::{Host, Relay, Reply, Talk as _};
+use crate::relay::{Call, Host, Relay, Reply, Talk as _};
+use crate::serve::{Serve, program};
 use crate::stream::{Event, Stream};
 
 /// Whoever asks is told within this time.
@@ -262,5 +264,54 @@ fn a_password_that_redis_refuses_is_said_to_be_wrong_and_not_shown() {
         assert_eq!(reason, "The relay's Redis refuses the relay's user or password.");
     }
     let log = machines.serves[0].log() + &machines.web.log();
+    let check = run(&mut program(&["check", "--data", machines.serves[0].data().to_str().unwrap()]));
+    assert!(check.contains("Correct the user and the password in `RELAY_STORE`"), "{check}");
     assert!(log.contains("WRONGPASS") && !log.contains("correct"), "{log}");
+}
+
+/// What a program says, on stdout and stderr.
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("it runs");
+    String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn whoever_asks_for_a_check_is_told_what_to_do_about_redis() {
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let relay = Serve::with(&[("RELAY_STORE", &redis.url())]);
+    let data = relay.data();
+    let check = || run(&mut program(&["check", "--data", data.to_str().unwrap()]));
+    let said = check();
+    let place = format!("(127.0.0.1:{})", redis.port());
+    assert!(
+        said.contains("note     Redis:") && said.contains("`appendonly` to `yes`") && said.contains(&place),
+        "{said}"
+    );
+    redis.ask(&["CONFIG", "SET", "appendonly", "yes"]);
+    until("it is fine", LONG, || check().contains("ok       Redis: "));
+    redis.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    assert!(check().contains("`maxmemory-policy` to `noeviction`"));
+    let page = relay.call(&Call { method: "GET", headers: &[("Accept", "text/html")], ..Call::default() }).body;
+    assert!(page.contains("noeviction") && !page.contains(&place), "{page}");
+    redis.kill();
+    let said = check();
+    assert!(said.contains("PROBLEM  Redis: The relay's Redis cannot be reached") && said.contains(&place), "{said}");
+    assert!(said.contains("Start it, or correct `RELAY_STORE`"), "{said}");
+}
+
+#[test]
+fn a_redis_that_uses_more_memory_than_it_may_takes_no_messages() {
+    let Some(machines) = Machines::start(&[("RELAY_MAX_DATA", "1")]) else { return };
+    for machine in machines.all() {
+        let user = news(machine).greet().0;
+        let reason = news(machine).call("POST", &format!("user={user}"), "1").expect_error(507);
+        assert!(reason.contains("RELAY_MAX_DATA"), "{reason}");
+    }
+}
+
+#[test]
+fn a_program_without_tls_says_what_to_do() {
+    let said =
+        run(Command::new(built("relay-redis.cgi")).arg("check").env("RELAY_STORE", "rediss://:hidden@redis.example"));
+    assert!(said.contains("this program has no TLS: take `uhst-relay serve`") && !said.contains("hidden"), "{said}");
 }

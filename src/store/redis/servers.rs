@@ -280,6 +280,11 @@ fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {
     replies.pop().ok_or_else(|| NoAnswer::Lost(Remote::new(Reason::Failed, "Redis has not answered")))
 }
 
+/// One that can be used again.
+fn idle(mut connection: Connection) -> Option<Connection> {
+    connection.is_idle().then_some(connection)
+}
+
 /// Whether it was done.
 fn is_ok(replies: &[Reply]) -> bool {
     !matches!(replies.last(), Some(Reply::Error(_)))
@@ -313,7 +318,7 @@ async fn attempt(
         replies += 1;
     }
     // The server may have ended since it was used, and closed it.
-    let mut open = match connection.take().filter(Connection::is_idle) {
+    let mut open = match connection.take().and_then(idle) {
         Some(open) => open,
         None => match Connection::open(server, address, until).await {
             Ok(Opened::Here(open)) => open,

@@ -46,7 +46,7 @@ fn is_loading(reply: &Reply) -> bool {
     matches!(reply, Reply::Error(error) if error.starts_with("LOADING"))
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

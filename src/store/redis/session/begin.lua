@@ -3,7 +3,7 @@
 -- KEYS: the session's record, its members, how far each was given its log, until when each is there, the log of what is said to
 -- the host, and that of what is said to the clients.
 -- ARGV: how long messages live, how long the session does, the grace (in milliseconds), how many bytes may wait for one
--- recipient, how many there may be for the clients, how many clients there may be; the host's id, the registration ('' for
+-- recipient, how many there may be for the clients, how many clients there may be, how much memory Redis may use; the host's id, the registration ('' for
 -- none) and its key, with which a session is made where there is none, if the id is not ''; the relay's own events: their
 -- type, and how those begin that say that a host, or a client, has gone.
 --
@@ -12,9 +12,9 @@
 
 local record, members, cursors, present, host_log, client_log = unpack(KEYS)
 local lifetime, session_lifetime, grace = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local max_queue, max_topic, max_clients = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local word, host_closed, client_closed = ARGV[10], ARGV[11], ARGV[12]
-local FIRST = 12
+local max_queue, max_topic, max_clients, max_data = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local word, host_closed, client_closed = ARGV[11], ARGV[12], ARGV[13]
+local FIRST = 13
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- What nobody has used yet is kept for so long, whoever else wants its place.
@@ -65,13 +65,13 @@ end
 local session = look()
 local is_new = not session
 if is_new then
-    if ARGV[7] == '' then
+    if ARGV[8] == '' then
         return {'none'}
     end
     redis.call('DEL', unpack(KEYS))
     -- Of the time, so that no number of an earlier session of this host comes again.
     local first = text((now + 1) * 1024)
-    redis.call('HSET', record, 'id', ARGV[7], 'registration', ARGV[8], 'host', ARGV[9], 'generation', 1, 'touched', text(now),
+    redis.call('HSET', record, 'id', ARGV[8], 'registration', ARGV[9], 'host', ARGV[10], 'generation', 1, 'touched', text(now),
         'kept', 0, 'untold', 0, 'last_h', first, 'gone_h', 0, 'total_h', 0, 'last_c', first, 'gone_c', 0, 'total_c', 0, 'all', 0,
         'all_messages', 0, 'tended', text(now), 'doubted', 0, 'doubt', 0)
     session = look()
@@ -460,16 +460,19 @@ local function floor_of(is_host)
     return floor or (is_host and session.last_h or session.last_c)
 end
 
--- Appends a record for one member ('' for all of a generation) and tells it; false where the log holds its most.
+-- Appends a record for one member ('' for all of a generation) and tells it; false, and why, where there is no room for it.
 local function append(is_host, to, event, data, except)
     local log, part = log_of(is_host)
     local most = is_host and 4 * max_queue + UNDER_WAY or max_topic
     local left = trim(is_host)
     if left + #data > most and trim(is_host, floor_of(is_host)) + #data > most then
-        return false
+        return false, 'topic full'
     end
     local id = math.max(now * 1024, session['last' .. part] + 1)
     local total = session['total' .. part]
+    if is_out_of_memory(total, #data + HEAD, max_data) then
+        return false, 'data full'
+    end
     is_more = is_more or total == 0
     local generation = text(session.generation)
     redis.call('XADD', log, text(id) .. '-0', 't', to, 'g', generation, 'e', event, 'd', data, 'b', text(total), 'x', except or '')
@@ -508,7 +511,7 @@ local function lag(member, enough)
     return enough + 1
 end
 
--- Says an event to one member; 'queue full' or 'topic full' where there is no room for it.
+-- Says an event to one member; why not, where there is no room for it.
 local function put(member, event, data, limit)
     local room = math.max(limit - #data, 0)
     if #data > limit or lag(member, room) > room then
@@ -516,7 +519,7 @@ local function put(member, event, data, limit)
     end
     local is_there, id = append(member.is_host, member.key, event, data)
     if not is_there then
-        return 'topic full'
+        return id
     end
     member.said = id
     if event == MESSAGE then
@@ -525,7 +528,7 @@ local function put(member, event, data, limit)
     save(member)
 end
 
--- Says an event to all clients; false where there is no room.
+-- Says an event to all clients; false, and why, where there is no room.
 local function put_to_all(event, data, except)
     local is_said, id = append(false, '', event, data, except)
     if is_said then
@@ -536,7 +539,7 @@ local function put_to_all(event, data, except)
             write('HSET', record, 'all_messages ' .. text(session.generation), text(id))
         end
     end
-    return is_said
+    return is_said, id
 end
 
 -- ---- who has gone
