@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::Scope;
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use actors::{Bus, Manner, Phase, Session, Source, World};
@@ -140,8 +140,8 @@ fn run(options: &Options) -> io::Result<bool> {
     // A port that is free now; serve comes back to it whenever it was killed.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let mut redis = if options.has_redis { Some(Redis::start(&disk.path)?) } else { None };
-    let store = options.has_redis.then(|| Redis::url(&disk.path));
-    let relay = Relay::new(options.cgi.clone(), options.serve.clone(), &disk.path, address, store);
+    let url = options.has_redis.then(|| Redis::url(&disk.path));
+    let relay = Relay::new(options.cgi.clone(), options.serve.clone(), &disk.path, address, url);
     std::fs::create_dir(&relay.data)?;
     write_settings(&relay, MESSAGE_LIFETIME, LIFETIME)?;
     let server = Mutex::new(Some(relay.start_server()?));
@@ -296,7 +296,7 @@ fn storm(
         Ok(Kills {
             requests: requests.join().map_err(|_| panicked())?,
             servers: servers.join().map_err(|_| panicked())??,
-            redis: redis.map_or(Ok(Ok(0)), |kills| kills.join()).map_err(|_| panicked())??,
+            redis: redis.map_or(Ok(Ok(0)), ScopedJoinHandle::join).map_err(|_| panicked())??,
         })
     })
 }
