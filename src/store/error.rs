@@ -57,7 +57,7 @@ impl fmt::Display for Error {
             }
             Self::DataFull(Full { limit }) => write!(
                 f,
-                "The relay's data folder is full: it holds its {limit} bytes (RELAY_MAX_DATA). Try again once older messages are gone."
+                "The relay is full: it holds its {limit} bytes (RELAY_MAX_DATA). Try again once older messages are gone."
             ),
             Self::OtherVersion => f.write_str(
                 "The relay's data folder was made by another version of the relay: remove what is in it, but for secret, settings.conf and ptth.json. Nothing else in it lives longer than a day.",
