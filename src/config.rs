@@ -189,7 +189,10 @@ impl Settings {
     ) -> Result<Self, SettingError> {
         let default = Self::default();
         #[cfg(not(feature = "redis"))]
-        no_redis(get("RELAY_STORE")?)?;
+        if get("RELAY_STORE")?.is_some_and(|url| !url.is_empty()) {
+            // Whoever means a Redis must not be given a folder: on several machines nobody would find the others.
+            return Err(unreadable("RELAY_STORE", "this program can use no Redis"));
+        }
         let mut settings = Self {
             data_dir,
             #[cfg(feature = "redis")]
@@ -255,15 +258,6 @@ fn redis_address(get: Lookup) -> Result<Option<redis::Address>, SettingError> {
         *trust = redis::Trust::File(file.into());
     }
     Ok(Some(address))
-}
-
-/// Whoever means a Redis must not be given a folder: on several machines nobody would find the others.
-#[cfg(not(feature = "redis"))]
-fn no_redis(url: Option<String>) -> Result<(), SettingError> {
-    match url.filter(|url| !url.is_empty()) {
-        Some(_) => Err(unreadable("RELAY_STORE", "this program can use no Redis")),
-        None => Ok(()),
-    }
 }
 
 type Lookup<'a> = &'a dyn Fn(&str) -> Result<Option<String>, SettingError>;

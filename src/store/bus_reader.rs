@@ -45,17 +45,12 @@ impl BusReader {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn fetch(&mut self) -> impl Future<Output = Result<(), Error>> {
-        #[cfg(not(feature = "redis"))]
-        let fetched = std::future::ready(Ok(()));
-        #[cfg(feature = "redis")]
-        let fetched = async move {
-            match self {
-                Self::Files(_) => Ok(()),
-                Self::Redis(reader) => reader.fetch().await,
-            }
-        };
-        fetched
+    #[cfg(feature = "redis")]
+    pub async fn fetch(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Files(_) => Ok(()),
+            Self::Redis(reader) => reader.fetch().await,
+        }
     }
 
     /// Gives what there is next, and was fetched, to `take`; false when there is no more for now. What is dead, or the user's own,

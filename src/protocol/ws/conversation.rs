@@ -168,8 +168,12 @@ impl Conversation {
             self.look_at_the_clock(out);
             self.tend().await;
             while self.has_room_for_others() {
-                let fetched = self.member.fetch().await;
-                if !self.pass_on_what_others_said(fetched) {
+                #[cfg(feature = "redis")]
+                if let Err(error) = self.member.fetch().await {
+                    self.note_unread(&error);
+                    break;
+                }
+                if !self.pass_on_what_others_said() {
                     break;
                 }
             }
@@ -393,17 +397,16 @@ impl Conversation {
     }
 
     /// Gives the client what others have posted, and the handler what the application has, of what there is next. Whether there
-    /// is more.
-    fn pass_on_what_others_said(&mut self, fetched: Result<(), store::Error>) -> bool {
+    /// is more. Inlined, it would make relay.cgi larger.
+    #[inline(never)]
+    fn pass_on_what_others_said(&mut self) -> bool {
         let (link, mut told) = (&mut self.link, Vec::new());
-        let has_more = fetched.and_then(|()| {
-            self.member.next(|message| {
-                if User(message.user) == User::APPLICATION {
-                    told.push(message.data.to_owned());
-                } else {
-                    frames::from_bus(message.data, |frame| link.send(frame));
-                }
-            })
+        let has_more = self.member.next(|message| {
+            if User(message.user) == User::APPLICATION {
+                told.push(message.data.to_owned());
+            } else {
+                frames::from_bus(message.data, |frame| link.send(frame));
+            }
         });
         for data in told {
             // It was JSON when it was posted.
@@ -412,13 +415,18 @@ impl Conversation {
             }
         }
         has_more.unwrap_or_else(|error| {
-            error.log();
-            // One that passes is looked for again within a round.
-            if !error.passes() {
-                self.close(1011, "The channel cannot be read.");
-            }
+            self.note_unread(&error);
             false
         })
+    }
+
+    /// What others have posted cannot be read.
+    fn note_unread(&mut self, error: &store::Error) {
+        error.log();
+        // One that passes is looked for again within a round.
+        if !error.passes() {
+            self.close(1011, "The channel cannot be read.");
+        }
     }
 
     // ---- the handler
