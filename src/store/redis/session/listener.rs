@@ -32,9 +32,13 @@ pub struct Listener {
     read_to: u64,
     read: VecDeque<Arc<Record>>,
     may_have_more: bool,
-    /// Up to where everything is given, and what of that is noted.
+    /// Up to where everything is given; whether some of it may be under way to the recipient yet, and up to where nothing is; and
+    /// what of that is noted, which has to be tried again if it failed.
     position: u64,
+    is_under_way: bool,
+    delivered: u64,
     noted: u64,
+    owes_note: bool,
     /// Up to which id there were records when it began, and how old (in ms since 1970) those may be.
     backlog: (u64, u64),
     /// Broadcasts of that time or later, of those that were there when it began, were not for it: it had gone, and has not
@@ -192,7 +196,10 @@ impl Redis {
             read: VecDeque::new(),
             may_have_more: true,
             position,
+            is_under_way: false,
+            delivered: position,
             noted: position,
+            owes_note: false,
             backlog: (last, process.now().saturating_sub(lifetime)),
             gone_since,
             has_resumed: resume.is_some_and(|id| id > 0),
@@ -302,7 +309,12 @@ impl Listener {
         if self.read.is_empty() {
             self.read_more().await?;
         }
-        let Self { read, loss, backlog, has_resumed, lost_event, gone_since, key, position, .. } = self;
+        let Self { read, loss, backlog, has_resumed, lost_event, gone_since, key, position, is_under_way, .. } = self;
+        let mut take = |event: Event<'_>| {
+            *is_under_way = true;
+            take(event);
+        };
+        let mut was_left_out = false;
         let tell = |loss: &mut Loss, id, take: &mut dyn FnMut(Event<'_>)| {
             if *loss == Loss::Untold {
                 *loss = Loss::Told;
@@ -320,6 +332,7 @@ impl Listener {
                 continue;
             }
             if is_to_all && is_left_out(&record.except, key) {
+                was_left_out = true;
                 loss.notice();
                 tell(loss, id, &mut take);
             } else if record.event == LEFT_OUT {
@@ -335,6 +348,13 @@ impl Listener {
         }
         *position = self.read_to;
         tell(loss, *position, &mut take);
+        if !self.is_under_way {
+            self.delivered = self.position;
+            // Else what it was left out of would count as waiting for it, so that it is left out again. A round tries again.
+            if was_left_out {
+                let _ = self.note().await;
+            }
+        }
         Ok(self.may_have_more)
     }
 
@@ -343,13 +363,19 @@ impl Listener {
     /// # Errors
     /// When that cannot be written.
     pub async fn delivered(&mut self) -> Result<(), Error> {
-        if self.position != self.noted {
-            let delivered = self.position;
+        (self.is_under_way, self.delivered) = (false, self.position);
+        self.note().await
+    }
+
+    async fn note(&mut self) -> Result<(), Error> {
+        let delivered = self.delivered;
+        if delivered != self.noted {
+            self.owes_note = true;
             let (stream, position) = (self.stream.to_string(), delivered.to_string());
             let [_, members, cursors, ..] = &self.care.keys.all;
             let arguments = [self.key.as_bytes(), stream.as_bytes(), position.as_bytes()];
             DELIVER.run(&self.care.process.servers, &[members, cursors], &arguments).await?;
-            self.noted = delivered;
+            (self.noted, self.owes_note) = (delivered, false);
         }
         Ok(())
     }
@@ -384,6 +410,9 @@ impl Listener {
         if let Some(subscription) = &mut self.subscription {
             subscription.tend(&self.care.process).await?;
         }
+        if self.owes_note {
+            self.note().await?;
+        }
         Ok(self.found())
     }
 
@@ -393,7 +422,7 @@ impl Listener {
     /// When that cannot be written; it is then noticed as the end of a killed process.
     pub async fn end(&mut self) -> Result<(), Error> {
         self.has_ended = true;
-        let (stream, position) = (self.stream.to_string(), self.noted.to_string());
+        let (stream, position) = (self.stream.to_string(), self.delivered.to_string());
         let arguments = [self.key.as_bytes(), stream.as_bytes(), position.as_bytes()];
         match self.care.process.on_session(&self.care.keys, self.care.limits, &FINISH, None, &arguments).await {
             Err(Refused::Store(error)) => Err(error),

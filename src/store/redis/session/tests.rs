@@ -135,6 +135,69 @@ fn the_memory_of_redis_has_a_limit() {
     });
 }
 
+/// What a stream is given: it notes what it has written, if it has written anything.
+async fn give(listener: &mut Listener) -> Vec<String> {
+    let mut all = Vec::new();
+    loop {
+        let before = all.len();
+        listener.look_anew();
+        let Ok(has_more) = listener.next(|event| all.push(event.data.chars().take(40).collect())).await else {
+            return all;
+        };
+        if all.len() > before {
+            let _ = listener.delivered().await;
+        }
+        if !has_more {
+            return all;
+        }
+    }
+}
+
+#[test]
+fn whoever_was_left_out_of_much_is_given_what_comes_next() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings { max_queue: 250_000, ..Settings::default() };
+    let policy = policy(&settings);
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let mut c = enter(&redis, "c", &settings).await;
+        let mut d = enter(&redis, "d", &settings).await;
+        let large = "1".repeat(100_000);
+        // How many of the two are to get it.
+        let mut broadcast = async || {
+            let told = redis.broadcast(&host(), &large, &policy).await.unwrap();
+            assert_eq!(give(&mut d).await.len(), 1, "it reads");
+            told.into_iter().filter(|(_, is_sent)| *is_sent).count()
+        };
+        let counts = [broadcast().await, broadcast().await, broadcast().await, broadcast().await, broadcast().await];
+        assert_eq!(counts, [2, 2, 1, 1, 1]);
+        assert_eq!(give(&mut c).await.len(), 3, "two, and that it has missed something");
+        assert_eq!(broadcast().await, 2);
+        assert_eq!(give(&mut c).await.len(), 1);
+    });
+}
+
+#[test]
+fn what_was_given_while_redis_was_away_is_noted_later() {
+    let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings { max_queue: 250_000, ..Settings::default() };
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let mut c = enter(&redis, "c", &settings).await;
+        let broadcast = async |data: &str| redis.broadcast(&host(), data, &policy(&settings)).await.unwrap()[0].1;
+        assert!(broadcast(&"1".repeat(200_000)).await);
+        let mut all = Vec::new();
+        while c.next(|event| all.push(event.data.len())).await.unwrap() {}
+        server.kill();
+        c.delivered().await.unwrap_err();
+        server.restart();
+        while c.tend().await.is_err() {}
+        assert!(broadcast(&"2".repeat(200_000)).await, "it has been given all");
+    });
+}
+
 #[test]
 fn everything_has_a_time_to_live() {
     let Some(server) = TestServer::start(&[]) else { return };
