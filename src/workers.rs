@@ -75,6 +75,7 @@ pub(crate) fn beside(name: &str, work: impl Future<Output = ()> + Send + 'static
 
 /// Does for a request what takes microseconds, unless the disk stalls.
 #[cfg(not(feature = "serve"))]
+#[inline]
 pub(crate) fn at_disk<T>(work: impl FnOnce() -> T) -> impl Future<Output = T> {
     std::future::ready(work())
 }
