@@ -185,10 +185,8 @@ impl<'a> Session<'a> {
         if self.known.roster.is_none() && is_on() && table.is_small() && !self.is_look {
             self.known.roster = Some(self.read_roster()?);
         }
-        match (&self.table, &self.known.roster) {
-            (Some(table), Some(roster)) => Ok(table.find_among(&roster.members, key).cloned()),
-            _ => self.find(key),
-        }
+        let among = |roster: &Roster| Ok(table.find_among(&roster.members, key).cloned());
+        self.known.roster.as_ref().map_or_else(|| self.find(key), among)
     }
 
     /// All members, which may be further on than this says.
