@@ -93,14 +93,14 @@ impl std::error::Error for Error {}
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         use io::ErrorKind::{
-            IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+            FileTooLarge, IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
         };
         use rustix::io::Errno;
         let is_any_of =
             |errors: [Errno; 2]| errors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
         match error.kind() {
             _ if is_any_of([Errno::MFILE, Errno::NFILE]) => Self::NoDescriptors(error),
-            StorageFull | QuotaExceeded => Self::DiskFull(error),
+            StorageFull | QuotaExceeded | FileTooLarge => Self::DiskFull(error),
             PermissionDenied | ReadOnlyFilesystem | NotADirectory | IsADirectory => Self::Unusable(error),
             _ => Self::Io(error),
         }
