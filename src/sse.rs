@@ -22,6 +22,9 @@ const SOON: Duration = Duration::from_secs(1);
 /// And what is due for several of them within so long is done for all of them at its beginning.
 const TOGETHER: Duration = Duration::from_millis(250);
 
+/// What could not be done in a round is tried again after this time, where it may soon be possible.
+const AGAIN: Duration = Duration::from_millis(250);
+
 /// How long a stream sleeps at most before it looks for messages itself, where wake-ups may not come and nothing else is
 /// set. Where they do come, within microseconds, it looks once a [`ROUND`]: fifty looks a second cost 0.15 % of a core for
 /// each idle stream, even if there is nothing to look at.
@@ -346,7 +349,13 @@ impl<E: Events> Feed<'_, E> {
             Ok(Standing::Listening) => self.trouble.over(),
             Ok(Standing::Superseded) => return Err(End::Superseded),
             Ok(Standing::Over) => return Err(End::Over),
-            Err(error) => self.trouble.log(&error),
+            Err(error) => {
+                // Whoever cannot say for long that it is there is taken for gone.
+                if error.passes() {
+                    self.next_round = now + AGAIN;
+                }
+                self.trouble.log(&error);
+            }
         }
         Ok(())
     }

@@ -160,10 +160,10 @@ async fn keep(process: Arc<Process>, channel: String, care: Arc<dyn Care>, topic
             attempt += 1;
             process.ears.listen(&topic, attempt);
         }
-        if instant() >= next_round {
-            next_round = instant() + ROUND;
-            // Where that fails, whoever waits finds out when it reads.
-            let _ = care.tend(&topic).await;
+        let now = instant();
+        // Where that fails, whoever waits finds out when it reads; and it is soon said again: it must not be taken for gone.
+        if now >= next_round && care.tend(&topic).await.is_ok() {
+            next_round = now + ROUND;
         }
     }
     // Another may have come.

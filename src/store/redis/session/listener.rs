@@ -32,13 +32,12 @@ pub struct Listener {
     read_to: u64,
     read: VecDeque<Arc<Record>>,
     may_have_more: bool,
-    /// Up to where everything is given; whether some of it may be under way to the recipient yet, and up to where nothing is; and
-    /// what of that is noted, which has to be tried again if it failed.
+    /// Up to where everything is given; from where on it may be under way to the recipient yet; and what of that is noted, and
+    /// what could not be and has to be tried again.
     position: u64,
-    is_under_way: bool,
-    delivered: u64,
+    under_way: Option<u64>,
     noted: u64,
-    owes_note: bool,
+    owed: Option<u64>,
     /// Up to which id there were records when it began, and how old (in ms since 1970) those may be.
     backlog: (u64, u64),
     /// Broadcasts of that time or later, of those that were there when it began, were not for it: it had gone, and has not
@@ -196,10 +195,9 @@ impl Redis {
             read: VecDeque::new(),
             may_have_more: true,
             position,
-            is_under_way: false,
-            delivered: position,
+            under_way: None,
             noted: position,
-            owes_note: false,
+            owed: None,
             backlog: (last, process.now().saturating_sub(lifetime)),
             gone_since,
             has_resumed: resume.is_some_and(|id| id > 0),
@@ -309,9 +307,10 @@ impl Listener {
         if self.read.is_empty() {
             self.read_more().await?;
         }
-        let Self { read, loss, backlog, has_resumed, lost_event, gone_since, key, position, is_under_way, .. } = self;
+        let Self { read, loss, backlog, has_resumed, lost_event, gone_since, key, position, under_way, .. } = self;
+        let start = *position;
         let mut take = |event: Event<'_>| {
-            *is_under_way = true;
+            under_way.get_or_insert(start);
             take(event);
         };
         let mut was_left_out = false;
@@ -348,12 +347,9 @@ impl Listener {
         }
         *position = self.read_to;
         tell(loss, *position, &mut take);
-        if !self.is_under_way {
-            self.delivered = self.position;
-            // Else what it was left out of would count as waiting for it, so that it is left out again. A round tries again.
-            if was_left_out {
-                let _ = self.note().await;
-            }
+        // Else what it was left out of would count as waiting for it, so that it is left out again. A round tries again.
+        if self.under_way.is_none() && was_left_out {
+            let _ = self.note().await;
         }
         Ok(self.may_have_more)
     }
@@ -363,19 +359,24 @@ impl Listener {
     /// # Errors
     /// When that cannot be written.
     pub async fn delivered(&mut self) -> Result<(), Error> {
-        (self.is_under_way, self.delivered) = (false, self.position);
+        self.under_way = None;
         self.note().await
     }
 
+    /// Up to where nothing is under way.
+    fn reached(&self) -> u64 {
+        self.under_way.unwrap_or(self.position)
+    }
+
     async fn note(&mut self) -> Result<(), Error> {
-        let delivered = self.delivered;
+        let delivered = self.reached();
         if delivered != self.noted {
-            self.owes_note = true;
+            self.owed = Some(delivered);
             let (stream, position) = (self.stream.to_string(), delivered.to_string());
             let [_, members, cursors, ..] = &self.care.keys.all;
             let arguments = [self.key.as_bytes(), stream.as_bytes(), position.as_bytes()];
             DELIVER.run(&self.care.process.servers, &[members, cursors], &arguments).await?;
-            (self.noted, self.owes_note) = (delivered, false);
+            (self.noted, self.owed) = (delivered, None);
         }
         Ok(())
     }
@@ -410,7 +411,7 @@ impl Listener {
         if let Some(subscription) = &mut self.subscription {
             subscription.tend(&self.care.process).await?;
         }
-        if self.owes_note {
+        if self.owed.is_some() {
             self.note().await?;
         }
         Ok(self.found())
@@ -422,7 +423,7 @@ impl Listener {
     /// When that cannot be written; it is then noticed as the end of a killed process.
     pub async fn end(&mut self) -> Result<(), Error> {
         self.has_ended = true;
-        let (stream, position) = (self.stream.to_string(), self.delivered.to_string());
+        let (stream, position) = (self.stream.to_string(), self.reached().to_string());
         let arguments = [self.key.as_bytes(), stream.as_bytes(), position.as_bytes()];
         match self.care.process.on_session(&self.care.keys, self.care.limits, &FINISH, None, &arguments).await {
             Err(Refused::Store(error)) => Err(error),
