@@ -196,11 +196,7 @@ impl Settings {
         let mut settings = Self {
             data_dir,
             #[cfg(feature = "redis")]
-            redis: get("RELAY_STORE")?
-                .filter(|url| !url.is_empty())
-                .as_deref()
-                .map(redis::Address::parse)
-                .transpose()?,
+            redis: redis_address(&get)?,
             jwt_secret: secret(get("JWT_SECRET")?)?,
             prefix: prefix(get("RELAY_PREFIX")?)?,
             allowed_origins: origins(get("RELAY_ALLOWED_ORIGINS")?)?,
@@ -251,6 +247,17 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+#[cfg(feature = "redis")]
+fn redis_address(get: Lookup) -> Result<Option<redis::Address>, SettingError> {
+    let Some(url) = get("RELAY_STORE")?.filter(|url| !url.is_empty()) else { return Ok(None) };
+    let replicas = whole(get, "RELAY_REDIS_REPLICAS", 0)?;
+    let mut address = redis::Address { replicas, ..redis::Address::parse(&url)? };
+    if let (Some(trust), Some(file)) = (&mut address.tls, get("RELAY_REDIS_CA")?.filter(|file| !file.is_empty())) {
+        *trust = redis::Trust::File(file.into());
+    }
+    Ok(Some(address))
 }
 
 type Lookup<'a> = &'a dyn Fn(&str) -> Result<Option<String>, SettingError>;

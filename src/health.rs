@@ -2,7 +2,11 @@
 //! and that the page for people shows. The cures are in the words of `deploy/README.md`. Nothing in it names a path or a
 //! number that a stranger could use, except where nobody can use the relay yet: then whose the data folder is.
 
+#[cfg(feature = "redis")]
+use crate::config::redis::Address;
 use crate::config::{Oddity, SettingError, Settings};
+#[cfg(feature = "redis")]
+use crate::store::Condition;
 use crate::store::{Error, Findings, Obstacle, Place, Store, has_no_locks};
 use crate::workers::wait;
 use std::fmt::{self, Write as _};
@@ -112,13 +116,12 @@ async fn look_at(settings: &Settings, audience: Audience) -> Vec<Check> {
     }
     #[cfg(feature = "redis")]
     if let Some(reached) = store.reach_redis().await {
-        list.push(match reached {
-            Ok(()) => Check::ok("Redis", "The relay can write there and read it again."),
-            Err(error) => {
-                error.log();
-                unusable(&error, None)
-            }
-        });
+        if let Err(error) = &reached {
+            error.log();
+        }
+        // Visitors of the page need not know where it is.
+        let place = settings.redis.as_ref().filter(|_| audience == Audience::Terminal);
+        list.push(redis(reached, place));
     }
     if let Err(error @ Error::BadRegistry(_)) = store.ptth_servers().await {
         error.log();
@@ -181,6 +184,30 @@ pub fn list(settings: Result<&Settings, &SettingError>) -> List {
     }
     tell(format_args!("\nWhether streams flow is tested by the relay's own page: open its URL in a browser."));
     List { text, is_ok: list.iter().all(Check::is_ok) }
+}
+
+#[cfg(feature = "redis")]
+fn redis(reached: Result<Condition, Error>, place: Option<&Address>) -> Check {
+    const NAME: &str = "Redis";
+    let named = |sentence: &str| match place {
+        Some(place) => format!("{sentence} ({place})"),
+        None => sentence.to_owned(),
+    };
+    match reached {
+        Err(Error::Remote(remote)) => Check::problem(NAME, named(&remote.to_string()), remote.reason.cure()),
+        Err(error) => unusable(&error, None),
+        Ok(Condition { evicts: Some(true), .. }) => Check::note(
+            NAME,
+            named("When it is full it drops messages that were answered 200."),
+            "Set its `maxmemory-policy` to `noeviction`.",
+        ),
+        Ok(Condition { keeps: Some(false), .. }) => Check::note(
+            NAME,
+            named("The relay can use it, but what it was told is lost when it ends."),
+            "Set its `appendonly` to `yes`; `deploy/REDIS.md` has what it promises then.",
+        ),
+        Ok(_) => Check::ok(NAME, &named("The relay can write there and read it again, and what is written stays.")),
+    }
 }
 
 const LOCAL_DISK: &str = "Set `RELAY_DATA_DIR` to a folder on a local disk; network drives often lack this.";

@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 const WANTED: &str = "it must be redis://[user:password@]host[:port][,host…][/db], or redis+unix:///path, with what is special \
                       in a name or a password percent-encoded";
 
+#[cfg(not(feature = "tls"))]
+const NO_TLS: &str = "this program has no TLS: take `uhst-relay serve`, which has; or redis:// and a tunnel on this machine, such \
+                      as stunnel";
+
 const PORT: u16 = 6379;
 
 /// What is known only to those who may know it: it is never shown.
@@ -57,9 +61,18 @@ impl fmt::Display for Server {
     }
 }
 
+/// Whose signature is trusted below a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// Those of the system.
+    System,
+    /// Those in this file, in PEM.
+    File(PathBuf),
+}
+
 /// A Redis or Valkey: one server, one of several that are each other's replicas or a cluster's nodes, or what their sentinels
 /// know.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     /// Where to ask; at least one.
     pub servers: Vec<Server>,
@@ -69,6 +82,18 @@ pub struct Address {
     pub password: Option<Password>,
     /// The number of the database; a cluster has 0 alone.
     pub database: u32,
+    /// Whom to trust, where TLS is spoken; `RELAY_REDIS_CA` may name a file.
+    pub tls: Option<Trust>,
+    /// `RELAY_REDIS_REPLICAS`: how many replicas must have what is promised, besides the server itself.
+    pub replicas: u64,
+}
+
+/// Where it is, without who the relay is there.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers: Vec<_> = self.servers.iter().map(Server::to_string).collect();
+        f.write_str(&servers.join(", "))
+    }
 }
 
 impl Address {
@@ -77,11 +102,9 @@ impl Address {
     /// # Errors
     /// When it is none. What stands in it is not shown.
     pub fn parse(url: &str) -> Result<Self, SettingError> {
+        #[cfg(not(feature = "tls"))]
         if url.starts_with("rediss://") {
-            return Err(unreadable(
-                "RELAY_STORE",
-                "this program cannot use TLS to a Redis; take redis:// through a tunnel",
-            ));
+            return Err(unreadable("RELAY_STORE", NO_TLS));
         }
         Self::of_url(url).ok_or_else(|| unreadable("RELAY_STORE", WANTED))
     }
@@ -98,7 +121,7 @@ impl Address {
             }
         };
         let (servers, database) = match scheme {
-            "redis" => {
+            "redis" | "rediss" => {
                 let (servers, database) = place.split_once('/').unwrap_or((place, ""));
                 (servers.split(',').map(|server| Server::parse(server.trim())).collect::<Option<_>>()?, database)
             }
@@ -113,7 +136,8 @@ impl Address {
             "" => 0,
             number => digits(number.as_bytes()).and_then(|number| u32::try_from(number).ok())?,
         };
-        Some(Self { servers, user, password, database })
+        let tls = (scheme == "rediss").then_some(Trust::System);
+        Some(Self { servers, user, password, database, tls, replicas: 0 })
     }
 }
 
@@ -162,7 +186,7 @@ mod tests {
             "redis://host/1/2",
             "redis+unix://hidden",
             "redis+unix://hidden/path",
-            "rediss://:hidden@host",
+            "rediss+unix:///hidden",
             "http://host",
         ] {
             let error = Address::parse(url).expect_err(url).to_string();
@@ -172,7 +196,9 @@ mod tests {
 
     #[test]
     fn a_password_is_not_shown() {
-        assert!(!format!("{:?}", Address::parse("redis://me:hidden@host")).contains("hidden"));
+        let address = Address::parse("redis://me:hidden@host,[::1]:1").unwrap();
+        assert!(!format!("{address:?}").contains("hidden"));
+        assert_eq!(address.to_string(), "host:6379, [::1]:1");
     }
 
     #[test]

@@ -24,10 +24,15 @@ macro_rules! statuses {
             }
         }
 
-        /// Nobody reads it, but a web server may want one. Of a code that others have given it may be the name of its class.
+        /// Nobody reads it, but a web server may want one. Of a code that others have given, and rarely give, it is the name of
+        /// its class.
         fn reason(code: u16) -> &'static str {
             match code {
                 $($code => $reason,)*
+                206 => "Partial Content",
+                302 => "Found",
+                304 => "Not Modified",
+                416 => "Range Not Satisfiable",
                 ..300 => "Success",
                 300..400 => "Redirection",
                 400..500 => "Client Error",
@@ -70,5 +75,27 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let code = self.code();
         write!(f, "{code} {}", reason(code))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_passed_on_has_the_rfc_s_own_words() {
+        for (code, line) in [
+            (206, "206 Partial Content"),
+            (302, "302 Found"),
+            (304, "304 Not Modified"),
+            (404, "404 Not Found"),
+            (416, "416 Range Not Satisfiable"),
+            (299, "299 Success"),
+            (399, "399 Redirection"),
+            (499, "499 Client Error"),
+            (599, "599 Server Error"),
+        ] {
+            assert_eq!(Status::Passed(code).to_string(), line);
+        }
     }
 }

@@ -301,7 +301,9 @@ impl Desk {
         query: &Query,
         request: &mut Request<'_>,
     ) -> Result<Reply, Refusal> {
-        request.client.turn_of(|| format!("{} {}", user.0, name.as_str())).await;
+        // Everybody knows this number: whoever is somewhere else does not hold its user up with a body that does not come.
+        let from = request.remote;
+        request.client.turn_of(|| format!("{} {from:?} {}", user.0, name.as_str())).await;
         let body = request.body.read(self.settings.bus_message).await?;
         let no_body = || Refusal::new(Status::BadRequest, "There is no body: send one JSON value in UTF-8.");
         let data = compact(&body)?.ok_or_else(no_body)?;

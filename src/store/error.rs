@@ -57,7 +57,7 @@ impl fmt::Display for Error {
             }
             Self::DataFull(Full { limit }) => write!(
                 f,
-                "The relay's data folder is full: it holds its {limit} bytes (RELAY_MAX_DATA). Try again once older messages are gone."
+                "The relay is full: it holds its {limit} bytes (RELAY_MAX_DATA). Try again once older messages are gone."
             ),
             Self::OtherVersion => f.write_str(
                 "The relay's data folder was made by another version of the relay: remove what is in it, but for secret, settings.conf and ptth.json. Nothing else in it lives longer than a day.",
@@ -93,14 +93,14 @@ impl std::error::Error for Error {}
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         use io::ErrorKind::{
-            IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+            FileTooLarge, IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
         };
         use rustix::io::Errno;
         let is_any_of =
             |errors: [Errno; 2]| errors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
         match error.kind() {
             _ if is_any_of([Errno::MFILE, Errno::NFILE]) => Self::NoDescriptors(error),
-            StorageFull | QuotaExceeded => Self::DiskFull(error),
+            StorageFull | QuotaExceeded | FileTooLarge => Self::DiskFull(error),
             PermissionDenied | ReadOnlyFilesystem | NotADirectory | IsADirectory => Self::Unusable(error),
             _ => Self::Io(error),
         }

@@ -45,7 +45,7 @@ pub use files::{
 pub use listener::Listener;
 use pipes::{Denied, Limits, NewSession, Visitor};
 #[cfg(feature = "redis")]
-pub use remote::{Reason, Remote};
+pub use remote::{Condition, Reason, Remote};
 use requests::{FarEnds, PtthServer, PtthServers, RequestId};
 use sessions::{Claim, Party, Policy};
 use std::net::IpAddr;
@@ -79,9 +79,8 @@ impl Store {
     }
 
     /// Whether the Redis can be reached, and takes what is written, where things are kept in one.
-    ///
     #[cfg(feature = "redis")]
-    pub async fn reach_redis(&self) -> Option<Result<(), Error>> {
+    pub async fn reach_redis(&self) -> Option<Result<Condition, Error>> {
         match self {
             Self::Files(_) => None,
             Self::Redis(redis) => Some(redis.reach().await),

@@ -1,4 +1,5 @@
-// A host and three clients of the published `uhst` package, through the relay whose URL is given.
+// A host and three clients of the published `uhst` package, through the relay whose URL is given; or the clients through another
+// one of the same Redis.
 // Exits with 0 when everything a page relies on has happened, else with 1 and the first thing that did not.
 'use strict';
 
@@ -7,7 +8,7 @@ globalThis.EventSource = EventSource; // what a browser has and the client expec
 const { UHST, HostIdAlreadyInUse, InvalidHostId, InvalidClientOrHostId } = require('uhst/uhst.umd.js');
 
 const STEP = 60_000; // a hang is caught here; a web server may need ten seconds to notice a hang-up
-const relayUrl = process.argv[2];
+const [, , relayUrl, otherUrl = relayUrl] = process.argv;
 
 function fail(reason) {
     console.error(`FAILED: ${reason}`);
@@ -53,8 +54,9 @@ async function until(what, condition) {
 }
 
 async function main() {
-    if (!relayUrl) fail('usage: node client.cjs RELAY_URL');
+    if (!relayUrl) fail('usage: node client.cjs RELAY_URL [OTHER_URL]');
     const uhst = new UHST({ relayUrl, debug: true });
+    const other = new UHST({ relayUrl: otherUrl, debug: true });
 
     const host = uhst.host();
     host.on('error', (error) => fail(`the host had an error: ${error && error.message} (${error && error.name})`));
@@ -75,11 +77,11 @@ async function main() {
     const rival = uhst.host(host.hostId);
     const refused = await within('a second host with the id is refused', once(rival, 'error'));
     if (!(refused instanceof HostIdAlreadyInUse)) fail(`the second host got ${refused && refused.name}`);
-    const lost = uhst.join('nobody-has-this-id');
+    const lost = other.join('nobody-has-this-id');
     const unknown = await within('joining an unknown host is refused', once(lost, 'error'));
     if (!(unknown instanceof InvalidHostId)) fail(`joining an unknown host got ${unknown && unknown.name}`);
 
-    const clients = [0, 1, 2].map(() => join(uhst, host.hostId));
+    const clients = [0, 1, 2].map(() => join(other, host.hostId));
     await within('three clients are open', Promise.all(clients.map((client) => client.ready)));
 
     // Echo: each client hears the answers to its own messages, in order, and nobody else's.

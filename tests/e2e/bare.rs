@@ -226,3 +226,4 @@ pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 }
 
 protocol_through!(Bare);
+tests! { Bare: bus::an_id_beyond_the_newest_means_from_now_on, }

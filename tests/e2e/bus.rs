@@ -712,7 +712,7 @@ fn a_poll_costs_what_it_returns_and_not_what_the_bus_holds() {
 
 /// 16 writers of 500 messages each, all doors at once: half of the writers post to `first`, half to `second`, each user
 /// polls or listens at one of them, and all of it is one bus.
-fn storm(first: &dyn Relay, second: &dyn Relay) {
+pub fn storm(first: &dyn Relay, second: &dyn Relay) {
     const WRITERS: usize = 16;
     const MESSAGES: usize = 500;
     const POLLERS: usize = 8;
@@ -802,7 +802,7 @@ fn storm(first: &dyn Relay, second: &dyn Relay) {
 }
 
 /// A minute is not enough on a busy machine, and nothing may die of old age here.
-const PATIENT: (&str, &str) = ("RELAY_MESSAGE_LIFETIME", "600");
+pub const PATIENT: (&str, &str) = ("RELAY_MESSAGE_LIFETIME", "600");
 
 #[test]
 fn sixteen_writers_are_heard_by_everybody_in_one_order_through_a_web_server() {

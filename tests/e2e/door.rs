@@ -1,6 +1,7 @@
 //! The ways to the relay that a test can take.
 
 use crate::bare::Bare;
+use crate::machines::Machines;
 use crate::place::{have, skip, write_settings};
 use crate::proxies::Proxy;
 use crate::relay::Relay;
@@ -18,6 +19,8 @@ pub enum Door {
     Serve,
     /// `serve` behind a reverse proxy, below the path `/relay/`.
     Behind(Proxy),
+    /// One after the other of three machines that share a Redis: `serve`, lighttpd, and another `serve`.
+    Machines,
 }
 
 impl Door {
@@ -35,6 +38,9 @@ impl Door {
         }
         if self.is_serve() {
             return Some(Box::new(self.serve(settings)?));
+        }
+        if self == Self::Machines {
+            return Some(Box::new(Machines::start(settings)?));
         }
         Some(Box::new(self.server(settings)?))
     }
@@ -54,12 +60,16 @@ impl Door {
 
     /// A web server, with what only those have.
     pub fn server(self, settings: &[(&str, &str)]) -> Option<Server> {
+        self.is_installed().then(|| Server::start(self, settings))
+    }
+
+    /// Whether there is the web server; if not, a word on stderr says so.
+    pub fn is_installed(self) -> bool {
         let missing = self.programs().iter().find(|choice| !choice.iter().any(|program| have(program)));
         if let Some(choice) = missing {
             skip(&format!("{} is not installed", choice.join(" or ")));
-            return None;
         }
-        Some(Server::start(self, settings))
+        missing.is_none()
     }
 
     /// What has to be installed: one of each choice.
@@ -69,7 +79,7 @@ impl Door {
             Self::ApacheEvent | Self::ApachePrefork => &[&["apache2"]],
             Self::MiniHttpd => &[&["mini_httpd", "thttpd"]],
             Self::NginxFcgiwrap => &[&["nginx"], &["fcgiwrap"]],
-            Self::Bare | Self::Serve | Self::Behind(_) => &[],
+            Self::Bare | Self::Serve | Self::Behind(_) | Self::Machines => &[],
         }
     }
 
@@ -81,7 +91,7 @@ impl Door {
             Self::ApachePrefork => ("apache", &["prefork"]),
             Self::MiniHttpd => ("thttpd", &[]),
             Self::NginxFcgiwrap => ("nginx", &[]),
-            Self::Bare | Self::Serve | Self::Behind(_) => unreachable!("{self:?} has no web server"),
+            Self::Bare | Self::Serve | Self::Behind(_) | Self::Machines => unreachable!("{self:?} has no web server"),
         }
     }
 

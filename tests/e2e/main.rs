@@ -52,7 +52,6 @@ macro_rules! protocol_through {
             bus::users_hear_each_other_in_one_order_and_not_themselves,
             bus::a_waiting_poll_is_answered_when_something_comes,
             bus::a_bus_is_a_stream_that_goes_on_where_it_broke,
-            bus::an_id_beyond_the_newest_means_from_now_on,
             bus::nobody_posts_as_a_registered_user,
             bus::a_wrong_call_says_what_is_wrong,
         }
@@ -158,6 +157,7 @@ macro_rules! web_server {
             protocol_through!($door);
             pipe_through!($door);
             tests! { $door:
+                bus::an_id_beyond_the_newest_means_from_now_on,
                 web::a_body_arrives_however_its_length_is_told,
                 web::an_answer_arrives_however_large_the_body_was,
                 web::what_the_relay_keeps_is_not_on_the_web,
@@ -195,10 +195,13 @@ mod faults;
 mod five_minutes;
 mod house;
 mod limits;
+mod machines;
 mod manual;
+mod outages;
 mod presence;
 mod promise;
 mod proxies;
+mod redis;
 mod settings;
 mod shared_hosts;
 mod unchanged;

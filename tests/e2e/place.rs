@@ -37,11 +37,16 @@ impl Folder {
 
     /// A folder laid out as on a shared host: `cgi-bin/relay.cgi`.
     pub fn with_program() -> Self {
+        Self::with(&program())
+    }
+
+    /// The same with another program in its place.
+    pub fn with(program: &Path) -> Self {
         let folder = Self::new();
         let cgi_bin = folder.join("cgi-bin");
         fs::create_dir(&cgi_bin).unwrap();
         set_mode(&cgi_bin, 0o755);
-        install_program(&cgi_bin.join("relay.cgi"));
+        install(program, &cgi_bin.join("relay.cgi"));
         folder
     }
 
@@ -68,8 +73,13 @@ impl Drop for Folder {
 
 /// The program that `deploy/build` made.
 pub fn program() -> PathBuf {
-    let path = repository().join("target/relay.cgi");
-    assert!(path.is_file(), "{} is missing: `tests/run` or `deploy/build` makes it", path.display());
+    built("relay.cgi")
+}
+
+/// One of the programs that `deploy/build` makes.
+pub fn built(name: &str) -> PathBuf {
+    let path = repository().join("target").join(name);
+    assert!(path.is_file(), "{} is missing: `tests/run` or `deploy/build {name}` makes it", path.display());
     path
 }
 
@@ -80,7 +90,11 @@ pub fn repository() -> &'static Path {
 /// Puts the program at `target`. By `cp`, because a file that this process has open for writing could leak into a
 /// child that another thread forks at that moment, and running it would fail with "Text file busy".
 pub fn install_program(target: &Path) {
-    let done = Command::new("cp").arg(program()).arg(target).status().expect("cp runs");
+    install(&program(), target);
+}
+
+fn install(program: &Path, target: &Path) {
+    let done = Command::new("cp").arg(program).arg(target).status().expect("cp runs");
     assert!(done.success(), "cp to {} failed", target.display());
     set_mode(target, 0o755);
 }

@@ -359,7 +359,9 @@ pub fn within_the_grace_an_absence_goes_unnoticed(door: Door) {
     let response = host_stream.event().response_token();
 
     host_stream.hang_up();
-    until("the host's stream ended", LONG, || relays_running(relay.folder().path()) <= 1);
+    // The client's is a program, too, unless it is at another machine.
+    let others = usize::from(door != Door::Machines);
+    until("the host's stream ended", LONG, || relays_running(relay.folder().path()) <= others);
     relay.send(&client.token, "2").expect(200);
     relay.try_join(&host.id).expect(200);
     let mut host_stream = relay.open(&host.token);
@@ -671,9 +673,11 @@ pub fn forged_tokens_are_refused(door: Door) {
         let token = encode(token);
         let get = relay.get(&format!("token={token}"));
         let post = relay.send(&token, "1");
-        // A server may refuse control characters by itself.
-        let by_server = what == "control characters" && [get.status, post.status] == [400, 400];
-        assert!(by_server || [get.status, post.status] == [401, 401], "{what}: {get:?} {post:?}");
+        for reply in [get, post] {
+            // A server may refuse control characters by itself.
+            let is_by_server = what == "control characters" && reply.status == 400;
+            assert!(is_by_server || reply.status == 401, "{what}: {reply:?}");
+        }
     }
     relay.send(&honest, "2").expect(200);
     assert_eq!(stream.body(), json!(2), "only the honest message arrives");

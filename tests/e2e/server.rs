@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -28,7 +29,12 @@ pub struct Server {
 
 impl Server {
     pub fn start(door: Door, settings: &[(&str, &str)]) -> Self {
-        let folder = Folder::with_program();
+        Self::of_program(&crate::place::program(), door, settings)
+    }
+
+    /// With another program as its `relay.cgi`.
+    pub fn of_program(program: &Path, door: Door, settings: &[(&str, &str)]) -> Self {
+        let folder = Folder::with(program);
         write_settings(&folder.join("cgi-bin/data"), settings, is_root().then(web_user));
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)

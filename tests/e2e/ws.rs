@@ -372,6 +372,21 @@ pub fn frames_are_taken_as_the_rfc_says(door: Door) {
     }
 }
 
+/// A connection that is closed with unread bytes in it is reset, and what was said last may be lost with it (RFC 9112, 9.6).
+#[test]
+fn whoever_sends_too_much_is_told_so_before_it_is_cut_off() {
+    let place = Place::Serve(Serve::new());
+    for _ in 0..5 {
+        let (mut socket, _) = place.shake("/ws/room", HANDSHAKE).expect("it is let in");
+        let size = 200_000_u64;
+        let head = [b"\x81\xff".as_slice(), &size.to_be_bytes(), b"\0\0\0\0"].concat();
+        socket.write_all(&[head, vec![b'x'; usize::try_from(size).unwrap()]].concat()).expect("it may say all of it");
+        let mut said = Vec::new();
+        socket.read_to_end(&mut said).expect("it ends, and is not reset");
+        assert!(said.starts_with(&[0x88]) && said[2..4] == 1009_u16.to_be_bytes(), "{said:?}");
+    }
+}
+
 /// Writes what it is told to a file of its own, and does what the texts say.
 const HANDLER: &str = r#"#!/usr/bin/env python3
 import json, os, sys, time

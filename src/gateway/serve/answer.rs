@@ -37,6 +37,8 @@ pub(super) struct Connection {
     pub peer: Option<IpAddr>,
     /// Whether it speaks TLS.
     pub is_https: bool,
+    /// Whether a request has come on it.
+    pub is_asked: AtomicBool,
     /// Whether it was handed over to another protocol.
     pub is_switched: AtomicBool,
     /// The event stream that is all that is to come on it.
@@ -154,15 +156,8 @@ async fn give(
     keep_alive: bool,
     upgrade: hyper::upgrade::OnUpgrade,
 ) -> hyper::Response<AnswerBody> {
-    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
-    headers.insert("server", HeaderValue::from_static("uhst-relay"));
+    let mut headers = checked(&reply);
     let is_2 = head.version == Version::HTTP_2;
-    for (name, value) in &reply.headers {
-        // Names are ours or have been checked, and values have no control characters.
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_bytes()), HeaderValue::from_bytes(value)) {
-            headers.append(name, value);
-        }
-    }
     if !matches!(reply.content, Content::Whole(_) | Content::Absent) {
         connection.socket.set_silence(silence_of_stream(server.settings.keep_alive));
     }
@@ -176,7 +171,7 @@ async fn give(
         Content::Absent => AnswerBody::Whole(Bytes::new()),
         Content::Stream(_) | Content::Events(_) | Content::Sized(..) if head.method == Method::HEAD => AnswerBody::Head,
         Content::Events(produce) if !is_2 && !connection.is_https => {
-            *connection.taken() = Some(EventStream::new(reply.status, &reply.headers, produce));
+            *connection.taken() = Some(EventStream::new(status, &headers, produce));
             return std::future::pending().await;
         }
         Content::Stream(produce) | Content::Events(produce) => {
@@ -190,8 +185,12 @@ async fn give(
             let talking = talk(Box::new(input), Box::new(output));
             // hyper lets go of the connection as soon as it is handed over.
             let counted = Counted::new(&server.connections);
+            let own = (!is_2).then(|| connection.socket.clone());
             tokio::spawn(async move {
                 talking.await;
+                if let Some(socket) = own {
+                    Box::pin(socket.linger()).await;
+                }
                 drop(counted);
             });
             let mut answered = pin!(answered);
@@ -229,6 +228,19 @@ async fn give(
     let mut response = hyper::Response::new(body);
     (*response.status_mut(), *response.headers_mut()) = (status, headers);
     response
+}
+
+/// The fields of a reply, without those that HTTP does not allow: names are ours or have been checked, and values have no
+/// control characters, but an application may make a reply by itself.
+fn checked(reply: &Reply) -> HeaderMap {
+    let mut fields = HeaderMap::with_capacity(reply.headers.len() + 2);
+    fields.insert("server", HeaderValue::from_static("uhst-relay"));
+    for (name, value) in &reply.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_bytes()), HeaderValue::from_bytes(value)) {
+            fields.append(name, value);
+        }
+    }
+    fields
 }
 
 /// RFC 9110, 10.1.4.
@@ -367,6 +379,16 @@ mod tests {
 
     fn head(method: &str, target: &str) -> Option<Parts> {
         Some(hyper::Request::builder().method(method).uri(target).header("host", "a").body(()).ok()?.into_parts().0)
+    }
+
+    #[test]
+    fn no_field_of_a_reply_becomes_two() {
+        let mut reply = Reply::empty(Status::Ok).header("Vary", "Origin\r\nX: 1").header("Set-Cookie", "a=1");
+        reply.headers.push(("X".into(), b"1\r\nSet-Cookie: b=2".to_vec()));
+        reply.headers.push(("X: 1\r\nY".into(), b"2".to_vec()));
+        let fields = checked(&reply);
+        let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(fields, [("server", "uhst-relay"), ("vary", "OriginX: 1"), ("set-cookie", "a=1")]);
     }
 
     #[test]

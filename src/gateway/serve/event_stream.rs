@@ -8,9 +8,9 @@ use super::listening::Socket;
 use super::waiting::Waiting;
 use crate::gateway::client::{Client, Outgoing, Woken};
 use crate::gateway::reply::Producer;
-use crate::gateway::status::Status;
 use crate::wake::Wake;
-use std::borrow::Cow;
+use hyper::StatusCode;
+use hyper::header::HeaderMap;
 use std::io;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
@@ -26,15 +26,18 @@ pub(super) struct EventStream {
 }
 
 impl EventStream {
-    /// With these fields, whose names and values are clean.
-    pub fn new(status: Status, fields: &[(Cow<'static, str>, Vec<u8>)], produce: Producer) -> Self {
+    /// With these fields, which end where they end: no name and no value of this type has a line break.
+    pub fn new(status: StatusCode, fields: &HeaderMap, produce: Producer) -> Self {
         let date = httpdate::HttpDate::from(SystemTime::now());
-        let mut head =
-            format!("HTTP/1.1 {status}\r\nServer: uhst-relay\r\nDate: {date}\r\nConnection: close\r\n").into_bytes();
+        let mut head = format!("HTTP/1.1 {status}\r\nDate: {date}\r\nConnection: close\r\n").into_bytes();
         for (name, value) in fields {
-            head.extend_from_slice(name.as_bytes());
+            // In the letters that hyper writes for other answers.
+            for word in name.as_str().split_inclusive('-') {
+                head.push(word.as_bytes()[0].to_ascii_uppercase());
+                head.extend_from_slice(&word.as_bytes()[1..]);
+            }
             head.extend_from_slice(b": ");
-            head.extend_from_slice(value);
+            head.extend_from_slice(value.as_bytes());
             head.extend_from_slice(b"\r\n");
         }
         head.extend_from_slice(b"\r\n");
@@ -116,5 +119,23 @@ impl Outgoing for Way {
 
     fn cut(&mut self) {
         self.state = State::Broken;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_begins_with_the_fields_that_it_was_given() {
+        let fields = [("server", "uhst-relay"), ("x-accel-buffering", "no"), ("vary", "Origin")]
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        let stream = EventStream::new(StatusCode::OK, &fields.into_iter().collect(), Box::new(|_| Box::pin(async {})));
+        let head = String::from_utf8(stream.head).unwrap();
+        let (begin, rest) = head.split_once("Date: ").unwrap();
+        let (date, rest) = rest.split_once("\r\n").unwrap();
+        assert_eq!(begin, "HTTP/1.1 200 OK\r\n");
+        assert!(date.ends_with(" GMT"), "{date}");
+        assert_eq!(rest, "Connection: close\r\nServer: uhst-relay\r\nX-Accel-Buffering: no\r\nVary: Origin\r\n\r\n");
     }
 }

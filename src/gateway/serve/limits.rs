@@ -1,5 +1,7 @@
 //! How much `serve` takes, and for how long.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest head of a request, and how much of an answer may wait in memory for a socket.
@@ -86,6 +88,12 @@ pub(super) fn raise_descriptor_limit() {
         let most = getrlimit(Resource::Nofile).maximum;
         let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
     }
+}
+
+/// A file that would grow beyond what this process may write (`RLIMIT_FSIZE`) is an error like a full disk, and not the end of
+/// all streams.
+pub(super) fn survive_file_limit() -> io::Result<()> {
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).map(drop)
 }
 
 #[cfg(test)]

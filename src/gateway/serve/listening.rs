@@ -1,6 +1,6 @@
 //! Where `serve` listens, and what comes in there.
 
-use super::limits::LONGEST_SILENCE;
+use super::limits::{LONGEST_SILENCE, WORTH_DRAINING};
 use super::order::{Entrance, Order, Seat};
 use crate::wake::{Ready, Wake as _};
 use rustix::event::PollFlags;
@@ -188,6 +188,26 @@ impl Socket {
         let _ = rustix::net::shutdown(self, rustix::net::Shutdown::Both);
     }
 
+    /// Closes such that a client that is still sending gets to see the answer: a socket closed with unread bytes in it
+    /// resets the connection (RFC 9112, 9.6).
+    pub async fn linger(&self) {
+        use tokio::io::AsyncReadExt as _;
+        let mut socket = self.clone();
+        if rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).is_err() {
+            return;
+        }
+        let drain = async {
+            let (mut buffer, mut left) = ([0; 4096], WORTH_DRAINING);
+            while let Ok(got) = socket.read(&mut buffer).await
+                && got > 0
+                && left > 0
+            {
+                left = left.saturating_sub(got as u64);
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
+    }
+
     /// How much may wait in the kernel to be sent.
     pub fn set_send_buffer(&self, size: usize) {
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(self, size);
@@ -256,10 +276,22 @@ fn retry<T>(
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let stream = self.stream();
-        // What is not read into is not touched: of thousands of idle connections each has a buffer.
-        let mut read = || self.seat().read(stream, || stream.try_read_buf(buffer));
-        ready!(retry(cx, |cx| stream.poll_read_ready(cx), || stream.try_io(Interest::READABLE, &mut read)))?;
-        Poll::Ready(Ok(()))
+        let room = buffer.remaining();
+        retry(
+            cx,
+            |cx| stream.poll_read_ready(cx),
+            || {
+                let mut got = 0;
+                // What is not read into is not touched: of thousands of idle connections each has a buffer.
+                let mut read = || self.seat().read(stream, || stream.try_read_buf(buffer));
+                let tried = stream.try_io(Interest::READABLE, || {
+                    got = read()?;
+                    // What has left room was all: the next one waits, instead of asking the kernel.
+                    if (1..room).contains(&got) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                });
+                if got > 0 { Ok(()) } else { tried }
+            },
+        )
     }
 }
 

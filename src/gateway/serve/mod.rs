@@ -24,7 +24,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use limits::{
     EVENT_INTERVAL, HEAD_FIELDS, HEAD_SIZE, HEAD_TIME, LONGEST_SILENCE, Room, SEND_SIZE, STOP_TIME, descriptor_limit,
-    descriptors_for, raise_descriptor_limit,
+    descriptors_for, raise_descriptor_limit, survive_file_limit,
 };
 pub use listening::Address;
 use listening::{Listening, Socket};
@@ -70,6 +70,7 @@ pub fn serve(
     let Options { mut addresses, tls, quiet } = options;
     catch_signals(tls.is_none())?;
     raise_descriptor_limit();
+    survive_file_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers::wanted())
         .event_interval(EVENT_INTERVAL)
@@ -180,7 +181,7 @@ async fn accept(server: &'static Server, listening: Listening, entrance: Entranc
             if server.refused.load(Ordering::Acquire) < room.refused {
                 let counted = Counted::new(&server.refused);
                 tokio::spawn(async move {
-                    linger(&socket).await;
+                    socket.linger().await;
                     drop(counted);
                 });
             }
@@ -195,6 +196,7 @@ async fn begin(server: &'static Server, socket: Socket, peer: Option<IpAddr>, is
         socket,
         peer,
         is_https: tls.is_some(),
+        is_asked: AtomicBool::new(false),
         is_switched: AtomicBool::new(false),
         taken: Mutex::default(),
     });
@@ -213,7 +215,7 @@ async fn begin(server: &'static Server, socket: Socket, peer: Option<IpAddr>, is
         taken.run(connection.socket.clone()).await;
     }
     if !connection.is_switched.load(Ordering::Relaxed) {
-        Box::pin(linger(&connection.socket)).await;
+        Box::pin(connection.socket.linger()).await;
     }
 }
 
@@ -227,12 +229,14 @@ async fn run(
     let answering = Arc::clone(connection);
     let service = service_fn(move |request| {
         let connection = Arc::clone(&answering);
+        connection.is_asked.store(true, Ordering::Relaxed);
         let turn = Arc::new(connection.socket.seat().turn(!speaks_http2));
         // Boxed, so that a stream does not keep the memory of whoever has answered.
         Box::pin(async move { Ok::<_, Infallible>(answer(server, &connection, request, turn).await) })
     });
     let stream = TokioIo::new(stream);
     let ended = if speaks_http2 {
+        end_unless_asked(connection);
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).max_header_list_size(u32::try_from(HEAD_SIZE).unwrap_or(u32::MAX));
         // A client that is silent may have gone.
@@ -255,6 +259,19 @@ async fn run(
     if ended.is_err_and(|error| error.is_parse() || error.is_parse_too_large()) {
         log(server, connection.peer, || "-".to_owned(), Status::BadRequest, 0);
     }
+}
+
+/// Ends a connection on which no request comes in time: with HTTP/2 hyper waits for its beginning (RFC 9113, 3.4) without an end.
+fn end_unless_asked(connection: &Arc<Connection>) {
+    let connection = Arc::downgrade(connection);
+    tokio::spawn(async move {
+        tokio::time::sleep(HEAD_TIME).await;
+        if let Some(connection) = connection.upgrade()
+            && !connection.is_asked.load(Ordering::Relaxed)
+        {
+            connection.socket.end();
+        }
+    });
 }
 
 /// Lets hyper serve a connection to its end, or until it is taken from hyper. Once the server is being stopped, it ends after
@@ -297,24 +314,4 @@ fn refuse(socket: &Socket) {
         body.len()
     );
     let _ = socket.try_write(answer.as_bytes());
-}
-
-/// Closes such that a client that is still sending gets to see the answer: a socket closed with unread bytes in it
-/// resets the connection (RFC 9112, 9.6).
-async fn linger(socket: &Socket) {
-    use tokio::io::AsyncReadExt as _;
-    let mut socket = socket.clone();
-    if rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).is_err() {
-        return;
-    }
-    let drain = async {
-        let (mut buffer, mut left) = ([0; 4096], limits::WORTH_DRAINING);
-        while let Ok(got) = socket.read(&mut buffer).await
-            && got > 0
-            && left > 0
-        {
-            left = left.saturating_sub(got as u64);
-        }
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
 }

@@ -218,8 +218,12 @@ impl Seat {
             drop(state);
             return read();
         }
-        self.order.look(&mut state);
-        if !state.seats.get(&self.number).is_some_and(|at| at.is_sure) {
+        let is_sure = |state: &State| state.seats.get(&self.number).is_some_and(|at| at.is_sure);
+        // What has come before something that has a place has one, too.
+        if !is_sure(&state) {
+            self.order.look(&mut state);
+        }
+        if !is_sure(&state) {
             // What has come since then, after others perhaps, has yet to be told.
             if !is_readable(socket) {
                 self.leave(&mut state);

@@ -1,7 +1,7 @@
 //! Files that are kept open between two uses. Where one process serves many, the same few files are wanted again and again,
 //! and to open and close them is most of what that costs.
 
-use super::{FileIdentity, identity};
+use super::{Error, FileIdentity, identity};
 use crate::clock::now_ms;
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Only where there is somebody who [closes](Kept::close_unused) what is not used any more.
 static IS_ON: AtomicBool = AtomicBool::new(false);
@@ -18,11 +19,16 @@ static IS_ON: AtomicBool = AtomicBool::new(false);
 static MOST: AtomicUsize = AtomicUsize::new(0);
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
-/// For so long it holds.
+/// For so long (ms) it holds, as whatever else is looked at for each request.
 const HOLDS: u64 = 20;
 
+/// Whether what was seen then need not be looked at again.
+pub(super) fn holds(seen: Instant) -> bool {
+    seen.elapsed() < Duration::from_millis(HOLDS)
+}
+
 /// A program for one request has none of the code for it.
-fn is_on() -> bool {
+pub(super) fn is_on() -> bool {
     cfg!(feature = "serve") && IS_ON.load(Ordering::Relaxed)
 }
 
@@ -58,6 +64,14 @@ impl<T> Kept<T> {
     /// What is kept of the file at `path`, which may not be the one that stands there any more.
     pub fn take(&self, path: &Path) -> Option<T> {
         is_on().then(|| self.lock().remove(path))?.map(|(kept, _)| kept)
+    }
+
+    /// Looks at what is kept of the file at `path`, which stays.
+    pub fn see<R>(&self, path: &Path, look: impl FnOnce(&T) -> R) -> Option<R> {
+        let mut kept = is_on().then(|| self.lock())?;
+        let (kept, is_used) = kept.get_mut(path)?;
+        *is_used = true;
+        Some(look(kept))
     }
 
     /// Keeps it for the next one that comes.
@@ -104,8 +118,22 @@ pub(super) static FILES: Kept<Opened> = Kept::new();
 /// What was read of files that are as they were then, each as its reader has it, and by its path.
 pub(super) static READ: Kept<Box<dyn Any + Send>> = Kept::new();
 
+/// What was looked at, and when.
+static LOOKED_AT: Kept<Instant> = Kept::new();
+
+/// Looks at `path`, or knows that it was as it should be a moment ago.
+pub(super) fn look_again(path: &Path, look: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    if LOOKED_AT.see(path, |at| holds(*at)) == Some(true) {
+        return Ok(());
+    }
+    look()?;
+    LOOKED_AT.keep(path, Instant::now());
+    Ok(())
+}
+
 /// Closes and forgets what nobody has used since this was called last.
 pub(super) fn close_unused() {
     FILES.close_unused();
     READ.close_unused();
+    LOOKED_AT.close_unused();
 }

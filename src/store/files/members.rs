@@ -197,6 +197,11 @@ impl<L: Line> Table<L> {
         Ok((got == EDITION && edition.iter().all(u8::is_ascii_hexdigit)).then_some(edition))
     }
 
+    /// Whether to read it all costs about what it costs to find one.
+    pub fn is_small(&self) -> bool {
+        self.segments <= 1
+    }
+
     /// Whether anything but a cursor was changed by this.
     pub fn is_changed(&self) -> bool {
         self.is_changed.get()

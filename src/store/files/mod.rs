@@ -148,18 +148,6 @@ impl Files {
         })
     }
 
-    /// Fails in a folder that another version of the relay has made.
-    fn check_version(&self) -> Result<(), Error> {
-        let version = || if_there(std::fs::read(self.root.join("version")));
-        match version()? {
-            Some(version) if version == VERSION.as_bytes() => Ok(()),
-            Some(_) => Err(Error::OtherVersion),
-            // The version is written before anything else, by somebody else perhaps, and just now.
-            None if self.is_used() && version()?.is_none() => Err(Error::OtherVersion),
-            None => Ok(()),
-        }
-    }
-
     /// Whether anything is kept in it.
     fn is_used(&self) -> bool {
         Kind::ALL.iter().any(|kind| self.root.join(kind.name()).exists())

@@ -2,12 +2,15 @@
 //! stream uses them, in a folder of their own, which is gone afterwards.
 
 use super::folder::{Folder, Shape, is_locked, try_lock};
+use super::kept::look_again;
 use super::knock::{Cause, Knock};
 use super::log::Address;
 use super::log::reader::Reader;
 use super::log::writer::Writer;
 use super::node::NODES;
-use super::{Error, Files, hash_name, if_there, make_dir, names, private_file, remove_file, replace};
+use super::{
+    Error, Files, VERSION, hash_name, if_there, make_dir, names, private_file, read_small, remove_file, replace,
+};
 use crate::clock::now_ms;
 use crate::hex;
 use crate::wake::Wake as _;
@@ -16,6 +19,7 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -133,20 +137,35 @@ impl Files {
     /// # Errors
     /// When it cannot be used.
     pub fn look(&self) -> Result<(), Error> {
-        if !self.root.exists() {
-            self.make_root(Path::new("hosts"))?;
-        }
-        if !self.root.is_dir() {
-            return Err(Error::Unusable(io::ErrorKind::NotADirectory.into()));
-        }
-        for (path, wanted) in [
-            (self.root.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
-            (self.root.join("hosts"), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
-            (self.root.join("secret"), Access::READ_OK),
-        ] {
-            may(&path, wanted)?;
-        }
-        self.check_version()
+        look_again(&self.root, || {
+            if !self.root.exists() {
+                self.make_root(Path::new("hosts"))?;
+            }
+            if !self.root.is_dir() {
+                return Err(Error::Unusable(io::ErrorKind::NotADirectory.into()));
+            }
+            for (path, wanted) in [
+                (self.root.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
+                (self.root.join("hosts"), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK),
+                (self.root.join("secret"), Access::READ_OK),
+            ] {
+                may(&path, wanted)?;
+            }
+            self.check_version()
+        })
+    }
+
+    /// Fails in a folder that another version of the relay has made.
+    pub(super) fn check_version(&self) -> Result<(), Error> {
+        let path = self.root.join("version");
+        let version = || if_there(File::open(&path).and_then(|file| read_small(&file)));
+        look_again(&path, || match version()? {
+            Some(version) if version == VERSION.as_bytes() => Ok(()),
+            Some(_) => Err(Error::OtherVersion),
+            // The version is written before anything else, by somebody else perhaps, and just now.
+            None if self.is_used() && version()?.is_none() => Err(Error::OtherVersion),
+            None => Ok(()),
+        })
     }
 
     /// What keeps this process from using the data folder; `None` where it is nothing that permissions tell.

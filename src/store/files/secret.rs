@@ -1,20 +1,24 @@
 //! What tokens are signed with, unless a setting says.
 
 use super::folder::lock_in_time;
-use super::kept::READ;
+use super::kept::{Kept, holds};
 use super::{Error, FileIdentity, Files, identity, if_there, private_file, read_small, replace};
 use crate::clock::is_recent;
 use crate::hex;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// The secret as it was read last: every token is checked with it.
 struct Known {
     secret: Vec<u8>,
     version: Version,
+    seen: Instant,
 }
+
+/// That of each data folder, which is one.
+static KNOWN: Kept<Known> = Kept::new();
 
 /// Which file it was, and when that was changed last, which nobody can forge.
 type Version = (FileIdentity, i64, i64);
@@ -42,19 +46,21 @@ impl Files {
 
     fn read_secret(&self) -> Result<Option<Vec<u8>>, Error> {
         let path = self.root.join("secret");
-        if let Some(known) = READ.take_as::<Known>(&path)
-            && if_there(std::fs::metadata(&path))?.is_some_and(|there| version(&there) == known.version)
-        {
-            let secret = known.secret.clone();
-            READ.keep(&path, Box::new(known));
-            return Ok(Some(secret));
+        if let Some(mut known) = KNOWN.take(&path) {
+            let is_seen = holds(known.seen);
+            if is_seen || if_there(std::fs::metadata(&path))?.is_some_and(|there| version(&there) == known.version) {
+                known.seen = if is_seen { known.seen } else { Instant::now() };
+                let secret = known.secret.clone();
+                KNOWN.keep(&path, known);
+                return Ok(Some(secret));
+            }
         }
         let Some(file) = if_there(File::open(&path))? else { return Ok(None) };
         // Before it is read: what is written meanwhile is seen by the next one.
         let version = if cfg!(feature = "serve") { Some(version(&file.metadata()?)) } else { None };
         let secret = read_small(&file)?;
         if let Some(version) = version.filter(|version| is_past(*version)) {
-            READ.keep(&path, Box::new(Known { secret: secret.clone(), version }));
+            KNOWN.keep(&path, Known { secret: secret.clone(), version, seen: Instant::now() });
         }
         Ok(Some(secret))
     }

@@ -2,7 +2,11 @@
 //! request and thousands of tasks.
 
 use super::reply::{Meaning, Reply, command, read, text};
+#[cfg(feature = "tls")]
+use super::tls::Tls;
 use crate::clock::instant;
+#[cfg(feature = "tls")]
+use crate::config::redis::Trust;
 use crate::config::redis::{Address, Password, Server};
 use crate::store::remote::{Reason, Remote};
 use crate::wake::{Ready, wait};
@@ -36,6 +40,8 @@ pub enum Opened {
 /// A connection to a server. A call on it that is not waited for to its end leaves it useless.
 pub struct Connection {
     socket: OwnedFd,
+    #[cfg(feature = "tls")]
+    tls: Option<Box<Tls>>,
     input: Vec<u8>,
 }
 
@@ -45,7 +51,16 @@ impl Connection {
     /// # Errors
     /// When it cannot be reached, or refuses the login.
     pub async fn open(server: &Server, address: &Address, until: Instant) -> Result<Opened, Remote> {
-        let mut connection = Self { socket: reach(server, until).await?, input: Vec::new() };
+        let mut connection = Self {
+            socket: reach(server, until).await?,
+            #[cfg(feature = "tls")]
+            tls: None,
+            input: Vec::new(),
+        };
+        #[cfg(feature = "tls")]
+        if let (Some(trust), Server::Tcp(host, _)) = (&address.tls, server) {
+            connection.shake_hands(host, trust, until).await?;
+        }
         let role = match connection.greet(address.user.as_deref(), address.password.as_ref(), server, until).await {
             // A sentinel seldom has a password, and is asked nothing that it would need one for.
             Err(refused) if address.password.is_some() => match connection.greet(None, None, server, until).await {
@@ -140,11 +155,32 @@ impl Connection {
         Ok(got)
     }
 
+    #[cfg(feature = "tls")]
+    async fn shake_hands(&mut self, host: &str, trust: &Trust, until: Instant) -> Result<(), Remote> {
+        let tls = self.tls.insert(Box::new(Tls::new(host, trust)?));
+        loop {
+            send_all(tls, &self.socket, until).await?;
+            if !tls.is_shaking_hands() {
+                return Ok(());
+            }
+            match tls.hear(&self.socket)? {
+                Some(0) => return Err(closed()),
+                Some(_) => {}
+                None => wait_for(&self.socket, false, until).await?,
+            }
+        }
+    }
+
     /// Sends commands.
     ///
     /// # Errors
     /// When they have not all been sent in time.
     pub async fn send(&mut self, mut commands: &[u8], until: Instant) -> Result<(), Remote> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            tls.put(commands)?;
+            return send_all(tls, &self.socket, until).await;
+        }
         while !commands.is_empty() {
             match rustix::io::write(&self.socket, commands) {
                 Ok(written) => commands = &commands[written..],
@@ -170,25 +206,46 @@ impl Connection {
             }
             let start = self.input.len();
             self.input.resize(start + PIECE.max(start), 0);
-            let got = rustix::io::read(&self.socket, &mut self.input[start..]);
-            self.input.truncate(start + *got.as_ref().unwrap_or(&0));
-            match got {
-                Ok(0) => return Err(Remote::new(Reason::Away, "the connection to Redis was closed")),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
+            let got = self.read(start);
+            self.input.truncate(start + got.as_ref().map_or(0, |got| got.unwrap_or(0)));
+            match got? {
+                Some(0) => return Err(closed()),
+                Some(_) => {}
+                None => {
                     // Connections are many and mostly idle.
                     if start == 0 {
                         self.input.shrink_to(0);
                     }
                     return Ok(None);
                 }
+            }
+        }
+    }
+
+    /// Reads into the input from there on; `None` where nothing has come, and 0 at the end.
+    fn read(&mut self, start: usize) -> Result<Option<usize>, Remote> {
+        let bytes = &mut self.input[start..];
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            return tls.take(&self.socket, bytes);
+        }
+        loop {
+            match rustix::io::read(&self.socket, &mut *bytes) {
+                Ok(got) => return Ok(Some(got)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(lost(error)),
             }
         }
     }
 
     /// Whether nothing has come that nobody has asked for, such as its end.
-    pub fn is_idle(&self) -> bool {
+    pub fn is_idle(&mut self) -> bool {
+        // TLS has things to say of its own.
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return matches!(self.take(), Ok(None)) && self.input.is_empty();
+        }
         self.input.is_empty() && crate::look(self.socket.as_fd(), PollFlags::IN).is_empty()
     }
 
@@ -208,6 +265,10 @@ fn named(host: Option<&Reply>, port: Option<&Reply>) -> Option<Server> {
 
 fn no_primary(server: &Server) -> Remote {
     Remote::new(Reason::NotReady, format!("{server} names no primary"))
+}
+
+fn closed() -> Remote {
+    Remote::new(Reason::Away, "the connection to Redis was closed")
 }
 
 fn lost(error: Errno) -> Remote {
@@ -268,6 +329,14 @@ async fn reach_at(address: &SocketAddr, until: Instant) -> Result<OwnedFd, Remot
 
 fn socket(family: AddressFamily) -> Result<OwnedFd, Errno> {
     socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)
+}
+
+#[cfg(feature = "tls")]
+async fn send_all(tls: &mut Tls, socket: &OwnedFd, until: Instant) -> Result<(), Remote> {
+    while !tls.send(socket)? {
+        wait_for(socket, true, until).await?;
+    }
+    Ok(())
 }
 
 async fn wait_for(socket: &OwnedFd, to_write: bool, until: Instant) -> Result<(), Remote> {

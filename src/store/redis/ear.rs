@@ -141,7 +141,8 @@ impl Ears {
 async fn attend(ears: Arc<Ears>, server: Server, wishes: Arc<Wishes>) {
     let mut topics = BTreeMap::new();
     let Err(remote) = listen(&ears.servers, &server, &wishes, &mut topics).await;
-    if remote.reason != Reason::NotReady {
+    // Whoever asks for something tells the log, too, when there is no server.
+    if remote.reason != Reason::NotReady && !topics.is_empty() {
         say!("uhst-relay: {server} tells nothing more, and is asked again: {}", remote.cause);
     }
     // Whoever comes now finds none, and begins anew.
@@ -164,7 +165,8 @@ async fn listen(
     let mut connection = servers.connect_to(server).await?;
     // Which topics an answer has yet to come for, in the order of the asking.
     let mut asked: VecDeque<String> = VecDeque::new();
-    let (mut heard_at, mut pinged_at) = (instant(), instant());
+    // A process that was stopped itself has to ask first.
+    let (mut unanswered, mut asked_at) = (0, instant());
     loop {
         let list = std::mem::take(&mut *lock(&wishes.list));
         let mut commands = Vec::new();
@@ -184,13 +186,16 @@ async fn listen(
             }
         }
         let now = instant();
-        if now >= pinged_at + ROUND {
-            pinged_at = now;
+        if now >= asked_at + ROUND {
+            if unanswered == 3 {
+                return Err(Remote::new(Reason::Slow, "it does not answer"));
+            }
+            (unanswered, asked_at) = (unanswered + 1, now);
             commands.extend(command(["PING"]));
         }
         connection.send(&commands, now + TIME).await?;
         while let Some(message) = connection.take()? {
-            heard_at = instant();
+            unanswered = 0;
             let topic = |channel: &str| topics.get(channel).and_then(Weak::upgrade);
             match &message {
                 Reply::Error(error) => {
@@ -228,9 +233,6 @@ async fn listen(
                 },
                 _ => {}
             }
-        }
-        if instant() >= heard_at + 3 * ROUND {
-            return Err(Remote::new(Reason::Slow, "it does not answer"));
         }
         wait(&mut [&mut connection.wake(), &mut Ready::to_hear(&wishes.bell)], ROUND).await;
         wishes.bell.hear();

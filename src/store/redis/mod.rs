@@ -59,6 +59,8 @@ mod sweep;
 pub(super) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "tls")]
+mod tls;
 mod topic;
 
 pub use bus::reader::BusReader;

@@ -3,7 +3,7 @@
 #[cfg(feature = "serve")]
 use super::ear::Ears;
 use super::lock::lock;
-use super::reply::{Reply, command};
+use super::reply::{Reply, Values, command};
 use super::script::Script;
 use super::servers::Servers;
 use super::topic::Topics;
@@ -12,14 +12,20 @@ use crate::config::redis::Address;
 use crate::hex;
 use crate::store::error::Error;
 use crate::store::files::Files;
-use crate::store::remote::{Reason, Remote};
+use crate::store::remote::{Condition, Reason, Remote};
 use crate::store::requests::PtthServers;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Writes something, and reads it again.
-static REACH: Script = Script::new("redis.call('SET', KEYS[1], ARGV[1], 'PX', 5000) return redis.call('GET', KEYS[1])");
+/// Writes something, and reads it again; and whether it has a file for that, and what it does when it is full.
+static REACH: Script = Script::new(
+    "redis.call('SET', KEYS[1], ARGV[1], 'PX', 5000)
+    local function info(about, pattern)
+        return string.match(redis.call('INFO', about), pattern) or ''
+    end
+    return {redis.call('GET', KEYS[1]), info('persistence', 'aof_enabled:(%d)'), info('memory', 'maxmemory_policy:(%S+)')}",
+);
 
 static RESERVE: Script = Script::new(include_str!("reserve.lua"));
 
@@ -92,12 +98,15 @@ impl Redis {
     ///
     /// # Errors
     /// Why not.
-    pub async fn reach(&self) -> Result<(), Error> {
+    pub async fn reach(&self) -> Result<Condition, Error> {
         let (word, key) = (hex::random(8)?, format!("{}:reach", self.process.prefix));
-        match REACH.run(&self.process.servers, &[&key], &[word.as_bytes()]).await? {
-            Reply::BulkString(read) if read == word.as_bytes() => Ok(()),
-            _ => Err(Remote::new(Reason::Failed, "what was written is not what was read").into()),
+        let mut answer = Values::of(REACH.run(&self.process.servers, &[&key], &[word.as_bytes()]).await?)?;
+        if answer.text()? != word {
+            return Err(Remote::new(Reason::Failed, "what was written is not what was read").into());
         }
+        let (has_file, policy) = (answer.text()?, answer.text()?);
+        let told = |told: &str, is: bool| (!told.is_empty()).then_some(is);
+        Ok(Condition { keeps: told(&has_file, has_file == "1"), evicts: told(&policy, policy != "noeviction") })
     }
 
     /// Makes what there has to be on this machine. A Redis that cannot be reached yet is told in the log: it may come.

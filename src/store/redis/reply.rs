@@ -67,7 +67,8 @@ impl Meaning {
             "TRYAGAIN" | "LOADING" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY" => {
                 return Self::Later(Remote::new(Reason::NotReady, without_arguments(error)));
             }
-            "BUSY" | "NOREPLICAS" | "MISCONF" => Reason::NotReady,
+            "BUSY" | "MISCONF" => Reason::NotReady,
+            "NOREPLICAS" => Reason::TooFewReplicas,
             "NOAUTH" | "WRONGPASS" | "NOPERM" => Reason::Login,
             "OOM" => Reason::Full,
             _ => Reason::Failed,

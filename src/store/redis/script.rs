@@ -12,11 +12,18 @@ pub struct Script {
     text: &'static str,
     /// Its SHA-1, by which a server knows it that has been told it once.
     digest: OnceLock<String>,
+    /// Whether replicas must have what it has written, where the owner wants that.
+    is_promise: bool,
 }
 
 impl Script {
     pub const fn new(text: &'static str) -> Self {
-        Self { text, digest: OnceLock::new() }
+        Self { text, digest: OnceLock::new(), is_promise: false }
+    }
+
+    /// One by which somebody is promised something.
+    pub const fn promise(text: &'static str) -> Self {
+        Self { text, digest: OnceLock::new(), is_promise: true }
     }
 
     /// Runs it with these keys, all of one slot, and these arguments.
@@ -37,11 +44,11 @@ impl Script {
                 head.iter().chain(keys).map(|text| text.as_bytes()).chain(arguments.iter().copied()).collect();
             command(all)
         };
-        let reply = servers.call(keys[0], &call("EVALSHA", digest)).await?;
+        let reply = servers.ask(keys[0], &call("EVALSHA", digest), self.is_promise).await?;
         if !matches!(&reply, Reply::Error(_)) {
             return Ok(reply);
         }
-        match servers.call(keys[0], &call("EVAL", self.text)).await? {
+        match servers.ask(keys[0], &call("EVAL", self.text), self.is_promise).await? {
             Reply::Error(error) => Err(Remote::new(Reason::Failed, error)),
             reply => Ok(reply),
         }

@@ -9,7 +9,7 @@ use crate::store::error::Error;
 use std::time::Duration;
 
 /// Made by whoever comes first, and kept for thirty days after its last use.
-static SECRET: Script = Script::new(
+static SECRET: Script = Script::promise(
     "redis.call('SET', KEYS[1], ARGV[1], 'NX') redis.call('PEXPIRE', KEYS[1], 2592000000) return redis.call('GET', KEYS[1])",
 );
 

@@ -6,7 +6,7 @@
 
 use super::connection::{Connection, Opened};
 use super::lock::lock;
-use super::reply::{Meaning, Reply};
+use super::reply::{Meaning, Reply, command};
 use crate::clock::instant;
 use crate::config::redis::{Address, Server};
 use crate::store::remote::{Reason, Remote};
@@ -24,6 +24,9 @@ pub const TIME: Duration = Duration::from_millis(1800);
 /// One answer takes no longer than this; what has been asked meanwhile gives up with it.
 #[cfg(feature = "serve")]
 const ONE_ANSWER: Duration = Duration::from_millis(900);
+
+/// Replicas have so long to take what is promised.
+const REPLICA_TIME: Duration = Duration::from_millis(600);
 
 /// What is not done yet is tried again after this time.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -68,6 +71,7 @@ enum NoAnswer {
 struct Job {
     commands: Vec<u8>,
     replies: usize,
+    is_promise: bool,
     answer: oneshot::Sender<Result<Vec<Reply>, NoAnswer>>,
 }
 
@@ -88,6 +92,14 @@ impl Servers {
     /// # Errors
     /// When there is none in time.
     pub async fn call(&self, key: &str, command: &[u8]) -> Result<Reply, Remote> {
+        self.ask(key, command, false).await
+    }
+
+    /// The same. What is promised by it, as many replicas have as the owner wants.
+    ///
+    /// # Errors
+    /// The same; and when too few of them have it in time.
+    pub async fn ask(&self, key: &str, command: &[u8], is_promise: bool) -> Result<Reply, Remote> {
         let (slot, until) = (redis_keyslot(key.as_bytes()), instant() + TIME);
         let (mut seed, mut asked) = (0, None);
         for _ in 0..MOST_HOPS {
@@ -96,7 +108,7 @@ impl Servers {
                 Some(server) => (server, true),
                 None => (self.address.servers[seed % self.address.servers.len()].clone(), false),
             };
-            match self.exchange(&server, command, is_asking, until).await {
+            match self.exchange(&server, command, is_asking, is_promise, until).await {
                 Ok(Reply::Error(error)) => match Meaning::of(&error, &server) {
                     Meaning::Moved(slot, server) => _ = lock(&self.known).slots.insert(slot, server),
                     Meaning::Ask(server) => asked = Some(server),
@@ -175,6 +187,7 @@ impl Servers {
         server: &Server,
         command: &[u8],
         is_asking: bool,
+        is_promise: bool,
         until: Instant,
     ) -> Result<Reply, NoAnswer> {
         const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
@@ -182,15 +195,21 @@ impl Servers {
         let replies = 1 + usize::from(is_asking);
         #[cfg(feature = "serve")]
         if let Ok(runtime) = Handle::try_current() {
-            return last(self.exchange_among_others(server, commands, replies, until, &runtime).await?);
+            let (answer, answered) = oneshot::channel();
+            let job = Job { commands, replies, is_promise, answer };
+            return last(self.exchange_among_others(server, job, answered, until, &runtime).await?);
         }
         let mut connection = {
             let mut idle = lock(&self.idle);
             idle.iter().position(|(other, _)| other == server).map(|at| idle.swap_remove(at).1)
         };
-        let replies = attempt(&mut connection, server, &self.address, &commands, replies, until).await?;
+        let (replies, kept) =
+            attempt(&mut connection, server, &self.address, commands, replies, is_promise, until).await?;
         if let Some(connection) = connection {
             lock(&self.idle).push((server.clone(), connection));
+        }
+        if is_ok(&replies) {
+            kept?;
         }
         last(replies)
     }
@@ -199,13 +218,11 @@ impl Servers {
     async fn exchange_among_others(
         &self,
         server: &Server,
-        commands: Vec<u8>,
-        replies: usize,
+        mut job: Job,
+        answered: oneshot::Receiver<Result<Vec<Reply>, NoAnswer>>,
         until: Instant,
         runtime: &Handle,
     ) -> Result<Vec<Reply>, NoAnswer> {
-        let (answer, answered) = oneshot::channel();
-        let mut job = Job { commands, replies, answer };
         loop {
             let queue = {
                 let mut queues = lock(&self.queues);
@@ -263,17 +280,45 @@ fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {
     replies.pop().ok_or_else(|| NoAnswer::Lost(Remote::new(Reason::Failed, "Redis has not answered")))
 }
 
-/// Sends commands on a connection, which is made if there is none, and there afterwards if it can be used again.
+/// One that can be used again.
+fn idle(mut connection: Connection) -> Option<Connection> {
+    connection.is_idle().then_some(connection)
+}
+
+/// Whether it was done.
+fn is_ok(replies: &[Reply]) -> bool {
+    !matches!(replies.last(), Some(Reply::Error(_)))
+}
+
+/// Whether so many replicas have what was written, by what the server answers when it has waited for them.
+fn kept(reply: Option<Reply>, wanted: u64) -> Result<(), NoAnswer> {
+    let cause = match reply {
+        Some(Reply::Integer(have)) if u64::try_from(have).is_ok_and(|have| have >= wanted) => return Ok(()),
+        Some(Reply::Integer(have)) => format!("{have} of {wanted} replicas have it in time"),
+        other => format!("the replicas cannot be waited for: {other:?}"),
+    };
+    Err(NoAnswer::Lost(Remote::new(Reason::TooFewReplicas, cause)))
+}
+
+/// Sends commands on a connection, which is made if there is none, and there afterwards if it can be used again. Also tells
+/// whether as many replicas as the owner wants have what is promised.
 async fn attempt(
     connection: &mut Option<Connection>,
     server: &Server,
     address: &Address,
-    commands: &[u8],
-    replies: usize,
+    mut commands: Vec<u8>,
+    mut replies: usize,
+    is_promise: bool,
     until: Instant,
-) -> Result<Vec<Reply>, NoAnswer> {
+) -> Result<(Vec<Reply>, Result<(), NoAnswer>), NoAnswer> {
+    let replicas = if is_promise { address.replicas } else { 0 };
+    if replicas > 0 {
+        let time = REPLICA_TIME.as_millis();
+        commands.extend(command(["WAIT", &replicas.to_string(), &time.to_string()]));
+        replies += 1;
+    }
     // The server may have ended since it was used, and closed it.
-    let mut open = match connection.take().filter(Connection::is_idle) {
+    let mut open = match connection.take().and_then(idle) {
         Some(open) => open,
         None => match Connection::open(server, address, until).await {
             Ok(Opened::Here(open)) => open,
@@ -281,9 +326,10 @@ async fn attempt(
             Err(remote) => return Err(NoAnswer::NotAsked(remote)),
         },
     };
-    let got = open.exchange(commands, replies, until).await.map_err(NoAnswer::Lost)?;
+    let mut got = open.exchange(&commands, replies, until).await.map_err(NoAnswer::Lost)?;
     *connection = Some(open);
-    Ok(got)
+    let kept = if replicas > 0 { kept(got.pop(), replicas) } else { Ok(()) };
+    Ok((got, kept))
 }
 
 /// Asks a server for all that want something of it.
@@ -300,13 +346,16 @@ async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver
             together.push(next);
         }
         let replies = together.iter().map(|job| job.replies).sum();
+        let is_promise = together.iter().any(|job| job.is_promise);
         let until = instant() + ONE_ANSWER;
-        match attempt(&mut connection, &server, &address, &commands, replies, until).await {
-            Ok(replies) => {
+        match attempt(&mut connection, &server, &address, commands, replies, is_promise, until).await {
+            Ok((replies, kept)) => {
                 let mut replies = replies.into_iter();
                 for job in together {
+                    let own: Vec<_> = replies.by_ref().take(job.replies).collect();
+                    let needs_replicas = job.is_promise && is_ok(&own);
                     // Whoever has gone meanwhile has no use for it.
-                    let _ = job.answer.send(Ok(replies.by_ref().take(job.replies).collect()));
+                    let _ = job.answer.send(if needs_replicas { kept.clone().map(|()| own) } else { Ok(own) });
                 }
             }
             Err(no_answer) => {

@@ -46,7 +46,7 @@ fn is_loading(reply: &Reply) -> bool {
     matches!(reply, Reply::Error(error) if error.starts_with("LOADING"))
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -112,7 +112,7 @@ impl TestServer {
 
     /// Where it is, for somebody without a password.
     pub fn address(&self) -> Address {
-        Address { servers: vec![self.server.clone()], user: None, password: None, database: 0 }
+        Address { servers: vec![self.server.clone()], ..Address::default() }
     }
 
     /// Asks it without a password, whatever it is.

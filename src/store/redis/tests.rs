@@ -72,8 +72,7 @@ fn a_database_is_not_another() {
 #[test]
 fn what_is_not_there_is_told_at_once() {
     let free = || Server::Tcp("127.0.0.1".to_owned(), 1);
-    let address =
-        Address { servers: vec![free(), Server::Unix("/none.sock".into())], user: None, password: None, database: 0 };
+    let address = Address { servers: vec![free(), Server::Unix("/none.sock".into())], ..Address::default() };
     assert_eq!(in_time(|| count(&Servers::new(address), "{a}")).unwrap_err().reason, Reason::Away);
 }
 
@@ -166,6 +165,50 @@ fn a_replica_names_its_primary_and_takes_over() {
     in_time(|| count(&servers, "{a}")).unwrap_err();
     replica.ask(&["REPLICAOF", "NO", "ONE"]);
     assert_eq!(sooner_or_later(|| count(&servers, "{a}").ok()), Reply::Integer(2));
+}
+
+#[test]
+fn what_is_promised_a_replica_has() {
+    static PROMISE: Script = Script::promise("return redis.call('INCRBY', KEYS[1], ARGV[1])");
+    let promise = |servers: &Servers| run_blocking(PROMISE.run(servers, &["{a}"], &[b"1"]));
+    let Some(primary) = TestServer::start_tcp(&[]) else { return };
+    let servers = Servers::new(Address { replicas: 1, ..primary.address() });
+    let alone = in_time(|| promise(&servers)).unwrap_err();
+    assert_eq!((alone.reason, alone.cause.as_str()), (Reason::TooFewReplicas, "0 of 1 replicas have it in time"));
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(2)), "by this nothing is promised");
+
+    let Server::Tcp(host, port) = primary.server.clone() else { panic!("it has a port") };
+    let Some(replica) = TestServer::start_tcp(&["--replicaof", &format!("{host} {port}")]) else { return };
+    sooner_or_later(|| promise(&servers).ok());
+    let Ok(Reply::Integer(last)) = promise(&servers) else { panic!("there is a replica") };
+    assert_eq!(replica.ask(&["GET", "{a}"]), Reply::BulkString(last.to_string().into_bytes()), "it has it by then");
+    replica.freeze();
+    assert_eq!(in_time(|| promise(&servers)).unwrap_err().reason, Reason::TooFewReplicas);
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(last + 2)));
+    replica.go_on();
+    sooner_or_later(|| promise(&servers).ok());
+    primary.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert_eq!(promise(&servers).unwrap_err().reason, Reason::Full, "that comes first");
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn only_those_wait_for_replicas_who_are_promised_something() {
+    static PROMISE: Script = Script::promise("return redis.call('INCRBY', KEYS[1], ARGV[1])");
+    let Some(server) = TestServer::start(&[]) else { return };
+    let servers = std::sync::Arc::new(Servers::new(Address { replicas: 1, ..server.address() }));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        for _ in 0..5 {
+            let [promised, counted] = [&PROMISE, &COUNT].map(|script| {
+                let servers = servers.clone();
+                tokio::spawn(async move { script.run(&servers, &["{a}"], &[b"1"]).await })
+            });
+            assert_eq!(promised.await.unwrap().unwrap_err().reason, Reason::TooFewReplicas);
+            counted.await.unwrap().unwrap();
+        }
+    });
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(11)));
 }
 
 #[cfg(feature = "serve")]

@@ -93,6 +93,32 @@ fn a_body_that_does_not_come_is_not_waited_for() {
 }
 
 #[test]
+fn a_stranger_behind_the_same_proxy_does_not_hold_up_whoever_posts() {
+    let relay = Serve::with(&[("RELAY_TRUSTED_PROXIES", "127.0.0.1")]);
+    let mut wire = relay.wire();
+    wire.send("GET /bus/room HTTP/1.1\r\nHost: relay\r\n\r\n");
+    let user = wire.answer_to("GET").expect(200).json()["user"].to_string();
+    let post = |number: u8| {
+        format!(
+            "POST /bus/room?user={user} HTTP/1.1\r\nHost: relay\r\nX-Forwarded-For: 203.0.113.{number}\r\nContent-Length: 3\r\n\r\n"
+        )
+    };
+    // A machine that stands still for a while takes the first one's time away, too; so there is more than one try.
+    let is_held_up = (0..4).all(|_| {
+        let (mut stranger, mut own) = (relay.wire(), relay.wire());
+        stranger.send(post(1));
+        stranger.send("\"");
+        // Once it has been read, it has its turn.
+        std::thread::sleep(Duration::from_millis(200));
+        own.send(post(2) + "\"2\"");
+        own.answer().expect(200);
+        // Where that had to wait for the stranger, nobody waits for what that says any more.
+        !(stranger.try_send("1\"") && stranger.answer().status == 200)
+    });
+    assert!(!is_held_up, "whoever posts has waited for somebody else's body");
+}
+
+#[test]
 fn who_comes_when_all_connections_are_taken_is_told_so() {
     let relay = Serve::with(&[("RELAY_MAX_CONNECTIONS", "5")]);
     let start = Instant::now();
@@ -380,4 +406,32 @@ fn two_hundred_readers_that_take_nothing_of_a_full_bus_cost_little_and_are_sent_
     until("they are sent away", LONG, || connections() < READERS / 2);
     let time = start.elapsed();
     assert!(time > Duration::from_secs(15) && time < Duration::from_secs(50), "{time:?}");
+}
+
+#[test]
+fn a_file_that_may_not_grow_ends_nobody_s_stream() {
+    let relay = Serve::new();
+    let (host, mut stream) = relay.listening_host();
+    let client = relay.join(&host.id);
+    let limit = |current| {
+        let limit = Rlimit { current, ..getrlimit(Resource::Fsize) };
+        prlimit(Some(relay.pid()), Resource::Fsize, limit).expect("it is this user's process");
+    };
+    limit(Some(10_000));
+    let message = serde_json::json!("x".repeat(5000));
+    let mut statuses: Vec<_> = (0..10).map(|_| relay.send(&client, message.to_string()).status).collect();
+    // The log, too, is as large as it may be.
+    let mut wire = relay.wire();
+    for number in 0..200 {
+        wire.send(ping(number));
+        wire.expect_pong(number);
+    }
+    limit(None);
+    assert_eq!((statuses[0], statuses[9]), (200, 507), "{statuses:?}");
+    statuses.retain(|status| *status == 200);
+    for _ in statuses {
+        assert_eq!(stream.body(), message);
+    }
+    relay.send(&client, "1").expect(200);
+    assert_eq!(stream.body(), serde_json::json!(1));
 }

@@ -80,6 +80,21 @@ fn an_idle_connection_is_closed_without_a_word() {
     served.expect_end();
 }
 
+#[test]
+fn whoever_begins_http_2_and_asks_for_nothing_is_sent_away() {
+    let relay = Serve::new();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // Half a preface, a whole one without settings and with them, and half a head.
+    let mut wires: Vec<_> = [4, 23, 24, preface.len()].map(|length| (relay.wire(), preface[..length].to_vec())).into();
+    wires.push((relay.wire(), [preface, &b"\0\0\x01\x01\0\0\0\0\x01\x82"[..]].concat()));
+    for (wire, begun) in &mut wires {
+        wire.send(begun);
+    }
+    for (mut wire, _) in wires {
+        wire.rest();
+    }
+}
+
 /// Requests of every kind in one go, and their answers.
 struct Batch {
     bytes: Vec<u8>,

@@ -102,7 +102,9 @@ impl Serve {
         until("the server says where it is", LONG, || {
             let said = fs::read_to_string(&log).unwrap();
             assert!(process.try_wait().unwrap().is_none(), "the server ended: {said}");
-            address = said.split_once('\n').map(|(line, _)| parse_address(line));
+            // Whether its Redis is there stands before.
+            let (lines, _) = said.rsplit_once('\n').unwrap_or_default();
+            address = lines.lines().find(|line| !line.starts_with("uhst-relay: ")).map(parse_address);
             address.is_some()
         });
         let agent = ureq::Agent::config_builder()
@@ -407,6 +409,7 @@ fn sweep(data: &Path) {
 }
 
 protocol_through!(Serve);
+tests! { Serve: bus::an_id_beyond_the_newest_means_from_now_on, }
 
 /// The `uhst` package as published on npm, unchanged, on Node: see `tests/client/client.cjs`.
 #[test]

@@ -7,6 +7,7 @@
 mod actors;
 mod check;
 mod history;
+mod redis;
 mod relay;
 
 use std::collections::HashMap;
@@ -16,12 +17,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::Scope;
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use actors::{Bus, Manner, Phase, Session, Source, World};
 use fastrand::Rng;
 use history::{Log, Said};
+use redis::Redis;
 use relay::{Door, Fate, Relay, Request, Server};
 use serde_json::Value;
 
@@ -40,6 +42,9 @@ const POLLERS: usize = 2;
 
 struct Options {
     seconds: u64,
+    /// The storm goes on until so many are sent, too.
+    messages: usize,
+    has_redis: bool,
     seed: u64,
     cgi: PathBuf,
     serve: PathBuf,
@@ -47,11 +52,20 @@ struct Options {
 
 fn options() -> Result<Options, lexopt::Error> {
     use lexopt::prelude::*;
-    let (mut seconds, mut seed, mut cgi, mut serve) = (60, fastrand::u64(..), None, None);
+    let (mut seconds, mut messages, mut has_redis) = (60, 0, false);
+    let (mut seed, mut cgi, mut serve) = (fastrand::u64(..), None, None);
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("seconds") => seconds = arguments.value()?.parse()?,
+            Long("messages") => messages = arguments.value()?.parse()?,
+            Long("store") => {
+                has_redis = match arguments.value()?.to_str() {
+                    Some("files") => false,
+                    Some("redis") => true,
+                    _ => return Err(lexopt::Error::from("--store is files or redis")),
+                }
+            }
             Long("seed") => seed = arguments.value()?.parse()?,
             Long("cgi") => cgi = Some(PathBuf::from(arguments.value()?)),
             Long("serve") => serve = Some(PathBuf::from(arguments.value()?)),
@@ -60,7 +74,7 @@ fn options() -> Result<Options, lexopt::Error> {
     }
     let needed =
         |path: Option<PathBuf>, name: &str| path.ok_or_else(|| lexopt::Error::from(format!("--{name} is missing")));
-    Ok(Options { seconds, seed, cgi: needed(cgi, "cgi")?, serve: needed(serve, "serve")? })
+    Ok(Options { seconds, messages, has_redis, seed, cgi: needed(cgi, "cgi")?, serve: needed(serve, "serve")? })
 }
 
 fn main() -> ExitCode {
@@ -92,9 +106,13 @@ struct Disk {
 }
 
 impl Disk {
-    fn new() -> io::Result<Self> {
+    /// What Redis writes is not to end in a full disk, after which it does not go on by itself.
+    fn new(is_small: bool) -> io::Result<Self> {
         let path = std::env::temp_dir().join(format!("uhst-relay-proof-{}", std::process::id()));
         std::fs::create_dir(&path)?;
+        if !is_small {
+            return Ok(Self { path, is_mounted: false });
+        }
         let options = c"size=96m";
         let mounted = rustix::mount::mount("proof", &path, "tmpfs", rustix::mount::MountFlags::empty(), options);
         if mounted.is_err() {
@@ -118,10 +136,12 @@ impl Drop for Disk {
 }
 
 fn run(options: &Options) -> io::Result<bool> {
-    let disk = Disk::new()?;
+    let disk = Disk::new(!options.has_redis)?;
     // A port that is free now; serve comes back to it whenever it was killed.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let relay = Relay::new(options.cgi.clone(), options.serve.clone(), &disk.path, address);
+    let mut redis = if options.has_redis { Some(Redis::start(&disk.path)?) } else { None };
+    let url = options.has_redis.then(|| Redis::url(&disk.path));
+    let relay = Relay::new(options.cgi.clone(), options.serve.clone(), &disk.path, address, url);
     std::fs::create_dir(&relay.data)?;
     write_settings(&relay, MESSAGE_LIFETIME, LIFETIME)?;
     let server = Mutex::new(Some(relay.start_server()?));
@@ -132,7 +152,7 @@ fn run(options: &Options) -> io::Result<bool> {
     let mut seeds = Rng::with_seed(options.seed);
     let outcome = std::thread::scope(|scope| {
         let storm = begin(scope, &world, &sessions, &buses, &mut seeds)
-            .and_then(|()| storm(&world, &server, &disk, Duration::from_secs(options.seconds), &mut seeds))
+            .and_then(|()| storm(&world, &server, redis.as_mut(), &disk, options, &mut seeds))
             .inspect(|_| drain(&world));
         // Whatever has happened: nobody waits for the readers for ever.
         world.set_phase(Phase::Leave);
@@ -144,7 +164,8 @@ fn run(options: &Options) -> io::Result<bool> {
     let verdict = history.check(MESSAGE_LIFETIME);
     let [accepted, refused, unknown] = check::outcomes(&history.sends);
     println!("{} messages: {accepted} accepted, {refused} refused, {unknown} unanswered", history.sends.len());
-    println!("{} kills of requests, streams and sweeps, {} of serve", kills.requests, kills.servers);
+    let Kills { requests, servers, redis: ends } = kills;
+    println!("{requests} kills of requests, streams and sweeps, {servers} of serve, {ends} of Redis");
     let connections: usize = history.readers.iter().map(|log| log.connections.len()).sum();
     println!("{connections} connections of readers");
     let left_out: usize = history.sends.iter().map(|send| send.without.len()).sum();
@@ -157,7 +178,7 @@ fn run(options: &Options) -> io::Result<bool> {
     }
     let left = lock(&server)
         .as_ref()
-        .map_or(Err("serve has ended".to_owned()), |server| nothing_is_left(&world.relay, server));
+        .map_or(Err("serve has ended".to_owned()), |server| nothing_is_left(&world.relay, server, redis.as_ref()));
     if let Err(what) = &left {
         println!("\nLEFT BEHIND: {what}");
     }
@@ -166,7 +187,10 @@ fn run(options: &Options) -> io::Result<bool> {
         println!("\nLOGGED: {complaint}");
     }
     // A run in which hardly anything was checked proves nothing.
-    let is_enough = verdict.seen >= accepted && verdict.excused * 50 <= verdict.promised && kills.requests > 0;
+    let is_enough = verdict.seen >= accepted
+        && verdict.excused * 50 <= verdict.promised
+        && requests > 0
+        && (ends > 0) == options.has_redis;
     if !is_enough {
         println!("too little was seen for this to mean anything");
     }
@@ -238,28 +262,33 @@ fn begin<'scope>(
 struct Kills {
     requests: usize,
     servers: usize,
+    redis: usize,
 }
 
-/// Kills, sweeps and fills the disk for so long.
+/// Kills, sweeps and fills the disk, for as long and until as much is sent as is wanted.
 fn storm(
     world: &World,
     server: &Mutex<Option<Server>>,
+    redis: Option<&mut Redis>,
     disk: &Disk,
-    duration: Duration,
+    options: &Options,
     seeds: &mut Rng,
 ) -> io::Result<Kills> {
     let is_over = &AtomicBool::new(false);
-    let [one, two, three, four] = std::array::from_fn(|_| seeds.fork());
+    let [one, two, three, four, five] = std::array::from_fn(|_| seeds.fork());
     std::thread::scope(|scope| {
         let requests = scope.spawn(move || kill_requests(world, is_over, one));
         let servers = scope.spawn(move || kill_servers(world, is_over, server, two));
         scope.spawn(move || sweep(world, is_over, three));
+        let redis = redis.map(|redis| scope.spawn(move || kill_redis(redis, is_over, five)));
         if disk.is_mounted {
             let filler = disk.path.join("filler");
             scope.spawn(move || fill(&filler, is_over, four));
         }
-        let until = Instant::now() + duration;
-        while Instant::now() < until && !world.history().check(MESSAGE_LIFETIME).is_final() {
+        let until = Instant::now() + Duration::from_secs(options.seconds);
+        while (Instant::now() < until || world.sent() < options.messages)
+            && !world.history().check(MESSAGE_LIFETIME).is_final()
+        {
             std::thread::sleep(Duration::from_secs(1));
         }
         is_over.store(true, Ordering::Relaxed);
@@ -267,6 +296,7 @@ fn storm(
         Ok(Kills {
             requests: requests.join().map_err(|_| panicked())?,
             servers: servers.join().map_err(|_| panicked())??,
+            redis: redis.map_or(Ok(Ok(0)), ScopedJoinHandle::join).map_err(|_| panicked())??,
         })
     })
 }
@@ -457,6 +487,17 @@ fn kill_servers(
     Ok(kills)
 }
 
+/// Kills Redis, and starts it again: how often.
+fn kill_redis(redis: &mut Redis, is_over: &AtomicBool, mut rng: Rng) -> io::Result<usize> {
+    let mut kills = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(rng.u64(2000..8000)));
+        redis.kill(Duration::from_millis(rng.u64(0..400)))?;
+        kills += 1;
+    }
+    Ok(kills)
+}
+
 /// Runs sweeps, one after the other.
 fn sweep(world: &World, is_over: &AtomicBool, mut rng: Rng) {
     while !is_over.load(Ordering::Relaxed) {
@@ -488,7 +529,7 @@ fn complaints(relay: &Relay) -> io::Result<Vec<String>> {
 }
 
 /// Waits until the lifetime of everything is over, and looks for what should not be there any more.
-fn nothing_is_left(relay: &Relay, server: &Server) -> Result<(), String> {
+fn nothing_is_left(relay: &Relay, server: &Server, redis: Option<&Redis>) -> Result<(), String> {
     if relay.running() > 0 {
         return Err(format!("{} processes of requests", relay.running()));
     }
@@ -503,14 +544,18 @@ fn nothing_is_left(relay: &Relay, server: &Server) -> Result<(), String> {
         let mut left = Vec::new();
         files_below(&relay.data, 0, &mut left).map_err(|error| error.to_string())?;
         left.extend(nodes_left(&relay.data).map_err(|error| error.to_string())?);
+        // The secret stays.
+        let keys = redis.map_or(Ok(0), Redis::keys).map_err(|error| error.to_string())?;
         let open = server.descriptors().map_err(|error| error.to_string())?;
         // Its input, output and log, where it listens, how it is stopped, and a file or two.
-        if left.is_empty() && swept && open <= 16 {
+        if left.is_empty() && keys <= 1 && swept && open <= 16 {
             return Ok(());
         }
         if Instant::now() > until {
             left.truncate(10);
-            return Err(format!("{left:?}; the last sweep succeeded: {swept}; serve has {open} descriptors open"));
+            return Err(format!(
+                "{left:?}; {keys} keys; the last sweep succeeded: {swept}; serve has {open} descriptors open"
+            ));
         }
     }
 }
@@ -536,8 +581,11 @@ fn files_below(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Res
 
 /// What nodes have left, if that is more than the files of one, which is `serve`.
 fn nodes_left(data: &Path) -> io::Result<Vec<PathBuf>> {
-    let files =
-        std::fs::read_dir(data.join("nodes"))?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let folder = data.join("nodes");
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let files = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     let is_of_one = files.windows(2).all(|two| two[0].file_stem() == two[1].file_stem());
     Ok(if is_of_one { Vec::new() } else { files })
 }

@@ -68,6 +68,8 @@ pub struct Relay {
     /// waits for it, so that no number on the list can mean another process.
     processes: Mutex<HashMap<i32, Fate>>,
     pub log: PathBuf,
+    /// `RELAY_STORE`, where it is not the data folder.
+    store: Option<String>,
 }
 
 /// The process of a request.
@@ -117,9 +119,9 @@ pub enum Got {
 }
 
 impl Relay {
-    pub fn new(cgi: PathBuf, serve: PathBuf, folder: &Path, address: SocketAddr) -> Self {
+    pub fn new(cgi: PathBuf, serve: PathBuf, folder: &Path, address: SocketAddr, store: Option<String>) -> Self {
         let processes = Mutex::default();
-        Self { cgi, serve, data: folder.join("data"), address, processes, log: folder.join("relay.log") }
+        Self { cgi, serve, data: folder.join("data"), address, processes, log: folder.join("relay.log"), store }
     }
 
     fn processes(&self) -> std::sync::MutexGuard<'_, HashMap<i32, Fate>> {
@@ -153,6 +155,7 @@ impl Relay {
         let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("the log can be opened");
         let mut command = Command::new(program);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("RELAY_DATA_DIR", &self.data).stderr(log);
+        command.envs(self.store.iter().map(|url| ("RELAY_STORE", url)));
         command
     }
 

@@ -10,7 +10,7 @@ use super::super::topic::{LEFT_OUT, MESSAGE, is_for, milliseconds, oldest};
 use super::super::{Error, FileIdentity, Files, identity, if_there, modified, read_small};
 use super::intentions::missing;
 use super::roster::Leaving;
-use super::{MEMBERS, Member, Session, SessionRecord, host_key, presence};
+use super::{MEMBERS, Member, Presence, Session, SessionRecord, host_key, presence, topic_of};
 use crate::clock::{is_recent, now_ms};
 use crate::store::sessions::{Event, Party, Policy, Refused, Standing};
 use crate::wake::Ready;
@@ -57,8 +57,10 @@ pub struct Listener {
     missing: u32,
     /// When its table and its record were written last, if there is nothing new to be told as long as they stay so.
     quiet_since: Option<(SystemTime, SystemTime)>,
+    /// How many of this process had gone without a word when it last looked who has.
+    left: u64,
     /// It stands after the wake-up, because fields are dropped in this order.
-    _leaving: Leaving,
+    leaving: Leaving,
 }
 
 /// Whether there is something to tell of peers.
@@ -160,6 +162,7 @@ impl Session<'_> {
         let members = self.table()?.identity();
         let words = self.policy.words;
         let id = party.client.as_ref().map_or(party.host.as_str(), |client| client.as_str());
+        let leaving = Leaving::of(self.folder.path());
         Ok(Listener {
             files: self.files.clone(),
             party: party.clone(),
@@ -183,7 +186,8 @@ impl Session<'_> {
             may_have_more: true,
             missing: 0,
             quiet_since: None,
-            _leaving: Leaving::of(self.folder.path()),
+            left: leaving.others(),
+            leaving,
         })
     }
 }
@@ -312,15 +316,20 @@ impl Listener {
     }
 
     /// What has become of the place; `None` where somebody has removed files.
-    fn look(&self, table: &Table<Member>) -> Result<Option<Standing>, Error> {
-        Ok(match table.get(self.slot)? {
+    fn look(&mut self, table: &Table<Member>) -> Result<Option<Standing>, Error> {
+        let standing = match table.get(self.slot)? {
             Some(entry) if entry.line.key != self.key => None,
             // Somebody took it for gone, while its node's files were.
             Some(entry) if entry.line.stream == self.stream && entry.line.ended.is_some() => None,
             Some(entry) if entry.line.stream == self.stream => Some(Standing::Listening),
+            // Streams are counted up: its line was damaged, and somebody has made it anew.
+            Some(entry) if entry.line.stream < self.stream => None,
             Some(_) => Some(Standing::Superseded),
             None => None,
-        })
+        };
+        // The newer stream has changed its line.
+        self.leaving.has_said_so = standing == Some(Standing::Superseded);
+        Ok(standing)
     }
 
     /// Does what has to be done from time to time: looks what has become of the place, takes it back where somebody has
@@ -334,7 +343,9 @@ impl Listener {
         self.may_have_more |= self.log.has_more()? || is_mended;
         // Where there is one listener in a process, a look more or less is no matter.
         let written = if cfg!(feature = "serve") { self.written()? } else { None };
-        if written.is_some() && self.quiet_since == written && self.delivered == self.noted && !self.may_have_more {
+        let left = self.leaving.others();
+        let is_quiet = written.is_some() && self.quiet_since == written && self.left == left;
+        if is_quiet && self.delivered == self.noted && !self.may_have_more {
             return Ok(Standing::Listening);
         }
         self.quiet_since = None;
@@ -364,6 +375,7 @@ impl Listener {
                 News::Perhaps => {}
                 News::None => self.quiet_since = written.filter(|(table, record)| is_past(*table) && is_past(*record)),
             }
+            self.left = left;
         }
         Ok(standing)
     }
@@ -390,7 +402,7 @@ impl Listener {
     }
 
     /// Whether a peer's stream has ended more than the grace ago, or without a word, and this one does not know. A look
-    /// without the lock, which holds nobody up.
+    /// without the lock, which holds nobody up. One without a word has to be noted, so that its grace begins.
     fn news(&self, table: &Table<Member>, record: &SessionRecord, policy: &Policy<'_>) -> Result<News, Error> {
         let (mut alive, now) = (self.files.alive(), now_ms());
         let peers = if self.party.client.is_some() {
@@ -400,9 +412,19 @@ impl Listener {
             all.retain(|entry| !entry.line.is_host() && entry.line.generations().contains(&record.generation));
             all
         };
+        // Those of this process are looked for only where one may have gone: there may be thousands.
+        let may_have_gone = cfg!(feature = "serve") && self.left != self.leaving.others();
+        let here = may_have_gone.then(|| self.files.cursors(&topic_of(&self.record))).flatten();
         let mut news = News::None;
-        for Entry { line, .. } in peers {
-            if presence(&line, &mut alive, now)?.is_news(now, policy.settings.grace) {
+        for Entry { slot, line, .. } in peers {
+            let is_unsaid = match &here {
+                Some((node, cursors)) if line.node == *node => !cursors.contains_key(&slot),
+                _ => false,
+            };
+            let presence = presence(&line, &mut alive, now)?;
+            if line.ended.is_none() && (is_unsaid || matches!(presence, Presence::Ended { .. }))
+                || presence.is_news(now, policy.settings.grace)
+            {
                 return Ok(News::Now);
             }
             // Another process may be killed, and a grace passes.
@@ -469,6 +491,7 @@ impl Listener {
         // What was sent to it in this millisecond was sent before.
         member.line.ended = Some(session.now + 1);
         session.update(&member)?;
+        self.leaving.has_said_so = true;
         self.write_cursor()?;
         match &self.party.client {
             None => session.tell_of_host(),
@@ -478,99 +501,4 @@ impl Listener {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::super::Kind;
-    use super::super::super::test_dir::TestDir;
-    use super::*;
-    use crate::config::Settings;
-    use crate::protocol::uhst::policy;
-    use crate::store::sessions::Claim;
-    use crate::token::{ClientId, HostId};
-
-    #[test]
-    fn whoever_takes_its_place_again_hears_nothing_that_was_said_to_others() {
-        let dir = TestDir::new();
-        let (files, settings) = (Files::new(&dir.join("data")), Settings::default());
-        let (policy, host) = (policy(&settings), HostId::new("h").unwrap());
-        files.register(&host, "one", Claim::Drawn, &policy).unwrap();
-        let ids: Vec<_> = (0..20).map(|number| ClientId::new(&format!("c{number}")).unwrap()).collect();
-        let mut listeners: Vec<_> = (ids.iter())
-            .map(|id| {
-                files.join(&host, id, &policy).unwrap();
-                let party =
-                    Party { host: host.clone(), client: Some(id.clone()), registration: Some("one".to_owned()) };
-                files.listen(&party, None, &policy).unwrap()
-            })
-            .collect();
-        for id in &ids {
-            files.send_to_client(&host, id, id.as_str(), &policy).unwrap();
-        }
-        std::fs::remove_file(beside(&files.folder(Kind::Hosts, "h"), MEMBERS)).unwrap();
-        for listener in listeners.iter_mut().rev() {
-            assert_eq!(listener.tend(&policy).unwrap(), Standing::Listening);
-        }
-        for (listener, id) in listeners.iter_mut().zip(&ids) {
-            let mut heard = Vec::new();
-            while listener.next(|event| heard.extend((event.event == MESSAGE).then(|| event.data.to_owned()))).unwrap()
-            {
-            }
-            assert!(heard.iter().all(|data| data == id.as_str()), "{id:?} heard {heard:?}");
-        }
-    }
-
-    #[test]
-    fn a_host_and_its_clients_in_one_process_hear_each_what_is_said_to_them() {
-        let dir = TestDir::new();
-        let (files, settings) = (Files::new(&dir.join("data")), Settings::default());
-        let _node = files.listen_as_one().unwrap();
-        let policy = policy(&settings);
-        // Both logs of a session often begin in the same millisecond, and then their ids are the same.
-        for number in 0..30 {
-            let host = HostId::new(&format!("h{number}")).unwrap();
-            let id = ClientId::new("c").unwrap();
-            files.register(&host, "one", Claim::Drawn, &policy).unwrap();
-            files.join(&host, &id, &policy).unwrap();
-            let party = |client| Party { host: host.clone(), client, registration: Some("one".to_owned()) };
-            let (of_host, of_client) = (party(None), party(Some(id.clone())));
-            let mut listeners =
-                [files.listen(&of_host, None, &policy).unwrap(), files.listen(&of_client, None, &policy).unwrap()];
-            files.send_to_host(&of_client, "\"to the host\"", &policy).unwrap();
-            files.broadcast(&of_host, "\"to all\"", &policy).unwrap();
-            for (listener, expected) in listeners.iter_mut().zip(["\"to the host\"", "\"to all\""]) {
-                let mut heard = Vec::new();
-                listener.hear();
-                while listener
-                    .next(|event| heard.extend((event.event == MESSAGE).then(|| event.data.to_owned())))
-                    .unwrap()
-                {}
-                assert_eq!(heard, [expected], "{number}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_stream_that_has_ended_still_hears_of_those_that_end_with_it() {
-        let dir = TestDir::new();
-        let (files, settings) = (Files::new(&dir.join("data")), Settings::default());
-        let _node = files.listen_as_one().unwrap();
-        let policy = policy(&settings);
-        let (host, id) = (HostId::new("h").unwrap(), ClientId::new("c").unwrap());
-        files.register(&host, "one", Claim::Drawn, &policy).unwrap();
-        files.join(&host, &id, &policy).unwrap();
-        let party = |client| Party { host: host.clone(), client, registration: Some("one".to_owned()) };
-        let mut of_host = files.listen(&party(None), None, &policy).unwrap();
-        let mut of_client = files.listen(&party(Some(id)), None, &policy).unwrap();
-        let hear = |listener: &mut Listener| {
-            let mut heard = Vec::new();
-            listener.hear();
-            while listener.next(|event| heard.push(event.data.to_owned())).unwrap() {}
-            heard
-        };
-        assert!(hear(&mut of_host).is_empty() && hear(&mut of_client).is_empty());
-        // Nobody knocks for one that has ended, but it looks for its last words by itself.
-        of_host.end(&policy).unwrap();
-        assert!(hear(&mut of_host).is_empty());
-        of_client.end(&policy).unwrap();
-        assert_eq!(hear(&mut of_host).len(), 1, "the client has left");
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ mod roster;
 pub(super) mod sweep;
 
 use super::folder::{Folder, remove_beside};
+use super::kept::is_on;
 use super::knock::{Cause, Knock};
 use super::log::Address;
 use super::members::{Cursor, Entry, Slot, Table};
@@ -178,9 +179,14 @@ impl<'a> Session<'a> {
     }
 
     /// A member, as [`Session::find`] has it, but that it may be further on than this says.
-    fn glance(&self, key: &str) -> Result<Option<Entry<Member>>, Error> {
+    fn glance(&mut self, key: &str) -> Result<Option<Entry<Member>>, Error> {
+        let Some(table) = self.table.as_ref().filter(|table| !table.is_changed()) else { return self.find(key) };
+        // Those of two or three are soon read, for all messages that come.
+        if self.known.roster.is_none() && is_on() && table.is_small() && !self.is_look {
+            self.known.roster = Some(self.read_roster()?);
+        }
         match (&self.table, &self.known.roster) {
-            (Some(table), Some(roster)) if !table.is_changed() => Ok(table.find_among(&roster.members, key).cloned()),
+            (Some(table), Some(roster)) => Ok(table.find_among(&roster.members, key).cloned()),
             _ => self.find(key),
         }
     }
@@ -189,8 +195,12 @@ impl<'a> Session<'a> {
     fn roster(&mut self) -> Result<Roster, Error> {
         match self.known.roster.take() {
             Some(roster) if !self.has_changed() => Ok(roster),
-            _ => Roster::read(self.folder.path(), self.table.as_ref(), |members| self.bring_up_to_date(members)),
+            _ => self.read_roster(),
         }
+    }
+
+    fn read_roster(&self) -> Result<Roster, Error> {
+        Roster::read(self.folder.path(), self.table.as_ref(), |members| self.bring_up_to_date(members))
     }
 
     /// Keeps them for the next one.
@@ -254,7 +264,7 @@ impl<'a> Session<'a> {
     }
 
     /// The line of the current host, at a [glance](Self::glance); `None` where nobody has joined or listened.
-    fn host(&self) -> Result<Option<Entry<Member>>, Error> {
+    fn host(&mut self) -> Result<Option<Entry<Member>>, Error> {
         self.glance(&host_key(self.record.registration.as_deref()))
     }
 

@@ -4,8 +4,7 @@
 //! Three things make it safe. Whoever changes a line, in whatever process, gives the table a new edition under the lock of the
 //! session. Cursors change without that, so a roster is kept only where all that listen do so in this process, which knows how far
 //! they are; a position in a roster is one that its member had, and so tells at worst that it lags more than it does: then it is
-//! asked for anew. And a listener of this process that cannot say that it ends is
-//! [counted](Leaving).
+//! asked for anew. And a listener of this process that goes without having said so is [counted](Leaving).
 //!
 //! A stranger may have written into the table without all this, or damaged it: so nothing is taken from a roster that is old.
 
@@ -17,28 +16,40 @@ use super::member::Member;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many listeners of this process have gone, of the sessions that share a number.
+/// How many listeners of this process have gone without having said so, of the sessions that share a number.
 static LEFT: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
 
 /// Those of the session whose record stands at `path`.
 fn left(path: &Path) -> &'static AtomicU64 {
-    let number = hash(&topic_of(path)) % LEFT.len() as u64;
+    // A program for one request has nobody beside it.
+    let number = if cfg!(feature = "serve") { hash(&topic_of(path)) % LEFT.len() as u64 } else { 0 };
     &LEFT[usize::try_from(number).unwrap_or(0)]
 }
 
-/// Counts a listener when it is dropped. It has to go after what the listener is woken by, which shows that it is there.
-pub(super) struct Leaving(&'static AtomicU64);
+/// Counts a listener that has not said that it ends when it is dropped. It has to go after what the listener is woken by,
+/// which shows that it is there.
+pub(super) struct Leaving {
+    left: &'static AtomicU64,
+    pub has_said_so: bool,
+}
 
 impl Leaving {
     /// Of the session whose record stands at `path`.
     pub fn of(path: &Path) -> Self {
-        Self(left(path))
+        Self { left: left(path), has_said_so: false }
+    }
+
+    /// How many others have gone like that.
+    pub fn others(&self) -> u64 {
+        self.left.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        if cfg!(feature = "serve") && !self.has_said_so {
+            self.left.fetch_add(1, Ordering::SeqCst);
+        }
     }
 }
 

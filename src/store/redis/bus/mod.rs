@@ -17,18 +17,18 @@ use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 
 macro_rules! script {
-    ($name:literal) => {
-        Script::new(concat!(include_str!("begin.lua"), include_str!($name)))
+    ($kind:ident $name:literal) => {
+        Script::$kind(concat!(include_str!("../memory.lua"), include_str!("begin.lua"), include_str!($name)))
     };
 }
 
-static GREET: Script = script!("greet.lua");
-static REGISTER: Script = script!("register.lua");
-static MAKE: Script = script!("make.lua");
-static POST: Script = script!("post.lua");
-static READ: Script = script!("read.lua");
-static TEND: Script = script!("tend.lua");
-static SWEEP: Script = script!("sweep.lua");
+static GREET: Script = script!(promise "greet.lua");
+static REGISTER: Script = script!(promise "register.lua");
+static MAKE: Script = script!(promise "make.lua");
+static POST: Script = script!(promise "post.lua");
+static READ: Script = script!(new "read.lua");
+static TEND: Script = script!(new "tend.lua");
+static SWEEP: Script = script!(new "sweep.lua");
 
 /// As in the scripts.
 const UNUSED_TIME: Duration = Duration::from_secs(60);
@@ -61,6 +61,7 @@ struct Limits {
     message_lifetime: Duration,
     bus_lifetime: Duration,
     bytes: u64,
+    data: u64,
     buses: u64,
     /// Readers that wait, and registered users.
     clients: u64,
@@ -72,6 +73,7 @@ impl From<&Settings> for Limits {
             message_lifetime: settings.message_lifetime,
             bus_lifetime: settings.bus_lifetime,
             bytes: settings.max_queue,
+            data: settings.max_data,
             buses: settings.max_buses,
             clients: settings.max_clients,
         }
@@ -164,6 +166,7 @@ impl Process {
             "too many users" => Err(Refused::TooManyUsers(limits.clients)),
             "too many readers" => Err(Refused::TooManyReaders(limits.clients)),
             "says too much" => Err(Refused::SaysTooMuch(limits.bytes)),
+            "data full" => Err(Error::DataFull(Full { limit: limits.data }).into()),
             "full" => Err(Error::TopicFull(Full { limit: limits.bytes }).into()),
             other => {
                 Err(Error::from(Remote::new(Reason::Failed, format!("the relay's script answers '{other}'"))).into())
@@ -177,9 +180,11 @@ impl Process {
         name: &BusName,
         settings: &Settings,
         make: Make,
-        arguments: &[&[u8]; 4],
+        [user, data, n, is_watched]: [&[u8]; 4],
     ) -> Result<u64, Refused> {
-        let mut answer = self.on_bus(&self.bus(name), settings.into(), &POST, make, arguments).await?;
+        let most = settings.max_data.to_string();
+        let arguments = [user, data, n, is_watched, most.as_bytes()];
+        let mut answer = self.on_bus(&self.bus(name), settings.into(), &POST, make, &arguments).await?;
         Ok(answer.number().map_err(Error::from)?)
     }
 }
@@ -232,16 +237,16 @@ impl Redis {
             }
             n = proof.n.to_string();
         }
-        self.process.say(name, settings, Make::No, &[number.as_bytes(), data.as_bytes(), n.as_bytes(), b"0"]).await
+        self.process.say(name, settings, Make::No, [number.as_bytes(), data.as_bytes(), n.as_bytes(), b"0"]).await
     }
 
     pub async fn say(&self, name: &BusName, user: User, data: &str, settings: &Settings) -> Result<u64, Refused> {
         let number = user.0.to_string();
-        self.process.say(name, settings, Make::No, &[number.as_bytes(), data.as_bytes(), b"", b"1"]).await
+        self.process.say(name, settings, Make::No, [number.as_bytes(), data.as_bytes(), b"", b"1"]).await
     }
 
     pub async fn notify(&self, name: &BusName, data: &str, settings: &Settings) -> Result<u64, Refused> {
-        self.process.say(name, settings, Make::Open, &[b"", data.as_bytes(), b"", b"1"]).await
+        self.process.say(name, settings, Make::Open, [b"", data.as_bytes(), b"", b"1"]).await
     }
 
     pub async fn check_user(&self, name: &BusName, user: User, settings: &Settings) -> Result<(), Refused> {

@@ -1,6 +1,6 @@
 -- Posts a message, and tells its id.
 -- ARGV: who ('' for the application), the message, the number of a signature that is the user's own ('' without one), and
--- whether somebody else watches that the user does not say too much ('1').
+-- whether somebody else watches that the user does not say too much ('1'); and how much memory Redis may use.
 local user, data, n, is_watched = ARGV[5], ARGV[6], ARGV[7], ARGV[8] == '1'
 local is_application = user == ''
 if is_application then
@@ -45,6 +45,9 @@ if is_crowded() then
 end
 if alive + #data + HEAD > most then
     return {'full'}
+end
+if is_out_of_memory(bus.total, #data + HEAD, tonumber(ARGV[9])) then
+    return {'data full'}
 end
 
 local id = math.max(now * 1024, bus.last + 1)

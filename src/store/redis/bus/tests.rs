@@ -107,6 +107,22 @@ fn a_reader_that_was_killed_gives_way_within_seconds() {
 }
 
 #[test]
+fn the_memory_of_redis_has_a_limit() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let post = |max_data: u64, size: usize| {
+        let settings = Settings { max_data, ..Settings::default() };
+        run_blocking(redis.notify(&bus(), &format!("\"{}\"", "a".repeat(size)), &settings))
+    };
+    assert!(matches!(post(1, 1), Err(Refused::Store(Error::DataFull(full))) if full.limit == 1));
+    post(1 << 30, 1).unwrap();
+    // It is looked at once in 64 KiB.
+    post(1, 60_000).unwrap();
+    assert!(matches!(post(1, 10_000), Err(Refused::Store(Error::DataFull(_)))));
+    post(1 << 30, 10_000).unwrap();
+}
+
+#[test]
 fn everything_has_a_time_to_live() {
     let Some(server) = TestServer::start(&[]) else { return };
     let redis = process(&server.address());

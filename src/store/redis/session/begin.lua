@@ -3,7 +3,7 @@
 -- KEYS: the session's record, its members, how far each was given its log, until when each is there, the log of what is said to
 -- the host, and that of what is said to the clients.
 -- ARGV: how long messages live, how long the session does, the grace (in milliseconds), how many bytes may wait for one
--- recipient, how many there may be for the clients, how many clients there may be; the host's id, the registration ('' for
+-- recipient, how many there may be for the clients, how many clients there may be, how much memory Redis may use; the host's id, the registration ('' for
 -- none) and its key, with which a session is made where there is none, if the id is not ''; the relay's own events: their
 -- type, and how those begin that say that a host, or a client, has gone.
 --
@@ -12,17 +12,18 @@
 
 local record, members, cursors, present, host_log, client_log = unpack(KEYS)
 local lifetime, session_lifetime, grace = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local max_queue, max_topic, max_clients = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local word, host_closed, client_closed = ARGV[10], ARGV[11], ARGV[12]
-local FIRST = 12
+local max_queue, max_topic, max_clients, max_data = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local word, host_closed, client_closed = ARGV[11], ARGV[12], ARGV[13]
+local FIRST = 13
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- What nobody has used yet is kept for so long, whoever else wants its place.
 local UNUSED = 60000
 -- A host that has just been registered may still begin to listen.
 local OPENING = 10000
--- A member that does not say for so long that it is there has gone.
-local THERE = 5000
+-- A member that does not say for so long that it is there has gone, unless nobody at all could say it for so long: whoever is
+-- there does so every 2.25 s.
+local THERE, SILENCE = 5000, 2750
 local HEAD = 50
 local MESSAGE, LEFT_OUT = 'message', 'left-out'
 -- What has been given may still be under way: so many bytes of it are kept.
@@ -47,7 +48,7 @@ end
 
 -- ---- the record
 
-local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages'}
+local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt'}
 
 local function look()
     local fields = redis.call('HMGET', record, 'id', 'registration', 'host', unpack(FIELDS))
@@ -64,15 +65,15 @@ end
 local session = look()
 local is_new = not session
 if is_new then
-    if ARGV[7] == '' then
+    if ARGV[8] == '' then
         return {'none'}
     end
     redis.call('DEL', unpack(KEYS))
     -- Of the time, so that no number of an earlier session of this host comes again.
     local first = text((now + 1) * 1024)
-    redis.call('HSET', record, 'id', ARGV[7], 'registration', ARGV[8], 'host', ARGV[9], 'generation', 1, 'touched', text(now),
+    redis.call('HSET', record, 'id', ARGV[8], 'registration', ARGV[9], 'host', ARGV[10], 'generation', 1, 'touched', text(now),
         'kept', 0, 'untold', 0, 'last_h', first, 'gone_h', 0, 'total_h', 0, 'last_c', first, 'gone_c', 0, 'total_c', 0, 'all', 0,
-        'all_messages', 0)
+        'all_messages', 0, 'tended', text(now), 'doubted', 0, 'doubt', 0)
     session = look()
 end
 
@@ -198,6 +199,16 @@ end
 
 -- ---- who is there
 
+-- Whether nobody could say that it is there, because Redis was away, stopped or somebody's replica: then each has so long to say
+-- it once more.
+local function could_say_nothing()
+    if has_passed(session.tended, SILENCE) and session.doubted ~= session.tended then
+        set('doubted', session.tended)
+        set('doubt', now + THERE)
+    end
+    return now < session.doubt
+end
+
 -- 'waiting', 'listening', or 'ended' and when; the end of a killed stream is noted.
 local function presence(member)
     if member.ended then
@@ -205,8 +216,8 @@ local function presence(member)
     elseif member.stream == 0 then
         return 'waiting'
     end
-    local until_when = redis.call('ZSCORE', present, member.key .. ' ' .. text(member.stream))
-    if until_when and tonumber(until_when) > now then
+    local until_when = tonumber(redis.call('ZSCORE', present, member.key .. ' ' .. text(member.stream)) or 0)
+    if until_when > now or (until_when > 0 and could_say_nothing()) then
         return 'listening'
     end
     -- What was sent to it in this millisecond was sent before.
@@ -449,16 +460,19 @@ local function floor_of(is_host)
     return floor or (is_host and session.last_h or session.last_c)
 end
 
--- Appends a record for one member ('' for all of a generation) and tells it; false where the log holds its most.
+-- Appends a record for one member ('' for all of a generation) and tells it; false, and why, where there is no room for it.
 local function append(is_host, to, event, data, except)
     local log, part = log_of(is_host)
     local most = is_host and 4 * max_queue + UNDER_WAY or max_topic
     local left = trim(is_host)
     if left + #data > most and trim(is_host, floor_of(is_host)) + #data > most then
-        return false
+        return false, 'topic full'
     end
     local id = math.max(now * 1024, session['last' .. part] + 1)
     local total = session['total' .. part]
+    if is_out_of_memory(total, #data + HEAD, max_data) then
+        return false, 'data full'
+    end
     is_more = is_more or total == 0
     local generation = text(session.generation)
     redis.call('XADD', log, text(id) .. '-0', 't', to, 'g', generation, 'e', event, 'd', data, 'b', text(total), 'x', except or '')
@@ -497,7 +511,7 @@ local function lag(member, enough)
     return enough + 1
 end
 
--- Says an event to one member; 'queue full' or 'topic full' where there is no room for it.
+-- Says an event to one member; why not, where there is no room for it.
 local function put(member, event, data, limit)
     local room = math.max(limit - #data, 0)
     if #data > limit or lag(member, room) > room then
@@ -505,7 +519,7 @@ local function put(member, event, data, limit)
     end
     local is_there, id = append(member.is_host, member.key, event, data)
     if not is_there then
-        return 'topic full'
+        return id
     end
     member.said = id
     if event == MESSAGE then
@@ -514,7 +528,7 @@ local function put(member, event, data, limit)
     save(member)
 end
 
--- Says an event to all clients; false where there is no room.
+-- Says an event to all clients; false, and why, where there is no room.
 local function put_to_all(event, data, except)
     local is_said, id = append(false, '', event, data, except)
     if is_said then
@@ -525,7 +539,7 @@ local function put_to_all(event, data, except)
             write('HSET', record, 'all_messages ' .. text(session.generation), text(id))
         end
     end
-    return is_said
+    return is_said, id
 end
 
 -- ---- who has gone
@@ -589,5 +603,7 @@ local function tell_all()
         untold = 1
     end
     set('untold', untold)
-    redis.call('ZREMRANGEBYSCORE', present, '-inf', text(now))
+    if not could_say_nothing() then
+        redis.call('ZREMRANGEBYSCORE', present, '-inf', text(now))
+    end
 end

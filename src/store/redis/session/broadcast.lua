@@ -33,7 +33,8 @@ local event = MESSAGE
 if #except == #recipients then
     event, data = LEFT_OUT, ''
 end
-if not put_to_all(event, data, #except > 0 and cjson.encode(except) or '') then
-    return refused('topic full')
+local is_said, why = put_to_all(event, data, #except > 0 and cjson.encode(except) or '')
+if not is_said then
+    return refused(why)
 end
 return ok(answer)

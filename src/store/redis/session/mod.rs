@@ -20,21 +20,21 @@ use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 
 macro_rules! script {
-    ($name:literal) => {
-        Script::new(concat!(include_str!("begin.lua"), include_str!($name)))
+    ($kind:ident $name:literal) => {
+        Script::$kind(concat!(include_str!("../memory.lua"), include_str!("begin.lua"), include_str!($name)))
     };
 }
 
-static REGISTER: Script = script!("register.lua");
-static JOIN: Script = script!("join.lua");
-static SEND_TO_HOST: Script = script!("send_to_host.lua");
-static SEND_TO_CLIENT: Script = script!("send_to_client.lua");
-static BROADCAST: Script = script!("broadcast.lua");
-static LISTEN: Script = script!("listen.lua");
-static READ: Script = script!("read.lua");
-static TEND: Script = script!("tend.lua");
-static FINISH: Script = script!("finish.lua");
-static SWEEP: Script = script!("sweep.lua");
+static REGISTER: Script = script!(promise "register.lua");
+static JOIN: Script = script!(promise "join.lua");
+static SEND_TO_HOST: Script = script!(promise "send_to_host.lua");
+static SEND_TO_CLIENT: Script = script!(promise "send_to_client.lua");
+static BROADCAST: Script = script!(promise "broadcast.lua");
+static LISTEN: Script = script!(new "listen.lua");
+static READ: Script = script!(new "read.lua");
+static TEND: Script = script!(new "tend.lua");
+static FINISH: Script = script!(new "finish.lua");
+static SWEEP: Script = script!(new "sweep.lua");
 static DELIVER: Script = Script::new(include_str!("deliver.lua"));
 
 /// A host's place is kept for so long if it is not used.
@@ -48,6 +48,7 @@ struct Limits {
     grace: Duration,
     queue: u64,
     topic: u64,
+    data: u64,
     clients: u64,
     hosts: u64,
     words: &'static Words,
@@ -56,7 +57,15 @@ struct Limits {
 impl From<&Policy<'_>> for Limits {
     fn from(policy: &Policy<'_>) -> Self {
         let Settings {
-            message_lifetime, session_lifetime, grace, max_queue, max_topic, max_clients, max_hosts, ..
+            message_lifetime,
+            session_lifetime,
+            grace,
+            max_queue,
+            max_topic,
+            max_data,
+            max_clients,
+            max_hosts,
+            ..
         } = *policy.settings;
         Self {
             message_lifetime,
@@ -64,6 +73,7 @@ impl From<&Policy<'_>> for Limits {
             grace,
             queue: max_queue,
             topic: max_topic,
+            data: max_data,
             clients: max_clients,
             hosts: max_hosts,
             words: policy.words,
@@ -144,6 +154,7 @@ impl Process {
             limits.queue,
             limits.topic,
             limits.clients,
+            limits.data,
         ]
         .map(|number| number.to_string());
         let run = async |make: Option<&Make<'_>>| -> Result<(String, Values), Error> {
@@ -189,6 +200,7 @@ impl Process {
             "messages wait" => Err(Refused::MessagesWait),
             "too many clients" => Err(Refused::TooManyClients(limits.clients)),
             "queue full" => Err(Error::QueueFull(Full { limit: limits.queue }).into()),
+            "data full" => Err(Error::DataFull(Full { limit: limits.data }).into()),
             "topic full" => Err(Error::TopicFull(Full { limit: limits.topic }).into()),
             other => {
                 Err(Error::from(Remote::new(Reason::Failed, format!("the relay's script answers '{other}'"))).into())

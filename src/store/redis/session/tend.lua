@@ -4,6 +4,8 @@
 -- is the host ('1').
 local is_host = ARGV[FIRST + 1] == '1'
 local answer = {}
+could_say_nothing()
+set('tended', now)
 for place = FIRST + 2, #ARGV, 4 do
     local key, last, stream, is_any = ARGV[place], tonumber(ARGV[place + 1]), tonumber(ARGV[place + 2]), ARGV[place + 3]
     local member = find(key)

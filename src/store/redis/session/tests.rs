@@ -7,6 +7,7 @@ use crate::config::Settings;
 use crate::config::redis::Address;
 use crate::gateway::run_blocking;
 use crate::protocol::uhst::policy;
+use crate::store::Error;
 use crate::store::files::Files;
 use crate::store::sessions::{Claim, Party, Refused, Standing};
 use crate::token::{ClientId, HostId};
@@ -115,6 +116,23 @@ fn streams_go_on_when_redis_has_been_away_and_nothing_is_doubled() {
     both("4").unwrap();
     let rest = || vec!["2".to_owned(), "4".to_owned()];
     assert_eq!((hears(&mut h, 2), hears(&mut c, 2)), (rest(), rest()));
+}
+
+#[test]
+fn the_memory_of_redis_has_a_limit() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let (settings, tight) = (Settings::default(), Settings { max_data: 1, ..Settings::default() });
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let mut c = enter(&redis, "c", &settings).await;
+        let refused = redis.send_to_host(&client("c"), "1", &policy(&tight)).await;
+        assert!(matches!(refused, Err(Refused::Store(Error::DataFull(full))) if full.limit == 1));
+        let refused = redis.broadcast(&host(), "1", &policy(&tight)).await;
+        assert!(matches!(refused, Err(Refused::Store(Error::DataFull(_)))));
+        redis.broadcast(&host(), "2", &policy(&settings)).await.unwrap();
+        assert_eq!(take(&mut c).await, ["2"]);
+    });
 }
 
 #[test]
