@@ -96,7 +96,7 @@ impl<'a, 'b> Feed<'a, 'b> {
                 Ok(Step::End) => sender.end(true),
                 Ok(step @ (Step::NoBytes | Step::NoRoom)) => {
                     let mut call = waiting.map(WaitingSender::awaited);
-                    let limit = until.saturating_duration_since(Instant::now()).min(LOOK);
+                    let limit = until_look(until);
                     let woken = {
                         let [mut room, mut receiver] = sender.awaited();
                         let awaited: &mut dyn Wake =
@@ -210,7 +210,7 @@ async fn wait_for_receiver(sender: &mut Sender, waiting: Option<&WaitingSender>,
         }
         let [_, mut receiver] = sender.awaited();
         let mut call = waiting.map(WaitingSender::awaited);
-        let limit = until.saturating_duration_since(Instant::now()).min(LOOK);
+        let limit = until_look(until);
         match client.wait(&mut [&mut receiver, &mut call], false, limit).await {
             Woken::Stopped => return End::Stopped,
             Woken::HungUp => return End::HungUp,
@@ -244,6 +244,12 @@ pub async fn settle(sender: &mut Sender, client: &mut dyn Client) {
             return;
         }
     }
+}
+
+/// How long to wait.
+fn until_look(until: Instant) -> Duration {
+    let left = until.saturating_duration_since(Instant::now());
+    if LOOK > IDLE { left } else { left.min(LOOK) }
 }
 
 /// Whether it is time, and not only for a [look](LOOK).
@@ -344,7 +350,7 @@ async fn deliver(out: &mut dyn Outgoing, mut receiver: Receiver, length: Option<
         }
         let [data, mut call] = receiver.awaited();
         let mut data = data.filter(|_| !to_write);
-        let limit = until.saturating_duration_since(Instant::now()).min(LOOK);
+        let limit = until_look(until);
         match out.wait(&mut [&mut data, &mut call], to_write, limit).await {
             // The client has gone.
             Woken::HungUp => return,
