@@ -64,27 +64,35 @@ const PUBLISHER: u64 = u64::MAX;
 
 impl FanOut {
     /// Opens the streams of the readers: a host's clients (`uhst`), or listeners of what the client's URL names (`bus`, `nchan`).
-    pub fn new(mut client: Client, to: &str, readers: usize) -> Result<Self> {
-        let (query, keys) = match to {
+    /// Where there is another node, half of them are there.
+    pub fn new(mut client: Client, other: Option<Client>, to: &str, readers: usize) -> Result<Self> {
+        let (query, readers_queries) = match to {
             "uhst" => {
                 let host = relay::register(&mut client, 1)?.remove(0);
                 relay::listen(&mut client, &[&host.host_token])?;
                 let tokens = relay::join(&mut client, &vec![host.host_id.as_str(); readers])?;
-                let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
-                (format!("token={}", host.host_token), relay::listen(&mut client, &tokens)?)
+                (format!("token={}", host.host_token), tokens.iter().map(|token| format!("token={token}")).collect())
             }
             "bus" | "nchan" => {
                 let query = if to == "bus" { format!("user={}", relay::greet(&mut client)?) } else { String::new() };
-                (query, relay::open(&mut client, &vec!["events".to_owned(); readers])?)
+                (query, vec!["events".to_owned(); readers])
             }
             _ => return Err(format!("--to {to}: not uhst, bus or nchan")),
         };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| error.to_string())?;
         let mut streams = Vec::with_capacity(readers);
-        for key in keys {
-            let socket = client.release(key)?;
-            watch(&epoll, &socket, streams.len() as u64)?;
-            streams.push(Reader { socket, got: 0, cut: Cut::default() });
+        let mut open = |client: &mut Client, queries: &[String]| {
+            for key in relay::open(client, queries)? {
+                let socket = client.release(key)?;
+                watch(&epoll, &socket, streams.len() as u64)?;
+                streams.push(Reader { socket, got: 0, cut: Cut::default() });
+            }
+            Ok::<_, String>(())
+        };
+        let (there, here) = readers_queries.split_at(if other.is_some() { readers / 2 } else { 0 });
+        open(&mut client, here)?;
+        if let Some(mut other) = other {
+            open(&mut other, there)?;
         }
         Ok(Self {
             target: client.target.clone(),

@@ -38,7 +38,8 @@ load TEST URL [--option value]...
   roundtrip  send a message to a host, which replies: until the reply's event has been read
   streams    open --streams N, spread --rate R messages a second over them for --seconds S
   fanout     one sends to --readers N, with --ahead N messages under way: --to uhst (a host to its clients), bus or nchan
-             (URL is that of the bus, or of a nchan_pubsub); a message has arrived when all have it
+             (URL is that of the bus, or of a nchan_pubsub); a message has arrived when all have it. --also URL: half of
+             the readers listen there, at another node
   websocket  an echo: --connections N, each with --ahead N messages of --size BYTES under way, for --seconds S;
              with --ahead 0 they are only there, and it prints {\"ready\":true} first
 
@@ -98,7 +99,8 @@ fn run(arguments: Vec<String>) -> Result<bool> {
     let mut measure: Box<dyn FnMut() -> Result<Value>> = if test == "fanout" {
         let plan = fanout::Plan { ahead: options.number("ahead", 1)?, stop, warmup, size };
         let to: String = options.number("to", "uhst".to_owned())?;
-        let mut fanout = fanout::FanOut::new(client, &to, options.number("readers", 10)?)?;
+        let other = options.0.remove("also").map(|url| Client::new(http::Target::parse(&url)?)).transpose()?;
+        let mut fanout = fanout::FanOut::new(client, other, &to, options.number("readers", 10)?)?;
         Box::new(move || fanout.run(&plan))
     } else {
         let one_at_a_time = matches!(test.as_str(), "oneway" | "roundtrip");
