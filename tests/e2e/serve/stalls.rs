@@ -27,8 +27,8 @@ fn go_on(relay: &Serve, streams: &mut [Stream], request: &str) {
     }
 }
 
-/// The secret is looked at for requests that have to do with a token, once in 20 ms. A FIFO in its place stalls whoever opens it, until somebody
-/// opens it to write.
+/// The secret is looked at for requests that have to do with a token, once in 20 ms. A FIFO in its place stalls whoever opens
+/// it, until somebody opens it to write.
 #[test]
 fn a_disk_that_stalls_delays_nobody_who_needs_nothing_from_it() {
     raise_descriptor_limit();

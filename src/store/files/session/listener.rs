@@ -417,10 +417,8 @@ impl Listener {
         let here = may_have_gone.then(|| self.files.cursors(&topic_of(&self.record))).flatten();
         let mut news = News::None;
         for Entry { slot, line, .. } in peers {
-            let is_unsaid = match &here {
-                Some((node, cursors)) if line.node == *node => !cursors.contains_key(&slot),
-                _ => false,
-            };
+            let is_unsaid =
+                here.as_ref().is_some_and(|(node, cursors)| line.node == *node && !cursors.contains_key(&slot));
             let presence = presence(&line, &mut alive, now)?;
             if line.ended.is_none() && (is_unsaid || matches!(presence, Presence::Ended { .. }))
                 || presence.is_news(now, policy.settings.grace)

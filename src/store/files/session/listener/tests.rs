@@ -6,6 +6,14 @@ use crate::protocol::uhst::policy;
 use crate::store::sessions::Claim;
 use crate::token::{ClientId, HostId};
 
+/// All that it has to be told now.
+fn heard_by(listener: &mut Listener) -> Vec<String> {
+    let mut heard = Vec::new();
+    listener.hear();
+    while listener.next(|event| heard.push(event.data.to_owned())).unwrap() {}
+    heard
+}
+
 #[test]
 fn whoever_takes_its_place_again_hears_nothing_that_was_said_to_others() {
     let dir = TestDir::new();
@@ -54,11 +62,8 @@ fn whoever_goes_without_a_word_is_noticed_by_its_peers_though_nobody_sends() {
         let (of_host, of_client) = (listen(None), listen(Some(id)));
         let (goes, mut stays) = if host_goes { (of_host, of_client) } else { (of_client, of_host) };
         let mut hear = || {
-            let mut heard = Vec::new();
             stays.tend(&policy).unwrap();
-            stays.hear();
-            while stays.next(|event| heard.push(event.data.to_owned())).unwrap() {}
-            heard
+            heard_by(&mut stays)
         };
         // Until nothing more is to be expected by what stands in the files alone.
         std::thread::sleep(Duration::from_millis(1010));
@@ -92,10 +97,7 @@ fn whose_line_was_damaged_takes_it_back_though_somebody_has_made_it_anew() {
     assert_eq!(listener.tend(&policy).unwrap(), Standing::Listening);
     let client = Party { client: Some(id), ..party };
     files.send_to_host(&client, "1", &policy).unwrap();
-    let mut heard = Vec::new();
-    listener.hear();
-    while listener.next(|event| heard.push(event.data.to_owned())).unwrap() {}
-    assert_eq!(heard, ["1"]);
+    assert_eq!(heard_by(&mut listener), ["1"]);
 }
 
 #[test]
@@ -139,16 +141,10 @@ fn a_stream_that_has_ended_still_hears_of_those_that_end_with_it() {
     let party = |client| Party { host: host.clone(), client, registration: Some("one".to_owned()) };
     let mut of_host = files.listen(&party(None), None, &policy).unwrap();
     let mut of_client = files.listen(&party(Some(id)), None, &policy).unwrap();
-    let hear = |listener: &mut Listener| {
-        let mut heard = Vec::new();
-        listener.hear();
-        while listener.next(|event| heard.push(event.data.to_owned())).unwrap() {}
-        heard
-    };
-    assert!(hear(&mut of_host).is_empty() && hear(&mut of_client).is_empty());
+    assert!(heard_by(&mut of_host).is_empty() && heard_by(&mut of_client).is_empty());
     // Nobody knocks for one that has ended, but it looks for its last words by itself.
     of_host.end(&policy).unwrap();
-    assert!(hear(&mut of_host).is_empty());
+    assert!(heard_by(&mut of_host).is_empty());
     of_client.end(&policy).unwrap();
-    assert_eq!(hear(&mut of_host).len(), 1, "the client has left");
+    assert_eq!(heard_by(&mut of_host).len(), 1, "the client has left");
 }
