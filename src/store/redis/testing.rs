@@ -150,6 +150,14 @@ impl TestServer {
         self.keys().into_iter().filter(|key| self.ask(&["PTTL", key]) == Reply::Integer(-1)).collect()
     }
 
+    /// How often it was asked to do this, by scripts too.
+    pub fn calls(&self, command: &str) -> u64 {
+        let Reply::BulkString(info) = self.ask(&["INFO", "commandstats"]) else { panic!("it tells") };
+        let info = String::from_utf8(info).unwrap();
+        let (_, rest) = info.split_once(&format!("cmdstat_{command}:calls=")).unwrap_or(("", "0,"));
+        rest.split_once(',').unwrap().0.parse().unwrap()
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

@@ -48,7 +48,7 @@ end
 
 -- ---- the record
 
-local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind'}
+local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind', 'swept'}
 
 local function look()
     local fields = redis.call('HMGET', record, 'id', 'registration', 'host', unpack(FIELDS))
@@ -468,10 +468,10 @@ local function trim(is_host, floor)
     return left or 0
 end
 
--- Up to where all have been given a log.
-local function floor_of(is_host)
+-- Up to where all of these have been given a log.
+local function floor_of(is_host, those)
     local floor
-    for _, member in ipairs(all()) do
+    for _, member in ipairs(those) do
         if member.is_host == is_host then
             floor = math.min(floor or member.position, member.position)
         end
@@ -484,7 +484,7 @@ local function append(is_host, to, event, data, except)
     local log, part = log_of(is_host)
     local most = is_host and 4 * max_queue + UNDER_WAY or max_topic
     local left = trim(is_host)
-    if left + #data > most and trim(is_host, floor_of(is_host)) + #data > most then
+    if left + #data > most and trim(is_host, floor_of(is_host, all())) + #data > most then
         return false, 'topic full'
     end
     local id = math.max(now * 1024, session['last' .. part] + 1)
