@@ -13,6 +13,8 @@ use crate::store::sessions::{Claim, Party, Refused, Standing};
 use crate::token::{ClientId, HostId};
 use std::time::Duration;
 
+mod fan_out;
+
 fn process(address: &Address) -> Redis {
     Redis::elsewhere(address, Files::new(std::path::Path::new("/nowhere")))
 }
@@ -285,7 +287,7 @@ mod served {
     use std::time::Instant;
     use tokio::task::JoinHandle;
 
-    fn runtime() -> tokio::runtime::Runtime {
+    pub fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
     }
 
