@@ -8,13 +8,13 @@ use super::reply::{Meaning, Reply, command, text};
 use super::servers::{MOST_HOPS, Servers, TIME};
 use super::topic::Topic;
 use crate::clock::instant;
+use crate::config::redis::Server;
 use crate::store::remote::{Reason, Remote};
 use crate::wake::Ready;
 use std::time::Duration;
 #[cfg(feature = "serve")]
 use {
     super::lock::lock,
-    crate::config::redis::Server,
     crate::wake::{Bell, wait},
     std::collections::{BTreeMap, VecDeque},
     std::sync::{Arc, Mutex, Weak},
@@ -34,8 +34,8 @@ fn told(message: &Reply) -> Option<(&str, &str)> {
     }
 }
 
-/// A connection that listens for one topic.
-pub struct Ear(Connection);
+/// A connection that listens for one topic, and to which server.
+pub struct Ear(Connection, Server);
 
 impl Ear {
     /// Connects, and listens to these channels, all of one slot, of which the topic is told.
@@ -54,7 +54,7 @@ impl Ear {
             });
             let Some(error) = error else {
                 topic.note_listening(true);
-                return Ok(Self(connection));
+                return Ok(Self(connection, server));
             };
             match Meaning::of(error, &server) {
                 Meaning::Moved(slot, server) => servers.learn(slot, server),
@@ -68,6 +68,11 @@ impl Ear {
     /// What is ready when something was told.
     pub fn wake(&self) -> Ready<'_> {
         self.0.wake()
+    }
+
+    /// Whether this server still has what is told. One that was stopped says nothing of that.
+    pub fn is_right(&self, servers: &Servers, topic: &Topic) -> bool {
+        servers.is_it(&topic.channel, &self.1)
     }
 
     /// Passes on what was told.
@@ -189,6 +194,16 @@ async fn listen(
         if now >= asked_at + ROUND {
             if unanswered == 3 {
                 return Err(Remote::new(Reason::Slow, "it does not answer"));
+            }
+            if unanswered > 0 {
+                // It may be stopped, or cut off, and another have taken over: what it would say then is nobody's word any more.
+                topics.retain(|channel, topic| {
+                    let is_right = servers.is_it(channel, server);
+                    if let (false, Some(topic)) = (is_right, topic.upgrade()) {
+                        topic.note_listening(false);
+                    }
+                    is_right
+                });
             }
             (unanswered, asked_at) = (unanswered + 1, now);
             commands.extend(command(["PING"]));

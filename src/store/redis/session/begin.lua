@@ -291,6 +291,16 @@ local function last_said(member, is_message)
     return math.max(own, to_all)
 end
 
+-- Whether something that was for a member after a position has been dropped, as far as is known: where nothing was said to it
+-- since, what was dropped was for others.
+local function has_lost(key, position, part)
+    if position >= session['gone' .. part] then
+        return false
+    end
+    local member = find(key)
+    return not member or last_said(member, false) > position
+end
+
 local function is_alive(id)
     return id >= (now - lifetime + 1) * 1024
 end
