@@ -108,6 +108,18 @@ fn whoever_is_not_there_is_passed_over() {
 }
 
 #[test]
+fn whoever_is_stopped_is_passed_over_too() {
+    let Some(stopped) = TestServer::start_tcp(&[]) else { return };
+    let Some(server) = TestServer::start_tcp(&[]) else { return };
+    stopped.freeze();
+    let servers =
+        Servers::new(Address { servers: vec![stopped.server.clone(), server.server.clone()], ..server.address() });
+    assert_eq!(in_time(|| count(&servers, "{a}")), Ok(Reply::Integer(1)));
+    stopped.go_on();
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(2)), "it is the other that is asked from now on");
+}
+
+#[test]
 fn a_stopped_server_keeps_nobody_waiting_and_is_used_again_when_it_goes_on() {
     let Some(server) = TestServer::start(&[]) else { return };
     let servers = Servers::new(server.address());

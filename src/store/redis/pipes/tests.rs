@@ -1,9 +1,8 @@
 //! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
 
-use super::super::reply::{Reply, text};
 use super::super::testing::{TestServer, sooner_or_later};
 use super::*;
-use crate::config::redis::{Address, Server};
+use crate::config::redis::Address;
 use crate::gateway::run_blocking;
 use crate::store::files::Files;
 use std::thread;
@@ -240,19 +239,6 @@ fn a_body_that_redis_has_lost_is_cut_short() {
     drop(waiting);
 }
 
-/// A primary, its replica, and where both are, which is promised to have what is answered.
-fn with_replica() -> Option<(TestServer, TestServer, Address)> {
-    let primary = TestServer::start_tcp(&[])?;
-    let Server::Tcp(host, port) = &primary.server else { panic!("it has a port") };
-    let replica = TestServer::start_tcp(&["--replicaof", &format!("{host} {port}")])?;
-    let is_linked =
-        |role: &Reply| matches!(role, Reply::Array(role) if role.get(3).and_then(text) == Some("connected"));
-    sooner_or_later(|| is_linked(&replica.ask(&["ROLE"])).then_some(()));
-    let servers = vec![primary.server.clone(), replica.server.clone()];
-    let address = Address { servers, replicas: 1, ..Address::default() };
-    Some((primary, replica, address))
-}
-
 /// Whoever asks is told so before it loses patience. The tests' machine may be slow, but not by so much.
 fn in_time<T>(work: impl FnOnce() -> T) -> T {
     let began = std::time::Instant::now();
@@ -263,7 +249,7 @@ fn in_time<T>(work: impl FnOnce() -> T) -> T {
 
 #[test]
 fn what_is_promised_of_a_session_a_replica_has_and_else_it_is_done_when_it_is_asked_for_again() {
-    let Some((_primary, replica, address)) = with_replica() else { return };
+    let Some((_primary, replica, address)) = TestServer::start_with_replica() else { return };
     let redis = process(&address);
     let session = run_blocking(redis.make_session(true, &LIMITS)).unwrap().unwrap();
     let permit = || run_blocking(redis.permit_guest(&session.id, &host(&session), [127, 0, 0, 1].into(), &LIMITS));
@@ -285,7 +271,7 @@ fn what_is_promised_of_a_session_a_replica_has_and_else_it_is_done_when_it_is_as
 
 #[test]
 fn a_sender_takes_nobody_whom_a_replica_would_give_to_another() {
-    let Some((_primary, replica, address)) = with_replica() else { return };
+    let Some((_primary, replica, address)) = TestServer::start_with_replica() else { return };
     let (here, there) = (process(&address), process(&address));
     let session = make(&here);
     let mut receiver = receive(&there, &session).unwrap();
@@ -311,7 +297,7 @@ fn a_sender_takes_nobody_whom_a_replica_would_give_to_another() {
 
 #[test]
 fn a_body_of_which_a_replica_that_takes_over_has_less_is_cut_short_at_both_ends() {
-    let Some((mut primary, replica, address)) = with_replica() else { return };
+    let Some((mut primary, replica, address)) = TestServer::start_with_replica() else { return };
     let (here, there) = (process(&address), process(&address));
     let session = make(&here);
     let (mut receiver, mut sender, _waiting) = met(&here, &there, &session);
