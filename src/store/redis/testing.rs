@@ -150,6 +150,19 @@ impl TestServer {
         self.keys().into_iter().filter(|key| self.ask(&["PTTL", key]) == Reply::Integer(-1)).collect()
     }
 
+    /// A number of what `INFO` tells of a section: what follows this.
+    pub fn info(&self, section: &str, before: &str) -> u64 {
+        let Reply::BulkString(info) = self.ask(&["INFO", section]) else { panic!("it tells") };
+        let info = String::from_utf8(info).unwrap();
+        let rest = info.lines().find_map(|line| line.strip_prefix(before)).unwrap_or("0");
+        rest.split(',').next().unwrap().parse().unwrap()
+    }
+
+    /// How often a command was called.
+    pub fn calls_of(&self, command: &str) -> u64 {
+        self.info("commandstats", &format!("cmdstat_{command}:calls="))
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

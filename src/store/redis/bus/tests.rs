@@ -123,6 +123,22 @@ fn the_memory_of_redis_has_a_limit() {
 }
 
 #[test]
+fn whether_a_user_says_too_much_is_seen_from_little_of_the_log() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings::default());
+    let (user, _) = run_blocking(redis.greet(&bus(), &settings)).unwrap();
+    for number in 0..1000 {
+        // Lua has what is the same only once.
+        notify(&redis, &format!("\"{number}{}\"", "a".repeat(7_000))).unwrap();
+    }
+    // What Lua has had in its hands so far goes.
+    server.ask(&["SCRIPT", "FLUSH"]);
+    run_blocking(redis.post(&bus(), user, None, "1", &settings)).unwrap();
+    let used = server.info("memory", "used_memory_lua:");
+    assert!(used < 3_000_000, "{used}");
+}
+
+#[test]
 fn everything_has_a_time_to_live() {
     let Some(server) = TestServer::start(&[]) else { return };
     let redis = process(&server.address());

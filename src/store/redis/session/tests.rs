@@ -179,6 +179,39 @@ fn whoever_was_left_out_of_much_is_given_what_comes_next() {
 }
 
 #[test]
+fn many_that_lag_cost_a_broadcast_one_walk_and_whoever_it_names_takes_room() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings { max_queue: 100_000, max_topic: 250_000, ..Settings::default() };
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let _h = redis.listen(&host(), None, &policy(&settings)).await.unwrap();
+        let first = ClientId::new("0").unwrap();
+        for number in 0..200 {
+            redis.join(&host().host, &ClientId::new(&number.to_string()).unwrap(), &policy(&settings)).await.unwrap();
+            // So that each has another place in the log, and what comes next is not for it.
+            redis.send_to_client(&host().host, &first, "1", &policy(&settings)).await.unwrap();
+        }
+        let broadcast = async |data: &str| redis.broadcast(&host(), data, &policy(&settings)).await;
+        let large = "x".repeat(30_000);
+        let is_sent = async || broadcast(&large).await.unwrap().iter().filter(|(_, is_sent)| *is_sent).count();
+        for expected in [200, 200, 199, 0] {
+            assert_eq!(is_sent().await, expected);
+        }
+        let before = server.calls_of("xrange");
+        assert_eq!(is_sent().await, 0);
+        let looks = server.calls_of("xrange") - before;
+        assert!(looks < 20, "{looks}");
+
+        let mut broadcasts = 0;
+        while broadcast(&large).await.is_ok() {
+            broadcasts += 1;
+            assert!(broadcasts < 1000, "who is left out of them takes no room");
+        }
+    });
+}
+
+#[test]
 fn what_was_given_while_redis_was_away_is_noted_later() {
     let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
     let redis = process(&server.address());
