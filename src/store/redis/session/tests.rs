@@ -247,6 +247,22 @@ fn everything_has_a_time_to_live() {
 }
 
 #[test]
+fn whoever_takes_its_place_back_makes_nothing_that_lives_for_ever() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings::default());
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let mut h = redis.listen(&host(), None, &policy(&settings)).await.unwrap();
+        let present = server.keys().into_iter().find(|key| key.ends_with(":present")).unwrap();
+        // As when all were taken for gone.
+        server.ask(&["DEL", &present]);
+        assert_eq!(h.standing().await.unwrap(), Standing::Listening);
+        assert!(server.keys().contains(&present));
+        assert_eq!(server.immortal(), [""; 0]);
+    });
+}
+
+#[test]
 fn a_session_works_in_a_cluster_wherever_it_is() {
     let Some(nodes) = TestServer::start_cluster() else { return };
     let (here, there) = (process(&nodes[0].address()), process(&nodes[1].address()));
