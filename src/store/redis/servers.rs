@@ -223,6 +223,7 @@ impl Servers {
         until: Instant,
         runtime: &Handle,
     ) -> Result<Vec<Reply>, NoAnswer> {
+        let mut is_again = false;
         loop {
             let queue = {
                 let mut queues = lock(&self.queues);
@@ -236,8 +237,10 @@ impl Servers {
             };
             match queue.send(job) {
                 Ok(()) => break,
-                // Its runtime has just ended, which happens in tests alone.
-                Err(mpsc::error::SendError(back)) => job = back,
+                // Another runtime's task has just ended.
+                Err(mpsc::error::SendError(back)) if !is_again => (job, is_again) = (back, true),
+                // This one ends, and begins no task any more.
+                Err(_) => return Err(NoAnswer::NotAsked(Remote::new(Reason::Away, "this process is about to end"))),
             }
         }
         match tokio::time::timeout_at(until.into(), answered).await {

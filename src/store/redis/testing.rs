@@ -158,8 +158,8 @@ impl TestServer {
         rest.split(',').next().unwrap().parse().unwrap()
     }
 
-    /// How often a command was called.
-    pub fn calls_of(&self, command: &str) -> u64 {
+    /// How often it was asked to do this, by scripts too.
+    pub fn calls(&self, command: &str) -> u64 {
         self.info("commandstats", &format!("cmdstat_{command}:calls="))
     }
 

@@ -50,7 +50,7 @@ end
 
 -- ---- the record
 
-local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind'}
+local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind', 'swept'}
 
 local function look()
     local fields = redis.call('HMGET', record, 'id', 'registration', 'host', unpack(FIELDS))
@@ -475,10 +475,10 @@ local function trim(is_host, floor)
     return left or 0
 end
 
--- Up to where all have been given a log.
-local function floor_of(is_host)
+-- Up to where all of these have been given a log.
+local function floor_of(is_host, those)
     local floor
-    for _, member in ipairs(all()) do
+    for _, member in ipairs(those) do
         if member.is_host == is_host then
             floor = math.min(floor or member.position, member.position)
         end
@@ -492,7 +492,7 @@ local function append(is_host, to, event, data, except)
     local most = is_host and 4 * max_queue + UNDER_WAY or max_topic
     except = except or ''
     local left, size = trim(is_host), #data + #except
-    if left + size > most and trim(is_host, floor_of(is_host)) + size > most then
+    if left + size > most and trim(is_host, floor_of(is_host, all())) + size > most then
         return false, 'topic full'
     end
     local id = math.max(now * 1024, session['last' .. part] + 1)

@@ -284,10 +284,16 @@ impl Redis {
         Ok(ids.split('\n').filter_map(|id| Some((ClientId::new(id)?, is_sent(id)))).collect())
     }
 
-    /// Sweeps this session.
-    pub(in crate::store::redis) async fn sweep_session(&self, hash: String, policy: &Policy<'_>) -> Result<(), Error> {
+    /// Sweeps this session; where it may wait, unless somebody has just done so.
+    pub(in crate::store::redis) async fn sweep_session(
+        &self,
+        hash: String,
+        may_wait: bool,
+        policy: &Policy<'_>,
+    ) -> Result<(), Error> {
         let keys = self.process.session_of_hash(hash);
-        match self.process.on_session(&keys, policy.into(), &SWEEP, None, &[]).await {
+        let may_wait: &[u8] = if may_wait { b"1" } else { b"" };
+        match self.process.on_session(&keys, policy.into(), &SWEEP, None, &[may_wait]).await {
             Ok(Some(_)) => Ok(()),
             Err(Refused::Store(error)) => Err(error),
             Ok(None) | Err(_) => self.process.give_up(&self.process.hosts(), &keys.hash).await,

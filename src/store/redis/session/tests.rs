@@ -13,6 +13,8 @@ use crate::store::sessions::{Claim, Party, Refused, Standing};
 use crate::token::{ClientId, HostId};
 use std::time::Duration;
 
+mod fan_out;
+
 fn process(address: &Address) -> Redis {
     Redis::elsewhere(address, Files::new(std::path::Path::new("/nowhere")))
 }
@@ -198,9 +200,9 @@ fn many_that_lag_cost_a_broadcast_one_walk_and_whoever_it_names_takes_room() {
         for expected in [200, 200, 199, 0] {
             assert_eq!(is_sent().await, expected);
         }
-        let before = server.calls_of("xrange");
+        let before = server.calls("xrange");
         assert_eq!(is_sent().await, 0);
-        let looks = server.calls_of("xrange") - before;
+        let looks = server.calls("xrange") - before;
         assert!(looks < 20, "{looks}");
 
         let mut broadcasts = 0;
@@ -291,7 +293,7 @@ mod served {
     use std::time::Instant;
     use tokio::task::JoinHandle;
 
-    fn runtime() -> tokio::runtime::Runtime {
+    pub fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
     }
 
