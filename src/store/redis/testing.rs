@@ -163,12 +163,17 @@ impl TestServer {
         self.keys().into_iter().filter(|key| self.ask(&["PTTL", key]) == Reply::Integer(-1)).collect()
     }
 
+    /// A number of what `INFO` tells of a section: what follows this.
+    pub fn info(&self, section: &str, before: &str) -> u64 {
+        let Reply::BulkString(info) = self.ask(&["INFO", section]) else { panic!("it tells") };
+        let info = String::from_utf8(info).unwrap();
+        let rest = info.lines().find_map(|line| line.strip_prefix(before)).unwrap_or("0");
+        rest.split(',').next().unwrap().parse().unwrap()
+    }
+
     /// How often it was asked to do this, by scripts too.
     pub fn calls(&self, command: &str) -> u64 {
-        let Reply::BulkString(info) = self.ask(&["INFO", "commandstats"]) else { panic!("it tells") };
-        let info = String::from_utf8(info).unwrap();
-        let (_, rest) = info.split_once(&format!("cmdstat_{command}:calls=")).unwrap_or(("", "0,"));
-        rest.split_once(',').unwrap().0.parse().unwrap()
+        self.info("commandstats", &format!("cmdstat_{command}:calls="))
     }
 
     fn signal(&self, signal: Signal) {

@@ -292,6 +292,24 @@ fn many_tasks_share_a_connection_and_each_gets_its_own_answer() {
 }
 
 #[test]
+fn a_place_is_kept_for_the_longest_that_it_was_taken_for() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = Redis::elsewhere(&server.address(), Files::new(std::path::Path::new("/nowhere")));
+    let until = || match server.ask(&["ZSCORE", "kind", "who"]) {
+        Reply::BulkString(score) => String::from_utf8(score).unwrap().parse::<u64>().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let reserve = |time| assert!(run_blocking(redis.process.reserve("kind", "who", 10, time)).unwrap());
+    reserve(7_200_000);
+    let long = until();
+    // Another that makes the same says so a moment later.
+    reserve(60_000);
+    assert_eq!(until(), long);
+    reserve(14_400_000);
+    assert!(until() > long);
+}
+
+#[test]
 fn all_processes_sign_with_the_same_secret() {
     let Some(server) = TestServer::start(&[]) else { return };
     let process = || Redis::elsewhere(&server.address(), Files::new(std::path::Path::new("/nowhere")));
