@@ -10,7 +10,7 @@ use super::topic::Topic;
 use crate::clock::instant;
 use crate::store::remote::{Reason, Remote};
 use crate::wake::Ready;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 #[cfg(feature = "serve")]
 use {
     super::lock::lock,
@@ -34,8 +34,46 @@ fn told(message: &Reply) -> Option<(&str, &str)> {
     }
 }
 
+/// Whether a server that has nothing to tell is there: else nobody would notice a connection that died without a word.
+struct Pulse {
+    asked_at: Instant,
+    unanswered: u32,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { asked_at: instant(), unanswered: 0 }
+    }
+
+    /// It has said something.
+    fn hear(&mut self) {
+        self.unanswered = 0;
+    }
+
+    /// What to ask it now, if anything.
+    ///
+    /// # Errors
+    /// When it has not answered for too long.
+    fn next(&mut self) -> Result<Vec<u8>, Remote> {
+        /// So often: a process that was stopped itself has to ask first.
+        const MOST_UNANSWERED: u32 = 2;
+        let now = instant();
+        if now < self.asked_at + ROUND {
+            return Ok(Vec::new());
+        }
+        if self.unanswered == MOST_UNANSWERED {
+            return Err(Remote::new(Reason::Slow, "the server that tells what is new does not answer"));
+        }
+        (self.unanswered, self.asked_at) = (self.unanswered + 1, now);
+        Ok(command(["PING"]))
+    }
+}
+
 /// A connection that listens for one topic.
-pub struct Ear(Connection);
+pub struct Ear {
+    connection: Connection,
+    pulse: Pulse,
+}
 
 impl Ear {
     /// Connects, and listens to these channels, all of one slot, of which the topic is told.
@@ -54,7 +92,7 @@ impl Ear {
             });
             let Some(error) = error else {
                 topic.note_listening(true);
-                return Ok(Self(connection));
+                return Ok(Self { connection, pulse: Pulse::new() });
             };
             match Meaning::of(error, &server) {
                 Meaning::Moved(slot, server) => servers.learn(slot, server),
@@ -67,7 +105,7 @@ impl Ear {
 
     /// What is ready when something was told.
     pub fn wake(&self) -> Ready<'_> {
-        self.0.wake()
+        self.connection.wake()
     }
 
     /// Passes on what was told.
@@ -75,14 +113,26 @@ impl Ear {
     /// # Errors
     /// When nothing will be told any more.
     pub fn hear(&mut self, topic: &Topic) -> Result<(), Remote> {
-        while let Some(message) = self.0.take()? {
-            match told(&message) {
-                Some((_, said)) => topic.hear(said),
+        while let Some(message) = self.connection.take()? {
+            self.pulse.hear();
+            match (&message, told(&message)) {
+                (_, Some((_, said))) => topic.hear(said),
+                (Reply::Array(parts), None) if parts.first().and_then(text) == Some("pong") => {}
                 // The slot has moved to another server.
-                None => return Err(Remote::new(Reason::NotReady, "the server tells nothing more of a topic")),
+                _ => return Err(Remote::new(Reason::NotReady, "the server tells nothing more of a topic")),
             }
         }
         Ok(())
+    }
+
+    /// The same, from time to time: asks whether the server is there.
+    ///
+    /// # Errors
+    /// The same; and when it is not.
+    pub async fn tend(&mut self, topic: &Topic) -> Result<(), Remote> {
+        self.hear(topic)?;
+        let question = self.pulse.next()?;
+        self.connection.send(&question, instant() + TIME).await
     }
 }
 
@@ -165,8 +215,7 @@ async fn listen(
     let mut connection = servers.connect_to(server).await?;
     // Which topics an answer has yet to come for, in the order of the asking.
     let mut asked: VecDeque<String> = VecDeque::new();
-    // A process that was stopped itself has to ask first.
-    let (mut unanswered, mut asked_at) = (0, instant());
+    let mut pulse = Pulse::new();
     loop {
         let list = std::mem::take(&mut *lock(&wishes.list));
         let mut commands = Vec::new();
@@ -185,17 +234,10 @@ async fn listen(
                 }
             }
         }
-        let now = instant();
-        if now >= asked_at + ROUND {
-            if unanswered == 3 {
-                return Err(Remote::new(Reason::Slow, "it does not answer"));
-            }
-            (unanswered, asked_at) = (unanswered + 1, now);
-            commands.extend(command(["PING"]));
-        }
-        connection.send(&commands, now + TIME).await?;
+        commands.extend(pulse.next()?);
+        connection.send(&commands, instant() + TIME).await?;
         while let Some(message) = connection.take()? {
-            unanswered = 0;
+            pulse.hear();
             let topic = |channel: &str| topics.get(channel).and_then(Weak::upgrade);
             match &message {
                 Reply::Error(error) => {
