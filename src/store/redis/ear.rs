@@ -8,13 +8,13 @@ use super::reply::{Meaning, Reply, command, text};
 use super::servers::{MOST_HOPS, Servers, TIME};
 use super::topic::Topic;
 use crate::clock::instant;
+use crate::config::redis::Server;
 use crate::store::remote::{Reason, Remote};
 use crate::wake::Ready;
 use std::time::{Duration, Instant};
 #[cfg(feature = "serve")]
 use {
     super::lock::lock,
-    crate::config::redis::Server,
     crate::wake::{Bell, wait},
     std::collections::{BTreeMap, VecDeque},
     std::sync::{Arc, Mutex, Weak},
@@ -69,9 +69,10 @@ impl Pulse {
     }
 }
 
-/// A connection that listens for one topic.
+/// A connection that listens for one topic, and to which server.
 pub struct Ear {
     connection: Connection,
+    server: Server,
     pulse: Pulse,
 }
 
@@ -92,7 +93,7 @@ impl Ear {
             });
             let Some(error) = error else {
                 topic.note_listening(true);
-                return Ok(Self { connection, pulse: Pulse::new() });
+                return Ok(Self { connection, server, pulse: Pulse::new() });
             };
             match Meaning::of(error, &server) {
                 Meaning::Moved(slot, server) => servers.learn(slot, server),
@@ -106,6 +107,11 @@ impl Ear {
     /// What is ready when something was told.
     pub fn wake(&self) -> Ready<'_> {
         self.connection.wake()
+    }
+
+    /// Whether this server still has what is told. One that was stopped says nothing of that.
+    pub fn is_right(&self, servers: &Servers, topic: &Topic) -> bool {
+        servers.is_it(&topic.channel, &self.server)
     }
 
     /// Passes on what was told.
@@ -234,7 +240,18 @@ async fn listen(
                 }
             }
         }
-        commands.extend(pulse.next()?);
+        let question = pulse.next()?;
+        if !question.is_empty() && pulse.unanswered > 1 {
+            // It may be stopped, or cut off, and another have taken over: what it would say then is nobody's word any more.
+            topics.retain(|channel, topic| {
+                let is_right = servers.is_it(channel, server);
+                if let (false, Some(topic)) = (is_right, topic.upgrade()) {
+                    topic.note_listening(false);
+                }
+                is_right
+            });
+        }
+        commands.extend(question);
         connection.send(&commands, instant() + TIME).await?;
         while let Some(message) = connection.take()? {
             pulse.hear();

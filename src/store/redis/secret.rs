@@ -22,7 +22,8 @@ const LENGTH: usize = 32;
 impl Redis {
     pub async fn secret(&self) -> Result<Vec<u8>, Error> {
         let process = &self.process;
-        if let Some((secret, known_at)) = &*lock(&process.secret)
+        let known = lock(&process.secret).clone();
+        if let Some((secret, known_at)) = &known
             && known_at.elapsed() < KNOWN_FOR
         {
             return Ok(secret.clone());
@@ -30,12 +31,14 @@ impl Redis {
         let mut fresh = [0; LENGTH];
         getrandom::fill(&mut fresh).map_err(std::io::Error::other)?;
         let key = format!("{}:secret", process.prefix);
-        match SECRET.run(&process.servers, &[&key], &[&fresh]).await? {
-            Reply::BulkString(secret) if secret.len() >= LENGTH => {
-                *lock(&process.secret) = Some((secret.clone(), instant()));
-                Ok(secret)
-            }
-            _ => Err(Error::BadSecret),
-        }
+        let secret = match (SECRET.run(&process.servers, &[&key], &[&fresh]).await, known) {
+            (Ok(Reply::BulkString(secret)), _) if secret.len() >= LENGTH => secret,
+            (Ok(_), _) => return Err(Error::BadSecret),
+            // What is asked for may be on a node of the cluster that can be asked.
+            (Err(_), Some((secret, _))) => secret,
+            (Err(remote), None) => return Err(remote.into()),
+        };
+        *lock(&process.secret) = Some((secret.clone(), instant()));
+        Ok(secret)
     }
 }

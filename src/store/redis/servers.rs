@@ -28,6 +28,9 @@ const ONE_ANSWER: Duration = Duration::from_millis(900);
 /// Replicas have so long to take what is promised.
 const REPLICA_TIME: Duration = Duration::from_millis(600);
 
+/// Where several servers are named, one that does not greet for so long is passed over.
+const GREETING: Duration = Duration::from_millis(500);
+
 /// What is not done yet is tried again after this time.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -53,6 +56,8 @@ pub struct Servers {
 struct Known {
     primary: Option<Server>,
     slots: BTreeMap<u16, Server>,
+    /// Which of those that are named is asked first where nothing is known: the next after one that has not answered.
+    first: usize,
 }
 
 /// Why there is no answer.
@@ -101,20 +106,18 @@ impl Servers {
     /// The same; and when too few of them have it in time.
     pub async fn ask(&self, key: &str, command: &[u8], is_promise: bool) -> Result<Reply, Remote> {
         let (slot, until) = (redis_keyslot(key.as_bytes()), instant() + TIME);
-        let (mut seed, mut asked) = (0, None);
+        // What is known may be wrong, and each that is named may know it better.
+        let mut tries = self.address.servers.len() + usize::from(self.known_for(slot).is_some());
+        let mut asked = None;
         for _ in 0..MOST_HOPS {
             let is_asking = asked.is_some();
-            let (server, is_known) = match asked.take().or_else(|| self.known_for(slot)) {
-                Some(server) => (server, true),
-                None => (self.address.servers[seed % self.address.servers.len()].clone(), false),
-            };
+            let server = asked.take().or_else(|| self.known_for(slot)).unwrap_or_else(|| self.named(0));
             match self.exchange(&server, command, is_asking, is_promise, until).await {
                 Ok(Reply::Error(error)) => match Meaning::of(&error, &server) {
                     Meaning::Moved(slot, server) => _ = lock(&self.known).slots.insert(slot, server),
                     Meaning::Ask(server) => asked = Some(server),
                     Meaning::Later(remote) => {
                         self.forget(&server);
-                        seed += 1;
                         if instant() + PAUSE >= until {
                             return Err(remote);
                         }
@@ -131,10 +134,8 @@ impl Servers {
                 }
                 Err(NoAnswer::NotAsked(remote)) => {
                     self.forget(&server);
-                    if !is_known {
-                        seed += 1;
-                    }
-                    if seed >= self.address.servers.len() || instant() >= until {
+                    tries -= 1;
+                    if tries == 0 || instant() >= until {
                         return Err(remote);
                     }
                 }
@@ -146,8 +147,7 @@ impl Servers {
     /// Which server to listen to for what this key's slot has, as far as is known.
     #[cfg(feature = "serve")]
     pub fn server_of(&self, key: &str, number: usize) -> Server {
-        let seeds = &self.address.servers;
-        self.known_for(redis_keyslot(key.as_bytes())).unwrap_or_else(|| seeds[number % seeds.len()].clone())
+        self.known_for(redis_keyslot(key.as_bytes())).unwrap_or_else(|| self.named(number))
     }
 
     /// Begins a connection to this server, for somebody alone.
@@ -156,7 +156,7 @@ impl Servers {
     /// When it cannot, or this server is another's replica; that is known then.
     #[cfg(feature = "serve")]
     pub async fn connect_to(&self, server: &Server) -> Result<Connection, Remote> {
-        match Connection::open(server, &self.address, instant() + TIME).await {
+        match open(server, &self.address, instant() + TIME).await {
             Ok(Opened::Here(connection)) => Ok(connection),
             Ok(Opened::Elsewhere(primary)) => {
                 let cause = format!("{primary} is the primary");
@@ -175,11 +175,20 @@ impl Servers {
         known.slots.get(&slot).or(known.primary.as_ref()).cloned()
     }
 
-    /// Forgets what is known of a server.
+    /// One of the servers that are named, so many after the one that is asked first.
+    fn named(&self, number: usize) -> Server {
+        let servers = &self.address.servers;
+        servers[(lock(&self.known).first + number) % servers.len()].clone()
+    }
+
+    /// Forgets what is known of a server that could not be asked, and has another asked first.
     fn forget(&self, server: &Server) {
         let mut known = lock(&self.known);
         known.slots.retain(|_, other| other != server);
         known.primary.take_if(|primary| primary == server);
+        if self.address.servers[known.first] == *server {
+            known.first = (known.first + 1) % self.address.servers.len();
+        }
     }
 
     async fn exchange(
@@ -223,6 +232,7 @@ impl Servers {
         until: Instant,
         runtime: &Handle,
     ) -> Result<Vec<Reply>, NoAnswer> {
+        let mut is_again = false;
         loop {
             let queue = {
                 let mut queues = lock(&self.queues);
@@ -236,8 +246,10 @@ impl Servers {
             };
             match queue.send(job) {
                 Ok(()) => break,
-                // Its runtime has just ended, which happens in tests alone.
-                Err(mpsc::error::SendError(back)) => job = back,
+                // Another runtime's task has just ended.
+                Err(mpsc::error::SendError(back)) if !is_again => (job, is_again) = (back, true),
+                // This one ends, and begins no task any more.
+                Err(_) => return Err(NoAnswer::NotAsked(Remote::new(Reason::Away, "this process is about to end"))),
             }
         }
         match tokio::time::timeout_at(until.into(), answered).await {
@@ -247,18 +259,24 @@ impl Servers {
         }
     }
 
+    /// Whether this server is still the one to listen to for what this key's slot has, as far as is known.
+    pub fn is_it(&self, key: &str, server: &Server) -> bool {
+        self.known_for(redis_keyslot(key.as_bytes())).is_none_or(|known| known == *server)
+    }
+
     /// A connection to the server that has what this key's slot has, for somebody alone; and which server that is.
     ///
     /// # Errors
     /// When there is none in time.
     pub async fn connect(&self, key: &str, until: Instant) -> Result<(Server, Connection), Remote> {
         let slot = redis_keyslot(key.as_bytes());
-        let seeds = self.address.servers.iter().cloned();
+        let named = (0..self.address.servers.len()).map(|number| self.named(number));
         let mut why = Remote::new(Reason::NotReady, "the servers name each other without an end");
-        let mut places: Vec<Server> = self.known_for(slot).into_iter().chain(seeds).rev().collect();
+        let mut places: Vec<Server> = self.known_for(slot).into_iter().chain(named).collect();
+        places.reverse();
         for _ in 0..MOST_HOPS {
             let Some(server) = places.pop() else { break };
-            match Connection::open(&server, &self.address, until).await {
+            match open(&server, &self.address, until).await {
                 Ok(Opened::Here(connection)) => return Ok((server, connection)),
                 Ok(Opened::Elsewhere(primary)) => places.push(primary),
                 Err(remote) => {
@@ -278,6 +296,12 @@ impl Servers {
 
 fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {
     replies.pop().ok_or_else(|| NoAnswer::Lost(Remote::new(Reason::Failed, "Redis has not answered")))
+}
+
+/// Begins a connection to a server.
+async fn open(server: &Server, address: &Address, until: Instant) -> Result<Opened, Remote> {
+    let has_others = address.servers.len() > 1;
+    Connection::open(server, address, if has_others { until.min(instant() + GREETING) } else { until }).await
 }
 
 /// One that can be used again.
@@ -320,7 +344,7 @@ async fn attempt(
     // The server may have ended since it was used, and closed it.
     let mut open = match connection.take().and_then(idle) {
         Some(open) => open,
-        None => match Connection::open(server, address, until).await {
+        None => match open(server, address, until).await {
             Ok(Opened::Here(open)) => open,
             Ok(Opened::Elsewhere(server)) => return Err(NoAnswer::Elsewhere(server)),
             Err(remote) => return Err(NoAnswer::NotAsked(remote)),

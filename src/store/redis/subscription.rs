@@ -142,10 +142,18 @@ impl Subscription {
             self.go_on(heard);
         }
         self.open(process).await?;
-        match &self.door {
+        match &mut self.door {
             #[cfg(feature = "serve")]
             Door::Shared => Ok(()),
-            Door::Own { care, .. } => care.tend(&self.place.topic).await,
+            Door::Own { care, ear, .. } => {
+                let topic = &self.place.topic;
+                care.tend(topic).await?;
+                // Another server has taken over from one that was stopped, or cut off, and is listened to in the next round.
+                if ear.take_if(|ear| !ear.is_right(&process.servers, topic)).is_some() {
+                    topic.note_listening(false);
+                }
+                Ok(())
+            }
         }
     }
 }

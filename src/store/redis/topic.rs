@@ -5,7 +5,9 @@ use crate::store::made::Made;
 use crate::wake::Bell;
 use crate::wake::Ready;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::AtomicU8;
+#[cfg(feature = "serve")]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// So many bytes of what was heard last are kept for those that have not taken it yet. Whoever is further behind reads the log.
@@ -77,9 +79,35 @@ pub struct Sleeper {
     pub line: OnceLock<(u32, Vec<String>)>,
     /// What was found when the topic was tended last.
     pub standing: AtomicU8,
+    /// Up to where it was given the log of a session, and what of that Redis has noted.
+    given: AtomicU64,
+    noted: AtomicU64,
 }
 
 impl Sleeper {
+    /// Begins after this record, as is noted.
+    pub fn begin_at(&self, position: u64) {
+        self.give(position);
+        self.note(position);
+    }
+
+    /// It was given everything up to this record.
+    pub fn give(&self, position: u64) {
+        self.given.store(position, Ordering::Relaxed);
+    }
+
+    /// What is to be noted of that: its name, its stream, and how far.
+    pub fn unnoted(&self) -> Option<(&str, u32, u64)> {
+        let (stream, _) = self.line.get()?;
+        let given = self.given.load(Ordering::Relaxed);
+        (given > self.noted.load(Ordering::Relaxed)).then_some((&self.name, *stream, given))
+    }
+
+    /// That is noted up to this record.
+    pub fn note(&self, position: u64) {
+        self.noted.fetch_max(position, Ordering::Relaxed);
+    }
+
     /// What is rung for it.
     pub fn wake(&self) -> Ready<'_> {
         Ready::to_hear(&self.bell)
@@ -111,7 +139,8 @@ impl Place {
 
     fn of(topic: Arc<Topic>, name: &str) -> Self {
         let (name, bell) = (name.to_owned(), Bell::default());
-        let sleeper = Arc::new(Sleeper { name, bell, line: OnceLock::new(), standing: AtomicU8::new(0) });
+        let (given, noted) = (AtomicU64::default(), AtomicU64::default());
+        let sleeper = Arc::new(Sleeper { name, bell, line: OnceLock::new(), standing: AtomicU8::new(0), given, noted });
         let mut sleepers = lock(&topic.sleepers);
         let number = sleepers.last_key_value().map_or(0, |(number, _)| number + 1);
         sleepers.insert(number, sleeper.clone());
@@ -135,7 +164,19 @@ pub struct Topic {
     sleepers: Mutex<BTreeMap<u64, Arc<Sleeper>>>,
     /// Whether a task looks after it.
     #[cfg(feature = "serve")]
-    pub is_kept: std::sync::atomic::AtomicBool,
+    pub is_kept: AtomicBool,
+    #[cfg(feature = "serve")]
+    pub notes: Notes,
+}
+
+/// When it is noted how far those that wait were given the log. What many are given is noted together.
+#[cfg(feature = "serve")]
+#[derive(Default)]
+pub struct Notes {
+    /// Whether a task will note what is given from now on.
+    pub are_due: AtomicBool,
+    /// Rung where so much was given that it must not wait.
+    pub are_many: Bell,
 }
 
 /// What was heard, without a gap.
@@ -171,13 +212,21 @@ impl Topic {
             heard: Mutex::default(),
             sleepers: Mutex::default(),
             #[cfg(feature = "serve")]
-            is_kept: std::sync::atomic::AtomicBool::default(),
+            is_kept: AtomicBool::default(),
+            #[cfg(feature = "serve")]
+            notes: Notes::default(),
         }
     }
 
     /// Those that wait.
     pub fn sleepers(&self) -> Vec<Arc<Sleeper>> {
         lock(&self.sleepers).values().cloned().collect()
+    }
+
+    /// Those of this name.
+    #[cfg(feature = "serve")]
+    pub fn sleepers_of(&self, name: &str) -> Vec<Arc<Sleeper>> {
+        lock(&self.sleepers).values().filter(|sleeper| sleeper.name == name).cloned().collect()
     }
 
     /// How many wait.

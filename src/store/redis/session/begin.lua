@@ -48,7 +48,7 @@ end
 
 -- ---- the record
 
-local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt'}
+local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind'}
 
 local function look()
     local fields = redis.call('HMGET', record, 'id', 'registration', 'host', unpack(FIELDS))
@@ -111,13 +111,26 @@ end
 
 -- ---- members
 
+-- What is known of those that broadcasts reach holds no longer.
+local function forget_recipients()
+    if session.known_until then
+        session.known_until = nil
+        write('HDEL', record, 'known_until')
+    end
+end
+
+-- What says, besides the time, whether a broadcast reaches a member.
+local function standing_of(stream, used, ended, told)
+    return (stream == '0' and 'used ' .. used or stream) .. ended .. ',' .. told
+end
+
 local function parse(key, line, cursor)
     local first, last, from, stream, begin, used, ended, told, said, messages =
         string.match(line, '^(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%-?%d+),(%d),(%d+),(%d+)$')
     local member = {
         key = key, is_host = string.sub(key, 1, 1) == 'h', first = tonumber(first), last = tonumber(last), from = tonumber(from),
         stream = tonumber(stream), begin = tonumber(begin), used = tonumber(used), ended = tonumber(ended), told = told == '1',
-        said = tonumber(said), messages = tonumber(messages),
+        said = tonumber(said), messages = tonumber(messages), standing = standing_of(stream, used, ended, told),
     }
     if member.ended < 0 then
         member.ended = nil
@@ -134,15 +147,21 @@ local function find(key)
 end
 
 local function save(member)
+    local stream, used, told = text(member.stream), text(member.used), member.told and '1' or '0'
+    local ended = member.ended and text(member.ended) or '-1'
     write('HSET', members, member.key, table.concat({
-        text(member.first), text(member.last), text(member.from), text(member.stream), text(member.begin), text(member.used),
-        member.ended and text(member.ended) or '-1', member.told and '1' or '0', text(member.said), text(member.messages),
+        text(member.first), text(member.last), text(member.from), stream, text(member.begin), used, ended, told,
+        text(member.said), text(member.messages),
     }, ','))
+    if not member.is_host and member.standing ~= standing_of(stream, used, ended, told) then
+        forget_recipients()
+    end
 end
 
 local function free(member)
     write('HDEL', members, member.key)
     write('HDEL', cursors, member.key)
+    forget_recipients()
 end
 
 local function all()
@@ -246,13 +265,13 @@ local function host_is_present()
     return is_there(member, kind, at), kind
 end
 
--- Whether messages are taken for a client.
+-- Whether messages are taken for a client; and when that ends, unless it listens.
 local function client_is_present(member)
     local kind, at = presence(member)
     if kind == 'waiting' then
-        return not has_passed(member.used, session_lifetime)
+        return not has_passed(member.used, session_lifetime), member.used + session_lifetime
     end
-    return is_there(member, kind, at)
+    return is_there(member, kind, at), at and at + grace
 end
 
 -- The last of what was said to a member, of all events or of messages.
@@ -270,6 +289,16 @@ local function last_said(member, is_message)
     end
     -- What was said to all before it was there was not for it.
     return math.max(own, to_all)
+end
+
+-- Whether something that was for a member after a position has been dropped, as far as is known: where nothing was said to it
+-- since, what was dropped was for others.
+local function has_lost(key, position, part)
+    if position >= session['gone' .. part] then
+        return false
+    end
+    local member = find(key)
+    return not member or last_said(member, false) > position
 end
 
 local function is_alive(id)
@@ -493,9 +522,10 @@ local function lag(member, enough)
     end
     local log, part = log_of(member.is_host)
     local position, total = member.position, session['total' .. part]
-    -- A bounded look: what is further is counted from there.
-    for _ = 1, 10 do
-        local some = redis.call('XRANGE', log, '(' .. text(position), '+', 'COUNT', 100)
+    -- A bounded look: what is further is counted from there. Mostly the first is enough.
+    for round = 1, 10 do
+        local count = round == 1 and 1 or 100
+        local some = redis.call('XRANGE', log, '(' .. text(position), '+', 'COUNT', count)
         for _, entry in ipairs(some) do
             local waiting = total - tonumber(entry[2][10])
             local to, generation = entry[2][2], tonumber(entry[2][4])
@@ -505,7 +535,7 @@ local function lag(member, enough)
             end
             position = number_of(entry[1])
         end
-        if #some < 100 then
+        if #some < count then
             return 0
         end
     end

@@ -20,6 +20,7 @@ for place = FIRST + 2, #ARGV, 4 do
             member = member or add(key, last)
             member.stream, member.begin = stream, member.position
             save(member)
+            redis.call('HSET', cursors, key, text(stream) .. ':' .. text(member.position))
         elseif member.ended then
             -- It was taken for gone while it could not say that it is there.
             member.ended, member.told = nil, false

@@ -13,6 +13,8 @@ use crate::store::sessions::{Claim, Party, Refused, Standing};
 use crate::token::{ClientId, HostId};
 use std::time::Duration;
 
+mod fan_out;
+
 fn process(address: &Address) -> Redis {
     Redis::elsewhere(address, Files::new(std::path::Path::new("/nowhere")))
 }
@@ -213,6 +215,49 @@ fn whoever_was_left_out_of_much_is_given_what_comes_next() {
 }
 
 #[test]
+fn nobody_is_told_of_a_loss_where_all_that_was_dropped_was_for_others() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings::default();
+    let short = Settings { message_lifetime: Duration::from_millis(1), ..Settings::default() };
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let [mut c, _d, mut e] = [
+            enter(&redis, "c", &settings).await,
+            enter(&redis, "d", &settings).await,
+            enter(&redis, "e", &settings).await,
+        ];
+        let send = async |to: &str, settings: &Settings| {
+            let to = ClientId::new(to).unwrap();
+            redis.send_to_client(&host().host, &to, "1", &policy(settings)).await.unwrap();
+        };
+        // Says something to one, and drops it.
+        let drop_one = async |to: &str| {
+            send(to, &settings).await;
+            std::thread::sleep(Duration::from_millis(10));
+            send("d", &short).await;
+        };
+        let lost = |name: &str| format!(r#"{{"eventType":"messages_lost","body":"{name}"}}"#);
+        send("c", &settings).await;
+        assert_eq!(take(&mut c).await, ["1"]);
+        let resume = Some(c.position());
+        drop_one("d").await;
+        drop_one("d").await;
+        let mut c = redis.listen(&client("c"), resume, &policy(&settings)).await.unwrap();
+        assert_eq!(take(&mut c).await, [""; 0]);
+        assert_eq!(take(&mut e).await, [""; 0], "it has been there all the time, and did not look");
+        drop_one("c").await;
+        let mut c = redis.listen(&client("c"), resume, &policy(&settings)).await.unwrap();
+        assert_eq!(take(&mut c).await, [lost("c")]);
+        e.look_anew();
+        assert_eq!(take(&mut e).await, [""; 0]);
+        drop_one("e").await;
+        e.look_anew();
+        assert_eq!(take(&mut e).await, [lost("e")]);
+    });
+}
+
+#[test]
 fn what_was_given_while_redis_was_away_is_noted_later() {
     let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
     let redis = process(&server.address());
@@ -276,7 +321,7 @@ mod served {
     use std::time::Instant;
     use tokio::task::JoinHandle;
 
-    fn runtime() -> tokio::runtime::Runtime {
+    pub fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
     }
 
