@@ -5,10 +5,19 @@ use super::reply::Reply;
 use super::script::Script;
 use super::servers::Servers;
 use super::testing::{TestServer, sooner_or_later};
+#[cfg(feature = "serve")]
+use super::{
+    ear::ROUND,
+    lock::lock,
+    subscription::{Care, Caring, Subscription},
+    topic::Topic,
+};
 use crate::config::redis::{Address, Password, Server};
 use crate::gateway::run_blocking;
 use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
+#[cfg(feature = "serve")]
+use crate::{clock::instant, store::error::Error};
 use std::io::Read as _;
 use std::net::TcpListener;
 use std::time::Instant;
@@ -289,6 +298,43 @@ fn many_tasks_share_a_connection_and_each_gets_its_own_answer() {
     server.go_on();
     let reply = runtime.block_on(COUNT.run(&servers, &["{a}"], &[b"1"]));
     assert!(matches!(reply, Ok(Reply::Integer(_))), "{reply:?}");
+}
+
+/// Cannot say that somebody is there for some time, and notes when it has tried.
+#[cfg(feature = "serve")]
+#[derive(Default)]
+struct Failing(std::sync::Mutex<Vec<Instant>>);
+
+#[cfg(feature = "serve")]
+impl Care for Failing {
+    fn tend<'a>(&'a self, _: &'a Topic) -> Caring<'a, Result<(), Error>> {
+        Box::pin(async {
+            let mut times = lock(&self.0);
+            times.push(instant());
+            if times.len() < 4 { Err(Remote::new(Reason::Away, "no connection").into()) } else { Ok(()) }
+        })
+    }
+
+    fn leave(&self, _: usize) -> Caring<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Whoever is there has 5 s to say so. Where Redis was away for nearly as long, two rounds more would be too many.
+#[cfg(feature = "serve")]
+#[test]
+fn whoever_could_not_say_that_it_is_there_says_so_soon() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let nowhere = Address { servers: vec![Server::Unix("/none.sock".into())], ..Address::default() };
+        let process = Redis::elsewhere(&nowhere, Files::new(std::path::Path::new("/nowhere"))).process;
+        let (care, place) = (std::sync::Arc::new(Failing::default()), process.topics.enter("a", ""));
+        let began = instant();
+        let _subscription = Subscription::begin(&process, place, Vec::new(), care.clone()).await.unwrap();
+        tokio::time::sleep(ROUND * 3).await;
+        let times: Vec<_> = lock(&care.0).iter().map(|at| (*at - began).as_millis()).collect();
+        assert_eq!(times, [2000, 2250, 2500, 2750, 4750]);
+    });
 }
 
 #[test]
