@@ -189,7 +189,14 @@ fn run(options: &Options) -> io::Result<bool> {
         && requests > 0
         && (ends > 0) == options.has_redis;
     if !is_enough {
-        println!("too little was seen for this to mean anything");
+        println!(
+            "too little was seen for this to mean anything; those that were away most, and for how many deliveries:"
+        );
+        for (reader, count) in &verdict.absent {
+            let log = &history.readers[*reader];
+            let last = log.connections.last().map(|one| one.opened);
+            println!("  {}: {count}, {} connections, the last at {last:?}", log.name, log.connections.len());
+        }
     }
     Ok(verdict.broken.is_empty() && left.is_ok() && complaints.is_empty() && is_enough)
 }
