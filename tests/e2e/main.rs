@@ -267,6 +267,7 @@ mod ptth_of_serve {
         ptth::who_waits_in_vain_for_an_answer_or_a_request_is_told_in_time,
         ptth::a_large_answer_flows_through_little_memory,
         ptth::whoever_leaves_half_way_is_told,
+        ptth::an_answer_that_breaks_off_at_once_has_begun,
         ptth::fifty_clients_get_their_own_answers_while_listeners_die,
     }
 }

@@ -32,6 +32,8 @@ struct State {
     taken: Taken,
     /// The body is to end cut short.
     is_cut: bool,
+    /// hyper has had a turn to send what it holds: when a body fails, it drops that.
+    is_flushed: bool,
     /// What is to follow its end.
     trailer: Option<(&'static str, &'static str)>,
 }
@@ -104,6 +106,10 @@ impl Body for AnswerBody {
             None if producing.is_some() => Poll::Pending,
             // What has fewer bytes than it was to have is no end either: over HTTP/2, too, the client shall see that.
             None if state.is_cut || left.is_some_and(|left| left > 0) => {
+                if !std::mem::replace(&mut state.is_flushed, true) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())))
             }
             None => Poll::Ready(state.trailer.take().map(|(name, value)| {
@@ -219,5 +225,43 @@ impl Outgoing for Way {
 
     fn trail(&mut self, name: &'static str, value: &'static str) {
         self.slot.lock().trailer = Some((name, value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::Response;
+    use hyper::server::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[test]
+    fn what_came_before_a_body_fails_is_sent() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            for (piece, is_cut) in [("", false), ("", true), ("abc", false), ("abc", true)] {
+                let (mut client, server) = tokio::io::duplex(4096);
+                client.write_all(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n").await.unwrap();
+                let answer = hyper::service::service_fn(async |_| {
+                    let slot = Arc::<Slot>::default();
+                    let producing = Arc::clone(&slot);
+                    let producing: Producing = Box::pin(async move {
+                        let mut state = producing.lock();
+                        state.piece = (!piece.is_empty()).then(|| Bytes::from(piece));
+                        state.is_cut = is_cut;
+                    });
+                    io::Result::Ok(Response::new(AnswerBody::Stream {
+                        producing: Some(producing),
+                        slot,
+                        left: Some(5),
+                    }))
+                });
+                assert!(http1::Builder::new().serve_connection(TokioIo::new(server), answer).await.is_err());
+                let mut got = String::new();
+                client.read_to_string(&mut got).await.unwrap();
+                assert!(got.starts_with("HTTP/1.1 200") && got.ends_with(&format!("\r\n\r\n{piece}")), "{got:?}");
+            }
+        });
     }
 }

@@ -5,6 +5,7 @@ use super::*;
 use crate::config::redis::Address;
 use crate::gateway::run_blocking;
 use crate::store::files::Files;
+use crate::store::redis::reply::Reply;
 use std::thread;
 
 const LIMITS: Limits = Limits { sessions: 100, senders: 2, lifetime: Duration::from_secs(3600) };
@@ -96,6 +97,19 @@ fn noise(size: usize) -> Vec<u8> {
         state.to_be_bytes()[0]
     };
     std::iter::repeat_with(next).take(size).collect()
+}
+
+#[test]
+fn whoever_has_sent_keeps_the_place_of_its_session() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let session = make(&redis);
+    let (_receiver, _sender, waiting) = met(&redis, &redis, &session);
+    let place = ["ZSCORE", "uhst:pipes", &hash(&session.id)];
+    // As after a body that took longer than the lifetime.
+    server.ask(&["ZREM", "uhst:pipes", &hash(&session.id)]);
+    run_blocking(waiting.finish());
+    assert!(matches!(server.ask(&place), Reply::BulkString(_)), "it is among those that are counted and swept");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::super::process::{Process, Redis};
 use super::super::subscription::{Care, Caring, Subscription, is_shared};
-use super::super::topic::{Place, Record, Topic};
+use super::super::topic::{Place, Record, Sleeper, Topic};
 use super::{DELIVER, FINISH, Keys, LISTEN, Limits, Make, READ, TEND, client_key, host_key, registration_of};
 use crate::store::error::Error;
 use crate::store::made::Made;
@@ -12,9 +12,22 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+#[cfg(feature = "serve")]
+use {crate::wake::wait, std::time::Duration};
 
 /// So much is taken from the log at once.
 const PIECE: usize = 64 * 1024;
+
+/// How far streams were given the log is noted at once where nothing was for so long, and then together for all of a topic: at a
+/// thousand streams a note for each message would cost Redis more than the message. Whoever is given so many bytes, or a
+/// quarter of what may wait for it, has it noted without a pause: nobody shall be taken for slow who is not.
+#[cfg(feature = "serve")]
+const NOTES_PAUSE: Duration = Duration::from_millis(100);
+#[cfg(feature = "serve")]
+const LATE: u64 = 64 * 1024;
+
+/// So many notes are one script.
+const NOTES: usize = 500;
 
 /// The event type of what others send, and of what nobody was given, because all recipients lagged.
 const MESSAGE: &str = "message";
@@ -32,12 +45,12 @@ pub struct Listener {
     read_to: u64,
     read: VecDeque<Arc<Record>>,
     may_have_more: bool,
-    /// Up to where everything is given; from where on it may be under way to the recipient yet; and what of that is noted, and
-    /// what could not be and has to be tried again.
+    /// Up to where everything is given; from where on it may be under way to the recipient yet; and how much was given since it
+    /// was seen to that this is noted.
     position: u64,
     under_way: Option<u64>,
-    noted: u64,
-    owed: Option<u64>,
+    #[cfg(feature = "serve")]
+    given: u64,
     /// Up to which id there were records when it began, and how old (in ms since 1970) those may be.
     backlog: (u64, u64),
     /// Broadcasts of that time or later, of those that were there when it began, were not for it: it had gone, and has not
@@ -84,8 +97,46 @@ struct SessionCare {
 }
 
 impl SessionCare {
-    async fn tend(&self, topic: &Topic) -> Result<(), Error> {
-        let sleepers: Vec<_> = topic.sleepers().into_iter().filter(|sleeper| sleeper.line.get().is_some()).collect();
+    /// Notes how far these were given the log, where that is not noted.
+    async fn note(&self, sleepers: &[Arc<Sleeper>]) -> Result<(), Error> {
+        let unnoted = sleepers.iter().filter_map(|sleeper| sleeper.unnoted().map(|note| (sleeper, note)));
+        for some in unnoted.collect::<Vec<_>>().chunks(NOTES) {
+            let texts = some.iter().flat_map(|(_, (key, stream, position))| {
+                [(*key).to_owned(), stream.to_string(), position.to_string()].map(String::into_bytes)
+            });
+            let texts: Vec<_> = texts.collect();
+            let arguments: Vec<_> = texts.iter().map(Vec::as_slice).collect();
+            DELIVER.run(&self.process.servers, &[self.keys.cursors()], &arguments).await?;
+            some.iter().for_each(|(sleeper, (.., position))| sleeper.note(*position));
+        }
+        Ok(())
+    }
+
+    /// The same for all that wait in a topic, a while later.
+    #[cfg(feature = "serve")]
+    async fn note_later(&self, topic: &Topic) {
+        loop {
+            wait(&mut [&mut Ready::to_hear(&topic.notes.are_many)], NOTES_PAUSE).await;
+            topic.notes.are_many.hear();
+            topic.notes.are_due.store(false, Ordering::SeqCst);
+            let sleepers = topic.sleepers();
+            // Whoever is given something from now on sees to it anew.
+            if sleepers.iter().all(|sleeper| sleeper.unnoted().is_none())
+                || topic.notes.are_due.swap(true, Ordering::SeqCst)
+            {
+                return;
+            }
+            // A round tries it again.
+            if self.note(&sleepers).await.is_err() {
+                return topic.notes.are_due.store(false, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Does what has to be done from time to time for these, of those that wait in a topic.
+    async fn tend(&self, topic: &Topic, sleepers: &[Arc<Sleeper>]) -> Result<(), Error> {
+        self.note(sleepers).await?;
+        let sleepers: Vec<_> = sleepers.iter().filter(|sleeper| sleeper.line.get().is_some()).collect();
         if sleepers.is_empty() {
             return Ok(());
         }
@@ -94,8 +145,7 @@ impl SessionCare {
         let arguments: Vec<_> = [is_host].into_iter().chain(lines.map(String::as_bytes)).collect();
         let standings = match self.process.on_session(&self.keys, self.limits, &TEND, None, &arguments).await {
             Ok(Some(mut answer)) => {
-                // A program for one stream is told what is for it alone, and looks whether the rest was. It may have been told
-                // nothing, where the log is on its way to another node of a cluster.
+                // They may have been told nothing, where the log is on its way to another node of a cluster.
                 topic.note_last(answer.number()?);
                 let mut standings = answer.values()?;
                 sleepers.iter().map(|_| standings.number()).collect::<Result<_, _>>()?
@@ -113,7 +163,7 @@ impl SessionCare {
 
 impl Care for SessionCare {
     fn tend<'a>(&'a self, topic: &'a Topic) -> Caring<'a, Result<(), Error>> {
-        Box::pin(self.tend(topic))
+        Box::pin(async { self.tend(topic, &topic.sleepers()).await })
     }
 
     /// Each says for itself that it ends.
@@ -170,7 +220,15 @@ impl Redis {
         let listening = Listening::of(party, resume);
         let is_minted_host = party.registration.is_none() && party.client.is_none();
         let make = is_minted_host.then(|| Make { host: party.host.as_str(), registration: String::new() });
-        let answer = process.on_session(&keys, limits, &LISTEN, make.as_ref(), &listening.arguments("0")).await?;
+        let is_host = party.client.is_none();
+        let log = keys.log(is_host).to_owned();
+        let care = Arc::new(SessionCare { process: process.clone(), keys, limits, is_host });
+        #[cfg(feature = "serve")]
+        if let (None, Some(topic)) = (resume, process.topics.get(&log)) {
+            // Whoever comes without an id goes on after what the stream that has its place was given.
+            care.note(&topic.sleepers_of(&listening.key)).await?;
+        }
+        let answer = process.on_session(&care.keys, limits, &LISTEN, make.as_ref(), &listening.arguments("0")).await?;
         let mut answer = answer.ok_or_else(|| missing(party))?;
         let key = answer.text().map_err(Error::from)?;
         let mut number = || answer.number().map_err(Error::from);
@@ -181,9 +239,6 @@ impl Redis {
         let has_missed = answer.number().map_err(Error::from)? > 0;
         let id = party.client.as_ref().map_or(party.host.as_str(), |client| client.as_str());
         let lifetime = u64::try_from(limits.message_lifetime.as_millis()).unwrap_or(u64::MAX);
-        let is_host = party.client.is_none();
-        let log = keys.log(is_host).to_owned();
-        let care = Arc::new(SessionCare { process: process.clone(), keys, limits, is_host });
         let mut listener = Listener {
             care: care.clone(),
             key: key.clone(),
@@ -195,8 +250,8 @@ impl Redis {
             may_have_more: true,
             position,
             under_way: None,
-            noted: position,
-            owed: None,
+            #[cfg(feature = "serve")]
+            given: 0,
             backlog: (last, process.now().saturating_sub(lifetime)),
             gone_since,
             has_resumed: resume.is_some_and(|id| id > 0),
@@ -207,6 +262,7 @@ impl Redis {
         let place = if is_shared() { process.topics.enter(&log, &key) } else { Place::alone(&log, &key) };
         let is_any = if is_minted_host { "1" } else { "0" };
         let line = vec![key.clone(), generations.1.to_string(), stream.to_string(), is_any.to_owned()];
+        place.sleeper.begin_at(position);
         // Nobody else has set it.
         let _ = place.sleeper.line.set((stream, line));
         let channels = vec![format!("{log} {key}"), format!("{log} ")];
@@ -306,6 +362,10 @@ impl Listener {
         if self.read.is_empty() {
             self.read_more().await?;
         }
+        #[cfg(feature = "serve")]
+        {
+            self.given += self.read.iter().map(|record| record.data.len() as u64).sum::<u64>();
+        }
         let Self { read, loss, backlog, has_resumed, lost_event, gone_since, key, position, under_way, .. } = self;
         let start = *position;
         let mut take = |event: Event<'_>| {
@@ -368,16 +428,26 @@ impl Listener {
     }
 
     async fn note(&mut self) -> Result<(), Error> {
-        let delivered = self.reached();
-        if delivered != self.noted {
-            self.owed = Some(delivered);
-            let (stream, position) = (self.stream.to_string(), delivered.to_string());
-            let [_, members, cursors, ..] = &self.care.keys.all;
-            let arguments = [self.key.as_bytes(), stream.as_bytes(), position.as_bytes()];
-            DELIVER.run(&self.care.process.servers, &[members, cursors], &arguments).await?;
-            (self.noted, self.owed) = (delivered, None);
+        let reached = self.reached();
+        let Some(subscription) = &self.subscription else { return Ok(()) };
+        let Place { topic, sleeper, .. } = &subscription.place;
+        sleeper.give(reached);
+        #[cfg(feature = "serve")]
+        if is_shared() {
+            let is_much = self.given >= LATE.min(self.care.limits.queue / 4);
+            if is_much {
+                self.given = 0;
+            }
+            if topic.notes.are_due.swap(true, Ordering::SeqCst) {
+                if is_much {
+                    topic.notes.are_many.ring(1);
+                }
+                return Ok(());
+            }
+            let (care, topic) = (self.care.clone(), topic.clone());
+            tokio::spawn(async move { care.note_later(&topic).await });
         }
-        Ok(())
+        self.care.note(std::slice::from_ref(sleeper)).await
     }
 
     fn found(&self) -> Standing {
@@ -395,8 +465,8 @@ impl Listener {
     /// # Errors
     /// When that cannot be seen.
     pub async fn standing(&mut self) -> Result<Standing, Error> {
-        if let Some(subscription) = &self.subscription {
-            self.care.tend(&subscription.place.topic).await?;
+        if let Some(Subscription { place, .. }) = &self.subscription {
+            self.care.tend(&place.topic, std::slice::from_ref(&place.sleeper)).await?;
         }
         Ok(self.found())
     }
@@ -409,9 +479,6 @@ impl Listener {
     pub async fn tend(&mut self) -> Result<Standing, Error> {
         if let Some(subscription) = &mut self.subscription {
             subscription.tend(&self.care.process).await?;
-        }
-        if self.owed.is_some() {
-            self.note().await?;
         }
         Ok(self.found())
     }
@@ -452,7 +519,11 @@ impl Drop for Listener {
         };
         #[cfg(feature = "serve")]
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(gone);
+            let (care, own) = (self.care.clone(), self.subscription.as_ref().map(|own| own.place.sleeper.clone()));
+            runtime.spawn(async move {
+                let _ = care.note(own.as_slice()).await;
+                gone.await;
+            });
             return;
         }
         crate::gateway::run_blocking(gone);

@@ -17,6 +17,7 @@ use crate::store::remote::{Reason, Remote};
 use crate::store::sessions::{Claim, Party, Policy, Refused, Words};
 use crate::token::{ClientId, HostId};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 macro_rules! script {
@@ -92,6 +93,10 @@ struct Keys {
 impl Keys {
     fn log(&self, is_host: bool) -> &str {
         &self.all[if is_host { 4 } else { 5 }]
+    }
+
+    fn cursors(&self) -> &str {
+        &self.all[2]
     }
 }
 
@@ -267,19 +272,28 @@ impl Redis {
         let arguments = [registration.as_bytes(), data.as_bytes()];
         let keys = self.process.session(&from.host);
         let answer = self.process.on_session(&keys, policy.into(), &BROADCAST, None, &arguments).await?;
-        let mut told = answer.ok_or(gone)?.values().map_err(Error::from)?;
-        let mut clients = Vec::new();
-        while told.left() > 0 {
-            let (id, is_sent) = (told.text().map_err(Error::from)?, told.number().map_err(Error::from)? > 0);
-            clients.extend(ClientId::new(&id).map(|id| (id, is_sent)));
-        }
-        Ok(clients)
+        let mut answer = answer.ok_or(gone)?;
+        let (ids, without) = (answer.text().map_err(Error::from)?, answer.text().map_err(Error::from)?);
+        let without: BTreeSet<String> = match without.as_str() {
+            "" => BTreeSet::new(),
+            keys => serde_json::from_str(keys).map_err(|error| {
+                Error::from(Remote::new(Reason::Failed, format!("who lags cannot be read: {error}")))
+            })?,
+        };
+        let is_sent = |id: &str| without.is_empty() || !without.contains(&format!("c{id}"));
+        Ok(ids.split('\n').filter_map(|id| Some((ClientId::new(id)?, is_sent(id)))).collect())
     }
 
-    /// Sweeps this session.
-    pub(in crate::store::redis) async fn sweep_session(&self, hash: String, policy: &Policy<'_>) -> Result<(), Error> {
+    /// Sweeps this session; where it may wait, unless somebody has just done so.
+    pub(in crate::store::redis) async fn sweep_session(
+        &self,
+        hash: String,
+        may_wait: bool,
+        policy: &Policy<'_>,
+    ) -> Result<(), Error> {
         let keys = self.process.session_of_hash(hash);
-        match self.process.on_session(&keys, policy.into(), &SWEEP, None, &[]).await {
+        let may_wait: &[u8] = if may_wait { b"1" } else { b"" };
+        match self.process.on_session(&keys, policy.into(), &SWEEP, None, &[may_wait]).await {
             Ok(Some(_)) => Ok(()),
             Err(Refused::Store(error)) => Err(error),
             Ok(None) | Err(_) => self.process.give_up(&self.process.hosts(), &keys.hash).await,

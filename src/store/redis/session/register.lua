@@ -70,6 +70,7 @@ if not (before and presence(before) == 'ended' and before.told) then
     tell_clients()
 end
 set('generation', session.generation + 1)
+forget_recipients()
 set('registration', registration)
 set('host', key)
 set('touched', now)

@@ -1,7 +1,7 @@
 //! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
 
 use super::super::process::Redis;
-use super::super::testing::{TestServer, sooner_or_later};
+use super::super::testing::{TestServer, Way, sooner_or_later};
 use super::listener::Listener;
 use crate::config::Settings;
 use crate::config::redis::Address;
@@ -12,6 +12,8 @@ use crate::store::files::Files;
 use crate::store::sessions::{Claim, Party, Refused, Standing};
 use crate::token::{ClientId, HostId};
 use std::time::Duration;
+
+mod fan_out;
 
 fn process(address: &Address) -> Redis {
     Redis::elsewhere(address, Files::new(std::path::Path::new("/nowhere")))
@@ -56,6 +58,39 @@ fn hears(listener: &mut Listener, count: usize) -> Vec<String> {
 }
 
 #[test]
+fn a_stream_whose_connection_has_died_without_a_word_is_given_what_is_said() {
+    let Some(server) = TestServer::start_tcp(&[]) else { return };
+    let way = Way::to(&server);
+    let (here, there) =
+        (process(&Address { servers: vec![way.server.clone()], ..Address::default() }), process(&server.address()));
+    let settings = Settings::default();
+    let policy = policy(&settings);
+    let (mut h, mut c) = run_blocking(async {
+        register(&there, &settings).await;
+        (here.listen(&host(), None, &policy).await.unwrap(), enter(&there, "c", &settings).await)
+    });
+    let send = |data: &str| run_blocking(there.send_to_host(&client("c"), data, &policy)).unwrap();
+    send("1");
+    assert_eq!(hears(&mut h, 1).len(), 1);
+    way.die();
+    // It finds out, and listens anew: then it is woken by what is said, and need not look for it.
+    sooner_or_later(|| {
+        run_blocking(c.tend()).unwrap();
+        // What was asked on the connection that has died may have been done.
+        let _ = run_blocking(h.tend());
+        while !run_blocking(take(&mut h)).is_empty() {}
+        send("2");
+        (0..50)
+            .any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                h.hear();
+                !run_blocking(take(&mut h)).is_empty()
+            })
+            .then_some(())
+    });
+}
+
+#[test]
 fn whoever_is_killed_is_told_to_the_peers_within_seconds() {
     let Some(server) = TestServer::start(&[]) else { return };
     let (killed, here) = (process(&server.address()), process(&server.address()));
@@ -89,6 +124,7 @@ fn whoever_could_not_say_that_it_is_there_takes_its_place_back() {
         }
         assert_eq!(c.tend().await.unwrap(), Standing::Listening);
         send().await.unwrap();
+        c.look_anew();
         assert_eq!(take(&mut c).await.len(), tries + 1, "nothing was lost, and nothing doubled");
     });
 }
@@ -222,6 +258,39 @@ fn nobody_is_told_of_a_loss_where_all_that_was_dropped_was_for_others() {
 }
 
 #[test]
+fn many_that_lag_cost_a_broadcast_one_walk_and_whoever_it_names_takes_room() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings { max_queue: 100_000, max_topic: 250_000, ..Settings::default() };
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let _h = redis.listen(&host(), None, &policy(&settings)).await.unwrap();
+        let first = ClientId::new("0").unwrap();
+        for number in 0..200 {
+            redis.join(&host().host, &ClientId::new(&number.to_string()).unwrap(), &policy(&settings)).await.unwrap();
+            // So that each has another place in the log, and what comes next is not for it.
+            redis.send_to_client(&host().host, &first, "1", &policy(&settings)).await.unwrap();
+        }
+        let broadcast = async |data: &str| redis.broadcast(&host(), data, &policy(&settings)).await;
+        let large = "x".repeat(30_000);
+        let is_sent = async || broadcast(&large).await.unwrap().iter().filter(|(_, is_sent)| *is_sent).count();
+        for expected in [200, 200, 199, 0] {
+            assert_eq!(is_sent().await, expected);
+        }
+        let before = server.calls("xrange");
+        assert_eq!(is_sent().await, 0);
+        let looks = server.calls("xrange") - before;
+        assert!(looks < 20, "{looks}");
+
+        let mut broadcasts = 0;
+        while broadcast(&large).await.is_ok() {
+            broadcasts += 1;
+            assert!(broadcasts < 1000, "who is left out of them takes no room");
+        }
+    });
+}
+
+#[test]
 fn what_was_given_while_redis_was_away_is_noted_later() {
     let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
     let redis = process(&server.address());
@@ -257,6 +326,22 @@ fn everything_has_a_time_to_live() {
 }
 
 #[test]
+fn whoever_takes_its_place_back_makes_nothing_that_lives_for_ever() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings::default());
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let mut h = redis.listen(&host(), None, &policy(&settings)).await.unwrap();
+        let present = server.keys().into_iter().find(|key| key.ends_with(":present")).unwrap();
+        // As when all were taken for gone.
+        server.ask(&["DEL", &present]);
+        assert_eq!(h.standing().await.unwrap(), Standing::Listening);
+        assert!(server.keys().contains(&present));
+        assert_eq!(server.immortal(), [""; 0]);
+    });
+}
+
+#[test]
 fn a_session_works_in_a_cluster_wherever_it_is() {
     let Some(nodes) = TestServer::start_cluster() else { return };
     let (here, there) = (process(&nodes[0].address()), process(&nodes[1].address()));
@@ -285,7 +370,7 @@ mod served {
     use std::time::Instant;
     use tokio::task::JoinHandle;
 
-    fn runtime() -> tokio::runtime::Runtime {
+    pub fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
     }
 
