@@ -1,5 +1,6 @@
 //! Two parties and a pipe each way (`/cama/session`), through web servers and `serve`.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -15,6 +16,7 @@ pub mod near;
 
 use crate::bare::Bare;
 use crate::door::Door;
+use crate::machines::Machines;
 use crate::place::{LONG, everything_below, have, kill, relays_running, set_mode, skip, until};
 use crate::relay::{Call, Relay, Reply};
 use crate::serve::Serve;
@@ -63,7 +65,30 @@ impl Answer {
 pub enum Running {
     Server(Server),
     Serve(Serve),
+    Machines(Box<Machines>),
 }
+
+thread_local! {
+    /// Where this thread has connected last.
+    static URL: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Who waits at pipes, in Redis.
+const WAITING: &str = "for _, key in ipairs(keys) do
+    local kind = redis.call('TYPE', key).ok
+    if kind == 'zset' and (key:match(':to%-host$') or key:match(':to%-guest$')) then
+        for _, name in ipairs(redis.call('ZRANGEBYSCORE', key, now, '+inf')) do
+            found[#found + 1] = 'sender-' .. name
+        end
+    elseif kind == 'hash' then
+        for _, name in ipairs(redis.call('HMGET', key, 'to-host', 'to-guest')) do
+            local seen, left = unpack(redis.call('HMGET', key .. ':' .. tostring(name), 'r', 'left'))
+            if seen and not left and now - seen < 5000 then
+                found[#found + 1] = 'receiver'
+            end
+        end
+    end
+end";
 
 /// A relay, reached over sockets.
 pub struct Scene {
@@ -75,6 +100,7 @@ impl Scene {
     pub fn new(door: Door, settings: &[(&str, &str)]) -> Option<Self> {
         let relay = match door {
             _ if door.is_serve() => Running::Serve(door.serve(settings)?),
+            Door::Machines => Running::Machines(Box::new(Machines::start(settings)?)),
             _ => Running::Server(door.server(settings)?),
         };
         Some(Self { relay, door })
@@ -84,6 +110,7 @@ impl Scene {
         match &self.relay {
             Running::Server(server) => server.url(),
             Running::Serve(serve) => serve.url(),
+            Running::Machines(machines) => machines.next_url(),
         }
     }
 
@@ -91,6 +118,7 @@ impl Scene {
         match &self.relay {
             Running::Server(server) => server.folder().path(),
             Running::Serve(serve) => serve.folder().path(),
+            Running::Machines(machines) => machines.folder().path(),
         }
     }
 
@@ -103,8 +131,11 @@ impl Scene {
         assert!(status.expect("the program runs").success());
     }
 
-    /// What there is of pipes on the disk: FIFOs and counts.
+    /// What there is of pipes: FIFOs and counts on the disk, or whoever waits.
     fn left_of_pipes(&self) -> Vec<String> {
+        if let Running::Machines(machines) = &self.relay {
+            return machines.redis.look(WAITING);
+        }
         let below = everything_below(&self.folder().join("cgi-bin/data/pipes"));
         let names = below.iter().filter(|path| !path.is_dir()).filter_map(|path| path.file_name()?.to_str());
         names.filter(|name| !["session.json", "counts"].contains(name)).map(str::to_owned).collect()
@@ -113,15 +144,16 @@ impl Scene {
     pub fn connect(&self) -> TcpStream {
         let url = self.url();
         let address = url.strip_prefix("http://").unwrap().split('/').next().unwrap();
+        URL.set(url.clone());
         let socket = TcpStream::connect(address).expect("the server accepts connections");
         socket.set_read_timeout(Some(LONG)).unwrap();
         socket.set_write_timeout(Some(LONG)).unwrap();
         socket
     }
 
-    /// The head of a request. Where a web server passes only GET and POST and few header fields, all is in the query.
+    /// The head of a request, for where this thread has connected last. Where a web server passes only GET and POST and few header fields, all is in the query.
     pub fn head(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
-        let url = self.url();
+        let url = URL.with_borrow(String::clone);
         let mount = url.strip_prefix("http://").unwrap().split_once('/').map_or("", |(_, mount)| mount);
         let slash = if mount.is_empty() { "" } else { "/" };
         let mut query = String::new();

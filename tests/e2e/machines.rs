@@ -56,8 +56,21 @@ impl Machines {
         [&self.serves[0], &self.web, &self.serves[1]]
     }
 
+    fn turn(&self) -> usize {
+        self.next.fetch_add(1, Ordering::Relaxed) % 3
+    }
+
     fn next(&self) -> &dyn Relay {
-        self.all()[self.next.fetch_add(1, Ordering::Relaxed) % 3]
+        self.all()[self.turn()]
+    }
+
+    /// Where the next one is.
+    pub fn next_url(&self) -> String {
+        match self.turn() {
+            0 => self.serves[0].url(),
+            1 => self.web.url(),
+            _ => self.serves[1].url(),
+        }
     }
 }
 
@@ -78,6 +91,15 @@ impl Relay for Machines {
 }
 
 protocol_through!(Machines);
+pipe_through!(Machines);
+ptth_through!(Machines);
+tests! { Machines:
+    ptth::a_request_is_given_to_far_ends_twice_at_most,
+    ptth::a_request_whose_listener_died_is_given_to_another,
+    ptth::who_waits_in_vain_for_an_answer_or_a_request_is_told_in_time,
+    ws::messages_reach_the_others_in_one_order,
+    ws::only_the_registered_post_where_only_they_may,
+}
 
 /// The promise for one that could not say goodbye is 5 s; the rest is for a machine with more tests than cores.
 const PROMISE: Duration = Duration::from_secs(5 + 5);

@@ -187,6 +187,7 @@ mod web;
 mod ws;
 
 mod cgi;
+mod cluster;
 mod command_line;
 mod dist;
 mod endurance;

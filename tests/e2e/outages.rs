@@ -16,37 +16,49 @@ use crate::serve::{Serve, program};
 use crate::stream::{Event, Stream};
 
 /// Whoever asks is told within this time.
-const SOON: Duration = Duration::from_secs(2);
+pub const SOON: Duration = Duration::from_secs(2);
 
 /// Longer than one may say nothing and still be there.
-const WHILE: Duration = Duration::from_secs(7);
+pub const WHILE: Duration = Duration::from_secs(7);
 
 /// What outlives its end.
 const KEPT: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
 /// What is said to the same streams: numbers, each larger than those before.
-struct Channel {
+pub struct Channel {
     /// Those that were answered 200, and those that may have been taken all the same.
-    taken: Vec<u64>,
-    perhaps: Vec<u64>,
+    pub taken: Vec<u64>,
+    pub perhaps: Vec<u64>,
+    /// Those of the latter that may come at any time, once.
+    late: Vec<u64>,
     streams: Vec<(Stream, Vec<u64>)>,
     number_of: fn(&Event) -> Value,
 }
 
 impl Channel {
-    fn of(streams: Vec<Stream>, number_of: fn(&Event) -> Value) -> Self {
+    pub fn of(streams: Vec<Stream>, number_of: fn(&Event) -> Value) -> Self {
         let streams = streams.into_iter().map(|stream| (stream, Vec::new())).collect();
-        Self { taken: Vec::new(), perhaps: Vec::new(), streams, number_of }
+        Self { taken: Vec::new(), perhaps: Vec::new(), late: Vec::new(), streams, number_of }
+    }
+
+    /// What may have been taken, and was not heard yet, may come after what was said later.
+    pub fn expect_late(&mut self) {
+        let is_unheard = |number: &u64| self.streams.iter().all(|(_, heard)| !heard.contains(number));
+        self.late = self.perhaps.iter().copied().filter(is_unheard).collect();
     }
 
     /// All streams have heard all that was taken, in order and once, and nothing that nobody has said.
     #[track_caller]
-    fn hears(&mut self) {
+    pub fn hears(&mut self) {
         for (stream, heard) in &mut self.streams {
             while heard.last() < self.taken.last() {
                 let event = stream.event();
                 assert_eq!(event.name, "message", "{event:?}");
-                heard.push((self.number_of)(&event).as_u64().unwrap());
+                let number = (self.number_of)(&event).as_u64().unwrap();
+                match self.late.iter().position(|late| *late == number) {
+                    Some(place) => _ = self.late.remove(place),
+                    None => heard.push(number),
+                }
             }
             assert!(heard.is_sorted_by(|one, next| one < next), "{heard:?}");
             assert!(self.taken.iter().all(|number| heard.contains(number)), "{heard:?} of {:?}", self.taken);
@@ -212,8 +224,20 @@ fn talks_go_on_when_a_replica_takes_over() {
     company.talks(&machines);
     replica.freeze();
     company.is_refused(&machines, &["has too few replicas"]);
+    let session = Call { method: "PUT", path_info: "/cama/session", ..Call::default() };
+    for machine in machines.all() {
+        until("it is told soon", LONG, || {
+            let (reply, time) = timed(|| machine.call(&session));
+            let reason = reply.expect_error(503);
+            assert!(reason.contains("has too few replicas"), "{reason}");
+            time < SOON
+        });
+    }
     replica.go_on();
     company.talks(&machines);
+    for machine in machines.all() {
+        until("it is made", LONG, || machine.call(&session).status == 201);
+    }
     machines.redis.kill();
     company.is_refused(&machines, NOT_READY);
     std::thread::sleep(WHILE);

@@ -225,10 +225,7 @@ pub fn the_relay_knows_who_is_behind_the_proxy(door: Door) {
 pub fn who_is_silent_for_longer_than_a_minute_is_not_cut(door: Door) {
     const SILENCE: Duration = Duration::from_secs(66);
     let Some(scene) = Scene::new(door, &[("RELAY_KEEP_ALIVE", "600")]) else { return };
-    let serve = match &scene.relay {
-        crate::cama::Running::Serve(serve) => serve,
-        crate::cama::Running::Server(_) => unreachable!("this is about proxies"),
-    };
+    let crate::cama::Running::Serve(serve) = &scene.relay else { unreachable!("this is about proxies") };
     let (host, mut stream) = serve.listening_host();
     let client = serve.listening_client(&host.id);
     let made = scene.call("PUT", "/cama/session", &[], b"").expect(201);

@@ -24,6 +24,27 @@ use crate::stream::end_of_head;
 
 const NAME: &str = "my-server";
 
+/// In Redis: the far ends and the clients that are there, and the clients whose requests no far end has.
+const FAR_ENDS: &str = "for _, key in ipairs(keys) do
+    if key:match(':far%-ends$') then
+        found = redis.call('ZRANGEBYSCORE', key, now, '+inf')
+    end
+end";
+const CLIENTS: &str = "for _, key in ipairs(keys) do
+    if key:match(':clients$') then
+        found = redis.call('ZRANGEBYSCORE', key, now, '+inf')
+    end
+end";
+const WAITING: &str = "for _, key in ipairs(keys) do
+    if key:match(':waiting$') then
+        for _, name in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+            if tonumber(redis.call('ZSCORE', key:gsub('waiting$', 'clients'), name) or 0) > now then
+                found[#found + 1] = name
+            end
+        end
+    end
+end";
+
 /// A relay with a server, and the server's key.
 struct Behind {
     scene: Scene,
@@ -86,16 +107,25 @@ impl Behind {
 
     /// Whether a far end sleeps.
     fn is_listening(&self) -> bool {
+        if let Running::Machines(machines) = &self.scene.relay {
+            return !machines.redis.look(FAR_ENDS).is_empty();
+        }
         let below = everything_below(&self.scene.folder().join("cgi-bin/data/ptth"));
         below.iter().any(|path| path.parent().is_some_and(|folder| folder.ends_with("far-ends")))
     }
 
     fn waiting(&self) -> usize {
+        if let Running::Machines(machines) = &self.scene.relay {
+            return machines.redis.look(WAITING).len();
+        }
         self.files().iter().filter(|path| path.contains("/waiting/")).count()
     }
 
-    /// What there is of requests on the disk.
+    /// What there is of requests, on the disk or in Redis, where what nobody waits for is removed by Redis itself.
     fn files(&self) -> Vec<String> {
+        if let Running::Machines(machines) = &self.scene.relay {
+            return machines.redis.look(CLIENTS);
+        }
         let below = everything_below(&self.scene.folder().join("cgi-bin/data/ptth"));
         let names = below.iter().filter(|path| !path.is_dir()).filter_map(|path| path.to_str());
         let kept = ["/session.json", "/counts", "/far-ends/"];

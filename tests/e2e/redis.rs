@@ -48,6 +48,16 @@ impl Redis {
         String::from_utf8(said.stdout).unwrap().trim_end().to_owned()
     }
 
+    /// The names that this script in Lua puts into `found`. It has all `keys`, and the time `now` in milliseconds.
+    #[track_caller]
+    pub fn look(&self, script: &str) -> Vec<String> {
+        let begin = "local time, found, keys = redis.call('TIME'), {}, redis.call('KEYS', '*')
+            local now = time[1] * 1000 + time[2] / 1000";
+        let said = self.ask(&["EVAL", &format!("{begin}\n{script}\nreturn found"), "0"]);
+        assert!(!said.contains("ERR"), "{said}");
+        said.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
     fn wait_until_it_answers(&self) {
         until("Redis answers", LONG, || ["PONG", "NOAUTH Authentication required."].contains(&&*self.ask(&["PING"])));
     }

@@ -17,6 +17,7 @@ use tungstenite::protocol::frame::{CloseFrame, Frame};
 use tungstenite::{Message, WebSocket};
 
 use crate::door::Door;
+use crate::machines::Machines;
 use crate::place::{
     Folder, LONG, User, have, is_root, kill, processes_below, relays_of, repository, set_mode, skip, until, web_user,
 };
@@ -29,11 +30,13 @@ use crate::stream::{end_of_head, parse_head};
 enum Place {
     Serve(Serve),
     Server(Server),
+    Machines(Box<Machines>),
 }
 
 fn place(door: Door, settings: &[(&str, &str)]) -> Option<Place> {
     Some(match door {
         _ if door.is_serve() => Place::Serve(door.serve(settings)?),
+        Door::Machines => Place::Machines(Box::new(Machines::start(settings)?)),
         _ => Place::Server(door.server(settings)?),
     })
 }
@@ -43,6 +46,7 @@ impl Place {
         match self {
             Self::Serve(serve) => serve,
             Self::Server(server) => server,
+            Self::Machines(machines) => &**machines,
         }
     }
 
@@ -50,6 +54,7 @@ impl Place {
         match self {
             Self::Serve(serve) => serve.url(),
             Self::Server(server) => server.url(),
+            Self::Machines(machines) => machines.next_url(),
         }
     }
 
@@ -57,6 +62,7 @@ impl Place {
         match self {
             Self::Serve(serve) => serve.log(),
             Self::Server(server) => server.log(),
+            Self::Machines(machines) => machines.web.log(),
         }
     }
 
@@ -155,7 +161,7 @@ impl Place {
         until(&format!("the log has {text:?}"), LONG, || self.log().contains(text));
     }
 
-    /// Sends a signal to the process that holds the connections.
+    /// Sends a signal to the processes that hold the connections.
     fn signal(&self, signal: Signal) {
         match self {
             Self::Serve(serve) => kill(serve.pid(), signal),
@@ -166,6 +172,7 @@ impl Place {
                     kill(pid, signal);
                 }
             }
+            Self::Machines(_) => unreachable!("one of many is killed in machines.rs"),
         }
     }
 
@@ -173,6 +180,7 @@ impl Place {
         match self {
             Self::Serve(serve) => kill(serve.pid(), Signal::TERM),
             Self::Server(server) => server.stop(),
+            Self::Machines(_) => unreachable!("one of many is stopped in machines.rs"),
         }
     }
 }

@@ -8,13 +8,13 @@ use super::reply::{Meaning, Reply, command, text};
 use super::servers::{MOST_HOPS, Servers, TIME};
 use super::topic::Topic;
 use crate::clock::instant;
+use crate::config::redis::Server;
 use crate::store::remote::{Reason, Remote};
 use crate::wake::Ready;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 #[cfg(feature = "serve")]
 use {
     super::lock::lock,
-    crate::config::redis::Server,
     crate::wake::{Bell, wait},
     std::collections::{BTreeMap, VecDeque},
     std::sync::{Arc, Mutex, Weak},
@@ -34,8 +34,47 @@ fn told(message: &Reply) -> Option<(&str, &str)> {
     }
 }
 
-/// A connection that listens for one topic.
-pub struct Ear(Connection);
+/// Whether a server that has nothing to tell is there: else nobody would notice a connection that died without a word.
+struct Pulse {
+    asked_at: Instant,
+    unanswered: u32,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { asked_at: instant(), unanswered: 0 }
+    }
+
+    /// It has said something.
+    fn hear(&mut self) {
+        self.unanswered = 0;
+    }
+
+    /// What to ask it now, if anything.
+    ///
+    /// # Errors
+    /// When it has not answered for too long.
+    fn next(&mut self) -> Result<Vec<u8>, Remote> {
+        /// So often: a process that was stopped itself has to ask first.
+        const MOST_UNANSWERED: u32 = 2;
+        let now = instant();
+        if now < self.asked_at + ROUND {
+            return Ok(Vec::new());
+        }
+        if self.unanswered == MOST_UNANSWERED {
+            return Err(Remote::new(Reason::Slow, "the server that tells what is new does not answer"));
+        }
+        (self.unanswered, self.asked_at) = (self.unanswered + 1, now);
+        Ok(command(["PING"]))
+    }
+}
+
+/// A connection that listens for one topic, and to which server.
+pub struct Ear {
+    connection: Connection,
+    server: Server,
+    pulse: Pulse,
+}
 
 impl Ear {
     /// Connects, and listens to these channels, all of one slot, of which the topic is told.
@@ -54,7 +93,7 @@ impl Ear {
             });
             let Some(error) = error else {
                 topic.note_listening(true);
-                return Ok(Self(connection));
+                return Ok(Self { connection, server, pulse: Pulse::new() });
             };
             match Meaning::of(error, &server) {
                 Meaning::Moved(slot, server) => servers.learn(slot, server),
@@ -67,7 +106,12 @@ impl Ear {
 
     /// What is ready when something was told.
     pub fn wake(&self) -> Ready<'_> {
-        self.0.wake()
+        self.connection.wake()
+    }
+
+    /// Whether this server still has what is told. One that was stopped says nothing of that.
+    pub fn is_right(&self, servers: &Servers, topic: &Topic) -> bool {
+        servers.is_it(&topic.channel, &self.server)
     }
 
     /// Passes on what was told.
@@ -75,14 +119,26 @@ impl Ear {
     /// # Errors
     /// When nothing will be told any more.
     pub fn hear(&mut self, topic: &Topic) -> Result<(), Remote> {
-        while let Some(message) = self.0.take()? {
-            match told(&message) {
-                Some((_, said)) => topic.hear(said),
+        while let Some(message) = self.connection.take()? {
+            self.pulse.hear();
+            match (&message, told(&message)) {
+                (_, Some((_, said))) => topic.hear(said),
+                (Reply::Array(parts), None) if parts.first().and_then(text) == Some("pong") => {}
                 // The slot has moved to another server.
-                None => return Err(Remote::new(Reason::NotReady, "the server tells nothing more of a topic")),
+                _ => return Err(Remote::new(Reason::NotReady, "the server tells nothing more of a topic")),
             }
         }
         Ok(())
+    }
+
+    /// The same, from time to time: asks whether the server is there.
+    ///
+    /// # Errors
+    /// The same; and when it is not.
+    pub async fn tend(&mut self, topic: &Topic) -> Result<(), Remote> {
+        self.hear(topic)?;
+        let question = self.pulse.next()?;
+        self.connection.send(&question, instant() + TIME).await
     }
 }
 
@@ -165,8 +221,7 @@ async fn listen(
     let mut connection = servers.connect_to(server).await?;
     // Which topics an answer has yet to come for, in the order of the asking.
     let mut asked: VecDeque<String> = VecDeque::new();
-    // A process that was stopped itself has to ask first.
-    let (mut unanswered, mut asked_at) = (0, instant());
+    let mut pulse = Pulse::new();
     loop {
         let list = std::mem::take(&mut *lock(&wishes.list));
         let mut commands = Vec::new();
@@ -185,17 +240,21 @@ async fn listen(
                 }
             }
         }
-        let now = instant();
-        if now >= asked_at + ROUND {
-            if unanswered == 3 {
-                return Err(Remote::new(Reason::Slow, "it does not answer"));
-            }
-            (unanswered, asked_at) = (unanswered + 1, now);
-            commands.extend(command(["PING"]));
+        let question = pulse.next()?;
+        if !question.is_empty() && pulse.unanswered > 1 {
+            // It may be stopped, or cut off, and another have taken over: what it would say then is nobody's word any more.
+            topics.retain(|channel, topic| {
+                let is_right = servers.is_it(channel, server);
+                if let (false, Some(topic)) = (is_right, topic.upgrade()) {
+                    topic.note_listening(false);
+                }
+                is_right
+            });
         }
-        connection.send(&commands, now + TIME).await?;
+        commands.extend(question);
+        connection.send(&commands, instant() + TIME).await?;
         while let Some(message) = connection.take()? {
-            unanswered = 0;
+            pulse.hear();
             let topic = |channel: &str| topics.get(channel).and_then(Weak::upgrade);
             match &message {
                 Reply::Error(error) => {

@@ -8,9 +8,14 @@ use crate::clock::instant;
 use crate::store::error::Error;
 use std::time::Duration;
 
-/// Made by whoever comes first, and kept for thirty days after its last use.
-static SECRET: Script = Script::promise(
-    "redis.call('SET', KEYS[1], ARGV[1], 'NX') redis.call('PEXPIRE', KEYS[1], 2592000000) return redis.call('GET', KEYS[1])",
+/// Made by whoever comes first, and kept for thirty days after its last use. That is noted once a day: a CGI program asks with each
+/// request, and what is written Redis has to sync, and to tell its replicas.
+static SECRET: Script = Script::harmless_promise(
+    "redis.call('SET', KEYS[1], ARGV[1], 'NX')
+    if redis.call('PTTL', KEYS[1]) < 2505600000 then
+        redis.call('PEXPIRE', KEYS[1], 2592000000)
+    end
+    return redis.call('GET', KEYS[1])",
 );
 
 /// A process asks again after this time: another Redis may have taken over, which has another.
@@ -22,7 +27,8 @@ const LENGTH: usize = 32;
 impl Redis {
     pub async fn secret(&self) -> Result<Vec<u8>, Error> {
         let process = &self.process;
-        if let Some((secret, known_at)) = &*lock(&process.secret)
+        let known = lock(&process.secret).clone();
+        if let Some((secret, known_at)) = &known
             && known_at.elapsed() < KNOWN_FOR
         {
             return Ok(secret.clone());
@@ -30,12 +36,14 @@ impl Redis {
         let mut fresh = [0; LENGTH];
         getrandom::fill(&mut fresh).map_err(std::io::Error::other)?;
         let key = format!("{}:secret", process.prefix);
-        match SECRET.run(&process.servers, &[&key], &[&fresh]).await? {
-            Reply::BulkString(secret) if secret.len() >= LENGTH => {
-                *lock(&process.secret) = Some((secret.clone(), instant()));
-                Ok(secret)
-            }
-            _ => Err(Error::BadSecret),
-        }
+        let secret = match (SECRET.run(&process.servers, &[&key], &[&fresh]).await, known) {
+            (Ok(Reply::BulkString(secret)), _) if secret.len() >= LENGTH => secret,
+            (Ok(_), _) => return Err(Error::BadSecret),
+            // What is asked for may be on a node of the cluster that can be asked.
+            (Err(_), Some((secret, _))) => secret,
+            (Err(remote), None) => return Err(remote.into()),
+        };
+        *lock(&process.secret) = Some((secret.clone(), instant()));
+        Ok(secret)
     }
 }

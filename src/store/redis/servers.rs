@@ -28,6 +28,9 @@ const ONE_ANSWER: Duration = Duration::from_millis(900);
 /// Replicas have so long to take what is promised.
 const REPLICA_TIME: Duration = Duration::from_millis(600);
 
+/// Where several servers are named, one that does not greet for so long is passed over.
+const GREETING: Duration = Duration::from_millis(500);
+
 /// What is not done yet is tried again after this time.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -53,6 +56,17 @@ pub struct Servers {
 struct Known {
     primary: Option<Server>,
     slots: BTreeMap<u16, Server>,
+    /// Which of those that are named is asked first where nothing is known: the next after one that has not answered.
+    first: usize,
+}
+
+/// What has to be known of a command to send it.
+#[derive(Clone, Copy, Default)]
+pub struct Kind {
+    /// What is promised by it: as many replicas have it as the owner wants.
+    pub is_promise: bool,
+    /// Nobody minds if it was done in vain, or twice: it is sent before it is known whether the server is the one to ask.
+    pub is_harmless: bool,
 }
 
 /// Why there is no answer.
@@ -92,29 +106,27 @@ impl Servers {
     /// # Errors
     /// When there is none in time.
     pub async fn call(&self, key: &str, command: &[u8]) -> Result<Reply, Remote> {
-        self.ask(key, command, false).await
+        self.ask(key, command, Kind::default()).await
     }
 
-    /// The same. What is promised by it, as many replicas have as the owner wants.
+    /// The same for a command of some kind.
     ///
     /// # Errors
-    /// The same; and when too few of them have it in time.
-    pub async fn ask(&self, key: &str, command: &[u8], is_promise: bool) -> Result<Reply, Remote> {
+    /// The same; and when too few replicas have in time what is promised.
+    pub async fn ask(&self, key: &str, command: &[u8], kind: Kind) -> Result<Reply, Remote> {
         let (slot, until) = (redis_keyslot(key.as_bytes()), instant() + TIME);
-        let (mut seed, mut asked) = (0, None);
+        // What is known may be wrong, and each that is named may know it better.
+        let mut tries = self.address.servers.len() + usize::from(self.known_for(slot).is_some());
+        let mut asked = None;
         for _ in 0..MOST_HOPS {
             let is_asking = asked.is_some();
-            let (server, is_known) = match asked.take().or_else(|| self.known_for(slot)) {
-                Some(server) => (server, true),
-                None => (self.address.servers[seed % self.address.servers.len()].clone(), false),
-            };
-            match self.exchange(&server, command, is_asking, is_promise, until).await {
+            let server = asked.take().or_else(|| self.known_for(slot)).unwrap_or_else(|| self.named(0));
+            match self.exchange(&server, command, is_asking, kind, until).await {
                 Ok(Reply::Error(error)) => match Meaning::of(&error, &server) {
                     Meaning::Moved(slot, server) => _ = lock(&self.known).slots.insert(slot, server),
                     Meaning::Ask(server) => asked = Some(server),
                     Meaning::Later(remote) => {
                         self.forget(&server);
-                        seed += 1;
                         if instant() + PAUSE >= until {
                             return Err(remote);
                         }
@@ -131,10 +143,8 @@ impl Servers {
                 }
                 Err(NoAnswer::NotAsked(remote)) => {
                     self.forget(&server);
-                    if !is_known {
-                        seed += 1;
-                    }
-                    if seed >= self.address.servers.len() || instant() >= until {
+                    tries -= 1;
+                    if tries == 0 || instant() >= until {
                         return Err(remote);
                     }
                 }
@@ -146,8 +156,7 @@ impl Servers {
     /// Which server to listen to for what this key's slot has, as far as is known.
     #[cfg(feature = "serve")]
     pub fn server_of(&self, key: &str, number: usize) -> Server {
-        let seeds = &self.address.servers;
-        self.known_for(redis_keyslot(key.as_bytes())).unwrap_or_else(|| seeds[number % seeds.len()].clone())
+        self.known_for(redis_keyslot(key.as_bytes())).unwrap_or_else(|| self.named(number))
     }
 
     /// Begins a connection to this server, for somebody alone.
@@ -156,9 +165,9 @@ impl Servers {
     /// When it cannot, or this server is another's replica; that is known then.
     #[cfg(feature = "serve")]
     pub async fn connect_to(&self, server: &Server) -> Result<Connection, Remote> {
-        match Connection::open(server, &self.address, instant() + TIME).await {
-            Ok(Opened::Here(connection)) => Ok(connection),
-            Ok(Opened::Elsewhere(primary)) => {
+        match open(server, &self.address, &[], 0, instant() + TIME).await {
+            Ok((Opened::Here(connection), _)) => Ok(connection),
+            Ok((Opened::Elsewhere(primary), _)) => {
                 let cause = format!("{primary} is the primary");
                 lock(&self.known).primary = Some(primary);
                 Err(Remote::new(Reason::NotReady, cause))
@@ -175,11 +184,20 @@ impl Servers {
         known.slots.get(&slot).or(known.primary.as_ref()).cloned()
     }
 
-    /// Forgets what is known of a server.
+    /// One of the servers that are named, so many after the one that is asked first.
+    fn named(&self, number: usize) -> Server {
+        let servers = &self.address.servers;
+        servers[(lock(&self.known).first + number) % servers.len()].clone()
+    }
+
+    /// Forgets what is known of a server that could not be asked, and has another asked first.
     fn forget(&self, server: &Server) {
         let mut known = lock(&self.known);
         known.slots.retain(|_, other| other != server);
         known.primary.take_if(|primary| primary == server);
+        if self.address.servers[known.first] == *server {
+            known.first = (known.first + 1) % self.address.servers.len();
+        }
     }
 
     async fn exchange(
@@ -187,7 +205,7 @@ impl Servers {
         server: &Server,
         command: &[u8],
         is_asking: bool,
-        is_promise: bool,
+        kind: Kind,
         until: Instant,
     ) -> Result<Reply, NoAnswer> {
         const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
@@ -196,15 +214,14 @@ impl Servers {
         #[cfg(feature = "serve")]
         if let Ok(runtime) = Handle::try_current() {
             let (answer, answered) = oneshot::channel();
-            let job = Job { commands, replies, is_promise, answer };
+            let job = Job { commands, replies, is_promise: kind.is_promise, answer };
             return last(self.exchange_among_others(server, job, answered, until, &runtime).await?);
         }
         let mut connection = {
             let mut idle = lock(&self.idle);
             idle.iter().position(|(other, _)| other == server).map(|at| idle.swap_remove(at).1)
         };
-        let (replies, kept) =
-            attempt(&mut connection, server, &self.address, commands, replies, is_promise, until).await?;
+        let (replies, kept) = attempt(&mut connection, server, &self.address, commands, replies, kind, until).await?;
         if let Some(connection) = connection {
             lock(&self.idle).push((server.clone(), connection));
         }
@@ -250,20 +267,26 @@ impl Servers {
         }
     }
 
+    /// Whether this server is still the one to listen to for what this key's slot has, as far as is known.
+    pub fn is_it(&self, key: &str, server: &Server) -> bool {
+        self.known_for(redis_keyslot(key.as_bytes())).is_none_or(|known| known == *server)
+    }
+
     /// A connection to the server that has what this key's slot has, for somebody alone; and which server that is.
     ///
     /// # Errors
     /// When there is none in time.
     pub async fn connect(&self, key: &str, until: Instant) -> Result<(Server, Connection), Remote> {
         let slot = redis_keyslot(key.as_bytes());
-        let seeds = self.address.servers.iter().cloned();
+        let named = (0..self.address.servers.len()).map(|number| self.named(number));
         let mut why = Remote::new(Reason::NotReady, "the servers name each other without an end");
-        let mut places: Vec<Server> = self.known_for(slot).into_iter().chain(seeds).rev().collect();
+        let mut places: Vec<Server> = self.known_for(slot).into_iter().chain(named).collect();
+        places.reverse();
         for _ in 0..MOST_HOPS {
             let Some(server) = places.pop() else { break };
-            match Connection::open(&server, &self.address, until).await {
-                Ok(Opened::Here(connection)) => return Ok((server, connection)),
-                Ok(Opened::Elsewhere(primary)) => places.push(primary),
+            match open(&server, &self.address, &[], 0, until).await {
+                Ok((Opened::Here(connection), _)) => return Ok((server, connection)),
+                Ok((Opened::Elsewhere(primary), _)) => places.push(primary),
                 Err(remote) => {
                     self.forget(&server);
                     why = remote;
@@ -281,6 +304,19 @@ impl Servers {
 
 fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {
     replies.pop().ok_or_else(|| NoAnswer::Lost(Remote::new(Reason::Failed, "Redis has not answered")))
+}
+
+/// Begins a connection to a server, and asks something with the login.
+async fn open(
+    server: &Server,
+    address: &Address,
+    commands: &[u8],
+    replies: usize,
+    until: Instant,
+) -> Result<(Opened, Vec<Reply>), Remote> {
+    let has_others = address.servers.len() > 1;
+    let until = if has_others { until.min(instant() + GREETING) } else { until };
+    Connection::open_and_ask(server, address, commands, replies, until).await
 }
 
 /// One that can be used again.
@@ -311,25 +347,30 @@ async fn attempt(
     address: &Address,
     mut commands: Vec<u8>,
     mut replies: usize,
-    is_promise: bool,
+    kind: Kind,
     until: Instant,
 ) -> Result<(Vec<Reply>, Result<(), NoAnswer>), NoAnswer> {
-    let replicas = if is_promise { address.replicas } else { 0 };
+    let replicas = if kind.is_promise { address.replicas } else { 0 };
     if replicas > 0 {
         let time = REPLICA_TIME.as_millis();
         commands.extend(command(["WAIT", &replicas.to_string(), &time.to_string()]));
         replies += 1;
     }
     // The server may have ended since it was used, and closed it.
-    let mut open = match connection.take().and_then(idle) {
-        Some(open) => open,
-        None => match Connection::open(server, address, until).await {
-            Ok(Opened::Here(open)) => open,
-            Ok(Opened::Elsewhere(server)) => return Err(NoAnswer::Elsewhere(server)),
+    let (mut open, mut got) = if let Some(open) = connection.take().and_then(idle) {
+        (open, Vec::new())
+    } else {
+        // Replicas may take longer than a server that is there takes to greet.
+        let (first, count) = if kind.is_harmless && replicas == 0 { (&commands[..], replies) } else { (&[][..], 0) };
+        match open(server, address, first, count, until).await {
+            Ok((Opened::Here(open), got)) => (open, got),
+            Ok((Opened::Elsewhere(server), _)) => return Err(NoAnswer::Elsewhere(server)),
             Err(remote) => return Err(NoAnswer::NotAsked(remote)),
-        },
+        }
     };
-    let mut got = open.exchange(&commands, replies, until).await.map_err(NoAnswer::Lost)?;
+    if got.is_empty() {
+        got = open.exchange(&commands, replies, until).await.map_err(NoAnswer::Lost)?;
+    }
     *connection = Some(open);
     let kept = if replicas > 0 { kept(got.pop(), replicas) } else { Ok(()) };
     Ok((got, kept))
@@ -349,9 +390,9 @@ async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver
             together.push(next);
         }
         let replies = together.iter().map(|job| job.replies).sum();
-        let is_promise = together.iter().any(|job| job.is_promise);
+        let kind = Kind { is_promise: together.iter().any(|job| job.is_promise), is_harmless: false };
         let until = instant() + ONE_ANSWER;
-        match attempt(&mut connection, &server, &address, commands, replies, is_promise, until).await {
+        match attempt(&mut connection, &server, &address, commands, replies, kind, until).await {
             Ok((replies, kept)) => {
                 let mut replies = replies.into_iter();
                 for job in together {

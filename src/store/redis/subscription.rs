@@ -4,6 +4,7 @@ use super::ear::Ear;
 use super::process::Process;
 use super::topic::{Place, Topic};
 use crate::store::error::Error;
+use crate::store::remote::Remote;
 use crate::wake::Ready;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -119,28 +120,40 @@ impl Subscription {
     }
 
     fn listen(&mut self) {
-        match &mut self.door {
-            #[cfg(feature = "serve")]
-            Door::Shared => {}
-            Door::Own { ear, .. } => {
-                if let Some(listening) = ear
-                    && let Err(remote) = listening.hear(&self.place.topic)
-                {
-                    Error::from(remote).log();
-                    *ear = None;
-                    self.place.topic.note_listening(false);
-                }
-            }
+        if let Door::Own { ear: Some(ear), .. } = &mut self.door {
+            let heard = ear.hear(&self.place.topic);
+            self.go_on(heard);
+        }
+    }
+
+    /// Where nothing will be told any more, there is no connection.
+    fn go_on(&mut self, heard: Result<(), Remote>) {
+        if let (Err(remote), Door::Own { ear, .. }) = (heard, &mut self.door) {
+            Error::from(remote).log();
+            *ear = None;
+            self.place.topic.note_listening(false);
         }
     }
 
     /// Does what a task does under `serve`.
     pub async fn tend(&mut self, process: &Process) -> Result<(), Error> {
+        if let Door::Own { ear: Some(ear), .. } = &mut self.door {
+            let heard = ear.tend(&self.place.topic).await;
+            self.go_on(heard);
+        }
         self.open(process).await?;
-        match &self.door {
+        match &mut self.door {
             #[cfg(feature = "serve")]
             Door::Shared => Ok(()),
-            Door::Own { care, .. } => care.tend(&self.place.topic).await,
+            Door::Own { care, ear, .. } => {
+                let topic = &self.place.topic;
+                care.tend(topic).await?;
+                // Another server has taken over from one that was stopped, or cut off, and is listened to in the next round.
+                if ear.take_if(|ear| !ear.is_right(&process.servers, topic)).is_some() {
+                    topic.note_listening(false);
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -5,9 +5,11 @@ use crate::config::redis::{Address, Server};
 use crate::store::files::test_dir::TestDir;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// A server of this test's own, with nothing in it. It ends with this.
@@ -65,6 +67,19 @@ impl TestServer {
         let number = port.to_string();
         let place = ["--bind", "127.0.0.1", "--port", &number];
         Self::start_in(TestDir::new(), Server::Tcp("127.0.0.1".to_owned(), port), &[&place[..], more].concat())
+    }
+
+    /// A primary and its replica, and where both are; what is promised the replica has to have.
+    pub fn start_with_replica() -> Option<(Self, Self, Address)> {
+        let primary = Self::start_tcp(&[])?;
+        let Server::Tcp(host, port) = &primary.server else { unreachable!() };
+        let replica = Self::start_tcp(&["--replicaof", &format!("{host} {port}")])?;
+        let is_linked =
+            |role: &Reply| matches!(role, Reply::Array(role) if role.get(3).and_then(text) == Some("connected"));
+        sooner_or_later(|| is_linked(&replica.ask(&["ROLE"])).then_some(()));
+        let servers = vec![primary.server.clone(), replica.server.clone()];
+        let address = Address { servers, replicas: 1, ..Address::default() };
+        Some((primary, replica, address))
     }
 
     /// Three nodes of a cluster, each with a third of the slots.
@@ -195,5 +210,52 @@ impl Drop for TestServer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A way to a server, on which connections can die so that neither end is told.
+pub struct Way {
+    pub server: Server,
+    /// How often they have.
+    deaths: Arc<AtomicUsize>,
+}
+
+impl Way {
+    /// To one that has a port.
+    pub fn to(server: &TestServer) -> Self {
+        let Server::Tcp(_, port) = server.server else { panic!("it has a port") };
+        let door = TcpListener::bind("127.0.0.1:0").unwrap();
+        let way = Server::Tcp("127.0.0.1".to_owned(), door.local_addr().unwrap().port());
+        let deaths = Arc::new(AtomicUsize::new(0));
+        let counted = deaths.clone();
+        std::thread::spawn(move || {
+            while let Ok((here, _)) = door.accept()
+                && let Ok(there) = TcpStream::connect(("127.0.0.1", port))
+            {
+                let born = counted.load(Ordering::SeqCst);
+                for (from, to) in [(&here, &there), (&there, &here)] {
+                    let (from, to, counted) = (from.try_clone().unwrap(), to.try_clone().unwrap(), counted.clone());
+                    std::thread::spawn(move || pass_on(from, to, || counted.load(Ordering::SeqCst) > born));
+                }
+            }
+        });
+        Self { server: way, deaths }
+    }
+
+    /// Has all connections die that were made until now.
+    pub fn die(&self) {
+        self.deaths.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, is_dead: impl Fn() -> bool) {
+    let mut piece = [0; 4096];
+    while let Ok(got @ 1..) = from.read(&mut piece) {
+        if !is_dead() && to.write_all(&piece[..got]).is_err() {
+            break;
+        }
+    }
+    if !is_dead() {
+        let _ = to.shutdown(Shutdown::Write);
     }
 }

@@ -9,6 +9,8 @@ use crate::config::redis::{Address, Password, Server};
 use crate::gateway::run_blocking;
 use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
+use std::io::Read as _;
+use std::net::TcpListener;
 use std::time::Instant;
 
 /// Adds to a number, and tells it.
@@ -77,11 +79,44 @@ fn what_is_not_there_is_told_at_once() {
 }
 
 #[test]
+fn a_server_that_does_not_greet_is_asked_nothing_but_what_does_no_harm() {
+    static HARMLESS: Script = Script::harmless_promise("return 1");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = Server::Tcp("127.0.0.1".to_owned(), listener.local_addr().unwrap().port());
+    for (script, is_asked) in [(&COUNT, false), (&HARMLESS, true)] {
+        let servers = Servers::new(Address { servers: vec![here.clone()], database: 1, ..Address::default() });
+        let heard = std::thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let mut heard = String::new();
+                listener.accept().unwrap().0.read_to_string(&mut heard).unwrap();
+                heard
+            });
+            run_blocking(script.run(&servers, &["{a}"], &[b"1"])).unwrap_err();
+            server.join().unwrap()
+        });
+        assert!(heard.contains("HELLO") && heard.contains("SELECT"), "{heard}");
+        assert_eq!(heard.contains("EVALSHA"), is_asked, "it takes a round trip: {heard}");
+    }
+}
+
+#[test]
 fn whoever_is_not_there_is_passed_over() {
     let Some(server) = TestServer::start_tcp(&[]) else { return };
     let away = Server::Unix("/none.sock".into());
     let servers = Servers::new(Address { servers: vec![away, server.server.clone()], ..server.address() });
     assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(1)));
+}
+
+#[test]
+fn whoever_is_stopped_is_passed_over_too() {
+    let Some(stopped) = TestServer::start_tcp(&[]) else { return };
+    let Some(server) = TestServer::start_tcp(&[]) else { return };
+    stopped.freeze();
+    let servers =
+        Servers::new(Address { servers: vec![stopped.server.clone(), server.server.clone()], ..server.address() });
+    assert_eq!(in_time(|| count(&servers, "{a}")), Ok(Reply::Integer(1)));
+    stopped.go_on();
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(2)), "it is the other that is asked from now on");
 }
 
 #[test]

@@ -32,14 +32,14 @@ pub struct Record {
 }
 
 impl Record {
-    /// What a topic's channel says. No part but the last has line ends in it.
-    fn parse(said: &str) -> Option<Self> {
-        let mut parts = said.splitn(6, '\n');
+    /// What a topic's channel says: after which record it comes, and the record. No part but the last has line ends in it.
+    fn parse(said: &str) -> Option<(u64, Self)> {
+        let mut parts = said.splitn(7, '\n');
         let mut part = || parts.next();
-        let id = part()?.parse().ok()?;
+        let (id, before) = (part()?.parse().ok()?, part()?.parse().ok()?);
         let (to, generation) = (part()?.to_owned(), part()?.parse().ok()?);
         let (event, except, data) = (part()?.to_owned(), part()?.to_owned(), part()?.to_owned());
-        Some(Self { id, to, generation, event, except, data, made: Made::default() })
+        Some((before, Self { id, to, generation, event, except, data, made: Made::default() }))
     }
 }
 
@@ -184,9 +184,9 @@ pub struct Notes {
 struct Heard {
     records: VecDeque<Arc<Record>>,
     bytes: usize,
-    /// After which record they come; `None` where that is not known, because nobody has listened.
+    /// After which record they come; `None` where that is not known, and there are none.
     after: Option<u64>,
-    /// Whether each new record is told; and since when, as a number.
+    /// Whether each new record is told; and since when none was missed, as a number.
     is_listening: bool,
     since: u64,
     /// What the topic's first number is, as was seen last: another one is another topic, and none is no topic.
@@ -200,6 +200,7 @@ impl Heard {
 
     fn forget(&mut self) {
         (self.bytes, self.after) = (0, None);
+        self.since += 1;
         self.records.clear();
     }
 }
@@ -248,12 +249,19 @@ impl Topic {
             let is_taken = |(own, _): &(u32, _)| stream.parse().is_ok_and(|stream: u32| *own < stream);
             return self.ring(TAKEOVER, |sleeper| sleeper.name == key && sleeper.line.get().is_some_and(is_taken));
         }
-        let Some(record) = Record::parse(said) else { return };
+        let Some((before, record)) = Record::parse(said) else { return };
         let mut heard = lock(&self.heard);
-        if heard.last().is_some_and(|last| record.id <= last) {
+        let last = heard.last();
+        if last.is_some_and(|last| record.id <= last) {
             // Two connections have told it, or it was read already.
             return;
         }
+        // What a program for one stream is not told was mostly for others.
+        let is_missing = last.is_some_and(|last| last != before);
+        if is_missing {
+            heard.forget();
+        }
+        heard.after.get_or_insert(before);
         let record = Arc::new(record);
         heard.bytes += record.data.len();
         heard.records.push_back(record.clone());
@@ -264,20 +272,21 @@ impl Topic {
             heard.after = Some(first.id);
         }
         drop(heard);
-        self.ring(1, |sleeper| sleeper.name.is_empty() || record.to.is_empty() || sleeper.name == record.to);
+        self.ring(1, |sleeper| {
+            is_missing || sleeper.name.is_empty() || record.to.is_empty() || sleeper.name == record.to
+        });
     }
 
     /// From now on each new record is told, or is not any more.
     pub fn note_listening(&self, is_listening: bool) {
         let mut heard = lock(&self.heard);
         heard.is_listening = is_listening;
-        heard.since += 1;
         heard.forget();
         drop(heard);
         self.ring(1, |_| true);
     }
 
-    /// Since when each new record is told, as a number; `None` where it is not.
+    /// Since when each new record is told and none was missed, as a number; `None` where they are not told.
     pub fn listening_since(&self) -> Option<u64> {
         let heard = lock(&self.heard);
         heard.is_listening.then_some(heard.since)
@@ -328,10 +337,8 @@ impl Topic {
     /// Notes that the log was read to its end, with this number, and that each new record was told since before that.
     pub fn note_end(&self, end: u64, since: u64) {
         let mut heard = lock(&self.heard);
-        if heard.is_listening && heard.since == since && heard.after.is_none() {
-            heard.after = Some(end);
-            heard.records.retain(|record| record.id > end);
-            heard.bytes = heard.records.iter().map(|record| record.data.len()).sum();
+        if heard.is_listening && heard.since == since {
+            heard.after.get_or_insert(end);
         }
     }
 }
@@ -344,45 +351,72 @@ mod tests {
         topic.after(position).map(|(records, _)| records.iter().map(|record| record.id).collect())
     }
 
-    fn say(topic: &Topic, id: u64, to: &str) {
-        topic.hear(&format!("{id}\n{to}\n1\nmessage\n\n\"a b\"\n"));
+    fn say(topic: &Topic, before: u64, id: u64, to: &str) {
+        topic.hear(&format!("{id}\n{before}\n{to}\n1\nmessage\n\n\"a b\"\n"));
+    }
+
+    fn since(topic: &Topic) -> u64 {
+        topic.listening_since().unwrap()
     }
 
     #[test]
     fn what_was_told_is_given_once_it_is_known_what_came_before() {
         let topic = Topic::new("a");
         topic.note_listening(true);
-        let since = topic.listening_since().unwrap();
-        say(&topic, 4, "2");
-        say(&topic, 6, "2");
-        assert_eq!(told(&topic, 5), None, "nobody knows what came before");
-        topic.note_end(5, since - 1);
-        assert_eq!(told(&topic, 5), None, "something may have come before it was told");
-        topic.note_end(5, since);
-        assert_eq!(told(&topic, 5), Some(vec![6]));
-        assert_eq!(told(&topic, 4), None);
-        say(&topic, 7, "2");
-        say(&topic, 7, "2");
+        assert_eq!(told(&topic, 4), None, "something may have come before it was told");
+        topic.note_end(4, since(&topic) - 1);
+        assert_eq!(told(&topic, 4), None, "something may have come before it was told");
+        topic.note_end(4, since(&topic));
+        assert_eq!(told(&topic, 4), Some(vec![]));
+        assert_eq!(told(&topic, 3), None);
+        for (before, id) in [(4, 6), (6, 7), (6, 7), (4, 6)] {
+            say(&topic, before, id, "2");
+            assert_eq!(told(&topic, 4).unwrap()[0], 6);
+        }
         assert_eq!(told(&topic, 5), Some(vec![6, 7]));
         assert_eq!(told(&topic, 7), Some(vec![]));
         topic.note_last(7);
         assert_eq!(told(&topic, 7), Some(vec![]));
+        let before = since(&topic);
         topic.note_last(8);
         assert_eq!(told(&topic, 7), None, "one was not told");
-        topic.note_end(8, since);
+        topic.note_end(7, before);
+        assert_eq!(told(&topic, 7), None, "it was read before that");
+        topic.note_end(8, since(&topic));
+        assert_eq!(told(&topic, 8), Some(vec![]));
+        let before = since(&topic);
         topic.note_listening(false);
-        topic.note_end(8, since);
+        topic.note_end(8, before);
         assert_eq!((told(&topic, 8), topic.listening_since()), (None, None), "nothing is told");
+    }
+
+    #[test]
+    fn a_record_that_was_not_told_is_missed_when_the_next_is() {
+        let topics = Topics::default();
+        let place = topics.enter("a", "cc");
+        let topic = &place.topic;
+        topic.note_listening(true);
+        place.sleeper.hear();
+        topic.note_end(4, since(topic));
+        say(topic, 4, 5, "cd");
+        assert!(!place.sleeper.wake().is_ready());
+        let before = since(topic);
+        say(topic, 6, 7, "cd");
+        assert!(place.sleeper.wake().is_ready(), "the one that is missing may be its");
+        topic.note_end(4, before);
+        assert_eq!((told(topic, 4), told(topic, 5)), (None, None));
+        say(topic, 7, 8, "cd");
+        assert_eq!(told(topic, 6), Some(vec![7, 8]));
     }
 
     #[test]
     fn what_is_kept_of_it_is_little() {
         let topic = Topic::new("a");
         topic.note_listening(true);
-        topic.note_end(0, topic.listening_since().unwrap());
+        topic.note_end(0, since(&topic));
         let data = "1".repeat(1000);
         for id in 1..=1000 {
-            topic.hear(&format!("{id}\n2\n0\n\n\n{data}"));
+            topic.hear(&format!("{id}\n{}\n2\n0\n\n\n{data}", id - 1));
         }
         assert_eq!(told(&topic, 0), None);
         let (some, has_more) = topic.after(900).unwrap();
@@ -394,9 +428,9 @@ mod tests {
         let topics = Topics::default();
         let [c, d] = ["cc", "cd"].map(|name| topics.enter("a", name));
         let are_woken = || [&c, &d].map(|place| place.sleeper.wake().is_ready());
-        say(&c.topic, 1, "cd");
+        say(&c.topic, 0, 1, "cd");
         assert_eq!(are_woken(), [false, true]);
-        say(&c.topic, 2, "");
+        say(&c.topic, 1, 2, "");
         assert_eq!(are_woken(), [true; 2]);
         assert!(!c.sleeper.hear() && !d.sleeper.hear());
         for (place, stream) in [(&c, 1), (&d, 2)] {

@@ -83,6 +83,9 @@ fn spawn(folder: &Path) -> io::Result<Child> {
                 "yes",
                 "--appendfsync",
                 "always",
+                // Else what it has to read after each killing is more and more, and hardly anybody is connected for long enough.
+                "--auto-aof-rewrite-min-size",
+                "8mb",
                 "--loglevel",
                 "warning",
             ])

@@ -58,7 +58,7 @@ end
 local id = math.max(now * 1024, bus.last + 1)
 redis.call('XADD', log, text(id) .. '-0', 'u', user, 'd', data, 'b', text(bus.total))
 redis.call('HSET', record, 'last', text(id), 'total', text(bus.total + #data + HEAD), 'posted', 1)
-redis.call('SPUBLISH', log, table.concat({text(id), user, '0', '', '', data}, '\n'))
+redis.call('SPUBLISH', log, table.concat({text(id), text(bus.last), user, '0', '', '', data}, '\n'))
 local is_first = not bus.posted
 bus.posted = true
 touch(is_first)

@@ -33,6 +33,10 @@ local why = why_away(ticket)
 if why then
     return {why}
 end
+if position > stream.sent then
+    -- Redis has lost bytes that were given already: what comes now would not follow them.
+    return {'removed'}
+end
 if has_sender_gone and stream.ending == '' then
     set(stream, 'ending', 'cut')
 end

@@ -24,13 +24,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 macro_rules! script {
-    ($name:literal) => {
-        $crate::store::redis::script::Script::new(concat!(include_str!("../ends/begin.lua"), include_str!($name)))
+    ($kind:ident $name:literal) => {
+        $crate::store::redis::script::Script::$kind(concat!(include_str!("../ends/begin.lua"), include_str!($name)))
     };
 }
 pub(super) use script;
 
-static HERE: Script = script!("here.lua");
+static HERE: Script = script!(new "here.lua");
 
 /// So many bytes are sent at once, and kept in memory at each end.
 const PIECE: usize = 64 * 1024;

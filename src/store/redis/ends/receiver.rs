@@ -6,7 +6,7 @@ use crate::store::redis::script::Script;
 use crate::store::remote::Remote;
 use crate::wake::Ready;
 
-static FETCH: Script = script!("fetch.lua");
+static FETCH: Script = script!(new "fetch.lua");
 
 /// The receiver's end.
 pub struct Receiver {

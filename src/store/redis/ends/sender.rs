@@ -5,7 +5,7 @@ use crate::store::redis::script::Script;
 use crate::wake::Ready;
 use std::io;
 
-static SEND: Script = script!("send.lua");
+static SEND: Script = script!(new "send.lua");
 
 /// The sender's end, with a receiver of its own.
 pub struct Sender {

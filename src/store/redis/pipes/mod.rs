@@ -20,20 +20,20 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 macro_rules! in_session {
-    ($name:literal) => {
-        Script::new(concat!(include_str!("../ends/begin.lua"), include_str!("begin.lua"), include_str!($name)))
+    ($kind:ident $name:literal) => {
+        Script::$kind(concat!(include_str!("../ends/begin.lua"), include_str!("begin.lua"), include_str!($name)))
     };
 }
 
-static MAKE: Script = script!("../pipes/make.lua");
-static JOIN: Script = in_session!("join.lua");
-static PERMIT: Script = in_session!("permit.lua");
-static REMOVE: Script = in_session!("remove.lua");
-static RECEIVE: Script = in_session!("receive.lua");
-static WAIT: Script = in_session!("wait.lua");
-static SWEEP: Script = in_session!("sweep.lua");
-static TAKE: Script = script!("../pipes/take.lua");
-static FINISH: Script = script!("../pipes/finish.lua");
+static MAKE: Script = script!(promise "../pipes/make.lua");
+static JOIN: Script = in_session!(new "join.lua");
+static PERMIT: Script = in_session!(promise "permit.lua");
+static REMOVE: Script = in_session!(promise "remove.lua");
+static RECEIVE: Script = in_session!(new "receive.lua");
+static WAIT: Script = in_session!(new "wait.lua");
+static SWEEP: Script = in_session!(new "sweep.lua");
+static TAKE: Script = script!(promise "../pipes/take.lua");
+static FINISH: Script = script!(new "../pipes/finish.lua");
 
 /// So many are looked at, those that go soonest, where there is no room for another.
 const MOST_LOOKS: usize = 16;

@@ -1,4 +1,5 @@
--- Takes the receiver that waits, for a sender, which is there.
+-- Takes the receiver that waits, for a sender, which is there. A replica that takes over has to know: else another sender could
+-- take it, whose bytes would come after those of the first.
 -- ARGV: the sender's ticket, the place, and the sender.
 -- The answer: 'ok' and the receiver, or why there is none.
 local ticket, place, own = unpack(ARGV)

@@ -253,6 +253,82 @@ fn a_body_that_redis_has_lost_is_cut_short() {
     drop(waiting);
 }
 
+/// Whoever asks is told so before it loses patience. The tests' machine may be slow, but not by so much.
+fn in_time<T>(work: impl FnOnce() -> T) -> T {
+    let began = std::time::Instant::now();
+    let done = work();
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    done
+}
+
+#[test]
+fn what_is_promised_of_a_session_a_replica_has_and_else_it_is_done_when_it_is_asked_for_again() {
+    let Some((_primary, replica, address)) = TestServer::start_with_replica() else { return };
+    let redis = process(&address);
+    // A machine that has much to do may be too slow for the time that a replica has.
+    let session = sooner_or_later(|| run_blocking(redis.make_session(true, &LIMITS)).ok().flatten());
+    let permit = || run_blocking(redis.permit_guest(&session.id, &host(&session), [127, 0, 0, 1].into(), &LIMITS));
+    let remove = || run_blocking(redis.remove_session(&session.id, &host(&session), &LIMITS));
+    let guest = Visitor { tokens: vec![], address: Some([127, 0, 0, 1].into()) };
+    let too_few = |error: &Error| matches!(error, Error::Remote(Remote { reason: Reason::TooFewReplicas, .. }));
+    replica.freeze();
+    assert!(in_time(|| run_blocking(redis.make_session(true, &LIMITS))).is_err_and(|error| too_few(&error)));
+    assert!(matches!(in_time(permit), Err(Denied::Failed(error)) if too_few(&error)));
+    replica.go_on();
+    sooner_or_later(|| permit().ok());
+    assert_eq!(run_blocking(redis.join_session(&session.id, &guest, &LIMITS)).unwrap(), Role::Guest);
+    replica.freeze();
+    assert!(matches!(in_time(remove), Err(Denied::Failed(error)) if too_few(&error)));
+    replica.go_on();
+    // It is done, and the answer was another.
+    assert!(matches!(remove(), Err(Denied::UnknownSession)));
+}
+
+#[test]
+fn a_sender_takes_nobody_whom_a_replica_would_give_to_another() {
+    let Some((_primary, replica, address)) = TestServer::start_with_replica() else { return };
+    let (here, there) = (process(&address), process(&address));
+    let session = sooner_or_later(|| run_blocking(here.make_session(false, &LIMITS)).ok().flatten());
+    let mut receiver = receive(&there, &session).unwrap();
+    let mut waiting = wait_to_send(&here, &session).unwrap();
+    replica.freeze();
+    for _ in 0..3 {
+        assert!(in_time(|| run_blocking(waiting.take_receiver())).unwrap().is_none());
+        assert_eq!(run_blocking(receiver.look()).unwrap(), None);
+    }
+    replica.go_on();
+    let mut sender = sooner_or_later(|| run_blocking(waiting.take_receiver()).unwrap());
+    assert!(sender.send_head(b"head", b"body") && run_blocking(sender.exchange()));
+    sender.end(true);
+    assert_eq!(sooner_or_later(|| run_blocking(receiver.look()).unwrap()), b"head");
+    let mut receiver = receiver.begin();
+    receiver.took(0);
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| send(sender, b""));
+        assert_eq!(read(receiver), (b"body".to_vec(), true));
+        assert_eq!(sending.join().unwrap(), Some(4));
+    });
+}
+
+#[test]
+fn a_body_of_which_a_replica_that_takes_over_has_less_is_cut_short_at_both_ends() {
+    let Some((mut primary, replica, address)) = TestServer::start_with_replica() else { return };
+    let (here, there) = (process(&address), process(&address));
+    let session = make(&here);
+    let (mut receiver, mut sender, _waiting) = met(&here, &there, &session);
+    replica.ask(&["REPLICAOF", "NO", "ONE"]);
+    sender.write(b"12345").unwrap();
+    assert!(run_blocking(sender.exchange()));
+    let mut got = Vec::new();
+    read_some(&mut receiver, &mut got, 5);
+    primary.kill();
+    let sent = sender.taken();
+    sooner_or_later(|| (!run_blocking(sender.exchange())).then_some(()));
+    assert!(sender.taken() == sent, "nobody says that more was taken");
+    assert_eq!(read(receiver), (vec![], false));
+    assert_eq!(got, b"12345");
+}
+
 #[test]
 fn everything_has_a_time_to_live_and_nothing_is_left_of_what_has_ended() {
     let Some(server) = TestServer::start(&[]) else { return };

@@ -11,8 +11,8 @@ use crate::store::requests::{PtthServer, PtthServers};
 use std::sync::Arc;
 
 static SERVERS: Script = Script::new(include_str!("servers.lua"));
-static REGISTER: Script = Script::new(include_str!("register.lua"));
-static UNREGISTER: Script = Script::new(include_str!("unregister.lua"));
+static REGISTER: Script = Script::promise(include_str!("register.lua"));
+static UNREGISTER: Script = Script::promise(include_str!("unregister.lua"));
 static PURGE: Script = script!("purge.lua");
 
 impl Process {

@@ -293,6 +293,16 @@ local function last_said(member, is_message)
     return math.max(own, to_all)
 end
 
+-- Whether something that was for a member after a position has been dropped, as far as is known: where nothing was said to it
+-- since, what was dropped was for others.
+local function has_lost(key, position, part)
+    if position >= session['gone' .. part] then
+        return false
+    end
+    local member = find(key)
+    return not member or last_said(member, false) > position
+end
+
 local function is_alive(id)
     return id >= (now - lifetime + 1) * 1024
 end
@@ -495,7 +505,8 @@ local function append(is_host, to, event, data, except)
     if left + size > most and trim(is_host, floor_of(is_host, all())) + size > most then
         return false, 'topic full'
     end
-    local id = math.max(now * 1024, session['last' .. part] + 1)
+    local last = session['last' .. part]
+    local id = math.max(now * 1024, last + 1)
     local total = session['total' .. part]
     if is_out_of_memory(total, size + HEAD, max_data) then
         return false, 'data full'
@@ -506,7 +517,7 @@ local function append(is_host, to, event, data, except)
     session['last' .. part], session['total' .. part] = id, total + size + HEAD
     redis.call('HSET', record, 'last' .. part, text(id), 'total' .. part, text(total + size + HEAD))
     -- What the processes that serve many listen to, and what a program for one stream does.
-    local told = table.concat({text(id), to, generation, event, except, data}, '\n')
+    local told = table.concat({text(id), text(last), to, generation, event, except, data}, '\n')
     redis.call('SPUBLISH', log, told)
     redis.call('SPUBLISH', log .. ' ' .. to, told)
     return true, id

@@ -36,11 +36,11 @@ end
 member = member or host_or_new()
 
 local log, part = log_of(member.is_host)
-local last, gone = session['last' .. part], session['gone' .. part]
+local last = session['last' .. part]
 local position, is_lost = member.position, 0
 if resume then
     -- Whoever has no event yet may say 0, and means everything.
-    if resume > 0 and (resume > last or resume < gone or resume < member.from) then
+    if resume > 0 and (resume > last or resume < member.from or has_lost(key, resume, part)) then
         is_lost = 1
     end
     position = math.min(resume, last)

@@ -30,5 +30,5 @@ for _ = 1, 40 do
     end
     has_more = 1
 end
-local gone = session['gone' .. part]
-return ok(text(has_more == 0 and math.max(session['last' .. part], start) or position), start < gone and 1 or 0, has_more, answer)
+return ok(text(has_more == 0 and math.max(session['last' .. part], start) or position), has_lost(key, start, part) and 1 or 0, has_more,
+    answer)

@@ -1,9 +1,9 @@
 -- Says that some that listen are there, tells of peers that have gone, and what has become of each: it listens ('0'), another has
--- its place ('1'), or it is over ('2').
+-- its place ('1'), or it is over ('2'). Begins with the last that was said to any of them.
 -- ARGV: whether they listen as the host ('1'), and of each the key, the last generation, the stream, and whether it is whichever
 -- is the host ('1').
 local is_host = ARGV[FIRST + 1] == '1'
-local answer = {}
+local answer, said = {}, 0
 could_say_nothing()
 set('tended', now)
 for place = FIRST + 2, #ARGV, 4 do
@@ -30,6 +30,7 @@ for place = FIRST + 2, #ARGV, 4 do
         if redis.call('ZADD', present, text(now + THERE), key .. ' ' .. text(stream)) == 1 then
             is_more = true
         end
+        said = math.max(said, last_said(member, false))
     end
     answer[#answer + 1] = standing
 end
@@ -40,4 +41,4 @@ if session.untold == 1 or redis.call('ZCOUNT', present, '-inf', text(now)) > 0 t
         tell_of_host()
     end
 end
-return ok(text(is_host and session.last_h or session.last_c), answer)
+return ok(text(said), answer)

@@ -1,7 +1,7 @@
 //! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
 
 use super::super::process::Redis;
-use super::super::testing::{TestServer, sooner_or_later};
+use super::super::testing::{TestServer, Way, sooner_or_later};
 use super::listener::Listener;
 use crate::config::Settings;
 use crate::config::redis::Address;
@@ -58,6 +58,39 @@ fn hears(listener: &mut Listener, count: usize) -> Vec<String> {
 }
 
 #[test]
+fn a_stream_whose_connection_has_died_without_a_word_is_given_what_is_said() {
+    let Some(server) = TestServer::start_tcp(&[]) else { return };
+    let way = Way::to(&server);
+    let (here, there) =
+        (process(&Address { servers: vec![way.server.clone()], ..Address::default() }), process(&server.address()));
+    let settings = Settings::default();
+    let policy = policy(&settings);
+    let (mut h, mut c) = run_blocking(async {
+        register(&there, &settings).await;
+        (here.listen(&host(), None, &policy).await.unwrap(), enter(&there, "c", &settings).await)
+    });
+    let send = |data: &str| run_blocking(there.send_to_host(&client("c"), data, &policy)).unwrap();
+    send("1");
+    assert_eq!(hears(&mut h, 1).len(), 1);
+    way.die();
+    // It finds out, and listens anew: then it is woken by what is said, and need not look for it.
+    sooner_or_later(|| {
+        run_blocking(c.tend()).unwrap();
+        // What was asked on the connection that has died may have been done.
+        let _ = run_blocking(h.tend());
+        while !run_blocking(take(&mut h)).is_empty() {}
+        send("2");
+        (0..50)
+            .any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                h.hear();
+                !run_blocking(take(&mut h)).is_empty()
+            })
+            .then_some(())
+    });
+}
+
+#[test]
 fn whoever_is_killed_is_told_to_the_peers_within_seconds() {
     let Some(server) = TestServer::start(&[]) else { return };
     let (killed, here) = (process(&server.address()), process(&server.address()));
@@ -91,6 +124,7 @@ fn whoever_could_not_say_that_it_is_there_takes_its_place_back() {
         }
         assert_eq!(c.tend().await.unwrap(), Standing::Listening);
         send().await.unwrap();
+        c.look_anew();
         assert_eq!(take(&mut c).await.len(), tries + 1, "nothing was lost, and nothing doubled");
     });
 }
@@ -177,6 +211,49 @@ fn whoever_was_left_out_of_much_is_given_what_comes_next() {
         assert_eq!(give(&mut c).await.len(), 3, "two, and that it has missed something");
         assert_eq!(broadcast().await, 2);
         assert_eq!(give(&mut c).await.len(), 1);
+    });
+}
+
+#[test]
+fn nobody_is_told_of_a_loss_where_all_that_was_dropped_was_for_others() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings::default();
+    let short = Settings { message_lifetime: Duration::from_millis(1), ..Settings::default() };
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let [mut c, _d, mut e] = [
+            enter(&redis, "c", &settings).await,
+            enter(&redis, "d", &settings).await,
+            enter(&redis, "e", &settings).await,
+        ];
+        let send = async |to: &str, settings: &Settings| {
+            let to = ClientId::new(to).unwrap();
+            redis.send_to_client(&host().host, &to, "1", &policy(settings)).await.unwrap();
+        };
+        // Says something to one, and drops it.
+        let drop_one = async |to: &str| {
+            send(to, &settings).await;
+            std::thread::sleep(Duration::from_millis(10));
+            send("d", &short).await;
+        };
+        let lost = |name: &str| format!(r#"{{"eventType":"messages_lost","body":"{name}"}}"#);
+        send("c", &settings).await;
+        assert_eq!(take(&mut c).await, ["1"]);
+        let resume = Some(c.position());
+        drop_one("d").await;
+        drop_one("d").await;
+        let mut c = redis.listen(&client("c"), resume, &policy(&settings)).await.unwrap();
+        assert_eq!(take(&mut c).await, [""; 0]);
+        assert_eq!(take(&mut e).await, [""; 0], "it has been there all the time, and did not look");
+        drop_one("c").await;
+        let mut c = redis.listen(&client("c"), resume, &policy(&settings)).await.unwrap();
+        assert_eq!(take(&mut c).await, [lost("c")]);
+        e.look_anew();
+        assert_eq!(take(&mut e).await, [""; 0]);
+        drop_one("e").await;
+        e.look_anew();
+        assert_eq!(take(&mut e).await, [lost("e")]);
     });
 }
 
