@@ -342,6 +342,34 @@ fn whoever_takes_its_place_back_makes_nothing_that_lives_for_ever() {
 }
 
 #[test]
+fn a_host_that_nobody_has_used_for_a_while_gives_way_to_a_newcomer() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings { max_hosts: 1, ..Settings::default() });
+    let policy = policy(&settings);
+    let id = |name: &str| HostId::new(name).unwrap();
+    let is_room_for = async |name: &str| match redis.register(&id(name), "one", Claim::Drawn, &policy).await {
+        Err(Refused::TooManyHosts(1)) => false,
+        other => other.is_ok(),
+    };
+    // As after more than a minute.
+    let grow_old = || {
+        let record = server.keys().into_iter().find(|key| key.starts_with("uhst:host:") && key.ends_with('}')).unwrap();
+        server.ask(&["HSET", &record, "touched", "1", "swept", "1"]);
+    };
+    run_blocking(async {
+        assert!(is_room_for("a").await);
+        redis.join(&id("a"), &ClientId::new("c").unwrap(), &policy).await.unwrap();
+        assert!(!is_room_for("b").await, "it has only just come");
+        grow_old();
+        assert!(is_room_for("b").await);
+        let party = Party { host: id("b"), ..host() };
+        redis.listen(&party, None, &policy).await.unwrap().end().await.unwrap();
+        grow_old();
+        assert!(!is_room_for("c").await, "somebody has listened");
+    });
+}
+
+#[test]
 fn a_session_works_in_a_cluster_wherever_it_is() {
     let Some(nodes) = TestServer::start_cluster() else { return };
     let (here, there) = (process(&nodes[0].address()), process(&nodes[1].address()));
