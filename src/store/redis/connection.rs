@@ -11,6 +11,7 @@ use crate::config::redis::{Address, Password, Server};
 use crate::store::remote::{Reason, Remote};
 use crate::wake::{Ready, wait};
 use crate::workers::blocking;
+use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
@@ -51,6 +52,62 @@ impl Connection {
     /// # Errors
     /// When it cannot be reached, or refuses the login.
     pub async fn open(server: &Server, address: &Address, until: Instant) -> Result<Opened, Remote> {
+        Ok(Self::open_and_ask(server, address, &[], 0, until).await?.0)
+    }
+
+    /// The same, and asks something with the login, which saves a round trip; tells the replies, too. Whatever this comes to, it
+    /// may have been done, and also where the login is refused: it must be something that does no harm.
+    ///
+    /// # Errors
+    /// The same; and when there are no replies in time.
+    pub async fn open_and_ask(
+        server: &Server,
+        address: &Address,
+        commands: &[u8],
+        replies: usize,
+        until: Instant,
+    ) -> Result<(Opened, Vec<Reply>), Remote> {
+        let mut connection = Self::connect(server, address, until).await?;
+        let hello = match &address.password {
+            Some(Password(password)) => {
+                &["HELLO", "2", "AUTH", address.user.as_deref().unwrap_or("default"), password][..]
+            }
+            None => &["HELLO", "2"],
+        };
+        let number = address.database.to_string();
+        let select = if address.database > 0 { command(["SELECT", &number]) } else { Vec::new() };
+        let all = [&command(hello), &select, commands].concat();
+        let own = 1 + usize::from(!select.is_empty());
+        let mut greetings = connection.exchange(&all, own + replies, until).await?;
+        let replies = greetings.split_off(own);
+        let mut greetings = greetings.into_iter();
+        let role = match Role::of(greetings.next(), server) {
+            // A sentinel seldom has a password, and is asked nothing that it would need one for.
+            Err(refused) if address.password.is_some() => {
+                let reply = connection.ask(&["HELLO", "2"], server, until).await;
+                match reply.and_then(|reply| Role::of(Some(reply), server)) {
+                    Ok(Role::Sentinel) => Role::Sentinel,
+                    _ => return Err(refused),
+                }
+            }
+            role => role?,
+        };
+        let primary = match role {
+            Role::Primary => {
+                greetings.next().map_or(Ok(Reply::Null), |selected| answer(Some(selected), server))?;
+                return Ok((Opened::Here(connection), replies));
+            }
+            Role::Replica => connection.primary_of_replica(server, until).await?,
+            Role::Sentinel => connection.primary_of_sentinel(server, until).await?,
+        };
+        Ok((Opened::Elsewhere(primary), replies))
+    }
+
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(unused_mut, unused_variables, reason = "there is nothing to shake hands about")
+    )]
+    async fn connect(server: &Server, address: &Address, until: Instant) -> Result<Self, Remote> {
         let mut connection = Self {
             socket: reach(server, until).await?,
             #[cfg(feature = "tls")]
@@ -61,48 +118,7 @@ impl Connection {
         if let (Some(trust), Server::Tcp(host, _)) = (&address.tls, server) {
             connection.shake_hands(host, trust, until).await?;
         }
-        let role = match connection.greet(address.user.as_deref(), address.password.as_ref(), server, until).await {
-            // A sentinel seldom has a password, and is asked nothing that it would need one for.
-            Err(refused) if address.password.is_some() => match connection.greet(None, None, server, until).await {
-                Ok(Role::Sentinel) => Role::Sentinel,
-                _ => return Err(refused),
-            },
-            greeted => greeted?,
-        };
-        match role {
-            Role::Primary => {}
-            Role::Replica => return connection.primary_of_replica(server, until).await.map(Opened::Elsewhere),
-            Role::Sentinel => return connection.primary_of_sentinel(server, until).await.map(Opened::Elsewhere),
-        }
-        if address.database > 0 {
-            connection.ask(&["SELECT", &address.database.to_string()], server, until).await?;
-        }
-        Ok(Opened::Here(connection))
-    }
-
-    async fn greet(
-        &mut self,
-        user: Option<&str>,
-        password: Option<&Password>,
-        server: &Server,
-        until: Instant,
-    ) -> Result<Role, Remote> {
-        let hello = match password {
-            Some(Password(password)) => &["HELLO", "2", "AUTH", user.unwrap_or("default"), password][..],
-            None => &["HELLO", "2"],
-        };
-        let Reply::Array(fields) = self.ask(hello, server, until).await? else {
-            return Err(Remote::new(Reason::Failed, format!("{server} is no Redis that the relay knows")));
-        };
-        let field = |name: &str| {
-            let pairs = fields.as_chunks::<2>().0;
-            pairs.iter().find(|[key, _]| text(key) == Some(name)).and_then(|[_, value]| text(value)).unwrap_or_default()
-        };
-        Ok(match (field("mode"), field("role")) {
-            ("sentinel", _) => Role::Sentinel,
-            ("standalone", "replica" | "slave") => Role::Replica,
-            _ => Role::Primary,
-        })
+        Ok(connection)
     }
 
     async fn primary_of_replica(&mut self, server: &Server, until: Instant) -> Result<Server, Remote> {
@@ -120,23 +136,12 @@ impl Connection {
                 format!("{server} watches {} primaries, not one", primaries.len()),
             ));
         };
-        let field = |name: &str| {
-            fields.as_chunks::<2>().0.iter().find(|[key, _]| text(key) == Some(name)).map(|[_, value]| value)
-        };
-        named(field("ip"), field("port")).ok_or_else(|| no_primary(server))
+        named(field(fields, "ip"), field(fields, "port")).ok_or_else(|| no_primary(server))
     }
 
     /// One command, whose error is the server's.
     async fn ask(&mut self, arguments: &[&str], server: &Server, until: Instant) -> Result<Reply, Remote> {
-        let mut replies = self.exchange(&command(arguments), 1, until).await?;
-        match replies.pop() {
-            Some(Reply::Error(error)) => Err(match Meaning::of(&error, server) {
-                Meaning::Error(remote) | Meaning::Later(remote) => remote,
-                _ => Remote::new(Reason::Failed, format!("{server} does not answer {}", arguments[0])),
-            }),
-            Some(reply) => Ok(reply),
-            None => Err(no_primary(server)),
-        }
+        answer(self.exchange(&command(arguments), 1, until).await?.pop(), server)
     }
 
     /// Sends commands, and waits for as many replies.
@@ -147,9 +152,12 @@ impl Connection {
         self.send(commands, until).await?;
         let mut got = Vec::with_capacity(replies);
         while got.len() < replies {
-            match self.take()? {
-                Some(reply) => got.push(reply),
-                None => wait_for(&self.socket, false, until).await?,
+            // No reply is there at once.
+            wait_for(&self.socket, false, until).await?;
+            while got.len() < replies
+                && let Some(reply) = self.take()?
+            {
+                got.push(reply);
             }
         }
         Ok(got)
@@ -204,16 +212,12 @@ impl Connection {
                 self.input.drain(..length);
                 return Ok(Some(reply));
             }
-            let start = self.input.len();
-            self.input.resize(start + PIECE.max(start), 0);
-            let got = self.read(start);
-            self.input.truncate(start + got.as_ref().map_or(0, |got| got.unwrap_or(0)));
-            match got? {
+            match self.read()? {
                 Some(0) => return Err(closed()),
                 Some(_) => {}
                 None => {
                     // Connections are many and mostly idle.
-                    if start == 0 {
+                    if self.input.is_empty() {
                         self.input.shrink_to(0);
                     }
                     return Ok(None);
@@ -222,15 +226,20 @@ impl Connection {
         }
     }
 
-    /// Reads into the input from there on; `None` where nothing has come, and 0 at the end.
-    fn read(&mut self, start: usize) -> Result<Option<usize>, Remote> {
-        let bytes = &mut self.input[start..];
+    /// Reads more of the input; `None` where nothing has come, and 0 at the end.
+    fn read(&mut self) -> Result<Option<usize>, Remote> {
+        let start = self.input.len();
+        let most = PIECE.max(start);
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
-            return tls.take(&self.socket, bytes);
+            self.input.resize(start + most, 0);
+            let got = tls.take(&self.socket, &mut self.input[start..]);
+            self.input.truncate(start + got.as_ref().map_or(0, |got| got.unwrap_or(0)));
+            return got;
         }
+        self.input.reserve(most);
         loop {
-            match rustix::io::read(&self.socket, &mut *bytes) {
+            match rustix::io::read(&self.socket, spare_capacity(&mut self.input)) {
                 Ok(got) => return Ok(Some(got)),
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR) => {}
@@ -252,6 +261,38 @@ impl Connection {
     /// What is ready when there may be something to [take](Self::take).
     pub fn wake(&self) -> Ready<'_> {
         Ready::to_read(self.socket.as_fd())
+    }
+}
+
+impl Role {
+    /// By what a server answers to a greeting.
+    fn of(greeting: Option<Reply>, server: &Server) -> Result<Self, Remote> {
+        let Reply::Array(fields) = answer(greeting, server)? else {
+            return Err(Remote::new(Reason::Failed, format!("{server} is no Redis that the relay knows")));
+        };
+        let field = |name| field(&fields, name).and_then(text).unwrap_or_default();
+        Ok(match (field("mode"), field("role")) {
+            ("sentinel", _) => Self::Sentinel,
+            ("standalone", "replica" | "slave") => Self::Replica,
+            _ => Self::Primary,
+        })
+    }
+}
+
+/// What has this name among names and values.
+fn field<'a>(fields: &'a [Reply], name: &str) -> Option<&'a Reply> {
+    fields.as_chunks::<2>().0.iter().find(|[key, _]| text(key) == Some(name)).map(|[_, value]| value)
+}
+
+/// A reply that is no error.
+fn answer(reply: Option<Reply>, server: &Server) -> Result<Reply, Remote> {
+    match reply {
+        Some(Reply::Error(error)) => Err(match Meaning::of(&error, server) {
+            Meaning::Error(remote) | Meaning::Later(remote) => remote,
+            _ => Remote::new(Reason::Failed, format!("{server} does not answer what it is asked")),
+        }),
+        Some(reply) => Ok(reply),
+        None => Err(no_primary(server)),
     }
 }
 
@@ -319,7 +360,9 @@ async fn reach_at(address: &SocketAddr, until: Instant) -> Result<OwnedFd, Remot
     sockopt::set_tcp_nodelay(&socket, true).map_err(failed)?;
     match connect(&socket, address) {
         Err(Errno::INPROGRESS) => {
-            wait_for(&socket, true, until).await?;
+            while !Ready::to_write(socket.as_fd()).is_ready() {
+                wait_for(&socket, true, until).await?;
+            }
             sockopt::socket_error(&socket).and_then(|outcome| outcome).map_err(failed)?;
         }
         connected => connected.map_err(failed)?,
@@ -339,16 +382,13 @@ async fn send_all(tls: &mut Tls, socket: &OwnedFd, until: Instant) -> Result<(),
     Ok(())
 }
 
+/// Waits until the socket may be ready; who finds that it is not waits again.
 async fn wait_for(socket: &OwnedFd, to_write: bool, until: Instant) -> Result<(), Remote> {
-    loop {
-        let mut ready = if to_write { Ready::to_write(socket.as_fd()) } else { Ready::to_read(socket.as_fd()) };
-        if ready.is_ready() {
-            return Ok(());
-        }
-        let left = until.saturating_duration_since(instant());
-        if left.is_zero() {
-            return Err(Remote::new(Reason::Slow, "Redis does not answer in time"));
-        }
-        wait(&mut [&mut ready], left).await;
+    let mut ready = if to_write { Ready::to_write(socket.as_fd()) } else { Ready::to_read(socket.as_fd()) };
+    let left = until.saturating_duration_since(instant());
+    wait(&mut [&mut ready], left).await;
+    if left.is_zero() && !ready.is_ready() {
+        return Err(Remote::new(Reason::Slow, "Redis does not answer in time"));
     }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! What is done in Redis: an intention is one script, which runs whole or not at all, and touches the keys of one slot.
 
 use super::reply::{Reply, command};
-use super::servers::Servers;
+use super::servers::{Kind, Servers};
 use crate::hex;
 use crate::store::remote::{Reason, Remote};
 use sha1::{Digest as _, Sha1};
@@ -12,18 +12,26 @@ pub struct Script {
     text: &'static str,
     /// Its SHA-1, by which a server knows it that has been told it once.
     digest: OnceLock<String>,
-    /// Whether replicas must have what it has written, where the owner wants that.
-    is_promise: bool,
+    kind: Kind,
 }
 
 impl Script {
     pub const fn new(text: &'static str) -> Self {
-        Self { text, digest: OnceLock::new(), is_promise: false }
+        Self::of(text, false, false)
     }
 
     /// One by which somebody is promised something.
     pub const fn promise(text: &'static str) -> Self {
-        Self { text, digest: OnceLock::new(), is_promise: true }
+        Self::of(text, true, false)
+    }
+
+    /// The same for one that may as well be run twice, or in vain. A program for one request sends it with its login.
+    pub const fn harmless_promise(text: &'static str) -> Self {
+        Self::of(text, true, true)
+    }
+
+    const fn of(text: &'static str, is_promise: bool, is_harmless: bool) -> Self {
+        Self { text, digest: OnceLock::new(), kind: Kind { is_promise, is_harmless } }
     }
 
     /// Runs it with these keys, all of one slot, and these arguments.
@@ -44,11 +52,11 @@ impl Script {
                 head.iter().chain(keys).map(|text| text.as_bytes()).chain(arguments.iter().copied()).collect();
             command(all)
         };
-        let reply = servers.ask(keys[0], &call("EVALSHA", digest), self.is_promise).await?;
+        let reply = servers.ask(keys[0], &call("EVALSHA", digest), self.kind).await?;
         if !matches!(&reply, Reply::Error(_)) {
             return Ok(reply);
         }
-        match servers.ask(keys[0], &call("EVAL", self.text), self.is_promise).await? {
+        match servers.ask(keys[0], &call("EVAL", self.text), self.kind).await? {
             Reply::Error(error) => Err(Remote::new(Reason::Failed, error)),
             reply => Ok(reply),
         }

@@ -8,9 +8,14 @@ use crate::clock::instant;
 use crate::store::error::Error;
 use std::time::Duration;
 
-/// Made by whoever comes first, and kept for thirty days after its last use.
-static SECRET: Script = Script::promise(
-    "redis.call('SET', KEYS[1], ARGV[1], 'NX') redis.call('PEXPIRE', KEYS[1], 2592000000) return redis.call('GET', KEYS[1])",
+/// Made by whoever comes first, and kept for thirty days after its last use. That is noted once a day: a CGI program asks with each
+/// request, and what is written Redis has to sync, and to tell its replicas.
+static SECRET: Script = Script::harmless_promise(
+    "redis.call('SET', KEYS[1], ARGV[1], 'NX')
+    if redis.call('PTTL', KEYS[1]) < 2505600000 then
+        redis.call('PEXPIRE', KEYS[1], 2592000000)
+    end
+    return redis.call('GET', KEYS[1])",
 );
 
 /// A process asks again after this time: another Redis may have taken over, which has another.

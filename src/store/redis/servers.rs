@@ -60,6 +60,15 @@ struct Known {
     first: usize,
 }
 
+/// What has to be known of a command to send it.
+#[derive(Clone, Copy, Default)]
+pub struct Kind {
+    /// What is promised by it: as many replicas have it as the owner wants.
+    pub is_promise: bool,
+    /// Nobody minds if it was done in vain, or twice: it is sent before it is known whether the server is the one to ask.
+    pub is_harmless: bool,
+}
+
 /// Why there is no answer.
 #[derive(Clone)]
 enum NoAnswer {
@@ -97,22 +106,22 @@ impl Servers {
     /// # Errors
     /// When there is none in time.
     pub async fn call(&self, key: &str, command: &[u8]) -> Result<Reply, Remote> {
-        self.ask(key, command, false).await
+        self.ask(key, command, Kind::default()).await
     }
 
-    /// The same. What is promised by it, as many replicas have as the owner wants.
+    /// The same for a command of some kind.
     ///
     /// # Errors
-    /// The same; and when too few of them have it in time.
-    pub async fn ask(&self, key: &str, command: &[u8], is_promise: bool) -> Result<Reply, Remote> {
+    /// The same; and when too few replicas have in time what is promised.
+    pub async fn ask(&self, key: &str, command: &[u8], kind: Kind) -> Result<Reply, Remote> {
         let (slot, until) = (redis_keyslot(key.as_bytes()), instant() + TIME);
         // What is known may be wrong, and each that is named may know it better.
         let mut tries = self.address.servers.len() + usize::from(self.known_for(slot).is_some());
         let mut asked = None;
         for _ in 0..MOST_HOPS {
             let is_asking = asked.is_some();
-            let server = asked.take().or_else(|| self.known_for(slot)).unwrap_or_else(|| self.named(0));
-            match self.exchange(&server, command, is_asking, is_promise, until).await {
+let server = asked.take().or_else(|| self.known_for(slot)).unwrap_or_else(|| self.named(0));
+            match self.exchange(&server, command, is_asking, kind, until).await {
                 Ok(Reply::Error(error)) => match Meaning::of(&error, &server) {
                     Meaning::Moved(slot, server) => _ = lock(&self.known).slots.insert(slot, server),
                     Meaning::Ask(server) => asked = Some(server),
@@ -196,7 +205,7 @@ impl Servers {
         server: &Server,
         command: &[u8],
         is_asking: bool,
-        is_promise: bool,
+        kind: Kind,
         until: Instant,
     ) -> Result<Reply, NoAnswer> {
         const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
@@ -205,15 +214,14 @@ impl Servers {
         #[cfg(feature = "serve")]
         if let Ok(runtime) = Handle::try_current() {
             let (answer, answered) = oneshot::channel();
-            let job = Job { commands, replies, is_promise, answer };
+            let job = Job { commands, replies, is_promise: kind.is_promise, answer };
             return last(self.exchange_among_others(server, job, answered, until, &runtime).await?);
         }
         let mut connection = {
             let mut idle = lock(&self.idle);
             idle.iter().position(|(other, _)| other == server).map(|at| idle.swap_remove(at).1)
         };
-        let (replies, kept) =
-            attempt(&mut connection, server, &self.address, commands, replies, is_promise, until).await?;
+        let (replies, kept) = attempt(&mut connection, server, &self.address, commands, replies, kind, until).await?;
         if let Some(connection) = connection {
             lock(&self.idle).push((server.clone(), connection));
         }
@@ -298,10 +306,14 @@ fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {
     replies.pop().ok_or_else(|| NoAnswer::Lost(Remote::new(Reason::Failed, "Redis has not answered")))
 }
 
+/// Until when a server may take to greet.
+fn greeted_by(address: &Address, until: Instant) -> Instant {
+    if address.servers.len() > 1 { until.min(instant() + GREETING) } else { until }
+}
+
 /// Begins a connection to a server.
 async fn open(server: &Server, address: &Address, until: Instant) -> Result<Opened, Remote> {
-    let has_others = address.servers.len() > 1;
-    Connection::open(server, address, if has_others { until.min(instant() + GREETING) } else { until }).await
+    Connection::open(server, address, greeted_by(address, until)).await
 }
 
 /// One that can be used again.
@@ -332,25 +344,30 @@ async fn attempt(
     address: &Address,
     mut commands: Vec<u8>,
     mut replies: usize,
-    is_promise: bool,
+    kind: Kind,
     until: Instant,
 ) -> Result<(Vec<Reply>, Result<(), NoAnswer>), NoAnswer> {
-    let replicas = if is_promise { address.replicas } else { 0 };
+    let replicas = if kind.is_promise { address.replicas } else { 0 };
     if replicas > 0 {
         let time = REPLICA_TIME.as_millis();
         commands.extend(command(["WAIT", &replicas.to_string(), &time.to_string()]));
         replies += 1;
     }
     // The server may have ended since it was used, and closed it.
-    let mut open = match connection.take().and_then(idle) {
-        Some(open) => open,
-        None => match open(server, address, until).await {
-            Ok(Opened::Here(open)) => open,
-            Ok(Opened::Elsewhere(server)) => return Err(NoAnswer::Elsewhere(server)),
+    let (mut open, mut got) = if let Some(open) = connection.take().and_then(idle) {
+        (open, Vec::new())
+    } else {
+        // Replicas may take longer than a server that is there takes to greet.
+        let (first, count) = if kind.is_harmless && replicas == 0 { (&commands[..], replies) } else { (&[][..], 0) };
+        match Connection::open_and_ask(server, address, first, count, greeted_by(address, until)).await {
+            Ok((Opened::Here(open), got)) => (open, got),
+            Ok((Opened::Elsewhere(server), _)) => return Err(NoAnswer::Elsewhere(server)),
             Err(remote) => return Err(NoAnswer::NotAsked(remote)),
-        },
+        }
     };
-    let mut got = open.exchange(&commands, replies, until).await.map_err(NoAnswer::Lost)?;
+    if got.is_empty() {
+        got = open.exchange(&commands, replies, until).await.map_err(NoAnswer::Lost)?;
+    }
     *connection = Some(open);
     let kept = if replicas > 0 { kept(got.pop(), replicas) } else { Ok(()) };
     Ok((got, kept))
@@ -370,9 +387,9 @@ async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver
             together.push(next);
         }
         let replies = together.iter().map(|job| job.replies).sum();
-        let is_promise = together.iter().any(|job| job.is_promise);
+        let kind = Kind { is_promise: together.iter().any(|job| job.is_promise), is_harmless: false };
         let until = instant() + ONE_ANSWER;
-        match attempt(&mut connection, &server, &address, commands, replies, is_promise, until).await {
+        match attempt(&mut connection, &server, &address, commands, replies, kind, until).await {
             Ok((replies, kept)) => {
                 let mut replies = replies.into_iter();
                 for job in together {

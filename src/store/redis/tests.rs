@@ -9,6 +9,8 @@ use crate::config::redis::{Address, Password, Server};
 use crate::gateway::run_blocking;
 use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
+use std::io::Read as _;
+use std::net::TcpListener;
 use std::time::Instant;
 
 /// Adds to a number, and tells it.
@@ -74,6 +76,27 @@ fn what_is_not_there_is_told_at_once() {
     let free = || Server::Tcp("127.0.0.1".to_owned(), 1);
     let address = Address { servers: vec![free(), Server::Unix("/none.sock".into())], ..Address::default() };
     assert_eq!(in_time(|| count(&Servers::new(address), "{a}")).unwrap_err().reason, Reason::Away);
+}
+
+#[test]
+fn a_server_that_does_not_greet_is_asked_nothing_but_what_does_no_harm() {
+    static HARMLESS: Script = Script::harmless_promise("return 1");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = Server::Tcp("127.0.0.1".to_owned(), listener.local_addr().unwrap().port());
+    for (script, is_asked) in [(&COUNT, false), (&HARMLESS, true)] {
+        let servers = Servers::new(Address { servers: vec![here.clone()], database: 1, ..Address::default() });
+        let heard = std::thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let mut heard = String::new();
+                listener.accept().unwrap().0.read_to_string(&mut heard).unwrap();
+                heard
+            });
+            run_blocking(script.run(&servers, &["{a}"], &[b"1"])).unwrap_err();
+            server.join().unwrap()
+        });
+        assert!(heard.contains("HELLO") && heard.contains("SELECT"), "{heard}");
+        assert_eq!(heard.contains("EVALSHA"), is_asked, "it takes a round trip: {heard}");
+    }
 }
 
 #[test]
