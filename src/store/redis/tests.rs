@@ -11,7 +11,7 @@ use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
 use std::io::Read as _;
 use std::net::TcpListener;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Adds to a number, and tells it.
 static COUNT: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])");
@@ -277,6 +277,31 @@ fn many_tasks_share_a_connection_and_each_gets_its_own_answer() {
     server.go_on();
     let reply = runtime.block_on(COUNT.run(&servers, &["{a}"], &[b"1"]));
     assert!(matches!(reply, Ok(Reply::Integer(_))), "{reply:?}");
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn what_its_asker_has_given_up_is_not_done_later() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let servers = std::sync::Arc::new(Servers::new(server.address()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let begin = |key: &'static str| {
+            let servers = servers.clone();
+            tokio::spawn(async move { COUNT.run(&servers, &[key], &[b"1"]).await })
+        };
+        begin("{a}").await.unwrap().unwrap();
+        server.freeze();
+        let first = begin("{a}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let second = begin("{b}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        second.abort();
+        assert!(second.await.unwrap_err().is_cancelled());
+        server.go_on();
+        let _ = first.await.unwrap();
+        assert_eq!(begin("{b}").await.unwrap(), Ok(Reply::Integer(1)));
+    });
 }
 
 #[test]
