@@ -381,13 +381,17 @@ async fn attempt(
 async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut connection = None;
     while let Some(first) = jobs.recv().await {
-        let mut together = vec![first];
-        let mut commands = std::mem::take(&mut together[0].commands);
-        while commands.len() < TOGETHER
-            && let Ok(next) = jobs.try_recv()
-        {
-            commands.extend_from_slice(&next.commands);
-            together.push(next);
+        let (mut together, mut commands, mut next) = (Vec::new(), Vec::new(), Some(first));
+        while let Some(mut job) = next {
+            // Whoever has given up, and was told that there is no answer, may ask again: it must not be done now.
+            if !job.answer.is_closed() {
+                commands.append(&mut job.commands);
+                together.push(job);
+            }
+            next = if commands.len() < TOGETHER { jobs.try_recv().ok() } else { None };
+        }
+        if together.is_empty() {
+            continue;
         }
         let replies = together.iter().map(|job| job.replies).sum();
         let kind = Kind { is_promise: together.iter().any(|job| job.is_promise), is_harmless: false };

@@ -20,7 +20,7 @@ use crate::store::remote::{Reason, Remote};
 use crate::{clock::instant, store::error::Error};
 use std::io::Read as _;
 use std::net::TcpListener;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Adds to a number, and tells it.
 static COUNT: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])");
@@ -353,6 +353,31 @@ fn a_place_is_kept_for_the_longest_that_it_was_taken_for() {
     assert_eq!(until(), long);
     reserve(14_400_000);
     assert!(until() > long);
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn what_its_asker_has_given_up_is_not_done_later() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let servers = std::sync::Arc::new(Servers::new(server.address()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let begin = |key: &'static str| {
+            let servers = servers.clone();
+            tokio::spawn(async move { COUNT.run(&servers, &[key], &[b"1"]).await })
+        };
+        begin("{a}").await.unwrap().unwrap();
+        server.freeze();
+        let first = begin("{a}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let second = begin("{b}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        second.abort();
+        assert!(second.await.unwrap_err().is_cancelled());
+        server.go_on();
+        let _ = first.await.unwrap();
+        assert_eq!(begin("{b}").await.unwrap(), Ok(Reply::Integer(1)));
+    });
 }
 
 #[test]
