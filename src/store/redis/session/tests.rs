@@ -129,9 +129,9 @@ fn whoever_was_there_when_redis_ended_has_time_to_say_so_again_though_others_hav
         let Reply::Array(time) = server.ask(&["TIME"]) else { panic!("it tells") };
         let now = format!("{}000", text(&time[0]).unwrap());
         assert_eq!(server.ask(&["ZADD", &present, "XX", "CH", &now, "cc 1"]), Reply::Integer(1));
-        let sent = send();
+        let outcome = send();
         // Whoever is slower than that has had its time.
-        (began.elapsed() < Duration::from_secs(3)).then(|| sent.unwrap())
+        (began.elapsed() < Duration::from_secs(3)).then(|| outcome.unwrap())
     });
     sooner_or_later(|| {
         let _ = run_blocking(h.tend());
