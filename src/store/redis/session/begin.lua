@@ -230,6 +230,17 @@ local function could_say_nothing()
     return now < session.doubt
 end
 
+-- Whoever was there up to when is gone by now. Who was when Redis began has so long to say it once more: it may have been away for
+-- less than the others need to say nothing.
+local gone_until
+local function gone_up_to()
+    if not gone_until then
+        local up = 1000 * tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)'))
+        gone_until = up < THERE and now - up - 1000 or now
+    end
+    return gone_until
+end
+
 -- 'waiting', 'listening', or 'ended' and when; the end of a killed stream is noted.
 local function presence(member)
     if member.ended then
@@ -238,7 +249,7 @@ local function presence(member)
         return 'waiting'
     end
     local until_when = tonumber(redis.call('ZSCORE', present, member.key .. ' ' .. text(member.stream)) or 0)
-    if until_when > now or (until_when > 0 and could_say_nothing()) then
+    if until_when > now or (until_when > 0 and (could_say_nothing() or until_when > gone_up_to())) then
         return 'listening'
     end
     -- What was sent to it in this millisecond was sent before.

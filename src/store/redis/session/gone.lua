@@ -60,6 +60,6 @@ local function tell_all()
     end
     set('untold', untold)
     if not could_say_nothing() then
-        redis.call('ZREMRANGEBYSCORE', present, '-inf', text(now))
+        redis.call('ZREMRANGEBYSCORE', present, '-inf', text(gone_up_to()))
     end
 end
