@@ -21,10 +21,6 @@ use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
 /// Whoever asks is told within this time that there is no answer: together with what a request takes besides, less than 2 s.
 pub const TIME: Duration = Duration::from_millis(1800);
 
-/// One answer takes no longer than this; what has been asked meanwhile gives up with it.
-#[cfg(feature = "serve")]
-const ONE_ANSWER: Duration = Duration::from_millis(900);
-
 /// Replicas have so long to take what is promised.
 const REPLICA_TIME: Duration = Duration::from_millis(600);
 
@@ -86,6 +82,8 @@ struct Job {
     commands: Vec<u8>,
     replies: usize,
     is_promise: bool,
+    /// How long it is waited for.
+    until: Instant,
     answer: oneshot::Sender<Result<Vec<Reply>, NoAnswer>>,
 }
 
@@ -214,7 +212,7 @@ impl Servers {
         #[cfg(feature = "serve")]
         if let Ok(runtime) = Handle::try_current() {
             let (answer, answered) = oneshot::channel();
-            let job = Job { commands, replies, is_promise: kind.is_promise, answer };
+            let job = Job { commands, replies, is_promise: kind.is_promise, until, answer };
             return last(self.exchange_among_others(server, job, answered, until, &runtime).await?);
         }
         let mut connection = {
@@ -381,17 +379,19 @@ async fn attempt(
 async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut connection = None;
     while let Some(first) = jobs.recv().await {
-        let mut together = vec![first];
-        let mut commands = std::mem::take(&mut together[0].commands);
-        while commands.len() < TOGETHER
-            && let Ok(next) = jobs.try_recv()
-        {
-            commands.extend_from_slice(&next.commands);
-            together.push(next);
+        let (mut together, mut commands, mut next) = (Vec::new(), Vec::new(), Some(first));
+        while let Some(mut job) = next {
+            // Whoever was told that there is no answer may ask again: it must not be done now.
+            if !job.answer.is_closed() {
+                commands.append(&mut job.commands);
+                together.push(job);
+            }
+            next = if commands.len() < TOGETHER { jobs.try_recv().ok() } else { None };
         }
+        // Each has its whole time, also where the server did nothing for most of it; whoever comes later has what is left then.
+        let Some(until) = together.iter().map(|job| job.until).max() else { continue };
         let replies = together.iter().map(|job| job.replies).sum();
         let kind = Kind { is_promise: together.iter().any(|job| job.is_promise), is_harmless: false };
-        let until = instant() + ONE_ANSWER;
         match attempt(&mut connection, &server, &address, commands, replies, kind, until).await {
             Ok((replies, kept)) => {
                 let mut replies = replies.into_iter();
@@ -406,14 +406,64 @@ async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver
                 for job in together {
                     let _ = job.answer.send(Err(no_answer.clone()));
                 }
-                let not_asked = match no_answer {
-                    NoAnswer::Lost(remote) => NoAnswer::NotAsked(remote),
-                    other => other,
-                };
-                while let Ok(job) = jobs.try_recv() {
-                    let _ = job.answer.send(Err(not_asked.clone()));
-                }
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "serve"))]
+mod tests {
+    use super::super::testing::TestServer;
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn whoever_asks_a_server_that_pauses_for_a_second_is_answered() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        let servers = std::sync::Arc::new(Servers::new(server.address()));
+        let count = |key: &'static str| {
+            let servers = servers.clone();
+            async move { servers.call(key, &command(["INCR", key])).await }
+        };
+        runtime().block_on(async {
+            assert_eq!(count("a").await, Ok(Reply::Integer(1)));
+            for number in 1.. {
+                let began = instant();
+                server.freeze();
+                let first = tokio::spawn(count("b"));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let second = tokio::spawn(count("c"));
+                tokio::time::sleep(Duration::from_millis(1100)).await;
+                server.go_on();
+                let answers = [first.await.unwrap(), second.await.unwrap()];
+                // A machine that was slow itself has to show it once more.
+                if began.elapsed() < TIME {
+                    return assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+                }
+                assert!(number < 100, "this machine is too slow to show it");
+            }
+        });
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_done() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        let (queue, jobs) = mpsc::unbounded_channel();
+        let job = |key: &str| {
+            let (answer, answered) = oneshot::channel();
+            let commands = command(["INCR", key]);
+            let job = Job { commands, replies: 1, is_promise: false, until: instant() + TIME, answer };
+            assert!(queue.send(job).is_ok());
+            answered
+        };
+        drop(job("a"));
+        let last = job("a");
+        runtime().block_on(async {
+            tokio::spawn(ask(server.server.clone(), server.address(), jobs));
+            assert!(matches!(last.await.unwrap(), Ok(replies) if replies == [Reply::Integer(1)]));
+        });
     }
 }

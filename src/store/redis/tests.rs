@@ -5,13 +5,22 @@ use super::reply::Reply;
 use super::script::Script;
 use super::servers::Servers;
 use super::testing::{TestServer, sooner_or_later};
+#[cfg(feature = "serve")]
+use super::{
+    ear::ROUND,
+    lock::lock,
+    subscription::{Care, Caring, Subscription},
+    topic::Topic,
+};
 use crate::config::redis::{Address, Password, Server};
 use crate::gateway::run_blocking;
 use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
+#[cfg(feature = "serve")]
+use crate::{clock::instant, store::error::Error};
 use std::io::Read as _;
 use std::net::TcpListener;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Adds to a number, and tells it.
 static COUNT: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])");
@@ -291,6 +300,43 @@ fn many_tasks_share_a_connection_and_each_gets_its_own_answer() {
     assert!(matches!(reply, Ok(Reply::Integer(_))), "{reply:?}");
 }
 
+/// Cannot say that somebody is there for some time, and notes when it has tried.
+#[cfg(feature = "serve")]
+#[derive(Default)]
+struct Failing(std::sync::Mutex<Vec<Instant>>);
+
+#[cfg(feature = "serve")]
+impl Care for Failing {
+    fn tend<'a>(&'a self, _: &'a Topic) -> Caring<'a, Result<(), Error>> {
+        Box::pin(async {
+            let mut times = lock(&self.0);
+            times.push(instant());
+            if times.len() < 4 { Err(Remote::new(Reason::Away, "no connection").into()) } else { Ok(()) }
+        })
+    }
+
+    fn leave(&self, _: usize) -> Caring<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Whoever is there has 5 s to say so. Where Redis was away for nearly as long, two rounds more would be too many.
+#[cfg(feature = "serve")]
+#[test]
+fn whoever_could_not_say_that_it_is_there_says_so_soon() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let nowhere = Address { servers: vec![Server::Unix("/none.sock".into())], ..Address::default() };
+        let process = Redis::elsewhere(&nowhere, Files::new(std::path::Path::new("/nowhere"))).process;
+        let (care, place) = (std::sync::Arc::new(Failing::default()), process.topics.enter("a", ""));
+        let began = instant();
+        let _subscription = Subscription::begin(&process, place, Vec::new(), care.clone()).await.unwrap();
+        tokio::time::sleep(ROUND * 3).await;
+        let times: Vec<_> = lock(&care.0).iter().map(|at| (*at - began).as_millis()).collect();
+        assert_eq!(times, [2000, 2250, 2500, 2750, 4750]);
+    });
+}
+
 #[test]
 fn a_place_is_kept_for_the_longest_that_it_was_taken_for() {
     let Some(server) = TestServer::start(&[]) else { return };
@@ -307,6 +353,31 @@ fn a_place_is_kept_for_the_longest_that_it_was_taken_for() {
     assert_eq!(until(), long);
     reserve(14_400_000);
     assert!(until() > long);
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn what_its_asker_has_given_up_is_not_done_later() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let servers = std::sync::Arc::new(Servers::new(server.address()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let begin = |key: &'static str| {
+            let servers = servers.clone();
+            tokio::spawn(async move { COUNT.run(&servers, &[key], &[b"1"]).await })
+        };
+        begin("{a}").await.unwrap().unwrap();
+        server.freeze();
+        let first = begin("{a}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let second = begin("{b}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        second.abort();
+        assert!(second.await.unwrap_err().is_cancelled());
+        server.go_on();
+        let _ = first.await.unwrap();
+        assert_eq!(begin("{b}").await.unwrap(), Ok(Reply::Integer(1)));
+    });
 }
 
 #[test]
