@@ -25,8 +25,6 @@ local OPENING = 10000
 -- there does so every 2.25 s.
 local THERE, SILENCE = 5000, 2750
 local HEAD = 50
--- So many records are looked at to see whether somebody lags.
-local MOST_LOOKS = 1000
 local MESSAGE, LEFT_OUT = 'message', 'left-out'
 -- What has been given may still be under way: so many bytes of it are kept.
 local UNDER_WAY = 1048576
@@ -549,13 +547,12 @@ local function lagging(those, enough)
     table.sort(waiting, function(one, other) return one.position < other.position end)
     local log, part = log_of(waiting[1].is_host)
     local total, begins = session['total' .. part], nil
-    -- One walk for all. Those of `waiting` that it has reached (the first so many), and is not done with.
-    local reached, open, position, looked, count = 0, {}, 0, 0, 1
+    -- One walk for all, one record first, which is nearly always enough. `open` are those that it has reached and not settled.
+    local reached, open, position, looked, count = 0, {}, 0, 0, 0
     repeat
-        if next(open) == nil then
-            -- Nearly always one record is enough.
-            position, count = math.max(position, waiting[reached + 1].position), 1
-        end
+        local is_open = next(open) ~= nil
+        position = is_open and position or math.max(position, waiting[reached + 1].position)
+        count = is_open and math.min(2 * count, 64) or 1
         local some = redis.call('XRANGE', log, '(' .. text(position), '+', 'COUNT', count)
         for _, entry in ipairs(some) do
             local id, before = number_of(entry[1]), tonumber(entry[2][10])
@@ -570,7 +567,7 @@ local function lagging(those, enough)
             local to, generation = entry[2][2], tonumber(entry[2][4])
             looked = looked + 1
             -- A bounded look: what is further is counted from there.
-            local is_enough = looked > MOST_LOOKS
+            local is_enough = looked > 1000
             for key, member in pairs((is_enough or to == '') and open or {[to] = open[to]}) do
                 if is_enough or to == key or (member.first <= generation and generation <= member.last) then
                     lags[key], open[key] = true, nil
@@ -578,9 +575,7 @@ local function lagging(those, enough)
             end
             position = id
         end
-        local is_end = #some < count
-        count = math.min(2 * count, 64)
-    until is_end or (reached == #waiting and next(open) == nil)
+    until #some < count or (reached == #waiting and next(open) == nil)
     return lags, begins
 end
 
