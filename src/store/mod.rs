@@ -50,11 +50,24 @@ use requests::{FarEnds, PtthServer, PtthServers, RequestId};
 use sessions::{Claim, Party, Policy};
 use std::net::IpAddr;
 use std::sync::Arc;
+#[cfg(feature = "redis")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Whoever waits for another's bytes looks for itself that often: where they may be on another machine, it says so that it is
 /// still there.
-pub const LOOK: Duration = if cfg!(feature = "redis") { Duration::from_secs(2) } else { Duration::MAX };
+#[must_use]
+pub fn look_every() -> Duration {
+    #[cfg(feature = "redis")]
+    if IS_FAR.load(Ordering::Relaxed) {
+        return Duration::from_secs(2);
+    }
+    Duration::MAX
+}
+
+/// Whether this process keeps things where other machines can be.
+#[cfg(feature = "redis")]
+static IS_FAR: AtomicBool = AtomicBool::new(false);
 
 /// Where things are kept.
 #[derive(Clone, Debug)]
@@ -73,6 +86,7 @@ impl Store {
         let files = files::Files::new(&settings.data_dir);
         #[cfg(feature = "redis")]
         if let Some(address) = &settings.redis {
+            IS_FAR.store(true, Ordering::Relaxed);
             return Self::Redis(redis::Redis::at(address, files));
         }
         Self::Files(files)

@@ -1,7 +1,7 @@
 use super::{Done as _, Exchanged as _, Home, homes_near_and_far, is_any_woken, soon, sooner_or_later};
 use crate::ptth::{ServerName, Tripcode};
 use crate::store::requests::{FarEnds, MOST_CLAIMS, Patience, Progress, PtthServer, RequestId};
-use crate::store::{Answer, LOOK, PendingRequest, Sender, Store, WaitingFarEnd};
+use crate::store::{Answer, PendingRequest, Sender, Store, WaitingFarEnd};
 use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -142,7 +142,7 @@ fn wherever_a_request_is_answered_its_client_has_the_answer() {
                 // As each client does, it looks now and then, or it is taken for gone where answering takes long.
                 let mut looked_at = Instant::now();
                 let head = sooner_or_later(|| {
-                    if !is_any_woken(pending.awaited()) && looked_at.elapsed() < LOOK {
+                    if !is_any_woken(pending.awaited()) && looked_at.elapsed() < Duration::from_secs(2) {
                         return None;
                     }
                     looked_at = Instant::now();

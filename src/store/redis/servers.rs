@@ -13,13 +13,16 @@ use crate::store::remote::{Reason, Remote};
 use crate::wake::wait;
 use redis_protocol::redis_keyslot;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 #[cfg(feature = "serve")]
 use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
 
 /// Whoever asks is told within this time that there is no answer: together with what a request takes besides, less than 2 s.
 pub const TIME: Duration = Duration::from_millis(1800);
+
+/// What a request does last has at least so long, however long it has waited before.
+const LAST_STEP: Duration = Duration::from_millis(200);
 
 /// Replicas have so long to take what is promised.
 const REPLICA_TIME: Duration = Duration::from_millis(600);
@@ -41,6 +44,10 @@ const TOGETHER: usize = 256 * 1024;
 pub struct Servers {
     address: Address,
     known: Mutex<Known>,
+    /// When the only request began for which this process is, if it is one for one.
+    begun: OnceLock<Instant>,
+    /// When it has last waited in vain, and why.
+    in_vain: Mutex<Option<(Instant, Remote)>>,
     /// Connections that nobody uses now.
     idle: Mutex<Vec<(Server, Connection)>>,
     #[cfg(feature = "serve")]
@@ -93,9 +100,30 @@ impl Servers {
         Self {
             address,
             known: Mutex::default(),
+            begun: OnceLock::new(),
+            in_vain: Mutex::default(),
             idle: Mutex::default(),
             #[cfg(feature = "serve")]
             queues: Mutex::default(),
+        }
+    }
+
+    /// Notes that this process is for one request, which begins now. Whoever waits for its answer is told in time that there is
+    /// none, however many steps it takes; and what is still to do afterwards is not waited for again.
+    pub fn begin_request(&self) {
+        let _ = self.begun.set(instant());
+    }
+
+    fn request(&self) -> Option<Instant> {
+        self.begun.get().copied().filter(|_| !is_shared())
+    }
+
+    /// By when whoever asks now is told that there is no answer. What a stream asks later has its own time.
+    pub fn until(&self) -> Instant {
+        let now = instant();
+        match self.request() {
+            Some(begun) if now < begun + TIME => (begun + TIME).max(now + LAST_STEP),
+            _ => now + TIME,
         }
     }
 
@@ -112,11 +140,31 @@ impl Servers {
     /// # Errors
     /// The same; and when too few replicas have in time what is promised.
     pub async fn ask(&self, key: &str, command: &[u8], kind: Kind) -> Result<Reply, Remote> {
-        let (slot, until) = (redis_keyslot(key.as_bytes()), instant() + TIME);
+        self.once(self.find_and_ask(key, command, kind)).await
+    }
+
+    /// Waits for an answer, unless it has just been waited for in vain for the same request.
+    async fn once<T>(&self, answer: impl Future<Output = Result<T, Remote>>) -> Result<T, Remote> {
+        if self.request().is_none() {
+            return answer.await;
+        }
+        if let Some((at, remote)) = &*lock(&self.in_vain)
+            && at.elapsed() < LAST_STEP
+        {
+            return Err(remote.clone());
+        }
+        let answer = answer.await;
+        let in_vain = answer.as_ref().err().filter(|remote| remote.reason == Reason::Slow);
+        *lock(&self.in_vain) = in_vain.map(|remote| (instant(), remote.clone()));
+        answer
+    }
+
+    async fn find_and_ask(&self, key: &str, command: &[u8], kind: Kind) -> Result<Reply, Remote> {
+        let (slot, until) = (redis_keyslot(key.as_bytes()), self.until());
         // What is known may be wrong, and each that is named may know it better.
         let mut tries = self.address.servers.len() + usize::from(self.known_for(slot).is_some());
         let mut asked = None;
-        for _ in 0..MOST_HOPS {
+        for hop in 0..MOST_HOPS {
             let is_asking = asked.is_some();
             let server = asked.take().or_else(|| self.known_for(slot)).unwrap_or_else(|| self.named(0));
             match self.exchange(&server, command, is_asking, kind, until).await {
@@ -134,7 +182,13 @@ impl Servers {
                     Meaning::NoScript => return Ok(Reply::Error(error)),
                 },
                 Ok(reply) => return Ok(reply),
-                Err(NoAnswer::Elsewhere(server)) => lock(&self.known).primary = Some(server),
+                Err(NoAnswer::Elsewhere(server)) => {
+                    lock(&self.known).primary = Some(server);
+                    // They are about to take over from each other.
+                    if hop > 0 {
+                        wait(&mut [], PAUSE).await;
+                    }
+                }
                 Err(NoAnswer::Lost(remote)) => {
                     self.forget(&server);
                     return Err(remote);
@@ -275,6 +329,10 @@ impl Servers {
     /// # Errors
     /// When there is none in time.
     pub async fn connect(&self, key: &str, until: Instant) -> Result<(Server, Connection), Remote> {
+        self.once(self.find_and_connect(key, until)).await
+    }
+
+    async fn find_and_connect(&self, key: &str, until: Instant) -> Result<(Server, Connection), Remote> {
         let slot = redis_keyslot(key.as_bytes());
         let named = (0..self.address.servers.len()).map(|number| self.named(number));
         let mut why = Remote::new(Reason::NotReady, "the servers name each other without an end");
@@ -298,6 +356,14 @@ impl Servers {
     pub fn learn(&self, slot: u16, server: Server) {
         lock(&self.known).slots.insert(slot, server);
     }
+}
+
+/// Whether this is `serve`, where one process is for many.
+pub fn is_shared() -> bool {
+    #[cfg(feature = "serve")]
+    return Handle::try_current().is_ok();
+    #[cfg(not(feature = "serve"))]
+    false
 }
 
 fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {

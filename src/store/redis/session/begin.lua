@@ -22,7 +22,7 @@ local UNUSED = 60000
 -- A host that has just been registered may still begin to listen.
 local OPENING = 10000
 -- A member that does not say for so long that it is there has gone, unless nobody at all could say it for so long: whoever is
--- there does so every 2.25 s.
+-- there does so every 2 s, and a quarter of a second later where that fails.
 local THERE, SILENCE = 5000, 2750
 local HEAD = 50
 local MESSAGE, LEFT_OUT = 'message', 'left-out'

@@ -286,7 +286,8 @@ impl Listener {
         self.subscription.as_ref().and_then(Subscription::wake)
     }
 
-    /// Whether everything new is sure to make [`Listener::wake`] ready. While there is no connection nobody could look either.
+    /// Whether everything new is sure to make [`Listener::wake`] ready; what it does not, a [round](Self::tend) finds, which also
+    /// begins to listen anew: to ask a Redis that is away fifty times a second would not bring it back.
     #[must_use]
     pub fn is_surely_woken(&self) -> bool {
         self.subscription.is_some()
