@@ -1,6 +1,7 @@
 //! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
 
 use super::super::process::Redis;
+use super::super::reply::Reply;
 use super::super::testing::{TestServer, Way, sooner_or_later};
 use super::listener::Listener;
 use crate::config::Settings;
@@ -323,6 +324,27 @@ fn everything_has_a_time_to_live() {
         assert_eq!(server.keys().len(), 7, "all kinds of keys are there");
         assert_eq!(server.immortal(), [""; 0]);
     });
+}
+
+#[test]
+fn an_id_that_is_registered_again_and_again_leaves_nothing_behind() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings { grace: Duration::ZERO, ..Settings::default() };
+    let policy = policy(&settings);
+    run_blocking(async {
+        for number in 0..100 {
+            let host = Party { registration: Some(number.to_string()), ..host() };
+            let registration = host.registration.as_deref().unwrap();
+            redis.register(&host.host, registration, Claim::Chosen, &policy).await.unwrap();
+            let h = redis.listen(&host, None, &policy).await.unwrap();
+            redis.join(&host.host, &ClientId::new(registration).unwrap(), &policy).await.unwrap();
+            drop(h);
+        }
+    });
+    let record = server.keys().into_iter().find(|key| key.ends_with('}')).unwrap();
+    let Reply::Integer(fields) = server.ask(&["HLEN", &record]) else { panic!("it tells") };
+    assert!(fields < 60, "{fields} fields");
 }
 
 #[test]
