@@ -24,7 +24,7 @@ pub enum Reason {
     Tls,
     /// Its memory is full.
     Full,
-    /// It is loading its data, is a replica that will take over, or misses nodes of its cluster.
+    /// It is loading its data, cannot write them to its disk, is a replica that will take over, or misses nodes of its cluster.
     NotReady,
     /// Too few replicas have what was written. It may get lost, or not.
     TooFewReplicas,
@@ -71,7 +71,7 @@ impl Reason {
             }
             Self::Full => "Give it more memory: `maxmemory` in its configuration.",
             Self::NotReady => {
-                "Wait until it has loaded its data. If it stays like this, look at it with `redis-cli info` and `redis-cli cluster info`."
+                "Wait until it has loaded its data. If it stays like this, its disk may be full: look at it with `redis-cli info` and `redis-cli cluster info`."
             }
             Self::TooFewReplicas => {
                 "Start its replica, and look at it with `redis-cli info replication`; or do without, and remove `RELAY_REDIS_REPLICAS`."

@@ -212,9 +212,13 @@ impl Connection {
                 self.input.drain(..length);
                 return Ok(Some(reply));
             }
+            let before = self.input.len();
             match self.read()? {
                 Some(0) => return Err(closed()),
-                Some(_) => {}
+                // What is long already is not gone through again for each piece.
+                Some(_) => {
+                    while before > PIECE && self.input.len() < 2 * before && self.read()?.is_some_and(|got| got > 0) {}
+                }
                 None => {
                     // Connections are many and mostly idle.
                     if self.input.is_empty() {

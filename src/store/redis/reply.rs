@@ -2,6 +2,7 @@
 
 use crate::config::redis::Server;
 use crate::store::remote::{Reason, Remote};
+use crate::syntax::digits;
 use redis_protocol::resp2::decode::decode;
 pub use redis_protocol::resp2::types::OwnedFrame as Reply;
 
@@ -18,12 +19,61 @@ pub fn command<A: AsRef<[u8]>>(arguments: impl IntoIterator<Item = A, IntoIter: 
     bytes
 }
 
+/// A reply is not longer than this, nor are lines and lists in it longer, or deeper: whatever else is at the other end shall not
+/// take all memory, or the stack.
+const LONGEST: usize = 128 * 1024 * 1024;
+const LONGEST_LINE: usize = 64 * 1024;
+const DEEPEST: usize = 8;
+
 /// The reply at the beginning of `bytes`, and its length; `None` where it is not whole yet.
 ///
 /// # Errors
-/// When it is none.
+/// When it is none, or too long.
 pub fn read(bytes: &[u8]) -> Result<Option<(Reply, usize)>, Remote> {
-    decode(bytes).map_err(|error| Remote::new(Reason::Failed, format!("no answer of a Redis: {}", error.details())))
+    match length(bytes)? {
+        Some(length) => decode(&bytes[..length]).map_err(|error| no_answer(error.details())),
+        None if bytes.len() > LONGEST => Err(no_answer("it has no end")),
+        None => Ok(None),
+    }
+}
+
+/// How long the reply at the beginning of `bytes` is; `None` where it is not whole yet.
+fn length(bytes: &[u8]) -> Result<Option<usize>, Remote> {
+    // Of each list that has begun, how many are left.
+    let (mut left, mut at) = (vec![1_usize], 0);
+    while let Some(count) = left.last_mut() {
+        if *count == 0 {
+            left.pop();
+            continue;
+        }
+        *count -= 1;
+        let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) else { return Ok(None) };
+        if !b"+-:$*".contains(&rest[0]) {
+            return Err(no_answer("it begins like none"));
+        }
+        let Some(end) = rest.windows(2).take(LONGEST_LINE).position(|two| two == b"\r\n") else {
+            return if rest.len() > LONGEST_LINE { Err(no_answer("a line has no end")) } else { Ok(None) };
+        };
+        at += end + 2;
+        let is_list = rest[0] == b'*';
+        // What is not there has the length -1.
+        if (is_list || rest[0] == b'$') && rest[1..end] != *b"-1" {
+            let size = digits(&rest[1..end]).and_then(|size| usize::try_from(size).ok());
+            let size = size.filter(|size| *size <= LONGEST).ok_or_else(|| no_answer("its length is none"))?;
+            if !is_list {
+                at += size + 2;
+            } else if left.len() > DEEPEST {
+                return Err(no_answer("it is too deep"));
+            } else {
+                left.push(size);
+            }
+        }
+    }
+    Ok((at <= bytes.len()).then_some(at))
+}
+
+fn no_answer(why: &str) -> Remote {
+    Remote::new(Reason::Failed, format!("no answer of a Redis: {why}"))
 }
 
 /// A reply that is a text.
@@ -178,6 +228,24 @@ mod tests {
         let expected = vec![Reply::Integer(7), Reply::BulkString(b"\r\n".to_vec()), Reply::Null];
         assert_eq!(read(bytes), Ok(Some((Reply::Array(expected), end))));
         assert!(read(b"HTTP/1.1 400 Bad Request\r\n").is_err());
+    }
+
+    #[test]
+    fn no_reply_takes_the_stack_or_the_memory() {
+        assert_eq!(read(b"*2\r\n*2\r\n$-1\r\n*-1\r\n*0\r\n").unwrap().unwrap().1, 22);
+        for bytes in [
+            &b"*1\r\n".repeat(100_000)[..],
+            &b"*2\r\n:1\r\n".repeat(100_000),
+            b"$4611686018427387904\r\n",
+            b"*9223372036854775807\r\n:1\r\n",
+            b"*99999999999999999999\r\n",
+            b"$-2\r\n",
+            b"$\r\n\r\n",
+            &[b'+'; LONGEST_LINE + 1],
+            &[b"*2\r\n$134217727\r\n", &vec![0; LONGEST][..]].concat(),
+        ] {
+            assert!(read(bytes).is_err(), "{}", String::from_utf8_lossy(&bytes[..20.min(bytes.len())]));
+        }
     }
 
     #[test]

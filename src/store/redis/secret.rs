@@ -6,6 +6,7 @@ use super::reply::Reply;
 use super::script::Script;
 use crate::clock::instant;
 use crate::store::error::Error;
+use crate::store::remote::{Reason, Remote};
 use std::time::Duration;
 
 /// Made by whoever comes first, and kept for thirty days after its last use. That is noted once a day: a CGI program asks with each
@@ -38,7 +39,11 @@ impl Redis {
         let key = format!("{}:secret", process.prefix);
         let secret = match (SECRET.run(&process.servers, &[&key], &[&fresh]).await, known) {
             (Ok(Reply::BulkString(secret)), _) if secret.len() >= LENGTH => secret,
-            (Ok(_), _) => return Err(Error::BadSecret),
+            (Ok(_), _) => {
+                return Err(
+                    Remote::new(Reason::Failed, format!("what is at the key '{key}' is none: remove it")).into()
+                );
+            }
             // What is asked for may be on a node of the cluster that can be asked.
             (Err(_), Some((secret, _))) => secret,
             (Err(remote), None) => return Err(remote.into()),

@@ -48,7 +48,7 @@ end
 
 -- ---- the record
 
-local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind', 'swept'}
+local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind', 'swept', 'full_until'}
 
 local function look()
     local fields = redis.call('HMGET', record, 'id', 'registration', 'host', unpack(FIELDS))
@@ -111,11 +111,11 @@ end
 
 -- ---- members
 
--- What is known of those that broadcasts reach holds no longer.
+-- What is known of those that broadcasts reach, and of how many there are, holds no longer.
 local function forget_recipients()
-    if session.known_until then
-        session.known_until = nil
-        write('HDEL', record, 'known_until')
+    if session.known_until or session.full_until then
+        session.known_until, session.full_until = nil, nil
+        write('HDEL', record, 'known_until', 'full_until')
     end
 end
 
@@ -384,6 +384,11 @@ end
 -- twice as many have come and gone, the one that left first.
 local function add_client(key, last)
     if redis.call('HLEN', members) >= max_clients then
+        -- A look at all costs milliseconds: whoever tries again and again shall not take Redis's time.
+        if now < (session.full_until or 0) then
+            return nil
+        end
+        set('full_until', now + 250)
         local count, there, unused, left = 0, 0, {}, {}
         for _, member in ipairs(all()) do
             if not member.is_host then

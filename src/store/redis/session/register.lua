@@ -69,6 +69,17 @@ local before = host()
 if not (before and presence(before) == 'ended' and before.told) then
     tell_clients()
 end
+-- What was said to all of a generation is of use to its members alone.
+local has_members = {}
+for _, member in ipairs(all()) do
+    has_members[text(member.first)] = true
+end
+for _, field in ipairs(redis.call('HKEYS', record)) do
+    local generation = string.match(field, '^all%S* (%d+)$')
+    if generation and not has_members[generation] then
+        redis.call('HDEL', record, field)
+    end
+end
 set('generation', session.generation + 1)
 forget_recipients()
 set('registration', registration)

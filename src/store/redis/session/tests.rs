@@ -359,6 +359,27 @@ fn everything_has_a_time_to_live() {
 }
 
 #[test]
+fn an_id_that_is_registered_again_and_again_leaves_nothing_behind() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings { grace: Duration::ZERO, ..Settings::default() };
+    let policy = policy(&settings);
+    run_blocking(async {
+        for number in 0..100 {
+            let host = Party { registration: Some(number.to_string()), ..host() };
+            let registration = host.registration.as_deref().unwrap();
+            redis.register(&host.host, registration, Claim::Chosen, &policy).await.unwrap();
+            let h = redis.listen(&host, None, &policy).await.unwrap();
+            redis.join(&host.host, &ClientId::new(registration).unwrap(), &policy).await.unwrap();
+            drop(h);
+        }
+    });
+    let record = server.keys().into_iter().find(|key| key.ends_with('}')).unwrap();
+    let Reply::Integer(fields) = server.ask(&["HLEN", &record]) else { panic!("it tells") };
+    assert!(fields < 60, "{fields} fields");
+}
+
+#[test]
 fn whoever_takes_its_place_back_makes_nothing_that_lives_for_ever() {
     let Some(server) = TestServer::start(&[]) else { return };
     let (redis, settings) = (process(&server.address()), Settings::default());

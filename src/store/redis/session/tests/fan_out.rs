@@ -112,6 +112,22 @@ fn a_broadcast_does_not_look_at_members_that_have_not_changed() {
 }
 
 #[test]
+fn whoever_is_refused_again_and_again_does_not_have_all_members_looked_at() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings { max_clients: 1, ..Settings::default() };
+    run_blocking(register(&redis, &settings));
+    let _c = run_blocking(enter(&redis, "c", &settings));
+    sooner_or_later(|| {
+        let before = server.calls("hgetall");
+        let joined =
+            run_blocking(async { redis.join(&host().host, &ClientId::new("d").unwrap(), &policy(&settings)).await });
+        assert!(matches!(joined, Err(Refused::TooManyClients(1))));
+        (server.calls("hgetall") == before).then_some(())
+    });
+}
+
+#[test]
 fn a_note_that_comes_late_takes_nothing_back() {
     let Some(server) = TestServer::start(&[]) else { return };
     let (redis, settings) = (process(&server.address()), Settings::default());
