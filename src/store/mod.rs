@@ -464,9 +464,6 @@ intentions! {
     /// What keeps this process from using the home; `None` where it is nothing that permissions tell.
     pub async fn obstacle(&self) -> Option<Obstacle>;
 
-    /// Whether nobody has swept for a while.
-    pub async fn sweep_is_due(&self) -> bool;
-
     /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
     /// them.
     ///
@@ -491,6 +488,9 @@ intentions! {
     /// # Errors
     /// When it can neither be read nor made, or is damaged.
     pub async fn secret(&self) -> Result<Vec<u8>, Error>;
+
+    /// Whether nobody has swept for a while, as far as a look tells that waits for nobody.
+    pub async fn sweep_is_due(&self) -> bool;
 
     /// Removes some of what is dead, and tells the peers of those that have gone: a little of it, so that nobody waits for it.
     ///

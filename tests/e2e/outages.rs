@@ -224,8 +224,20 @@ fn talks_go_on_when_a_replica_takes_over() {
     company.talks(&machines);
     replica.freeze();
     company.is_refused(&machines, &["has too few replicas"]);
+    let session = Call { method: "PUT", path_info: "/cama/session", ..Call::default() };
+    for machine in machines.all() {
+        until("it is told soon", LONG, || {
+            let (reply, time) = timed(|| machine.call(&session));
+            let reason = reply.expect_error(503);
+            assert!(reason.contains("has too few replicas"), "{reason}");
+            time < SOON
+        });
+    }
     replica.go_on();
     company.talks(&machines);
+    for machine in machines.all() {
+        until("it is made", LONG, || machine.call(&session).status == 201);
+    }
     machines.redis.kill();
     company.is_refused(&machines, NOT_READY);
     std::thread::sleep(WHILE);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! uhst:secret                what tokens are signed with, unless JWT_SECRET is set
+//! uhst:swept                 is there while somebody sweeps, or has just done so
 //! uhst:buses                 the buses, by when they go (a sorted set)
 //! uhst:bus:{HASH}            a broadcast bus: its record. HASH is of its name
 //! uhst:bus:{HASH}:log        its messages (a stream), and the channel on which each is told to those who wait

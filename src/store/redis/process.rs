@@ -144,6 +144,11 @@ impl Process {
         Ok(())
     }
 
+    /// What time it was in Redis when that was noted last (ms since 1970).
+    pub fn noted_time(&self) -> Option<u64> {
+        lock(&self.clock).map(|(now, _)| now)
+    }
+
     /// What time it is in Redis (ms since 1970), as far as is known.
     pub fn now(&self) -> u64 {
         let Some((now, at)) = *lock(&self.clock) else { return 0 };

@@ -21,10 +21,6 @@ use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
 /// Whoever asks is told within this time that there is no answer: together with what a request takes besides, less than 2 s.
 pub const TIME: Duration = Duration::from_millis(1800);
 
-/// One answer takes no longer than this; what has been asked meanwhile gives up with it.
-#[cfg(feature = "serve")]
-const ONE_ANSWER: Duration = Duration::from_millis(900);
-
 /// What a request does last has at least so long, however long it has waited before.
 const LAST_STEP: Duration = Duration::from_millis(200);
 
@@ -93,6 +89,8 @@ struct Job {
     commands: Vec<u8>,
     replies: usize,
     is_promise: bool,
+    /// How long it is waited for.
+    until: Instant,
     answer: oneshot::Sender<Result<Vec<Reply>, NoAnswer>>,
 }
 
@@ -219,9 +217,9 @@ impl Servers {
     /// When it cannot, or this server is another's replica; that is known then.
     #[cfg(feature = "serve")]
     pub async fn connect_to(&self, server: &Server) -> Result<Connection, Remote> {
-        match open(server, &self.address, instant() + TIME).await {
-            Ok(Opened::Here(connection)) => Ok(connection),
-            Ok(Opened::Elsewhere(primary)) => {
+        match open(server, &self.address, &[], 0, instant() + TIME).await {
+            Ok((Opened::Here(connection), _)) => Ok(connection),
+            Ok((Opened::Elsewhere(primary), _)) => {
                 let cause = format!("{primary} is the primary");
                 lock(&self.known).primary = Some(primary);
                 Err(Remote::new(Reason::NotReady, cause))
@@ -268,7 +266,7 @@ impl Servers {
         #[cfg(feature = "serve")]
         if let Ok(runtime) = Handle::try_current() {
             let (answer, answered) = oneshot::channel();
-            let job = Job { commands, replies, is_promise: kind.is_promise, answer };
+            let job = Job { commands, replies, is_promise: kind.is_promise, until, answer };
             return last(self.exchange_among_others(server, job, answered, until, &runtime).await?);
         }
         let mut connection = {
@@ -342,9 +340,9 @@ impl Servers {
         places.reverse();
         for _ in 0..MOST_HOPS {
             let Some(server) = places.pop() else { break };
-            match open(&server, &self.address, until).await {
-                Ok(Opened::Here(connection)) => return Ok((server, connection)),
-                Ok(Opened::Elsewhere(primary)) => places.push(primary),
+            match open(&server, &self.address, &[], 0, until).await {
+                Ok((Opened::Here(connection), _)) => return Ok((server, connection)),
+                Ok((Opened::Elsewhere(primary), _)) => places.push(primary),
                 Err(remote) => {
                     self.forget(&server);
                     why = remote;
@@ -372,14 +370,17 @@ fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {
     replies.pop().ok_or_else(|| NoAnswer::Lost(Remote::new(Reason::Failed, "Redis has not answered")))
 }
 
-/// Until when a server may take to greet.
-fn greeted_by(address: &Address, until: Instant) -> Instant {
-    if address.servers.len() > 1 { until.min(instant() + GREETING) } else { until }
-}
-
-/// Begins a connection to a server.
-async fn open(server: &Server, address: &Address, until: Instant) -> Result<Opened, Remote> {
-    Connection::open(server, address, greeted_by(address, until)).await
+/// Begins a connection to a server, and asks something with the login.
+async fn open(
+    server: &Server,
+    address: &Address,
+    commands: &[u8],
+    replies: usize,
+    until: Instant,
+) -> Result<(Opened, Vec<Reply>), Remote> {
+    let has_others = address.servers.len() > 1;
+    let until = if has_others { until.min(instant() + GREETING) } else { until };
+    Connection::open_and_ask(server, address, commands, replies, until).await
 }
 
 /// One that can be used again.
@@ -425,7 +426,7 @@ async fn attempt(
     } else {
         // Replicas may take longer than a server that is there takes to greet.
         let (first, count) = if kind.is_harmless && replicas == 0 { (&commands[..], replies) } else { (&[][..], 0) };
-        match Connection::open_and_ask(server, address, first, count, greeted_by(address, until)).await {
+        match open(server, address, first, count, until).await {
             Ok((Opened::Here(open), got)) => (open, got),
             Ok((Opened::Elsewhere(server), _)) => return Err(NoAnswer::Elsewhere(server)),
             Err(remote) => return Err(NoAnswer::NotAsked(remote)),
@@ -446,19 +447,17 @@ async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver
     while let Some(first) = jobs.recv().await {
         let (mut together, mut commands, mut next) = (Vec::new(), Vec::new(), Some(first));
         while let Some(mut job) = next {
-            // Whoever has given up, and was told that there is no answer, may ask again: it must not be done now.
+            // Whoever was told that there is no answer may ask again: it must not be done now.
             if !job.answer.is_closed() {
                 commands.append(&mut job.commands);
                 together.push(job);
             }
             next = if commands.len() < TOGETHER { jobs.try_recv().ok() } else { None };
         }
-        if together.is_empty() {
-            continue;
-        }
+        // Each has its whole time, also where the server did nothing for most of it; whoever comes later has what is left then.
+        let Some(until) = together.iter().map(|job| job.until).max() else { continue };
         let replies = together.iter().map(|job| job.replies).sum();
         let kind = Kind { is_promise: together.iter().any(|job| job.is_promise), is_harmless: false };
-        let until = instant() + ONE_ANSWER;
         match attempt(&mut connection, &server, &address, commands, replies, kind, until).await {
             Ok((replies, kept)) => {
                 let mut replies = replies.into_iter();
@@ -473,14 +472,64 @@ async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver
                 for job in together {
                     let _ = job.answer.send(Err(no_answer.clone()));
                 }
-                let not_asked = match no_answer {
-                    NoAnswer::Lost(remote) => NoAnswer::NotAsked(remote),
-                    other => other,
-                };
-                while let Ok(job) = jobs.try_recv() {
-                    let _ = job.answer.send(Err(not_asked.clone()));
-                }
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "serve"))]
+mod tests {
+    use super::super::testing::TestServer;
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn whoever_asks_a_server_that_pauses_for_a_second_is_answered() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        let servers = std::sync::Arc::new(Servers::new(server.address()));
+        let count = |key: &'static str| {
+            let servers = servers.clone();
+            async move { servers.call(key, &command(["INCR", key])).await }
+        };
+        runtime().block_on(async {
+            assert_eq!(count("a").await, Ok(Reply::Integer(1)));
+            for number in 1.. {
+                let began = instant();
+                server.freeze();
+                let first = tokio::spawn(count("b"));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let second = tokio::spawn(count("c"));
+                tokio::time::sleep(Duration::from_millis(1100)).await;
+                server.go_on();
+                let answers = [first.await.unwrap(), second.await.unwrap()];
+                // A machine that was slow itself has to show it once more.
+                if began.elapsed() < TIME {
+                    return assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+                }
+                assert!(number < 100, "this machine is too slow to show it");
+            }
+        });
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_done() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        let (queue, jobs) = mpsc::unbounded_channel();
+        let job = |key: &str| {
+            let (answer, answered) = oneshot::channel();
+            let commands = command(["INCR", key]);
+            let job = Job { commands, replies: 1, is_promise: false, until: instant() + TIME, answer };
+            assert!(queue.send(job).is_ok());
+            answered
+        };
+        drop(job("a"));
+        let last = job("a");
+        runtime().block_on(async {
+            tokio::spawn(ask(server.server.clone(), server.address(), jobs));
+            assert!(matches!(last.await.unwrap(), Ok(replies) if replies == [Reply::Integer(1)]));
+        });
     }
 }

@@ -69,6 +69,19 @@ impl TestServer {
         Self::start_in(TestDir::new(), Server::Tcp("127.0.0.1".to_owned(), port), &[&place[..], more].concat())
     }
 
+    /// A primary and its replica, and where both are; what is promised the replica has to have.
+    pub fn start_with_replica() -> Option<(Self, Self, Address)> {
+        let primary = Self::start_tcp(&[])?;
+        let Server::Tcp(host, port) = &primary.server else { unreachable!() };
+        let replica = Self::start_tcp(&["--replicaof", &format!("{host} {port}")])?;
+        let is_linked =
+            |role: &Reply| matches!(role, Reply::Array(role) if role.get(3).and_then(text) == Some("connected"));
+        sooner_or_later(|| is_linked(&replica.ask(&["ROLE"])).then_some(()));
+        let servers = vec![primary.server.clone(), replica.server.clone()];
+        let address = Address { servers, replicas: 1, ..Address::default() };
+        Some((primary, replica, address))
+    }
+
     /// Three nodes of a cluster, each with a third of the slots.
     pub fn start_cluster() -> Option<[Self; 3]> {
         let nodes = [(); 3].map(|()| {
@@ -150,6 +163,19 @@ impl TestServer {
     /// Those of them that live for ever.
     pub fn immortal(&self) -> Vec<String> {
         self.keys().into_iter().filter(|key| self.ask(&["PTTL", key]) == Reply::Integer(-1)).collect()
+    }
+
+    /// A number of what `INFO` tells of a section: what follows this.
+    pub fn info(&self, section: &str, before: &str) -> u64 {
+        let Reply::BulkString(info) = self.ask(&["INFO", section]) else { panic!("it tells") };
+        let info = String::from_utf8(info).unwrap();
+        let rest = info.lines().find_map(|line| line.strip_prefix(before)).unwrap_or("0");
+        rest.split(',').next().unwrap().parse().unwrap()
+    }
+
+    /// How often it was asked to do this, by scripts too.
+    pub fn calls(&self, command: &str) -> u64 {
+        self.info("commandstats", &format!("cmdstat_{command}:calls="))
     }
 
     fn signal(&self, signal: Signal) {

@@ -5,9 +5,18 @@ use super::reply::Reply;
 use super::script::Script;
 use super::servers::Servers;
 use super::testing::{TestServer, free_port, sooner_or_later};
+#[cfg(feature = "serve")]
+use super::{
+    ear::ROUND,
+    lock::lock,
+    subscription::{Care, Caring, Subscription},
+    topic::Topic,
+};
+#[cfg(feature = "serve")]
+use crate::clock::instant;
 use crate::config::redis::{Address, Password, Server};
 use crate::gateway::run_blocking;
-use crate::store::Error;
+use crate::store::error::Error;
 use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
 use std::io::Read as _;
@@ -106,6 +115,18 @@ fn whoever_is_not_there_is_passed_over() {
     let away = Server::Unix("/none.sock".into());
     let servers = Servers::new(Address { servers: vec![away, server.server.clone()], ..server.address() });
     assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(1)));
+}
+
+#[test]
+fn whoever_is_stopped_is_passed_over_too() {
+    let Some(stopped) = TestServer::start_tcp(&[]) else { return };
+    let Some(server) = TestServer::start_tcp(&[]) else { return };
+    stopped.freeze();
+    let servers =
+        Servers::new(Address { servers: vec![stopped.server.clone(), server.server.clone()], ..server.address() });
+    assert_eq!(in_time(|| count(&servers, "{a}")), Ok(Reply::Integer(1)));
+    stopped.go_on();
+    assert_eq!(count(&servers, "{a}"), Ok(Reply::Integer(2)), "it is the other that is asked from now on");
 }
 
 #[test]
@@ -280,6 +301,61 @@ fn many_tasks_share_a_connection_and_each_gets_its_own_answer() {
     assert!(matches!(reply, Ok(Reply::Integer(_))), "{reply:?}");
 }
 
+/// Cannot say that somebody is there for some time, and notes when it has tried.
+#[cfg(feature = "serve")]
+#[derive(Default)]
+struct Failing(std::sync::Mutex<Vec<Instant>>);
+
+#[cfg(feature = "serve")]
+impl Care for Failing {
+    fn tend<'a>(&'a self, _: &'a Topic) -> Caring<'a, Result<(), Error>> {
+        Box::pin(async {
+            let mut times = lock(&self.0);
+            times.push(instant());
+            if times.len() < 4 { Err(Remote::new(Reason::Away, "no connection").into()) } else { Ok(()) }
+        })
+    }
+
+    fn leave(&self, _: usize) -> Caring<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Whoever is there has 5 s to say so. Where Redis was away for nearly as long, two rounds more would be too many.
+#[cfg(feature = "serve")]
+#[test]
+fn whoever_could_not_say_that_it_is_there_says_so_soon() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let nowhere = Address { servers: vec![Server::Unix("/none.sock".into())], ..Address::default() };
+        let process = Redis::elsewhere(&nowhere, Files::new(std::path::Path::new("/nowhere"))).process;
+        let (care, place) = (std::sync::Arc::new(Failing::default()), process.topics.enter("a", ""));
+        let began = instant();
+        let _subscription = Subscription::begin(&process, place, Vec::new(), care.clone()).await.unwrap();
+        tokio::time::sleep(ROUND * 3).await;
+        let times: Vec<_> = lock(&care.0).iter().map(|at| (*at - began).as_millis()).collect();
+        assert_eq!(times, [2000, 2250, 2500, 2750, 4750]);
+    });
+}
+
+#[test]
+fn a_place_is_kept_for_the_longest_that_it_was_taken_for() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = Redis::elsewhere(&server.address(), Files::new(std::path::Path::new("/nowhere")));
+    let until = || match server.ask(&["ZSCORE", "kind", "who"]) {
+        Reply::BulkString(score) => String::from_utf8(score).unwrap().parse::<u64>().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let reserve = |time| assert!(run_blocking(redis.process.reserve("kind", "who", 10, time)).unwrap());
+    reserve(7_200_000);
+    let long = until();
+    // Another that makes the same says so a moment later.
+    reserve(60_000);
+    assert_eq!(until(), long);
+    reserve(14_400_000);
+    assert!(until() > long);
+}
+
 #[cfg(feature = "serve")]
 #[test]
 fn what_its_asker_has_given_up_is_not_done_later() {
@@ -315,7 +391,7 @@ fn a_program_for_one_request_waits_for_a_stopped_server_once() {
         let began = Instant::now();
         redis.process.servers.begin_request();
         assert!(run_blocking(redis.reach()).is_err() && run_blocking(redis.ptth_servers()).is_err());
-        assert!(run_blocking(redis.soonest_of("{a}", 1)).is_err());
+        assert!(run_blocking(redis.secret()).is_err());
         (began.elapsed() < Duration::from_millis(2500)).then_some(())
     });
 }

@@ -1,6 +1,7 @@
 //! Decides from a history whether the relay has kept its promises.
 
 use crate::history::{Connection, Heard, History, Log, Outcome, Reader, Said, Send, Sender, Time};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub struct Verdict {
     pub seen: usize,
     /// Promised, not seen, and not held against the relay: its reader was not there for long enough within the message's lifetime.
     pub excused: usize,
+    /// Those for which most of that was, and how much.
+    pub absent: Vec<(Reader, usize)>,
 }
 
 impl Verdict {
@@ -128,6 +131,7 @@ impl History {
                 verdict.broken.push(Broken::Twice { reader, sender, n });
             }
         }
+        let mut absent = vec![0; self.readers.len()];
         for send in &self.sends {
             for &reader in &send.must {
                 verdict.promised += 1;
@@ -140,9 +144,13 @@ impl History {
                     verdict.broken.push(Broken::Lost { reader, sender: send.sender, n: send.n });
                 } else {
                     verdict.excused += 1;
+                    absent[reader] += 1;
                 }
             }
         }
+        verdict.absent = absent.into_iter().enumerate().collect();
+        verdict.absent.sort_by_key(|(_, count)| Reverse(*count));
+        verdict.absent.truncate(10);
         verdict
     }
 
@@ -415,7 +423,7 @@ impl Log {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { broken, promised, seen, excused } = self;
+        let Self { broken, promised, seen, excused, .. } = self;
         write!(f, "{promised} deliveries promised, {seen} seen, {excused} excused, {} promises broken", broken.len())
     }
 }

@@ -69,10 +69,12 @@ end
 
 local kept = 0
 local function touch(is_changed)
-    if is_changed or has_passed(bus.touched, math.min(bus_lifetime, UNUSED) / 4) then
+    local pause = math.min(bus_lifetime, UNUSED) / 4
+    if is_changed or has_passed(bus.touched, pause) then
         bus.touched = now
         redis.call('HSET', record, 'touched', text(now))
-        kept = math.max(keep(), NODE)
+        -- It is noted anew only after a while: a message that is posted until then has its whole lifetime, too.
+        kept = math.max(keep() + pause, NODE)
         for _, key in ipairs({record, log, users}) do
             redis.call('PEXPIRE', key, text(kept))
         end

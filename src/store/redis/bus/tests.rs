@@ -123,6 +123,38 @@ fn the_memory_of_redis_has_a_limit() {
 }
 
 #[test]
+fn whether_a_user_says_too_much_is_seen_from_little_of_the_log() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings::default());
+    let (user, _) = run_blocking(redis.greet(&bus(), &settings)).unwrap();
+    for number in 0..1000 {
+        // Lua has what is the same only once.
+        notify(&redis, &format!("\"{number}{}\"", "a".repeat(7_000))).unwrap();
+    }
+    // What Lua has had in its hands so far goes.
+    server.ask(&["SCRIPT", "FLUSH"]);
+    run_blocking(redis.post(&bus(), user, None, "1", &settings)).unwrap();
+    let memory = server.info("memory", "used_memory_lua:");
+    assert!(memory < 3_000_000, "{memory}");
+}
+
+#[test]
+fn a_message_is_kept_for_all_of_its_lifetime_also_where_the_bus_was_used_just_before() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let minute = Duration::from_secs(60);
+    let settings = Settings { bus_lifetime: minute, message_lifetime: minute, ..Settings::default() };
+    let post = || run_blocking(redis.notify(&bus(), "1", &settings)).unwrap();
+    post();
+    std::thread::sleep(Duration::from_secs(1));
+    post();
+    for key in server.keys() {
+        let Reply::Integer(left) = server.ask(&["PTTL", &key]) else { panic!("it tells") };
+        assert!(left >= 60_000, "{key}: {left}");
+    }
+}
+
+#[test]
 fn everything_has_a_time_to_live() {
     let Some(server) = TestServer::start(&[]) else { return };
     let redis = process(&server.address());

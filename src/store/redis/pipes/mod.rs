@@ -118,7 +118,7 @@ impl Redis {
     /// Has a session give way in which nobody has met for a while. False where there is none.
     async fn make_room_for_pipes(&self, limits: &Limits) -> Result<bool, Error> {
         let process = &self.process;
-        for hashed in self.soonest_of(&process.all_pipes(), MOST_LOOKS).await? {
+        for hashed in process.soonest_of(&process.all_pipes(), MOST_LOOKS).await? {
             if self.sweep_pipes_of(hashed, limits.lifetime, true).await? {
                 return Ok(true);
             }
@@ -161,7 +161,8 @@ impl Redis {
         self.process.keep_pipes(id, limits.lifetime).await;
         let way = end.way.clone();
         let place = place_to(role_of(&role).other());
-        Ok(WaitingSender { way, name, place, end: Some(end), silence: Bell::default(), lifetime: limits.lifetime })
+        let (id, silence) = (id.to_owned(), Bell::default());
+        Ok(WaitingSender { way, id, name, place, end: Some(end), silence, lifetime: limits.lifetime })
     }
 
     /// Sweeps a session; whether it is gone. Where its room `is_wanted` it is enough that nobody has met in it for a while.
@@ -209,6 +210,8 @@ impl WaitingReceiver {
 /// A sender among those of its direction. When it is dropped, it is none any more.
 pub struct WaitingSender {
     way: Way,
+    /// Of its session.
+    id: String,
     name: String,
     place: &'static str,
     /// What is called; `None` where it has been given to a [`Sender`].
@@ -262,6 +265,7 @@ impl WaitingSender {
         if let Err(remote) = self.way.run(&FINISH, &[self.place, &self.name, &lifetime].map(str::as_bytes)).await {
             Error::from(remote).log();
         }
+        self.way.process.keep_pipes(&self.id, self.lifetime).await;
     }
 }
 

@@ -1,11 +1,11 @@
 //! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
 
-use super::super::reply::{Reply, text};
 use super::super::testing::{TestServer, sooner_or_later};
 use super::*;
-use crate::config::redis::{Address, Server};
+use crate::config::redis::Address;
 use crate::gateway::run_blocking;
 use crate::store::files::Files;
+use crate::store::redis::reply::Reply;
 use std::thread;
 
 const LIMITS: Limits = Limits { sessions: 100, senders: 2, lifetime: Duration::from_secs(3600) };
@@ -97,6 +97,19 @@ fn noise(size: usize) -> Vec<u8> {
         state.to_be_bytes()[0]
     };
     std::iter::repeat_with(next).take(size).collect()
+}
+
+#[test]
+fn whoever_has_sent_keeps_the_place_of_its_session() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let session = make(&redis);
+    let (_receiver, _sender, waiting) = met(&redis, &redis, &session);
+    let place = ["ZSCORE", "uhst:pipes", &hash(&session.id)];
+    // As after a body that took longer than the lifetime.
+    server.ask(&["ZREM", "uhst:pipes", &hash(&session.id)]);
+    run_blocking(waiting.finish());
+    assert!(matches!(server.ask(&place), Reply::BulkString(_)), "it is among those that are counted and swept");
 }
 
 #[test]
@@ -240,19 +253,6 @@ fn a_body_that_redis_has_lost_is_cut_short() {
     drop(waiting);
 }
 
-/// A primary, its replica, and where both are, which is promised to have what is answered.
-fn with_replica() -> Option<(TestServer, TestServer, Address)> {
-    let primary = TestServer::start_tcp(&[])?;
-    let Server::Tcp(host, port) = &primary.server else { panic!("it has a port") };
-    let replica = TestServer::start_tcp(&["--replicaof", &format!("{host} {port}")])?;
-    let is_linked =
-        |role: &Reply| matches!(role, Reply::Array(role) if role.get(3).and_then(text) == Some("connected"));
-    sooner_or_later(|| is_linked(&replica.ask(&["ROLE"])).then_some(()));
-    let servers = vec![primary.server.clone(), replica.server.clone()];
-    let address = Address { servers, replicas: 1, ..Address::default() };
-    Some((primary, replica, address))
-}
-
 /// Whoever asks is told so before it loses patience. The tests' machine may be slow, but not by so much.
 fn in_time<T>(work: impl FnOnce() -> T) -> T {
     let began = std::time::Instant::now();
@@ -263,9 +263,10 @@ fn in_time<T>(work: impl FnOnce() -> T) -> T {
 
 #[test]
 fn what_is_promised_of_a_session_a_replica_has_and_else_it_is_done_when_it_is_asked_for_again() {
-    let Some((_primary, replica, address)) = with_replica() else { return };
+    let Some((_primary, replica, address)) = TestServer::start_with_replica() else { return };
     let redis = process(&address);
-    let session = run_blocking(redis.make_session(true, &LIMITS)).unwrap().unwrap();
+    // A machine that has much to do may be too slow for the time that a replica has.
+    let session = sooner_or_later(|| run_blocking(redis.make_session(true, &LIMITS)).ok().flatten());
     let permit = || run_blocking(redis.permit_guest(&session.id, &host(&session), [127, 0, 0, 1].into(), &LIMITS));
     let remove = || run_blocking(redis.remove_session(&session.id, &host(&session), &LIMITS));
     let guest = Visitor { tokens: vec![], address: Some([127, 0, 0, 1].into()) };
@@ -285,9 +286,9 @@ fn what_is_promised_of_a_session_a_replica_has_and_else_it_is_done_when_it_is_as
 
 #[test]
 fn a_sender_takes_nobody_whom_a_replica_would_give_to_another() {
-    let Some((_primary, replica, address)) = with_replica() else { return };
+    let Some((_primary, replica, address)) = TestServer::start_with_replica() else { return };
     let (here, there) = (process(&address), process(&address));
-    let session = make(&here);
+    let session = sooner_or_later(|| run_blocking(here.make_session(false, &LIMITS)).ok().flatten());
     let mut receiver = receive(&there, &session).unwrap();
     let mut waiting = wait_to_send(&here, &session).unwrap();
     replica.freeze();
@@ -311,7 +312,7 @@ fn a_sender_takes_nobody_whom_a_replica_would_give_to_another() {
 
 #[test]
 fn a_body_of_which_a_replica_that_takes_over_has_less_is_cut_short_at_both_ends() {
-    let Some((mut primary, replica, address)) = with_replica() else { return };
+    let Some((mut primary, replica, address)) = TestServer::start_with_replica() else { return };
     let (here, there) = (process(&address), process(&address));
     let session = make(&here);
     let (mut receiver, mut sender, _waiting) = met(&here, &there, &session);

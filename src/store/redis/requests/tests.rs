@@ -7,6 +7,7 @@ use crate::config::redis::Address;
 use crate::gateway::run_blocking;
 use crate::ptth::Tripcode;
 use crate::store::files::Files;
+use crate::store::remote::Reason;
 use crate::store::requests::{FarEnds, PtthServer};
 use std::slice::from_ref;
 use std::time::Duration;
@@ -166,6 +167,26 @@ fn a_request_that_redis_has_lost_is_asked_again_where_its_server_is_known() {
     let id = RequestId::fresh().unwrap();
     let _again = run_blocking(pending.ask_again(&id, b"request", 1)).unwrap().unwrap();
     assert_eq!(claim(&mut listen(&here, &name)), [id]);
+}
+
+#[test]
+fn a_server_is_registered_once_a_replica_knows_it_and_else_it_is_told() {
+    let Some((_primary, replica, address)) = TestServer::start_with_replica() else { return };
+    let redis = process(&address);
+    let server = PtthServer { tripcode: Tripcode::of("key"), display_name: None, listed: false };
+    let [name, other] = ["s", "other"].map(|name| ServerName::new(name).unwrap());
+    // A machine that has much to do may be too slow for the time that a replica has.
+    sooner_or_later(|| run_blocking(redis.register_ptth_server(&name, &server)).ok());
+    let too_few = |error: Error| matches!(error, Error::Remote(remote) if remote.reason == Reason::TooFewReplicas);
+    replica.freeze();
+    assert!(run_blocking(redis.register_ptth_server(&other, &server)).is_err_and(too_few));
+    assert!(run_blocking(redis.remove_ptth_server(&name)).is_err_and(too_few));
+    replica.go_on();
+    // It was done all the same, once.
+    let done = || run_blocking(redis.register_ptth_server(&other, &server)).ok();
+    assert!(!sooner_or_later(done));
+    assert!(!sooner_or_later(|| run_blocking(redis.remove_ptth_server(&name)).ok()));
+    assert!(run_blocking(redis.ptth_servers()).unwrap().keys().eq([&other]));
 }
 
 #[test]

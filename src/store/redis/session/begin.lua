@@ -25,6 +25,8 @@ local OPENING = 10000
 -- there does so every 2 s, and a quarter of a second later where that fails.
 local THERE, SILENCE = 5000, 2750
 local HEAD = 50
+-- So many records are looked at to see whether somebody lags.
+local MOST_LOOKS = 1000
 local MESSAGE, LEFT_OUT = 'message', 'left-out'
 -- What has been given may still be under way: so many bytes of it are kept.
 local UNDER_WAY = 1048576
@@ -48,7 +50,7 @@ end
 
 -- ---- the record
 
-local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind'}
+local FIELDS = {'generation', 'touched', 'kept', 'untold', 'last_h', 'gone_h', 'total_h', 'last_c', 'gone_c', 'total_c', 'all', 'all_messages', 'tended', 'doubted', 'doubt', 'known_at', 'known_until', 'known_behind', 'swept'}
 
 local function look()
     local fields = redis.call('HMGET', record, 'id', 'registration', 'host', unpack(FIELDS))
@@ -446,6 +448,11 @@ local function log_of(is_host)
     return is_host and host_log or client_log, is_host and '_h' or '_c'
 end
 
+-- The bytes that a record counts for: its data, and those it names that were left out.
+local function size_of(fields)
+    return #fields[8] + #fields[12] + HEAD
+end
+
 -- Drops what is too old, and of what all have been given (up to `floor`) all but so much. The bytes that are left.
 local function trim(is_host, floor)
     local log, part = log_of(is_host)
@@ -464,7 +471,7 @@ local function trim(is_host, floor)
         left = nil
         for _, entry in ipairs(some) do
             local id, before = number_of(entry[1]), tonumber(entry[2][10])
-            if id >= oldest and not (floor_bytes and before + #entry[2][8] + HEAD <= floor_bytes - given) then
+            if id >= oldest and not (floor_bytes and before + size_of(entry[2]) <= floor_bytes - given) then
                 left = session['total' .. part] - before
                 break
             end
@@ -478,10 +485,10 @@ local function trim(is_host, floor)
     return left or 0
 end
 
--- Up to where all have been given a log.
-local function floor_of(is_host)
+-- Up to where all of these have been given a log.
+local function floor_of(is_host, those)
     local floor
-    for _, member in ipairs(all()) do
+    for _, member in ipairs(those) do
         if member.is_host == is_host then
             floor = math.min(floor or member.position, member.position)
         end
@@ -493,59 +500,83 @@ end
 local function append(is_host, to, event, data, except)
     local log, part = log_of(is_host)
     local most = is_host and 4 * max_queue + UNDER_WAY or max_topic
-    local left = trim(is_host)
-    if left + #data > most and trim(is_host, floor_of(is_host)) + #data > most then
+    except = except or ''
+    local left, size = trim(is_host), #data + #except
+    if left + size > most and trim(is_host, floor_of(is_host, all())) + size > most then
         return false, 'topic full'
     end
     local last = session['last' .. part]
     local id = math.max(now * 1024, last + 1)
     local total = session['total' .. part]
-    if is_out_of_memory(total, #data + HEAD, max_data) then
+    if is_out_of_memory(total, size + HEAD, max_data) then
         return false, 'data full'
     end
     is_more = is_more or total == 0
     local generation = text(session.generation)
-    redis.call('XADD', log, text(id) .. '-0', 't', to, 'g', generation, 'e', event, 'd', data, 'b', text(total), 'x', except or '')
-    session['last' .. part], session['total' .. part] = id, total + #data + HEAD
-    redis.call('HSET', record, 'last' .. part, text(id), 'total' .. part, text(total + #data + HEAD))
+    redis.call('XADD', log, text(id) .. '-0', 't', to, 'g', generation, 'e', event, 'd', data, 'b', text(total), 'x', except)
+    session['last' .. part], session['total' .. part] = id, total + size + HEAD
+    redis.call('HSET', record, 'last' .. part, text(id), 'total' .. part, text(total + size + HEAD))
     -- What the processes that serve many listen to, and what a program for one stream does.
-    local told = table.concat({text(id), text(last), to, generation, event, except or '', data}, '\n')
+    local told = table.concat({text(id), text(last), to, generation, event, except, data}, '\n')
     redis.call('SPUBLISH', log, told)
     redis.call('SPUBLISH', log .. ' ' .. to, told)
     return true, id
 end
 
--- How many bytes wait for a member: from the first record that is for it to the end, whoever the others are for.
-local function lag(member, enough)
-    if last_said(member, false) <= member.position then
-        return 0
+-- Of members of one log those for whom more than `enough` bytes wait, as a set of keys: from the first record that is for each to
+-- the end, whoever the others are for. And where, in bytes, that begins which waits for any of them.
+local function lagging(those, enough)
+    local lags, waiting = {}, {}
+    for _, member in ipairs(those) do
+        if last_said(member, false) > member.position then
+            waiting[#waiting + 1] = member
+        end
     end
-    local log, part = log_of(member.is_host)
-    local position, total = member.position, session['total' .. part]
-    -- A bounded look: what is further is counted from there. Mostly the first is enough.
-    for round = 1, 10 do
-        local count = round == 1 and 1 or 100
+    if #waiting == 0 then
+        return lags
+    end
+    table.sort(waiting, function(one, other) return one.position < other.position end)
+    local log, part = log_of(waiting[1].is_host)
+    local total, begins = session['total' .. part], nil
+    -- One walk for all. Those of `waiting` that it has reached (the first so many), and is not done with.
+    local reached, open, position, looked, count = 0, {}, 0, 0, 1
+    repeat
+        if next(open) == nil then
+            -- Nearly always one record is enough.
+            position, count = math.max(position, waiting[reached + 1].position), 1
+        end
         local some = redis.call('XRANGE', log, '(' .. text(position), '+', 'COUNT', count)
         for _, entry in ipairs(some) do
-            local waiting = total - tonumber(entry[2][10])
-            local to, generation = entry[2][2], tonumber(entry[2][4])
-            local is_its = to == member.key or (to == '' and member.first <= generation and generation <= member.last)
-            if waiting <= enough or is_its then
-                return waiting
+            local id, before = number_of(entry[1]), tonumber(entry[2][10])
+            begins = begins or before
+            if total - before <= enough then
+                return lags, begins
             end
-            position = number_of(entry[1])
+            while reached < #waiting and waiting[reached + 1].position < id do
+                reached = reached + 1
+                open[waiting[reached].key] = waiting[reached]
+            end
+            local to, generation = entry[2][2], tonumber(entry[2][4])
+            looked = looked + 1
+            -- A bounded look: what is further is counted from there.
+            local is_enough = looked > MOST_LOOKS
+            for key, member in pairs((is_enough or to == '') and open or {[to] = open[to]}) do
+                if is_enough or to == key or (member.first <= generation and generation <= member.last) then
+                    lags[key], open[key] = true, nil
+                end
+            end
+            position = id
         end
-        if #some < count then
-            return 0
-        end
-    end
-    return enough + 1
+        local is_end = #some < count
+        count = math.min(2 * count, 64)
+    until is_end or (reached == #waiting and next(open) == nil)
+    return lags, begins
 end
 
 -- Says an event to one member; why not, where there is no room for it.
 local function put(member, event, data, limit)
     local room = math.max(limit - #data, 0)
-    if #data > limit or lag(member, room) > room then
+    if #data > limit or lagging({member}, room)[member.key] then
         return 'queue full'
     end
     local is_there, id = append(member.is_host, member.key, event, data)

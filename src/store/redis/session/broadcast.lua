@@ -16,31 +16,24 @@ end
 
 -- Looks at all clients. Who is present, and who of them lags too much; it is kept where nobody does.
 local function look_at_all()
-    local ids, except, until_when = {}, {}, now + MOST_KNOWN
-    local behind, waits_after = session.total_c, {}
+    local those, ids, except, until_when = {}, {}, {}, now + MOST_KNOWN
     for _, member in ipairs(clients()) do
         local is_present, ends = client_is_present(member)
         if is_present then
+            those[#those + 1] = member
             ids[#ids + 1] = string.sub(member.key, 2)
             until_when = math.min(until_when, ends or until_when)
-            -- Many are equally far.
-            local at = waits_after[member.position]
-            if not at then
-                local after = redis.call('XRANGE', client_log, '(' .. text(member.position), '+', 'COUNT', 1)[1]
-                at = after and tonumber(after[2][10]) or session.total_c
-                waits_after[member.position] = at
-            end
-            behind = math.min(behind, at)
-            if session.total_c - at > room and lag(member, room) > room then
-                except[#except + 1] = member.key
-            end
         end
+    end
+    local lags, begins = lagging(those, room)
+    for key in pairs(lags) do
+        except[#except + 1] = key
     end
     local lines = table.concat(ids, '\n')
     if #except == 0 and #ids > 0 then
         set('known_at', now)
         set('known_until', until_when)
-        set('known_behind', behind)
+        set('known_behind', begins or session.total_c)
         redis.call('HSET', record, 'recipients', lines)
     end
     return lines, except, #ids

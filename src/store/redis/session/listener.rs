@@ -107,7 +107,9 @@ impl SessionCare {
             let texts: Vec<_> = texts.collect();
             let arguments: Vec<_> = texts.iter().map(Vec::as_slice).collect();
             DELIVER.run(&self.process.servers, &[self.keys.cursors()], &arguments).await?;
-            some.iter().for_each(|(sleeper, (.., position))| sleeper.note(*position));
+            for (sleeper, (.., position)) in some {
+                sleeper.note(*position);
+            }
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ for _ = 1, 40 do
         local fields = entry[2]
         local to, generation = fields[2], tonumber(fields[4])
         if to == key or (to == '' and first <= generation and generation <= last) then
-            size = size - #fields[8] - HEAD
+            size = size - size_of(fields)
             for _, value in ipairs({text(position), to, fields[4], fields[6], fields[12], fields[8]}) do
                 answer[#answer + 1] = value
             end

@@ -26,7 +26,10 @@ for place = FIRST + 2, #ARGV, 4 do
             member.ended, member.told = nil, false
             save(member)
         end
-        redis.call('ZADD', present, text(now + THERE), key .. ' ' .. text(stream))
+        -- Where it counted as gone, the key may be a new one.
+        if redis.call('ZADD', present, text(now + THERE), key .. ' ' .. text(stream)) == 1 then
+            is_more = true
+        end
         said = math.max(said, last_said(member, false))
     end
     answer[#answer + 1] = standing

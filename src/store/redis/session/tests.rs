@@ -258,6 +258,39 @@ fn nobody_is_told_of_a_loss_where_all_that_was_dropped_was_for_others() {
 }
 
 #[test]
+fn many_that_lag_cost_a_broadcast_one_walk_and_whoever_it_names_takes_room() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    let settings = Settings { max_queue: 100_000, max_topic: 250_000, ..Settings::default() };
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let _h = redis.listen(&host(), None, &policy(&settings)).await.unwrap();
+        let first = ClientId::new("0").unwrap();
+        for number in 0..200 {
+            redis.join(&host().host, &ClientId::new(&number.to_string()).unwrap(), &policy(&settings)).await.unwrap();
+            // So that each has another place in the log, and what comes next is not for it.
+            redis.send_to_client(&host().host, &first, "1", &policy(&settings)).await.unwrap();
+        }
+        let broadcast = async |data: &str| redis.broadcast(&host(), data, &policy(&settings)).await;
+        let large = "x".repeat(30_000);
+        let is_sent = async || broadcast(&large).await.unwrap().iter().filter(|(_, is_sent)| *is_sent).count();
+        for expected in [200, 200, 199, 0] {
+            assert_eq!(is_sent().await, expected);
+        }
+        let before = server.calls("xrange");
+        assert_eq!(is_sent().await, 0);
+        let looks = server.calls("xrange") - before;
+        assert!(looks < 20, "{looks}");
+
+        let mut broadcasts = 0;
+        while broadcast(&large).await.is_ok() {
+            broadcasts += 1;
+            assert!(broadcasts < 1000, "who is left out of them takes no room");
+        }
+    });
+}
+
+#[test]
 fn what_was_given_while_redis_was_away_is_noted_later() {
     let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
     let redis = process(&server.address());
@@ -289,6 +322,50 @@ fn everything_has_a_time_to_live() {
         redis.broadcast(&host(), "1", &policy).await.unwrap();
         assert_eq!(server.keys().len(), 7, "all kinds of keys are there");
         assert_eq!(server.immortal(), [""; 0]);
+    });
+}
+
+#[test]
+fn whoever_takes_its_place_back_makes_nothing_that_lives_for_ever() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings::default());
+    run_blocking(async {
+        register(&redis, &settings).await;
+        let mut h = redis.listen(&host(), None, &policy(&settings)).await.unwrap();
+        let present = server.keys().into_iter().find(|key| key.ends_with(":present")).unwrap();
+        // As when all were taken for gone.
+        server.ask(&["DEL", &present]);
+        assert_eq!(h.standing().await.unwrap(), Standing::Listening);
+        assert!(server.keys().contains(&present));
+        assert_eq!(server.immortal(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_host_that_nobody_has_used_for_a_while_gives_way_to_a_newcomer() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings { max_hosts: 1, ..Settings::default() });
+    let policy = policy(&settings);
+    let id = |name: &str| HostId::new(name).unwrap();
+    let is_room_for = async |name: &str| match redis.register(&id(name), "one", Claim::Drawn, &policy).await {
+        Err(Refused::TooManyHosts(1)) => false,
+        other => other.is_ok(),
+    };
+    // As after more than a minute.
+    let grow_old = || {
+        let record = server.keys().into_iter().find(|key| key.starts_with("uhst:host:") && key.ends_with('}')).unwrap();
+        server.ask(&["HSET", &record, "touched", "1", "swept", "1"]);
+    };
+    run_blocking(async {
+        assert!(is_room_for("a").await);
+        redis.join(&id("a"), &ClientId::new("c").unwrap(), &policy).await.unwrap();
+        assert!(!is_room_for("b").await, "it has only just come");
+        grow_old();
+        assert!(is_room_for("b").await);
+        let party = Party { host: id("b"), ..host() };
+        redis.listen(&party, None, &policy).await.unwrap().end().await.unwrap();
+        grow_old();
+        assert!(!is_room_for("c").await, "somebody has listened");
     });
 }
 

@@ -13,14 +13,6 @@ use crate::store::sessions::{Claim, Party, Refused};
 use crate::token::ClientId;
 use std::time::Duration;
 
-/// How often Redis was asked to do this.
-fn calls(server: &TestServer, command: &str) -> u64 {
-    let Reply::BulkString(info) = server.ask(&["INFO", "commandstats"]) else { panic!("it tells") };
-    let info = String::from_utf8(info).unwrap();
-    let (_, rest) = info.split_once(&format!("cmdstat_{command}:calls=")).unwrap_or(("", "0,"));
-    rest.split_once(',').unwrap().0.parse().unwrap()
-}
-
 /// How far the clients were given the log, as Redis knows.
 fn cursors(server: &TestServer) -> Vec<String> {
     let key = server.keys().into_iter().find(|key| key.ends_with(":cursors")).unwrap();
@@ -109,13 +101,13 @@ fn a_broadcast_does_not_look_at_members_that_have_not_changed() {
             listeners.push(enter(&redis, &name.to_string(), &settings).await);
         }
         assert_eq!(broadcast(&redis, "1", &settings).await.len(), 30);
-        let before = calls(&server, "hgetall");
-        for number in 0..20 {
+        let before = server.calls("hgetall");
+        for listener in listeners.iter_mut().take(20) {
             assert_eq!(broadcast(&redis, "1", &settings).await.len(), 30);
             redis.send_to_client(&host().host, &ClientId::new("7").unwrap(), "2", &policy(&settings)).await.unwrap();
-            take(&mut listeners[number]).await;
+            take(listener).await;
         }
-        assert_eq!(calls(&server, "hgetall"), before);
+        assert_eq!(server.calls("hgetall"), before);
     });
 }
 
@@ -160,7 +152,7 @@ mod served {
             for name in 0..50 {
                 listeners.push(enter(&redis, &name.to_string(), &settings).await);
             }
-            let (before, began) = (calls(&server, "evalsha"), std::time::Instant::now());
+            let (before, began) = (server.calls("evalsha"), std::time::Instant::now());
             for number in 0..20 {
                 broadcast(&redis, &number.to_string(), &settings).await;
                 for listener in &mut listeners {
@@ -169,7 +161,7 @@ mod served {
                 }
             }
             // Each has read the log for itself: that was another.
-            let notes = calls(&server, "evalsha") - before - 20 - 20 * 50;
+            let notes = server.calls("evalsha") - before - 20 - 20 * 50;
             let rounds = u64::try_from(began.elapsed().as_millis()).unwrap() / 100 + 1;
             assert!(notes <= 2 * rounds + 20, "{notes} notes of 1000 deliveries in {rounds} rounds");
             let (all, last) = (listeners.len(), listeners[0].position());
