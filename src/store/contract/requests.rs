@@ -4,8 +4,6 @@ use crate::store::requests::{FarEnds, MOST_CLAIMS, Patience, Progress, PtthServe
 use crate::store::{Answer, PendingRequest, Sender, Store, WaitingFarEnd};
 use std::time::{Duration, Instant};
 
-/// How often a client looks, where another machine may answer it.
-const LOOK: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(3600);
 /// A client that only looks for its answer.
 const PATIENT: Patience = Patience { look: LONG, claim: LONG, head: LONG };
@@ -144,7 +142,7 @@ fn wherever_a_request_is_answered_its_client_has_the_answer() {
                 // As each client does, it looks now and then, or it is taken for gone where answering takes long.
                 let mut looked_at = Instant::now();
                 let head = sooner_or_later(|| {
-                    if !is_any_woken(pending.awaited()) && looked_at.elapsed() < LOOK {
+                    if !is_any_woken(pending.awaited()) && looked_at.elapsed() < Duration::from_secs(2) {
                         return None;
                     }
                     looked_at = Instant::now();

@@ -46,6 +46,8 @@ pub struct Process {
     pub prefix: String,
     /// What others know it by.
     node: OnceLock<String>,
+    /// How many bytes of memory Redis may use, as scripts have it: nothing for as many as it has.
+    pub max_data: String,
     pub topics: Topics,
     #[cfg(feature = "serve")]
     pub ears: Arc<Ears>,
@@ -83,6 +85,7 @@ impl Redis {
         let servers = Arc::new(Servers::new(address.clone()));
         let process = Process {
             prefix,
+            max_data: address.max_data.map(|limit| limit.to_string()).unwrap_or_default(),
             node: OnceLock::new(),
             topics: Topics::default(),
             #[cfg(feature = "serve")]

@@ -16,7 +16,7 @@ use super::{
 use crate::clock::instant;
 use crate::config::redis::{Address, Password, Server};
 use crate::gateway::run_blocking;
-use crate::store::error::Error;
+use crate::store::Error;
 use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
 use std::io::Read as _;
@@ -391,7 +391,7 @@ fn a_program_for_one_request_waits_for_a_stopped_server_once() {
         let began = Instant::now();
         redis.process.servers.begin_request();
         assert!(run_blocking(redis.reach()).is_err() && run_blocking(redis.ptth_servers()).is_err());
-        assert!(run_blocking(redis.secret()).is_err());
+        assert!(run_blocking(redis.process.soonest_of("{a}", 1)).is_err());
         (began.elapsed() < Duration::from_millis(2500)).then_some(())
     });
 }

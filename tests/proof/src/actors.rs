@@ -94,7 +94,8 @@ impl World {
     /// What has happened so far.
     pub fn history(&self) -> History {
         let readers = self.logs.iter().map(|log| lock(log).clone()).collect();
-        History { senders: lock(&self.senders).clone(), sends: lock(&self.sends).clone(), readers }
+        let (senders, sends) = (lock(&self.senders).clone(), lock(&self.sends).clone());
+        History { senders, sends, readers, is_remote: self.relay.is_remote() }
     }
 
     /// A number for somebody who sends.

@@ -105,7 +105,7 @@ impl History {
                 status,
             }));
             verdict.broken.extend(log.outlived.iter().map(|&at| Broken::Outlived { reader, at }));
-            self.check_order(reader, log, &mut verdict);
+            self.check_order(reader, log, &sends, &mut verdict);
             self.check_leaving(reader, log, &mut verdict);
             self.check_missing(reader, log, lifetime, &mut verdict);
             for heard in &log.heard {
@@ -154,7 +154,10 @@ impl History {
         verdict
     }
 
-    fn check_order(&self, reader: Reader, log: &Log, verdict: &mut Verdict) {
+    fn check_order(&self, reader: Reader, log: &Log, sends: &HashMap<(Sender, u32), &Send>, verdict: &mut Verdict) {
+        // What its sender gave up may have been under way to the store yet.
+        let may_be_late =
+            |sender, n| self.is_remote && sends.get(&(sender, n)).is_some_and(|send| send.outcome != Outcome::Accepted);
         let mut last_id = None;
         let mut last_of: HashMap<Sender, u32> = HashMap::new();
         for heard in &log.heard {
@@ -168,6 +171,7 @@ impl History {
                 Said::Message { sender, n } => {
                     if let Some(&after) = last_of.get(&sender)
                         && after > n
+                        && !may_be_late(sender, n)
                     {
                         verdict.broken.push(Broken::Disorder { reader, sender, n, after });
                     }

@@ -125,6 +125,11 @@ impl Relay {
         Self { cgi, serve, data: folder.join("data"), address, processes, log: folder.join("relay.log"), store }
     }
 
+    /// Whether it has its data in another program.
+    pub fn is_remote(&self) -> bool {
+        self.store.is_some()
+    }
+
     fn processes(&self) -> std::sync::MutexGuard<'_, HashMap<i32, Fate>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }

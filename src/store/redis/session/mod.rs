@@ -22,7 +22,12 @@ use std::time::Duration;
 
 macro_rules! script {
     ($kind:ident $name:literal) => {
-        Script::$kind(concat!(include_str!("../memory.lua"), include_str!("begin.lua"), include_str!($name)))
+        Script::$kind(concat!(
+            include_str!("../memory.lua"),
+            include_str!("begin.lua"),
+            include_str!("gone.lua"),
+            include_str!($name)
+        ))
     };
 }
 

@@ -1,6 +1,7 @@
 //! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
 
 use super::super::process::Redis;
+use super::super::reply::{Reply, text};
 use super::super::testing::{TestServer, Way, sooner_or_later};
 use super::listener::Listener;
 use crate::config::Settings;
@@ -104,6 +105,38 @@ fn whoever_is_killed_is_told_to_the_peers_within_seconds() {
     assert_eq!(hears(&mut h, 1), [r#"{"eventType":"client_closed","body":"c"}"#]);
     let send = run_blocking(here.send_to_client(&host().host, &ClientId::new("c").unwrap(), "1", &policy(&settings)));
     assert!(matches!(send, Err(Refused::ClientGone)));
+}
+
+#[test]
+fn whoever_was_there_when_redis_ended_has_time_to_say_so_again_though_others_have_said_it_already() {
+    let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
+    let (late, here) = (process(&server.address()), process(&server.address()));
+    let settings = Settings::default();
+    let mut h = run_blocking(async {
+        register(&here, &settings).await;
+        std::mem::forget(enter(&late, "c", &settings).await);
+        here.listen(&host(), None, &policy(&settings)).await.unwrap()
+    });
+    let present = server.keys().into_iter().find(|key| key.ends_with(":present")).unwrap();
+    let send =
+        || run_blocking(here.send_to_client(&host().host, &ClientId::new("c").unwrap(), "1", &policy(&settings)));
+    sooner_or_later(|| {
+        server.kill();
+        server.restart();
+        let began = std::time::Instant::now();
+        // The host has said that it is there, and the client's time is over now.
+        run_blocking(h.tend()).ok()?;
+        let Reply::Array(time) = server.ask(&["TIME"]) else { panic!("it tells") };
+        let now = format!("{}000", text(&time[0]).unwrap());
+        assert_eq!(server.ask(&["ZADD", &present, "XX", "CH", &now, "cc 1"]), Reply::Integer(1));
+        let outcome = send();
+        // Whoever is slower than that has had its time.
+        (began.elapsed() < Duration::from_secs(3)).then(|| outcome.unwrap())
+    });
+    sooner_or_later(|| {
+        let _ = run_blocking(h.tend());
+        matches!(send(), Err(Refused::ClientGone)).then_some(())
+    });
 }
 
 #[test]
