@@ -4,6 +4,8 @@ use super::lock::lock;
 use super::process::Redis;
 use super::reply::Reply;
 use super::script::Script;
+#[cfg(feature = "serve")]
+use super::subscription::is_shared;
 use crate::clock::instant;
 use crate::store::error::Error;
 use crate::store::remote::{Reason, Remote};
@@ -22,6 +24,10 @@ static SECRET: Script = Script::harmless_promise(
 /// A process asks again after this time: another Redis may have taken over, which has another.
 const KNOWN_FOR: Duration = Duration::from_secs(5);
 
+/// Where Redis does not answer, the secret that is known is taken after this time: what is asked next waits, too.
+#[cfg(feature = "serve")]
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// HS256 wants a key as long as its hash (RFC 7518, 3.2).
 const LENGTH: usize = 32;
 
@@ -37,7 +43,18 @@ impl Redis {
         let mut fresh = [0; LENGTH];
         getrandom::fill(&mut fresh).map_err(std::io::Error::other)?;
         let key = format!("{}:secret", process.prefix);
-        let secret = match (SECRET.run(&process.servers, &[&key], &[&fresh]).await, known) {
+        let (keys, arguments) = ([key.as_str()], [&fresh[..]]);
+        let asked = SECRET.run(&process.servers, &keys, &arguments);
+        #[cfg(feature = "serve")]
+        let asked = async {
+            // Only a server has asked before.
+            if known.is_none() || !is_shared() {
+                return asked.await;
+            }
+            let slow = |_| Remote::new(Reason::Slow, "Redis does not answer in time");
+            tokio::time::timeout(PATIENCE, asked).await.map_err(slow)?
+        };
+        let secret = match (asked.await, &known) {
             (Ok(Reply::BulkString(secret)), _) if secret.len() >= LENGTH => secret,
             (Ok(_), _) => {
                 return Err(
@@ -45,7 +62,7 @@ impl Redis {
                 );
             }
             // What is asked for may be on a node of the cluster that can be asked.
-            (Err(_), Some((secret, _))) => secret,
+            (Err(_), Some((secret, _))) => secret.clone(),
             (Err(remote), None) => return Err(remote.into()),
         };
         *lock(&process.secret) = Some((secret.clone(), instant()));
