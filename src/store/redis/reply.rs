@@ -241,7 +241,7 @@ mod tests {
             b"*99999999999999999999\r\n",
             b"$-2\r\n",
             b"$\r\n\r\n",
-            &[b'+'; LONGEST_LINE + 1],
+            &b"+".repeat(LONGEST_LINE + 1),
             &[b"*2\r\n$134217727\r\n", &vec![0; LONGEST][..]].concat(),
         ] {
             assert!(read(bytes).is_err(), "{}", String::from_utf8_lossy(&bytes[..20.min(bytes.len())]));
