@@ -253,7 +253,8 @@ impl Settings {
 fn redis_address(get: Lookup) -> Result<Option<redis::Address>, SettingError> {
     let Some(url) = get("RELAY_STORE")?.filter(|url| !url.is_empty()) else { return Ok(None) };
     let replicas = whole(get, "RELAY_REDIS_REPLICAS", 0)?;
-    let mut address = redis::Address { replicas, ..redis::Address::parse(&url)? };
+    let max_data = Some(whole(get, "RELAY_MAX_DATA", Settings::default().max_data)?);
+    let mut address = redis::Address { replicas, max_data, ..redis::Address::parse(&url)? };
     if let (Some(trust), Some(file)) = (&mut address.tls, get("RELAY_REDIS_CA")?.filter(|file| !file.is_empty())) {
         *trust = redis::Trust::File(file.into());
     }

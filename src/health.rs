@@ -114,8 +114,13 @@ async fn look_at(settings: &Settings, audience: Audience) -> Vec<Check> {
             list.push(unusable(error, store.obstacle().await.as_ref()));
         }
     }
+    #[cfg(not(feature = "redis"))]
+    let is_away = false;
+    #[cfg(feature = "redis")]
+    let mut is_away = false;
     #[cfg(feature = "redis")]
     if let Some(reached) = store.reach_redis().await {
+        is_away = reached.is_err();
         if let Err(error) = &reached {
             error.log();
         }
@@ -123,7 +128,8 @@ async fn look_at(settings: &Settings, audience: Audience) -> Vec<Check> {
         let place = settings.redis.as_ref().filter(|_| audience == Audience::Terminal);
         list.push(redis(reached, place));
     }
-    if let Err(error @ Error::BadRegistry(_)) = store.ptth_servers().await {
+    // Whoever waits for the list waits once.
+    if !is_away && let Err(error @ Error::BadRegistry(_)) = store.ptth_servers().await {
         error.log();
         list.push(unusable(&error, None));
     }

@@ -5,7 +5,7 @@
 //! process. A receiver that takes nothing fills the pipe, then the sender's connection: its client has to wait.
 
 use crate::gateway::{Body, BodyError, Client, Content, Outgoing, Producer, Woken};
-use crate::store::{LOOK, Receiver, Sender, WaitingSender};
+use crate::store::{Receiver, Sender, WaitingSender, look_every};
 use crate::wake::{Ready, Wake};
 use std::io;
 use std::time::{Duration, Instant};
@@ -249,12 +249,12 @@ pub async fn settle(sender: &mut Sender, client: &mut dyn Client) {
 /// How long to wait.
 fn until_look(until: Instant) -> Duration {
     let left = until.saturating_duration_since(Instant::now());
-    if LOOK > IDLE { left } else { left.min(LOOK) }
+    left.min(look_every())
 }
 
-/// Whether it is time, and not only for a [look](LOOK).
+/// Whether it is time, and not only for a [look](look_every).
 fn is_over(until: Instant) -> bool {
-    LOOK > IDLE || Instant::now() >= until
+    look_every() > IDLE || Instant::now() >= until
 }
 
 /// A receiver whose pipe is removed leaves too.

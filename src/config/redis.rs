@@ -86,6 +86,8 @@ pub struct Address {
     pub tls: Option<Trust>,
     /// `RELAY_REDIS_REPLICAS`: how many replicas must have what is promised, besides the server itself.
     pub replicas: u64,
+    /// `RELAY_MAX_DATA`: how many bytes of memory it may use; `None` for as many as it has.
+    pub max_data: Option<u64>,
 }
 
 /// Where it is, without who the relay is there.
@@ -137,7 +139,7 @@ impl Address {
             number => digits(number.as_bytes()).and_then(|number| u32::try_from(number).ok())?,
         };
         let tls = (scheme == "rediss").then_some(Trust::System);
-        Some(Self { servers, user, password, database, tls, replicas: 0 })
+        Some(Self { servers, user, password, database, tls, replicas: 0, max_data: None })
     }
 }
 

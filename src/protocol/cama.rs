@@ -316,7 +316,7 @@ impl Relay<'_> {
         let head = loop {
             let is_over = {
                 let [mut data, mut call] = receiver.awaited();
-                !wait.sleep(client, &mut [&mut data, &mut call], store::LOOK).await?
+                !wait.sleep(client, &mut [&mut data, &mut call], store::look_every()).await?
             };
             if let Some(head) = receiver.look().await? {
                 break head;
@@ -381,7 +381,7 @@ async fn meet(waiting: &mut WaitingSender, wait: &Wait, client: &mut dyn Client)
         if let Some(sender) = waiting.take_receiver().await? {
             return Ok(sender);
         }
-        if !wait.sleep(client, &mut [&mut waiting.awaited()], store::LOOK).await? {
+        if !wait.sleep(client, &mut [&mut waiting.awaited()], store::look_every()).await? {
             return Err(nobody_came());
         }
     }

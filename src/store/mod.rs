@@ -50,11 +50,24 @@ use requests::{FarEnds, PtthServer, PtthServers, RequestId};
 use sessions::{Claim, Party, Policy};
 use std::net::IpAddr;
 use std::sync::Arc;
+#[cfg(feature = "redis")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Whoever waits for another's bytes looks for itself that often: where they may be on another machine, it says so that it is
 /// still there.
-pub const LOOK: Duration = if cfg!(feature = "redis") { Duration::from_secs(2) } else { Duration::MAX };
+#[must_use]
+pub fn look_every() -> Duration {
+    #[cfg(feature = "redis")]
+    if IS_FAR.load(Ordering::Relaxed) {
+        return Duration::from_secs(2);
+    }
+    Duration::MAX
+}
+
+/// Whether this process keeps things where other machines can be.
+#[cfg(feature = "redis")]
+static IS_FAR: AtomicBool = AtomicBool::new(false);
 
 /// Where things are kept.
 #[derive(Clone, Debug)]
@@ -73,6 +86,7 @@ impl Store {
         let files = files::Files::new(&settings.data_dir);
         #[cfg(feature = "redis")]
         if let Some(address) = &settings.redis {
+            IS_FAR.store(true, Ordering::Relaxed);
             return Self::Redis(redis::Redis::at(address, files));
         }
         Self::Files(files)
@@ -450,9 +464,6 @@ intentions! {
     /// What keeps this process from using the home; `None` where it is nothing that permissions tell.
     pub async fn obstacle(&self) -> Option<Obstacle>;
 
-    /// Whether nobody has swept for a while.
-    pub async fn sweep_is_due(&self) -> bool;
-
     /// Makes all that listen in this process one listener, as long as what is returned lives: for a process with thousands of
     /// them.
     ///
@@ -477,6 +488,9 @@ intentions! {
     /// # Errors
     /// When it can neither be read nor made, or is damaged.
     pub async fn secret(&self) -> Result<Vec<u8>, Error>;
+
+    /// Whether nobody has swept for a while, as far as a look tells that waits for nobody.
+    pub async fn sweep_is_due(&self) -> bool;
 
     /// Removes some of what is dead, and tells the peers of those that have gone: a little of it, so that nobody waits for it.
     ///

@@ -6,7 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::place::{Folder, repository};
+use crate::place::{Folder, built, repository};
+
+/// The programs for a web server, which can be had alone, too.
+const CGI: [&str; 2] = ["relay-redis.cgi", "relay.cgi"];
 
 /// Runs a command to its good end: what it has printed.
 #[track_caller]
@@ -26,7 +29,9 @@ pub fn copy(folder: &Path) {
         .arg("sh")
         .arg(folder);
     run(tar.current_dir(here));
-    run(Command::new("cp").arg(crate::place::program()).arg(folder.join("target/relay.cgi")));
+    for program in CGI {
+        run(Command::new("cp").arg(built(program)).arg(folder.join("target")));
+    }
     // The one of the tests stands in for the static one: packing is what is looked at.
     run(Command::new("cp").arg(env!("CARGO_BIN_EXE_uhst-relay")).arg(folder.join("target/uhst-relay")));
     run(Command::new("strip").arg(folder.join("target/uhst-relay")));
@@ -58,7 +63,7 @@ fn the_archive_has_everything_and_is_the_same_bytes_elsewhere() {
     let archive = format!("{name}.tar.gz");
     let mut files: Vec<_> = fs::read_dir(&here).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     files.sort();
-    assert_eq!(files, ["SHA256SUMS", "relay.cgi", &archive]);
+    assert_eq!(files, ["SHA256SUMS", CGI[0], CGI[1], &archive]);
     for file in &files {
         assert!(fs::read(here.join(file)).unwrap() == fs::read(elsewhere.join(file)).unwrap(), "{}", file.display());
     }
@@ -70,7 +75,7 @@ fn the_archive_has_everything_and_is_the_same_bytes_elsewhere() {
         let line = line.unwrap_or_else(|| panic!("no {path} in {list}"));
         assert!(line.starts_with(mode) && line.contains(" 0/0 ") && line.contains(" 2023-11-1"), "{line}");
     };
-    for program in ["uhst-relay", "relay.cgi", "deploy/apache/run"] {
+    for program in ["uhst-relay", CGI[0], CGI[1], "deploy/apache/run"] {
         has(program, "-rwxr-xr-x");
     }
     for file in [
@@ -98,8 +103,12 @@ fn the_archive_has_everything_and_is_the_same_bytes_elsewhere() {
     let unpacked = folder.join("unpacked");
     fs::create_dir(&unpacked).unwrap();
     run(Command::new("tar").args(["--extract", "--gzip", "--file"]).arg(here.join(&archive)).arg("-C").arg(&unpacked));
-    let version = run(Command::new(unpacked.join(&name).join("relay.cgi")).arg("--version"));
-    assert!(version.starts_with(concat!("uhst-relay ", env!("CARGO_PKG_VERSION"))), "{version}");
+    for program in CGI {
+        let version = run(Command::new(unpacked.join(&name).join(program)).arg("--version"));
+        assert!(version.starts_with(concat!("uhst-relay ", env!("CARGO_PKG_VERSION"))), "{version}");
+        let alone = fs::read(here.join(program)).unwrap();
+        assert!(alone == fs::read(built(program)).unwrap(), "{program} is not the one that was built");
+    }
     let page = fs::read_to_string(unpacked.join(&name).join("man/uhst-relay.1")).unwrap();
     assert!(page.contains(".SH COMMANDS"), "{page}");
 }
@@ -151,7 +160,8 @@ fn the_commit_is_that_of_this_checkout_or_is_not_said() {
 #[test]
 fn a_second_build_has_nothing_to_do() {
     // These are the test's own. The build scripts of some dependencies look at them, and would run again.
-    const OWN: [&str; 5] = ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_", "CARGO_PRIMARY_PACKAGE", "CARGO_CRATE_NAME"];
+    const OWN: [&str; 6] =
+        ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_", "CARGO_PRIMARY_PACKAGE", "CARGO_CRATE_NAME", "OUT_DIR"];
     let build = || {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let mut command = Command::new(cargo);

@@ -248,6 +248,35 @@ fn talks_go_on_when_a_replica_takes_over() {
 }
 
 #[test]
+fn nothing_is_missed_while_a_primary_and_its_replica_change_places() {
+    let Some(primary) = Redis::start(&[]) else { return };
+    let place = format!("127.0.0.1 {}", primary.port());
+    // It copies its data for so long, and passes on nothing of what is said meanwhile.
+    let Some(replica) = Redis::start(&["--repl-diskless-sync-delay", "3", "--replicaof", &place]) else { return };
+    let is_linked = |redis: &Redis| redis.ask(&["ROLE"]).contains("connected");
+    until("the replica has found its primary", LONG, || is_linked(&replica));
+    let url = format!("{},127.0.0.1:{}", primary.url(), replica.port());
+    let Some(machines) = Machines::at(&url, primary, &[]) else { return };
+    let mut company = Company::meet(&machines);
+    company.talks(&machines);
+
+    replica.ask(&["REPLICAOF", "NO", "ONE"]);
+    // So that it needs a copy.
+    machines.redis.ask(&["SET", "its own", "1"]);
+    machines.redis.ask(&["REPLICAOF", "127.0.0.1", &replica.port().to_string()]);
+    let mut is_over = || {
+        company.say(&machines.serves[0]);
+        std::thread::sleep(Duration::from_millis(20));
+        is_linked(&machines.redis)
+    };
+    until("it is a replica", LONG, &mut is_over);
+    for _ in 0..20 {
+        is_over();
+    }
+    company.talks(&machines);
+}
+
+#[test]
 fn whoever_listened_in_a_redis_that_lost_everything_is_told_to_come_back() {
     let Some((mut machines, company)) = company(&[]) else { return };
     machines.redis.kill();

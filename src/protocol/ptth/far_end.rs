@@ -6,7 +6,7 @@ use crate::gateway::{Content, Producer, Reply, Request, Status, Woken};
 use crate::ptth::{HEAD_FIELD, KEY_FIELD, ResponseHead, ServerName, Tripcode, WireError, join_list};
 use crate::refusal::Refusal;
 use crate::store::requests::{Claimed, RequestId};
-use crate::store::{Store, WaitingFarEnd};
+use crate::store::{Store, WaitingFarEnd, look_every};
 use crate::transfer::{self, End, Feed};
 use std::time::Duration;
 
@@ -36,8 +36,7 @@ async fn servers_of_key(store: &Store, request: &Request<'_>) -> Result<Vec<Serv
 // ---- GET /7ZSFUKGV/http_listen/NAME
 
 /// A far end looks for requests itself as often, because a call may get lost: where there are no FIFOs, say.
-/// Where it may be on another machine, it says so that it is still there.
-const UNHEARD: Duration = Duration::from_secs(if cfg!(feature = "redis") { 2 } else { 5 });
+const UNHEARD: Duration = Duration::from_secs(5);
 
 /// Waits for requests to the server of this name.
 pub(super) async fn listen(store: &Store, name: &str, request: &mut Request<'_>) -> Result<Reply, Refusal> {
@@ -68,7 +67,7 @@ pub(super) async fn listen(store: &Store, name: &str, request: &mut Request<'_>)
             }
             return Ok(give(store.clone(), name, claimed));
         }
-        is_over = !wait.sleep(request.client, &mut [&mut here.awaited()], UNHEARD).await?;
+        is_over = !wait.sleep(request.client, &mut [&mut here.awaited()], UNHEARD.min(look_every())).await?;
     }
 }
 

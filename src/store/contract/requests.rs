@@ -2,7 +2,7 @@ use super::{Done as _, Exchanged as _, Home, homes_near_and_far, is_any_woken, s
 use crate::ptth::{ServerName, Tripcode};
 use crate::store::requests::{FarEnds, MOST_CLAIMS, Patience, Progress, PtthServer, RequestId};
 use crate::store::{Answer, PendingRequest, Sender, Store, WaitingFarEnd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(3600);
 /// A client that only looks for its answer.
@@ -134,17 +134,24 @@ fn wherever_a_request_is_answered_its_client_has_the_answer() {
             std::thread::scope(|scope| {
                 // It may have to wait for the client.
                 let answering = scope.spawn(|| {
-                    let mut sender = begin(answer(far_end, &server, &id).unwrap(), b"head");
+                    let mut sender = begin(sooner_or_later(|| answer(far_end, &server, &id)), b"head");
                     sender.write(b"body").unwrap();
                     sender.exchanged();
                     sender
                 });
-                let head =
-                    sooner_or_later(|| match is_any_woken(pending.awaited()).then(|| pending.look(&PATIENT).done()) {
-                        Some(Ok(Progress::Begins(head))) => Some(head),
-                        None | Some(Ok(Progress::Waits)) => None,
-                        Some(other) => panic!("{other:?}"),
-                    });
+                // As each client does, it looks now and then, or it is taken for gone where answering takes long.
+                let mut looked_at = Instant::now();
+                let head = sooner_or_later(|| {
+                    if !is_any_woken(pending.awaited()) && looked_at.elapsed() < Duration::from_secs(2) {
+                        return None;
+                    }
+                    looked_at = Instant::now();
+                    match pending.look(&PATIENT).done().unwrap() {
+                        Progress::Begins(head) => Some(head),
+                        Progress::Waits => None,
+                        other => panic!("{other:?}"),
+                    }
+                });
                 let mut sender = answering.join().unwrap();
                 let mut receiver = pending.begin();
                 let body = sooner_or_later(|| receiver.exchanged().take_at_once(4).unwrap());

@@ -331,7 +331,7 @@ async fn reach(server: &Server, until: Instant) -> Result<OwnedFd, Remote> {
             connect(&socket, &address).map_err(|error| failed(error.to_string()))?;
             return Ok(socket);
         }
-        Server::Tcp(host, port) => addresses(host, *port).map_err(failed)?,
+        Server::Tcp(host, port) => addresses(host, *port, until).map_err(failed)?,
     };
     let (mut left, mut why) = (tcp.len(), failed("it has no address".to_owned()));
     for address in tcp {
@@ -347,14 +347,24 @@ async fn reach(server: &Server, until: Instant) -> Result<OwnedFd, Remote> {
 }
 
 /// Names that need no look-up need nothing that looks up: a program without a C library's files has no other.
-fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+fn addresses(host: &str, port: u16, until: Instant) -> Result<Vec<SocketAddr>, String> {
     if let Ok(address) = host.parse() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     if host == "localhost" {
         return Ok(vec![([127, 0, 0, 1], port).into(), ([0, 0, 0, 0, 0, 0, 0, 1], port).into()]);
     }
-    blocking(|| (host, port).to_socket_addrs()).map(Iterator::collect).map_err(|error| error.to_string())
+    let host = host.to_owned();
+    let found = within(until, move || (host, port).to_socket_addrs().map(Iterator::collect));
+    found.unwrap_or_else(Err).map_err(|error| error.to_string())
+}
+
+/// Does in a thread what has no limit of its own, and may take longer than anybody waits: that ends by itself then.
+fn within<T: Send + 'static>(until: Instant, work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<T> {
+    let (done, outcome) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("look-up".to_owned()).spawn(move || done.send(work()))?;
+    blocking(|| outcome.recv_timeout(until.saturating_duration_since(instant())))
+        .map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "its address is not found in time"))
 }
 
 async fn reach_at(address: &SocketAddr, until: Instant) -> Result<OwnedFd, Remote> {
@@ -395,4 +405,20 @@ async fn wait_for(socket: &OwnedFd, to_write: bool, until: Instant) -> Result<()
         return Err(Remote::new(Reason::Slow, "Redis does not answer in time"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_look_up_that_takes_too_long_keeps_nobody_waiting() {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let late = within(instant() + Duration::from_millis(10), move || ended.recv());
+        assert_eq!(late.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        drop(end);
+        assert_eq!(within(instant() + Duration::from_secs(60), || 1).unwrap(), 1);
+        assert!(addresses("no.such.name.invalid", 1, instant() + Duration::from_secs(60)).is_err());
+    }
 }

@@ -82,7 +82,7 @@ impl Ear {
     /// # Errors
     /// When it cannot in time.
     pub async fn open(servers: &Servers, channels: &[String], topic: &Topic) -> Result<Self, Remote> {
-        let until = instant() + TIME;
+        let until = servers.until();
         for _ in 0..MOST_HOPS {
             let (server, mut connection) = servers.connect(&topic.channel, until).await?;
             let subscribe: Vec<u8> = channels.iter().flat_map(|channel| command(["SSUBSCRIBE", channel])).collect();

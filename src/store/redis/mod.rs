@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! uhst:secret                what tokens are signed with, unless JWT_SECRET is set
+//! uhst:swept                 is there while somebody sweeps, or has just done so
 //! uhst:buses                 the buses, by when they go (a sorted set)
 //! uhst:bus:{HASH}            a broadcast bus: its record. HASH is of its name
 //! uhst:bus:{HASH}:log        its messages (a stream), and the channel on which each is told to those who wait
@@ -37,8 +38,9 @@
 //! Everything has a time to live: a Redis that the relay has left empties itself. The only clock is Redis's own. The number of a
 //! record is made of it, and larger than all before: so numbers never come again, also where records were lost.
 //!
-//! Whoever listens has it said every 2 s, in each topic in which it does, that it is there, because a script could not see a
-//! process's own key, which is in another slot; a killed one is noticed within 5 s.
+//! Whoever listens has it said every 2.25 s at least, in each topic in which it does, that it is there, because a script could not
+//! see a process's own key, which is in another slot. A killed one is noticed within 5 s; one that was alone in its session, within
+//! 5 s after somebody asks for it: nobody else could say that Redis had been there all the time.
 
 mod bus;
 mod connection;

@@ -1,12 +1,13 @@
 //! What all of one process share that use one Redis.
 
+use super::ear::Ear;
 #[cfg(feature = "serve")]
 use super::ear::Ears;
 use super::lock::lock;
 use super::reply::{Reply, Values, command};
 use super::script::Script;
 use super::servers::Servers;
-use super::topic::Topics;
+use super::topic::{Place, Topics};
 use crate::clock::{has_passed_by, instant};
 use crate::config::redis::Address;
 use crate::hex;
@@ -18,9 +19,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Writes something, and reads it again; and whether it has a file for that, and what it does when it is full.
+/// Writes something, tells it, and reads it again; and whether it has a file for that, and what it does when it is full.
 static REACH: Script = Script::new(
     "redis.call('SET', KEYS[1], ARGV[1], 'PX', 5000)
+    redis.call('SPUBLISH', KEYS[1], '')
     local function info(about, pattern)
         return string.match(redis.call('INFO', about), pattern) or ''
     end
@@ -44,6 +46,8 @@ pub struct Process {
     pub prefix: String,
     /// What others know it by.
     node: OnceLock<String>,
+    /// How many bytes of memory Redis may use, as scripts have it: nothing for as many as it has.
+    pub max_data: String,
     pub topics: Topics,
     #[cfg(feature = "serve")]
     pub ears: Arc<Ears>,
@@ -70,6 +74,7 @@ impl Redis {
             return Self { files, process: process.clone() };
         }
         let new = Self::elsewhere(address, files);
+        new.process.servers.begin_request();
         all.push((address.clone(), new.process.clone()));
         new
     }
@@ -80,6 +85,7 @@ impl Redis {
         let servers = Arc::new(Servers::new(address.clone()));
         let process = Process {
             prefix,
+            max_data: address.max_data.map(|limit| limit.to_string()).unwrap_or_default(),
             node: OnceLock::new(),
             topics: Topics::default(),
             #[cfg(feature = "serve")]
@@ -94,12 +100,14 @@ impl Redis {
 }
 
 impl Redis {
-    /// Whether it can be reached, and takes what is written.
+    /// Whether it can be reached, tells what is new, and takes what is written.
     ///
     /// # Errors
     /// Why not.
     pub async fn reach(&self) -> Result<Condition, Error> {
         let (word, key) = (hex::random(8)?, format!("{}:reach", self.process.prefix));
+        // A script that may write, but not tell what it has written, would write all the same.
+        Ear::open(&self.process.servers, std::slice::from_ref(&key), &Place::alone(&key, "").topic).await?;
         let mut answer = Values::of(REACH.run(&self.process.servers, &[&key], &[word.as_bytes()]).await?)?;
         if answer.text()? != word {
             return Err(Remote::new(Reason::Failed, "what was written is not what was read").into());
@@ -137,6 +145,11 @@ impl Process {
     pub async fn give_up(&self, kind: &str, who: &str) -> Result<(), Error> {
         self.servers.call(kind, &command(["ZREM", kind, who])).await?;
         Ok(())
+    }
+
+    /// What time it was in Redis when that was noted last (ms since 1970).
+    pub fn noted_time(&self) -> Option<u64> {
+        lock(&self.clock).map(|(now, _)| now)
     }
 
     /// What time it is in Redis (ms since 1970), as far as is known.

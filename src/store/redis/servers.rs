@@ -13,7 +13,7 @@ use crate::store::remote::{Reason, Remote};
 use crate::wake::wait;
 use redis_protocol::redis_keyslot;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 #[cfg(feature = "serve")]
 use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
@@ -21,9 +21,8 @@ use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
 /// Whoever asks is told within this time that there is no answer: together with what a request takes besides, less than 2 s.
 pub const TIME: Duration = Duration::from_millis(1800);
 
-/// One answer takes no longer than this; what has been asked meanwhile gives up with it.
-#[cfg(feature = "serve")]
-const ONE_ANSWER: Duration = Duration::from_millis(900);
+/// What a request does last has at least so long, however long it has waited before.
+const LAST_STEP: Duration = Duration::from_millis(200);
 
 /// Replicas have so long to take what is promised.
 const REPLICA_TIME: Duration = Duration::from_millis(600);
@@ -45,6 +44,10 @@ const TOGETHER: usize = 256 * 1024;
 pub struct Servers {
     address: Address,
     known: Mutex<Known>,
+    /// When the only request began for which this process is, if it is one for one.
+    begun: OnceLock<Instant>,
+    /// When it has last waited in vain, and why.
+    in_vain: Mutex<Option<(Instant, Remote)>>,
     /// Connections that nobody uses now.
     idle: Mutex<Vec<(Server, Connection)>>,
     #[cfg(feature = "serve")]
@@ -86,6 +89,8 @@ struct Job {
     commands: Vec<u8>,
     replies: usize,
     is_promise: bool,
+    /// How long it is waited for.
+    until: Instant,
     answer: oneshot::Sender<Result<Vec<Reply>, NoAnswer>>,
 }
 
@@ -95,9 +100,30 @@ impl Servers {
         Self {
             address,
             known: Mutex::default(),
+            begun: OnceLock::new(),
+            in_vain: Mutex::default(),
             idle: Mutex::default(),
             #[cfg(feature = "serve")]
             queues: Mutex::default(),
+        }
+    }
+
+    /// Notes that this process is for one request, which begins now. Whoever waits for its answer is told in time that there is
+    /// none, however many steps it takes; and what is still to do afterwards is not waited for again.
+    pub fn begin_request(&self) {
+        let _ = self.begun.set(instant());
+    }
+
+    fn request(&self) -> Option<Instant> {
+        self.begun.get().copied().filter(|_| !is_shared())
+    }
+
+    /// By when whoever asks now is told that there is no answer. What a stream asks later has its own time.
+    pub fn until(&self) -> Instant {
+        let now = instant();
+        match self.request() {
+            Some(begun) if now < begun + TIME => (begun + TIME).max(now + LAST_STEP),
+            _ => now + TIME,
         }
     }
 
@@ -114,11 +140,31 @@ impl Servers {
     /// # Errors
     /// The same; and when too few replicas have in time what is promised.
     pub async fn ask(&self, key: &str, command: &[u8], kind: Kind) -> Result<Reply, Remote> {
-        let (slot, until) = (redis_keyslot(key.as_bytes()), instant() + TIME);
+        self.once(self.find_and_ask(key, command, kind)).await
+    }
+
+    /// Waits for an answer, unless it has just been waited for in vain for the same request.
+    async fn once<T>(&self, answer: impl Future<Output = Result<T, Remote>>) -> Result<T, Remote> {
+        if self.request().is_none() {
+            return answer.await;
+        }
+        if let Some((at, remote)) = &*lock(&self.in_vain)
+            && at.elapsed() < LAST_STEP
+        {
+            return Err(remote.clone());
+        }
+        let answer = answer.await;
+        let in_vain = answer.as_ref().err().filter(|remote| remote.reason == Reason::Slow);
+        *lock(&self.in_vain) = in_vain.map(|remote| (instant(), remote.clone()));
+        answer
+    }
+
+    async fn find_and_ask(&self, key: &str, command: &[u8], kind: Kind) -> Result<Reply, Remote> {
+        let (slot, until) = (redis_keyslot(key.as_bytes()), self.until());
         // What is known may be wrong, and each that is named may know it better.
         let mut tries = self.address.servers.len() + usize::from(self.known_for(slot).is_some());
         let mut asked = None;
-        for _ in 0..MOST_HOPS {
+        for hop in 0..MOST_HOPS {
             let is_asking = asked.is_some();
             let server = asked.take().or_else(|| self.known_for(slot)).unwrap_or_else(|| self.named(0));
             match self.exchange(&server, command, is_asking, kind, until).await {
@@ -136,7 +182,13 @@ impl Servers {
                     Meaning::NoScript => return Ok(Reply::Error(error)),
                 },
                 Ok(reply) => return Ok(reply),
-                Err(NoAnswer::Elsewhere(server)) => lock(&self.known).primary = Some(server),
+                Err(NoAnswer::Elsewhere(server)) => {
+                    lock(&self.known).primary = Some(server);
+                    // They are about to take over from each other.
+                    if hop > 0 {
+                        wait(&mut [], PAUSE).await;
+                    }
+                }
                 Err(NoAnswer::Lost(remote)) => {
                     self.forget(&server);
                     return Err(remote);
@@ -214,7 +266,7 @@ impl Servers {
         #[cfg(feature = "serve")]
         if let Ok(runtime) = Handle::try_current() {
             let (answer, answered) = oneshot::channel();
-            let job = Job { commands, replies, is_promise: kind.is_promise, answer };
+            let job = Job { commands, replies, is_promise: kind.is_promise, until, answer };
             return last(self.exchange_among_others(server, job, answered, until, &runtime).await?);
         }
         let mut connection = {
@@ -277,6 +329,10 @@ impl Servers {
     /// # Errors
     /// When there is none in time.
     pub async fn connect(&self, key: &str, until: Instant) -> Result<(Server, Connection), Remote> {
+        self.once(self.find_and_connect(key, until)).await
+    }
+
+    async fn find_and_connect(&self, key: &str, until: Instant) -> Result<(Server, Connection), Remote> {
         let slot = redis_keyslot(key.as_bytes());
         let named = (0..self.address.servers.len()).map(|number| self.named(number));
         let mut why = Remote::new(Reason::NotReady, "the servers name each other without an end");
@@ -300,6 +356,14 @@ impl Servers {
     pub fn learn(&self, slot: u16, server: Server) {
         lock(&self.known).slots.insert(slot, server);
     }
+}
+
+/// Whether this is `serve`, where one process is for many.
+pub fn is_shared() -> bool {
+    #[cfg(feature = "serve")]
+    return Handle::try_current().is_ok();
+    #[cfg(not(feature = "serve"))]
+    false
 }
 
 fn last(mut replies: Vec<Reply>) -> Result<Reply, NoAnswer> {
@@ -381,17 +445,19 @@ async fn attempt(
 async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut connection = None;
     while let Some(first) = jobs.recv().await {
-        let mut together = vec![first];
-        let mut commands = std::mem::take(&mut together[0].commands);
-        while commands.len() < TOGETHER
-            && let Ok(next) = jobs.try_recv()
-        {
-            commands.extend_from_slice(&next.commands);
-            together.push(next);
+        let (mut together, mut commands, mut next) = (Vec::new(), Vec::new(), Some(first));
+        while let Some(mut job) = next {
+            // Whoever was told that there is no answer may ask again: it must not be done now.
+            if !job.answer.is_closed() {
+                commands.append(&mut job.commands);
+                together.push(job);
+            }
+            next = if commands.len() < TOGETHER { jobs.try_recv().ok() } else { None };
         }
+        // Each has its whole time, also where the server did nothing for most of it; whoever comes later has what is left then.
+        let Some(until) = together.iter().map(|job| job.until).max() else { continue };
         let replies = together.iter().map(|job| job.replies).sum();
         let kind = Kind { is_promise: together.iter().any(|job| job.is_promise), is_harmless: false };
-        let until = instant() + ONE_ANSWER;
         match attempt(&mut connection, &server, &address, commands, replies, kind, until).await {
             Ok((replies, kept)) => {
                 let mut replies = replies.into_iter();
@@ -406,14 +472,64 @@ async fn ask(server: Server, address: Address, mut jobs: mpsc::UnboundedReceiver
                 for job in together {
                     let _ = job.answer.send(Err(no_answer.clone()));
                 }
-                let not_asked = match no_answer {
-                    NoAnswer::Lost(remote) => NoAnswer::NotAsked(remote),
-                    other => other,
-                };
-                while let Ok(job) = jobs.try_recv() {
-                    let _ = job.answer.send(Err(not_asked.clone()));
-                }
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "serve"))]
+mod tests {
+    use super::super::testing::TestServer;
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn whoever_asks_a_server_that_pauses_for_a_second_is_answered() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        let servers = std::sync::Arc::new(Servers::new(server.address()));
+        let count = |key: &'static str| {
+            let servers = servers.clone();
+            async move { servers.call(key, &command(["INCR", key])).await }
+        };
+        runtime().block_on(async {
+            assert_eq!(count("a").await, Ok(Reply::Integer(1)));
+            for number in 1.. {
+                let began = instant();
+                server.freeze();
+                let first = tokio::spawn(count("b"));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let second = tokio::spawn(count("c"));
+                tokio::time::sleep(Duration::from_millis(1100)).await;
+                server.go_on();
+                let answers = [first.await.unwrap(), second.await.unwrap()];
+                // A machine that was slow itself has to show it once more.
+                if began.elapsed() < TIME {
+                    return assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+                }
+                assert!(number < 100, "this machine is too slow to show it");
+            }
+        });
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_done() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        let (queue, jobs) = mpsc::unbounded_channel();
+        let job = |key: &str| {
+            let (answer, answered) = oneshot::channel();
+            let commands = command(["INCR", key]);
+            let job = Job { commands, replies: 1, is_promise: false, until: instant() + TIME, answer };
+            assert!(queue.send(job).is_ok());
+            answered
+        };
+        drop(job("a"));
+        let last = job("a");
+        runtime().block_on(async {
+            tokio::spawn(ask(server.server.clone(), server.address(), jobs));
+            assert!(matches!(last.await.unwrap(), Ok(replies) if replies == [Reply::Integer(1)]));
+        });
     }
 }

@@ -2,6 +2,7 @@
 
 use super::ear::Ear;
 use super::process::Process;
+pub use super::servers::is_shared;
 use super::topic::{Place, Topic};
 use crate::store::error::Error;
 use crate::store::remote::Remote;
@@ -12,9 +13,9 @@ use std::sync::Arc;
 use {
     super::ear::ROUND,
     crate::clock::instant,
+    crate::wake::wait,
     std::sync::{Weak, atomic::Ordering},
     std::time::Duration,
-    tokio::runtime::Handle,
 };
 
 /// What is being done for a topic.
@@ -46,14 +47,6 @@ enum Door {
         channels: Vec<String>,
         care: Arc<dyn Care>,
     },
-}
-
-/// Whether this is `serve`, where topics are shared.
-pub fn is_shared() -> bool {
-    #[cfg(feature = "serve")]
-    return Handle::try_current().is_ok();
-    #[cfg(not(feature = "serve"))]
-    false
 }
 
 impl Drop for Subscription {
@@ -164,8 +157,15 @@ async fn keep(process: Arc<Process>, channel: String, care: Arc<dyn Care>, topic
     /// How soon a server is asked again that tells nothing.
     const SOON: Duration = Duration::from_millis(250);
     let (mut next_round, mut attempt) = (instant() + ROUND, 0);
+    let Some(call) = topic.upgrade().map(|topic| topic.call.clone()) else { return };
     loop {
-        tokio::time::sleep(SOON).await;
+        let left = next_round.saturating_duration_since(instant());
+        if !left.is_zero() && topic.upgrade().is_none_or(|topic| topic.listening_since().is_some()) {
+            wait(&mut [&mut Ready::to_hear(&call)], left).await;
+        } else {
+            tokio::time::sleep(SOON).await;
+        }
+        call.hear();
         let Some(topic) = topic.upgrade() else { break };
         if topic.listening_since().is_some() {
             attempt = 0;

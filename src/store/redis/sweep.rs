@@ -1,33 +1,40 @@
 //! The sweep: what Redis itself removes when its time to live is over goes earlier, and peers are told of those that have gone.
 
-use super::process::Redis;
+use super::process::{Process, Redis};
 use super::reply::{Reply, command, text};
 use crate::store::error::Error;
 use crate::store::sessions::Policy;
+use std::future::{Ready, ready};
 
 /// How many of each kind are looked at in a sweep for which somebody waits.
 const SOME: usize = 16;
 
-impl Redis {
+/// Whoever wants to sweep says so for this time (ms), in which nobody else does.
+const PAUSE: &str = "250";
+
+/// One in so many requests that have used Redis looks whether it is time for a sweep.
+const ONE_IN: u64 = 8;
+
+impl Process {
     /// The few of a kind that go soonest, by their hashes.
     pub(super) async fn soonest_of(&self, kind: &str, most: usize) -> Result<Vec<String>, Error> {
         self.hashes(kind, &["ZRANGE", kind, "0", &(most - 1).to_string()]).await
     }
 
+    async fn hashes(&self, kind: &str, arguments: &[&str]) -> Result<Vec<String>, Error> {
+        let Reply::Array(some) = self.servers.call(kind, &command(arguments)).await? else { return Ok(Vec::new()) };
+        Ok(some.iter().filter_map(text).map(str::to_owned).collect())
+    }
+}
+
+impl Redis {
     /// Those of a kind: all, or any few. Whoever sweeps again and again comes to each, however many there are, and nobody needs to
     /// know what others have swept.
     async fn any_of(&self, kind: &str, most: Option<usize>) -> Result<Vec<String>, Error> {
         match most {
-            Some(most) => self.hashes(kind, &["ZRANDMEMBER", kind, &most.to_string()]).await,
-            None => self.hashes(kind, &["ZRANGE", kind, "0", "-1"]).await,
+            Some(most) => self.process.hashes(kind, &["ZRANDMEMBER", kind, &most.to_string()]).await,
+            None => self.process.hashes(kind, &["ZRANGE", kind, "0", "-1"]).await,
         }
-    }
-
-    async fn hashes(&self, kind: &str, arguments: &[&str]) -> Result<Vec<String>, Error> {
-        let Reply::Array(some) = self.process.servers.call(kind, &command(arguments)).await? else {
-            return Ok(Vec::new());
-        };
-        Ok(some.iter().filter_map(text).map(str::to_owned).collect())
     }
 
     async fn sweep(&self, policy: &Policy<'_>, most: Option<usize>) -> Result<(), Error> {
@@ -43,8 +50,18 @@ impl Redis {
         Ok(())
     }
 
+    /// Whether a sweep may be due. That is not asked of Redis, so that it costs nothing: a machine whose data folder nobody uses
+    /// leaves it to chance, to what the clock of Redis showed last. It is the same until Redis is used again.
+    pub fn sweep_is_due(&self) -> Ready<bool> {
+        ready(self.files.sweep_is_due() || self.process.noted_time().is_some_and(|now| now % ONE_IN == 0))
+    }
+
     pub async fn sweep_some(&self, policy: &Policy<'_>) -> Result<(), Error> {
-        self.sweep(policy, Some(SOME)).await?;
+        let key = format!("{}:swept", self.process.prefix);
+        let claim = command(["SET", &key, "1", "NX", "PX", PAUSE]);
+        if self.process.servers.call(&key, &claim).await? == Reply::SimpleString(b"OK".to_vec()) {
+            self.sweep(policy, Some(SOME)).await?;
+        }
         self.files.sweep_some(policy)
     }
 
@@ -87,6 +104,31 @@ mod tests {
                 }
             }
             assert_eq!(server.calls("zrange"), 0, "nobody reads them all");
+        });
+    }
+
+    #[test]
+    fn a_machine_that_keeps_nothing_in_its_data_folder_sweeps_too_and_not_with_others_at_once() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        let redis = Redis::elsewhere(&server.address(), Files::new(Path::new("/nowhere")));
+        let settings = Settings::default();
+        let policy = policy(&settings);
+        run_blocking(async {
+            assert!(!redis.sweep_is_due().await, "it has nothing to do with Redis yet");
+            let mut requests = 0;
+            while !redis.sweep_is_due().await {
+                requests += 1;
+                assert!(requests < 1000, "it is never due");
+                let id = HostId::new(&requests.to_string()).unwrap();
+                redis.register(&id, "one", Claim::Drawn, &policy).await.unwrap();
+            }
+            redis.sweep_some(&policy).await.unwrap();
+            let swept = server.calls("zrandmember");
+            assert!(swept > 0);
+            assert_eq!(server.immortal(), [""; 0]);
+            server.ask(&["SET", "uhst:swept", "1"]);
+            redis.sweep_some(&policy).await.unwrap();
+            assert_eq!(server.calls("zrandmember"), swept);
         });
     }
 

@@ -4,14 +4,24 @@ use super::process::Redis;
 use super::reply::Reply;
 use super::script::Script;
 use super::servers::Servers;
-use super::testing::{TestServer, sooner_or_later};
+use super::testing::{TestServer, free_port, sooner_or_later};
+#[cfg(feature = "serve")]
+use super::{
+    ear::ROUND,
+    lock::lock,
+    subscription::{Care, Caring, Subscription},
+    topic::Topic,
+};
+#[cfg(feature = "serve")]
+use crate::clock::instant;
 use crate::config::redis::{Address, Password, Server};
 use crate::gateway::run_blocking;
+use crate::store::Error;
 use crate::store::files::Files;
 use crate::store::remote::{Reason, Remote};
 use std::io::Read as _;
 use std::net::TcpListener;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Adds to a number, and tells it.
 static COUNT: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])");
@@ -291,6 +301,43 @@ fn many_tasks_share_a_connection_and_each_gets_its_own_answer() {
     assert!(matches!(reply, Ok(Reply::Integer(_))), "{reply:?}");
 }
 
+/// Cannot say that somebody is there for some time, and notes when it has tried.
+#[cfg(feature = "serve")]
+#[derive(Default)]
+struct Failing(std::sync::Mutex<Vec<Instant>>);
+
+#[cfg(feature = "serve")]
+impl Care for Failing {
+    fn tend<'a>(&'a self, _: &'a Topic) -> Caring<'a, Result<(), Error>> {
+        Box::pin(async {
+            let mut times = lock(&self.0);
+            times.push(instant());
+            if times.len() < 4 { Err(Remote::new(Reason::Away, "no connection").into()) } else { Ok(()) }
+        })
+    }
+
+    fn leave(&self, _: usize) -> Caring<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Whoever is there has 5 s to say so. Where Redis was away for nearly as long, two rounds more would be too many.
+#[cfg(feature = "serve")]
+#[test]
+fn whoever_could_not_say_that_it_is_there_says_so_soon() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let nowhere = Address { servers: vec![Server::Unix("/none.sock".into())], ..Address::default() };
+        let process = Redis::elsewhere(&nowhere, Files::new(std::path::Path::new("/nowhere"))).process;
+        let (care, place) = (std::sync::Arc::new(Failing::default()), process.topics.enter("a", ""));
+        let began = instant();
+        let _subscription = Subscription::begin(&process, place, Vec::new(), care.clone()).await.unwrap();
+        tokio::time::sleep(ROUND * 3).await;
+        let times: Vec<_> = lock(&care.0).iter().map(|at| (*at - began).as_millis()).collect();
+        assert_eq!(times, [2000, 2250, 2500, 2750, 4750]);
+    });
+}
+
 #[test]
 fn a_place_is_kept_for_the_longest_that_it_was_taken_for() {
     let Some(server) = TestServer::start(&[]) else { return };
@@ -307,6 +354,100 @@ fn a_place_is_kept_for_the_longest_that_it_was_taken_for() {
     assert_eq!(until(), long);
     reserve(14_400_000);
     assert!(until() > long);
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn what_its_asker_has_given_up_is_not_done_later() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let servers = std::sync::Arc::new(Servers::new(server.address()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let begin = |key: &'static str| {
+            let servers = servers.clone();
+            tokio::spawn(async move { COUNT.run(&servers, &[key], &[b"1"]).await })
+        };
+        begin("{a}").await.unwrap().unwrap();
+        server.freeze();
+        let first = begin("{a}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let second = begin("{b}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        second.abort();
+        assert!(second.await.unwrap_err().is_cancelled());
+        server.go_on();
+        let _ = first.await.unwrap();
+        assert_eq!(begin("{b}").await.unwrap(), Ok(Reply::Integer(1)));
+    });
+}
+
+#[test]
+fn a_program_for_one_request_waits_for_a_stopped_server_once() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    server.freeze();
+    // Not always at the first try where there are more tests than cores.
+    sooner_or_later(|| {
+        let redis = Redis::elsewhere(&server.address(), Files::new(std::path::Path::new("/nowhere")));
+        let began = Instant::now();
+        redis.process.servers.begin_request();
+        assert!(run_blocking(redis.reach()).is_err() && run_blocking(redis.ptth_servers()).is_err());
+        assert!(run_blocking(redis.process.soonest_of("{a}", 1)).is_err());
+        (began.elapsed() < Duration::from_millis(2500)).then_some(())
+    });
+}
+
+#[test]
+fn all_steps_of_one_request_share_its_time() {
+    sooner_or_later(|| {
+        let servers = Servers::new(Address::default());
+        servers.begin_request();
+        let until = servers.until();
+        std::thread::sleep(Duration::from_millis(10));
+        (servers.until() == until).then_some(())
+    });
+    let servers = Servers::new(Address::default());
+    servers.begin_request();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(servers.until() > Instant::now() + Duration::from_secs(1), "what a stream does later has time of its own");
+}
+
+#[test]
+fn servers_that_name_one_that_is_not_there_say_why() {
+    let gone = free_port().to_string();
+    let Some(replica) = TestServer::start_tcp(&["--replicaof", &format!("127.0.0.1 {gone}")]) else { return };
+    let remote = in_time(|| count(&Servers::new(replica.address()), "{a}")).unwrap_err();
+    assert!(remote.reason == Reason::Away && remote.cause.contains(&gone), "{remote:?}");
+}
+
+#[test]
+fn servers_that_name_each_other_are_not_asked_without_a_pause() {
+    let Some(one) = TestServer::start_tcp(&[]) else { return };
+    let Server::Tcp(host, port) = &one.server else { unreachable!() };
+    let Some(other) = TestServer::start_tcp(&["--replicaof", &format!("{host} {port}")]) else { return };
+    let Server::Tcp(host, port) = &other.server else { unreachable!() };
+    one.ask(&["REPLICAOF", host, &port.to_string()]);
+    let began = Instant::now();
+    let remote = in_time(|| count(&Servers::new(one.address()), "{a}")).unwrap_err();
+    assert_eq!(remote.reason, Reason::NotReady);
+    assert!(began.elapsed() > Duration::from_millis(500), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_redis_that_may_be_told_nothing_is_no_good() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let login = |channels: &[&str]| {
+        let rights = ["ACL", "SETUSER", "me", "reset", "on", ">secret", "~uhst*", "+@all"];
+        server.ask(&[&rights[..], channels].concat());
+        let (user, password) = (Some("me".to_owned()), Some(Password("secret".to_owned())));
+        let redis = Redis::elsewhere(
+            &Address { user, password, ..server.address() },
+            Files::new(std::path::Path::new("/nowhere")),
+        );
+        run_blocking(redis.reach())
+    };
+    let Err(Error::Remote(remote)) = login(&[]) else { panic!("nobody would hear of a message") };
+    assert_eq!(remote.reason, Reason::Login);
+    assert!(login(&["&uhst*"]).is_ok());
 }
 
 #[test]

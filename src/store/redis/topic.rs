@@ -165,6 +165,9 @@ pub struct Topic {
     /// Whether a task looks after it.
     #[cfg(feature = "serve")]
     pub is_kept: AtomicBool,
+    /// What is rung for that task: nothing is told any more, or nobody waits.
+    #[cfg(feature = "serve")]
+    pub call: Arc<Bell>,
     #[cfg(feature = "serve")]
     pub notes: Notes,
 }
@@ -205,6 +208,13 @@ impl Heard {
     }
 }
 
+#[cfg(feature = "serve")]
+impl Drop for Topic {
+    fn drop(&mut self) {
+        self.call.ring(1);
+    }
+}
+
 impl Topic {
     fn new(channel: &str) -> Self {
         Self {
@@ -213,6 +223,8 @@ impl Topic {
             sleepers: Mutex::default(),
             #[cfg(feature = "serve")]
             is_kept: AtomicBool::default(),
+            #[cfg(feature = "serve")]
+            call: Arc::default(),
             #[cfg(feature = "serve")]
             notes: Notes::default(),
         }
@@ -283,6 +295,8 @@ impl Topic {
         heard.is_listening = is_listening;
         heard.forget();
         drop(heard);
+        #[cfg(feature = "serve")]
+        self.call.ring(1);
         self.ring(1, |_| true);
     }
 

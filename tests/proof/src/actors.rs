@@ -29,8 +29,6 @@ pub struct World {
     pub start: Instant,
     phase: AtomicU8,
     connected: AtomicUsize,
-    /// Those that have a stream now.
-    there: AtomicUsize,
     /// Streams whose place was taken, and that are still there.
     older: AtomicUsize,
     senders: Mutex<Vec<String>>,
@@ -49,7 +47,6 @@ impl World {
             start: Instant::now(),
             phase: AtomicU8::new(Phase::Storm as u8),
             connected: AtomicUsize::new(0),
-            there: AtomicUsize::new(0),
             older: AtomicUsize::new(0),
             senders: Mutex::default(),
             sends: Mutex::default(),
@@ -72,12 +69,6 @@ impl World {
     /// Readers that have had their first stream.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
-    }
-
-    /// Whether so many readers have a stream that there is something to kill. A machine may be too busy to bring them back as fast
-    /// as they are killed; what is sent meanwhile shows nothing.
-    pub fn is_attended(&self) -> bool {
-        3 * self.there.load(Ordering::Relaxed) >= 2 * self.readers()
     }
 
     /// Whether some streams are still there although a newer one has taken their place.
@@ -103,7 +94,8 @@ impl World {
     /// What has happened so far.
     pub fn history(&self) -> History {
         let readers = self.logs.iter().map(|log| lock(log).clone()).collect();
-        History { senders: lock(&self.senders).clone(), sends: lock(&self.sends).clone(), readers }
+        let (senders, sends) = (lock(&self.senders).clone(), lock(&self.sends).clone());
+        History { senders, sends, readers, is_remote: self.relay.is_remote() }
     }
 
     /// A number for somebody who sends.
@@ -345,7 +337,6 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
         if std::mem::take(&mut is_first) {
             world.connected.fetch_add(1, Ordering::Relaxed);
         }
-        world.there.fetch_add(1, Ordering::Relaxed);
         let mut opened = world.now();
         let mut until = Instant::now() + Duration::from_millis(rng.u64(100..6000));
         let mut note;
@@ -411,7 +402,6 @@ pub fn reads(world: &World, source: &Source<'_>, mut rng: Rng) {
                 }
             }
         }
-        world.there.fetch_sub(1, Ordering::Relaxed);
         let begun = world.now();
         // A program that is killed cannot say that it ends; one whose client leaves has to.
         if rng.bool() {

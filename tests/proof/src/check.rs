@@ -1,6 +1,7 @@
 //! Decides from a history whether the relay has kept its promises.
 
 use crate::history::{Connection, Heard, History, Log, Outcome, Reader, Said, Send, Sender, Time};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub struct Verdict {
     pub seen: usize,
     /// Promised, not seen, and not held against the relay: its reader was not there for long enough within the message's lifetime.
     pub excused: usize,
+    /// Those for which most of that was, and how much.
+    pub absent: Vec<(Reader, usize)>,
 }
 
 impl Verdict {
@@ -102,7 +105,7 @@ impl History {
                 status,
             }));
             verdict.broken.extend(log.outlived.iter().map(|&at| Broken::Outlived { reader, at }));
-            self.check_order(reader, log, &mut verdict);
+            self.check_order(reader, log, &sends, &mut verdict);
             self.check_leaving(reader, log, &mut verdict);
             self.check_missing(reader, log, lifetime, &mut verdict);
             for heard in &log.heard {
@@ -128,6 +131,7 @@ impl History {
                 verdict.broken.push(Broken::Twice { reader, sender, n });
             }
         }
+        let mut absent = vec![0; self.readers.len()];
         for send in &self.sends {
             for &reader in &send.must {
                 verdict.promised += 1;
@@ -140,13 +144,20 @@ impl History {
                     verdict.broken.push(Broken::Lost { reader, sender: send.sender, n: send.n });
                 } else {
                     verdict.excused += 1;
+                    absent[reader] += 1;
                 }
             }
         }
+        verdict.absent = absent.into_iter().enumerate().collect();
+        verdict.absent.sort_by_key(|(_, count)| Reverse(*count));
+        verdict.absent.truncate(10);
         verdict
     }
 
-    fn check_order(&self, reader: Reader, log: &Log, verdict: &mut Verdict) {
+    fn check_order(&self, reader: Reader, log: &Log, sends: &HashMap<(Sender, u32), &Send>, verdict: &mut Verdict) {
+        // What its sender gave up may have been under way to the store yet.
+        let may_be_late =
+            |sender, n| self.is_remote && sends.get(&(sender, n)).is_some_and(|send| send.outcome != Outcome::Accepted);
         let mut last_id = None;
         let mut last_of: HashMap<Sender, u32> = HashMap::new();
         for heard in &log.heard {
@@ -160,6 +171,7 @@ impl History {
                 Said::Message { sender, n } => {
                     if let Some(&after) = last_of.get(&sender)
                         && after > n
+                        && !may_be_late(sender, n)
                     {
                         verdict.broken.push(Broken::Disorder { reader, sender, n, after });
                     }
@@ -415,7 +427,7 @@ impl Log {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { broken, promised, seen, excused } = self;
+        let Self { broken, promised, seen, excused, .. } = self;
         write!(f, "{promised} deliveries promised, {seen} seen, {excused} excused, {} promises broken", broken.len())
     }
 }

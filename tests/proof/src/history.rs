@@ -101,4 +101,6 @@ pub struct History {
     pub senders: Vec<String>,
     pub sends: Vec<Send>,
     pub readers: Vec<Log>,
+    /// Whether what was asked for may be done after whoever asked was killed, because another program does it.
+    pub is_remote: bool,
 }

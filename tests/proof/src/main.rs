@@ -189,7 +189,14 @@ fn run(options: &Options) -> io::Result<bool> {
         && requests > 0
         && (ends > 0) == options.has_redis;
     if !is_enough {
-        println!("too little was seen for this to mean anything");
+        println!(
+            "too little was seen for this to mean anything; those that were away most, and for how many deliveries:"
+        );
+        for (reader, count) in &verdict.absent {
+            let log = &history.readers[*reader];
+            let last = log.connections.last().map(|one| one.opened);
+            println!("  {}: {count}, {} connections, the last at {last:?}", log.name, log.connections.len());
+        }
     }
     Ok(verdict.broken.is_empty() && left.is_ok() && complaints.is_empty() && is_enough)
 }
@@ -277,7 +284,7 @@ fn storm(
         let requests = scope.spawn(move || kill_requests(world, is_over, one));
         let servers = scope.spawn(move || kill_servers(world, is_over, server, two));
         scope.spawn(move || sweep(world, is_over, three));
-        let redis = redis.map(|redis| scope.spawn(move || kill_redis(world, redis, is_over, five)));
+        let redis = redis.map(|redis| scope.spawn(move || kill_redis(redis, is_over, five)));
         if disk.is_mounted && !options.has_redis {
             let filler = disk.path.join("filler");
             scope.spawn(move || fill(&filler, is_over, four));
@@ -455,23 +462,11 @@ fn begin_bus<'scope>(
     Ok(())
 }
 
-/// Rests for so long, and until there is enough to kill. Whether there is.
-fn rest(world: &World, is_over: &AtomicBool, time: Duration) -> bool {
-    let until = Instant::now() + time;
-    while !is_over.load(Ordering::Relaxed) {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() && world.is_attended() {
-            return true;
-        }
-        std::thread::sleep(left.clamp(Duration::from_millis(1), Duration::from_millis(50)));
-    }
-    false
-}
-
 /// Kills processes of requests, of streams and of sweeps: how many.
 fn kill_requests(world: &World, is_over: &AtomicBool, mut rng: Rng) -> usize {
     let mut kills = 0;
-    while rest(world, is_over, Duration::from_millis(rng.u64(2..50))) {
+    while !is_over.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(rng.u64(2..50)));
         kills += usize::from(world.relay.kill_one(|count| rng.usize(..count)));
     }
     kills
@@ -485,7 +480,11 @@ fn kill_servers(
     mut rng: Rng,
 ) -> io::Result<usize> {
     let mut kills = 0;
-    while rest(world, is_over, Duration::from_millis(rng.u64(1000..7000))) {
+    while !is_over.load(Ordering::Relaxed) {
+        let until = Instant::now() + Duration::from_millis(rng.u64(1000..7000));
+        while Instant::now() < until && !is_over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         drop(lock(server).take());
         kills += 1;
         let give_up = Instant::now() + Duration::from_secs(30);
@@ -503,9 +502,10 @@ fn kill_servers(
 }
 
 /// Kills Redis, and starts it again: how often.
-fn kill_redis(world: &World, redis: &mut Redis, is_over: &AtomicBool, mut rng: Rng) -> io::Result<usize> {
+fn kill_redis(redis: &mut Redis, is_over: &AtomicBool, mut rng: Rng) -> io::Result<usize> {
     let mut kills = 0;
-    while rest(world, is_over, Duration::from_millis(rng.u64(2000..8000))) {
+    while !is_over.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(rng.u64(2000..8000)));
         redis.kill(Duration::from_millis(rng.u64(0..400)))?;
         kills += 1;
     }

@@ -83,7 +83,7 @@ fn spawn(folder: &Path) -> io::Result<Child> {
                 "yes",
                 "--appendfsync",
                 "always",
-                // Else what it has to read after each killing is more and more, and hardly anybody is connected for long enough.
+                // So that it is killed while it writes its file anew, too.
                 "--auto-aof-rewrite-min-size",
                 "8mb",
                 "--loglevel",

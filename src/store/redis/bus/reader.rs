@@ -293,7 +293,8 @@ impl BusReader {
         self.subscription.as_ref().and_then(Subscription::wake)
     }
 
-    /// Whether every message is sure to make [`BusReader::wake`] ready. While there is no connection nobody could look either.
+    /// Whether every message is sure to make [`BusReader::wake`] ready; what it does not, a [round](Self::tend) finds, which also
+    /// begins to listen anew: to ask a Redis that is away fifty times a second would not bring it back.
     #[must_use]
     pub fn is_surely_woken(&self) -> bool {
         self.subscription.is_some()

@@ -134,8 +134,8 @@ fn whether_a_user_says_too_much_is_seen_from_little_of_the_log() {
     // What Lua has had in its hands so far goes.
     server.ask(&["SCRIPT", "FLUSH"]);
     run_blocking(redis.post(&bus(), user, None, "1", &settings)).unwrap();
-    let used = server.info("memory", "used_memory_lua:");
-    assert!(used < 3_000_000, "{used}");
+    let memory = server.info("memory", "used_memory_lua:");
+    assert!(memory < 3_000_000, "{memory}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 -- Says that a sender is there, and sends what it has: the head, a piece of bytes, the end. What was sent already is not sent again.
--- ARGV: the sender's ticket, the stream, the sender, the head (after an 'h'; '' for none), where the bytes begin, the bytes, and the
--- end ('' for not yet).
+-- ARGV: the sender's ticket, the stream, the sender, the head (after an 'h'; '' for none), where the bytes begin, the bytes, the end
+-- ('' for not yet), and how much memory Redis may use ('' for as much as it has).
 -- The answer: whether the receiver is there, how many bytes were sent, how many of them its client has taken ('' where it
 -- has not begun), and for how many pieces there is room.
-local ticket, name, own, head, start, data, ending = unpack(ARGV)
+local ticket, name, own, head, start, data, ending, most = unpack(ARGV)
 local stream = look(name)
 if not stream or stream.sender ~= own then
     return {'lost', 0, '', 0}
@@ -14,7 +14,7 @@ if has_receiver_gone and not stream.left then
     leave_place(stream)
 end
 local why = why_away(ticket)
-local is_new = false
+local is_new, is_tight = false, false
 local function finish(how)
     if stream.ending == '' then
         set(stream, 'ending', how)
@@ -34,7 +34,10 @@ else
         is_new = true
     end
     start = tonumber(start)
-    if start == stream.sent and #data > 0 and redis.call('XLEN', bytes) < WINDOW then
+    local waiting = redis.call('XLEN', bytes)
+    -- Where there is no more memory, one piece goes after the other: a body that has begun gets through.
+    is_tight = #data > 0 and waiting > 0 and is_out_of_memory(stream.sent, #data, tonumber(most) or math.huge)
+    if start == stream.sent and #data > 0 and waiting < WINDOW and not is_tight then
         -- Whoever has been given all before waits for this.
         is_new = is_new or stream.given == stream.sent
         set(stream, 'sent', start + #data)
@@ -48,4 +51,5 @@ end
 if is_new then
     call(name)
 end
-return {why or 'ok', text(stream.sent), stream.taken < 0 and '' or text(stream.taken), WINDOW - redis.call('XLEN', key(name .. ':bytes'))}
+local room = is_tight and 0 or WINDOW - redis.call('XLEN', key(name .. ':bytes'))
+return {why or 'ok', text(stream.sent), stream.taken < 0 and '' or text(stream.taken), room}

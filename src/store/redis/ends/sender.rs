@@ -1,11 +1,12 @@
 //! Where the bytes go.
 
-use super::{End, PIECE, script};
+use super::{End, PIECE};
 use crate::store::redis::script::Script;
 use crate::wake::Ready;
 use std::io;
 
-static SEND: Script = script!(new "send.lua");
+static SEND: Script =
+    Script::new(concat!(include_str!("../memory.lua"), include_str!("begin.lua"), include_str!("send.lua")));
 
 /// The sender's end, with a receiver of its own.
 pub struct Sender {
@@ -93,7 +94,8 @@ impl Sender {
         };
         let [ticket, receiver, own] =
             [&end.way.ticket, &self.receiver, &end.name].map(|text| text.clone().into_bytes());
-        vec![ticket, receiver, own, head, self.sent.to_string().into(), self.outbox.clone(), ending.into()]
+        let most = end.way.process.max_data.clone().into();
+        vec![ticket, receiver, own, head, self.sent.to_string().into(), self.outbox.clone(), ending.into(), most]
     }
 
     /// Whether its bytes have not [ended](Self::end).

@@ -118,7 +118,7 @@ impl Redis {
     /// Has a session give way in which nobody has met for a while. False where there is none.
     async fn make_room_for_pipes(&self, limits: &Limits) -> Result<bool, Error> {
         let process = &self.process;
-        for hashed in self.soonest_of(&process.all_pipes(), MOST_LOOKS).await? {
+        for hashed in process.soonest_of(&process.all_pipes(), MOST_LOOKS).await? {
             if self.sweep_pipes_of(hashed, limits.lifetime, true).await? {
                 return Ok(true);
             }

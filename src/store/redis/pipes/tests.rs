@@ -113,6 +113,23 @@ fn whoever_has_sent_keeps_the_place_of_its_session() {
 }
 
 #[test]
+fn where_redis_has_no_more_memory_one_piece_is_under_way_and_the_body_gets_through() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&Address { max_data: Some(1), ..server.address() });
+    let (receiver, mut sender, _waiting) = met(&redis, &redis, &make(&redis));
+    let (bytes, mut sent) = (noise(180_000), 0);
+    while let Ok(written) = sender.write(&bytes[sent..]) {
+        sent += written;
+        assert!(run_blocking(sender.exchange()));
+    }
+    assert_eq!(sent, 2 * 65_536, "one is under way, and one has yet to go");
+    let rest = bytes[sent..].to_vec();
+    let reading = thread::spawn(|| read(receiver));
+    send(sender, &rest);
+    assert!(reading.join().unwrap() == (bytes, true));
+}
+
+#[test]
 fn no_more_is_under_way_than_a_window_whatever_is_sent() {
     let Some(server) = TestServer::start(&[]) else { return };
     let (here, there) = (process(&server.address()), process(&server.address()));

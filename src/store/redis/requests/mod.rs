@@ -13,7 +13,7 @@ use super::reply::{Reply, command, text};
 use super::script::Script;
 use crate::hex;
 use crate::ptth::ServerName;
-use crate::store::error::Error;
+use crate::store::error::{Error, Full};
 use crate::store::requests::{MOST_CLAIMS, Patience, Progress, RequestId};
 use crate::wake::Ready;
 use sha2::{Digest as _, Sha256};
@@ -31,7 +31,12 @@ macro_rules! script {
 }
 use script;
 
-static ASK: Script = script!("ask.lua");
+static ASK: Script = Script::new(concat!(
+    include_str!("../memory.lua"),
+    include_str!("../ends/begin.lua"),
+    include_str!("begin.lua"),
+    include_str!("ask.lua")
+));
 static GIVE_BACK: Script = script!("give_back.lua");
 static CALL: Script = script!("call.lua");
 static ANSWER: Script = script!("answer.lua");
@@ -84,9 +89,13 @@ async fn ask(
 ) -> Result<Option<PendingRequest>, Error> {
     let end = End::receiving(redis.process.requests(server), id.as_str().to_owned()).await?;
     let (most, claims_text) = (most.to_string(), claims.to_string());
-    let arguments = [id.as_str().as_bytes(), request, most.as_bytes(), claims_text.as_bytes()];
-    if end.way.run(&ASK, &arguments).await?.text()? != "ok" {
-        return Ok(None);
+    let process = &redis.process;
+    let arguments =
+        [id.as_str().as_bytes(), request, most.as_bytes(), claims_text.as_bytes(), process.max_data.as_bytes()];
+    match end.way.run(&ASK, &arguments).await?.text()?.as_str() {
+        "ok" => {}
+        "data full" => return Err(Error::DataFull(Full { limit: process.max_data.parse().unwrap_or(0) })),
+        _ => return Ok(None),
     }
     let (redis, server, receiver) = (redis.clone(), server.clone(), Receiver::new(end));
     Ok(Some(PendingRequest { redis, server, id: id.clone(), receiver, last_look: Instant::now(), claims, state: None }))

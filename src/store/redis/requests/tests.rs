@@ -53,6 +53,16 @@ fn progress(pending: &mut PendingRequest) -> Progress {
 }
 
 #[test]
+fn where_redis_has_no_more_memory_nobody_asks() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (here, tight) = (process(&server.address()), process(&Address { max_data: Some(1), ..server.address() }));
+    let name = registered(&here);
+    let refused = run_blocking(tight.ask(&name, &RequestId::fresh().unwrap(), b"request", 1));
+    assert!(matches!(refused, Err(Error::DataFull(full)) if full.limit == 1));
+    ask(&here, &name);
+}
+
+#[test]
 fn a_request_of_a_killed_far_end_is_another_s_after_its_time_and_answered_once() {
     let Some(server) = TestServer::start(&[]) else { return };
     let (killed, here) = (process(&server.address()), process(&server.address()));

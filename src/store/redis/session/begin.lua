@@ -22,11 +22,9 @@ local UNUSED = 60000
 -- A host that has just been registered may still begin to listen.
 local OPENING = 10000
 -- A member that does not say for so long that it is there has gone, unless nobody at all could say it for so long: whoever is
--- there does so every 2.25 s.
+-- there does so every 2 s, and a quarter of a second later where that fails.
 local THERE, SILENCE = 5000, 2750
 local HEAD = 50
--- So many records are looked at to see whether somebody lags.
-local MOST_LOOKS = 1000
 local MESSAGE, LEFT_OUT = 'message', 'left-out'
 -- What has been given may still be under way: so many bytes of it are kept.
 local UNDER_WAY = 1048576
@@ -230,6 +228,17 @@ local function could_say_nothing()
     return now < session.doubt
 end
 
+-- Whoever was there up to when is gone by now. Who was when Redis began has so long to say it once more: it may have been away for
+-- less than the others need to say nothing.
+local gone_until
+local function gone_up_to()
+    if not gone_until then
+        local up = 1000 * tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)'))
+        gone_until = up < THERE and now - up - 1000 or now
+    end
+    return gone_until
+end
+
 -- 'waiting', 'listening', or 'ended' and when; the end of a killed stream is noted.
 local function presence(member)
     if member.ended then
@@ -238,7 +247,7 @@ local function presence(member)
         return 'waiting'
     end
     local until_when = tonumber(redis.call('ZSCORE', present, member.key .. ' ' .. text(member.stream)) or 0)
-    if until_when > now or (until_when > 0 and could_say_nothing()) then
+    if until_when > now or (until_when > 0 and (could_say_nothing() or until_when > gone_up_to())) then
         return 'listening'
     end
     -- What was sent to it in this millisecond was sent before.
@@ -543,13 +552,12 @@ local function lagging(those, enough)
     table.sort(waiting, function(one, other) return one.position < other.position end)
     local log, part = log_of(waiting[1].is_host)
     local total, begins = session['total' .. part], nil
-    -- One walk for all. Those of `waiting` that it has reached (the first so many), and is not done with.
-    local reached, open, position, looked, count = 0, {}, 0, 0, 1
+    -- One walk for all, one record first, which is nearly always enough. `open` are those that it has reached and not settled.
+    local reached, open, position, looked, count = 0, {}, 0, 0, 0
     repeat
-        if next(open) == nil then
-            -- Nearly always one record is enough.
-            position, count = math.max(position, waiting[reached + 1].position), 1
-        end
+        local is_open = next(open) ~= nil
+        position = is_open and position or math.max(position, waiting[reached + 1].position)
+        count = is_open and math.min(2 * count, 64) or 1
         local some = redis.call('XRANGE', log, '(' .. text(position), '+', 'COUNT', count)
         for _, entry in ipairs(some) do
             local id, before = number_of(entry[1]), tonumber(entry[2][10])
@@ -564,7 +572,7 @@ local function lagging(those, enough)
             local to, generation = entry[2][2], tonumber(entry[2][4])
             looked = looked + 1
             -- A bounded look: what is further is counted from there.
-            local is_enough = looked > MOST_LOOKS
+            local is_enough = looked > 1000
             for key, member in pairs((is_enough or to == '') and open or {[to] = open[to]}) do
                 if is_enough or to == key or (member.first <= generation and generation <= member.last) then
                     lags[key], open[key] = true, nil
@@ -572,9 +580,7 @@ local function lagging(those, enough)
             end
             position = id
         end
-        local is_end = #some < count
-        count = math.min(2 * count, 64)
-    until is_end or (reached == #waiting and next(open) == nil)
+    until #some < count or (reached == #waiting and next(open) == nil)
     return lags, begins
 end
 
@@ -607,70 +613,4 @@ local function put_to_all(event, data, except)
         end
     end
     return is_said, id
-end
-
--- ---- who has gone
-
-local function set_told(member)
-    member.told = true
-    -- One that never was has not ended just now.
-    member.ended = member.ended or 0
-    save(member)
-end
-
--- Tells every client, also those that are away and may come back, that the host has gone. Once is enough.
-local function tell_clients()
-    -- Else they are told once there is room.
-    if #clients() > 0 and not put_to_all(word, host_closed .. cjson.encode(session.id) .. '}') then
-        return
-    end
-    set_told(host_or_new())
-end
-
--- Whether it has ended, longer than the grace ago, and its peers do not know.
-local function is_news(member)
-    local kind, at = presence(member)
-    return kind == 'ended' and not member.told and has_passed(at, grace)
-end
-
-local function tell_of_host()
-    local member = host()
-    if member and is_news(member) then
-        tell_clients()
-    end
-end
-
-local function tell_of_client(member)
-    if not is_news(member) then
-        return
-    end
-    local to = host()
-    if is_current(member) and to then
-        local event = client_closed .. cjson.encode(string.sub(member.key, 2)) .. '}'
-        -- Else it is told once there is room; until then its line stays.
-        if put(to, word, event, 2 * max_queue) then
-            return
-        end
-    end
-    set_told(member)
-end
-
--- Tells the peers of every stream that has ended.
-local function tell_all()
-    tell_of_host()
-    local untold = 0
-    for _, member in ipairs(clients()) do
-        tell_of_client(member)
-        if member.ended and not member.told then
-            untold = 1
-        end
-    end
-    local member = host()
-    if member and member.ended and not member.told then
-        untold = 1
-    end
-    set('untold', untold)
-    if not could_say_nothing() then
-        redis.call('ZREMRANGEBYSCORE', present, '-inf', text(now))
-    end
 end

@@ -107,7 +107,9 @@ impl SessionCare {
             let texts: Vec<_> = texts.collect();
             let arguments: Vec<_> = texts.iter().map(Vec::as_slice).collect();
             DELIVER.run(&self.process.servers, &[self.keys.cursors()], &arguments).await?;
-            some.iter().for_each(|(sleeper, (.., position))| sleeper.note(*position));
+            for (sleeper, (.., position)) in some {
+                sleeper.note(*position);
+            }
         }
         Ok(())
     }
@@ -284,7 +286,8 @@ impl Listener {
         self.subscription.as_ref().and_then(Subscription::wake)
     }
 
-    /// Whether everything new is sure to make [`Listener::wake`] ready. While there is no connection nobody could look either.
+    /// Whether everything new is sure to make [`Listener::wake`] ready; what it does not, a [round](Self::tend) finds, which also
+    /// begins to listen anew: to ask a Redis that is away fifty times a second would not bring it back.
     #[must_use]
     pub fn is_surely_woken(&self) -> bool {
         self.subscription.is_some()
@@ -430,24 +433,25 @@ impl Listener {
     async fn note(&mut self) -> Result<(), Error> {
         let reached = self.reached();
         let Some(subscription) = &self.subscription else { return Ok(()) };
-        let Place { topic, sleeper, .. } = &subscription.place;
-        sleeper.give(reached);
+        let place = &subscription.place;
+        place.sleeper.give(reached);
         #[cfg(feature = "serve")]
         if is_shared() {
             let is_much = self.given >= LATE.min(self.care.limits.queue / 4);
             if is_much {
                 self.given = 0;
             }
-            if topic.notes.are_due.swap(true, Ordering::SeqCst) {
+            let notes = &place.topic.notes;
+            if notes.are_due.swap(true, Ordering::SeqCst) {
                 if is_much {
-                    topic.notes.are_many.ring(1);
+                    notes.are_many.ring(1);
                 }
                 return Ok(());
             }
-            let (care, topic) = (self.care.clone(), topic.clone());
+            let (care, topic) = (self.care.clone(), place.topic.clone());
             tokio::spawn(async move { care.note_later(&topic).await });
         }
-        self.care.note(std::slice::from_ref(sleeper)).await
+        self.care.note(std::slice::from_ref(&place.sleeper)).await
     }
 
     fn found(&self) -> Standing {

@@ -22,7 +22,12 @@ use std::time::Duration;
 
 macro_rules! script {
     ($kind:ident $name:literal) => {
-        Script::$kind(concat!(include_str!("../memory.lua"), include_str!("begin.lua"), include_str!($name)))
+        Script::$kind(concat!(
+            include_str!("../memory.lua"),
+            include_str!("begin.lua"),
+            include_str!("gone.lua"),
+            include_str!($name)
+        ))
     };
 }
 
@@ -40,6 +45,9 @@ static DELIVER: Script = Script::new(include_str!("deliver.lua"));
 
 /// A host's place is kept for so long if it is not used.
 const UNUSED_TIME: Duration = Duration::from_secs(60);
+
+/// So many are looked at, those that go soonest, where there is no room for another.
+const MOST_LOOKS: usize = 32;
 
 /// What scripts are told of the settings.
 #[derive(Clone, Copy)]
@@ -143,15 +151,15 @@ impl Process {
         Keys { hash, all }
     }
 
-    /// Runs a script on a session. What it answers after what all answer; `None` where there is no session.
-    async fn on_session(
+    /// Runs a script on a session: the first word of its answer, and the rest.
+    async fn run_on_session(
         &self,
         keys: &Keys,
         limits: Limits,
         script: &Script,
         make: Option<&Make<'_>>,
         arguments: &[&[u8]],
-    ) -> Result<Option<Values>, Refused> {
+    ) -> Result<(String, Values), Error> {
         let numbers = [
             milliseconds(limits.message_lifetime),
             milliseconds(limits.session_lifetime),
@@ -162,25 +170,47 @@ impl Process {
             limits.data,
         ]
         .map(|number| number.to_string());
-        let run = async |make: Option<&Make<'_>>| -> Result<(String, Values), Error> {
-            let (host, registration) = make.map_or(("", String::new()), |make| (make.host, make.registration.clone()));
-            let key = host_key(&registration);
-            let words = [limits.words.event, limits.words.host_closed, limits.words.client_closed];
-            let texts = numbers.iter().map(String::as_str).chain([host, &registration, &key]).chain(words);
-            let all: Vec<&[u8]> = texts.map(str::as_bytes).chain(arguments.iter().copied()).collect();
-            let mut answer =
-                Values::of(script.run(&self.servers, &keys.all.each_ref().map(String::as_str), &all).await?)?;
-            Ok((answer.text()?, answer))
-        };
-        let mut answer = run(None).await?;
+        let (host, registration) = make.map_or(("", ""), |make| (make.host, make.registration.as_str()));
+        let key = host_key(registration);
+        let words = [limits.words.event, limits.words.host_closed, limits.words.client_closed];
+        let texts = numbers.iter().map(String::as_str).chain([host, registration, &key]).chain(words);
+        let all: Vec<&[u8]> = texts.map(str::as_bytes).chain(arguments.iter().copied()).collect();
+        let mut answer = Values::of(script.run(&self.servers, &keys.all.each_ref().map(String::as_str), &all).await?)?;
+        Ok((answer.text()?, answer))
+    }
+
+    /// Has a session give way that nobody has used for a while, or that is over. False where there is none.
+    async fn make_room_for_hosts(&self, limits: Limits) -> Result<bool, Error> {
+        for hash in self.soonest_of(&self.hosts(), MOST_LOOKS).await? {
+            let keys = self.session_of_hash(hash);
+            if self.run_on_session(&keys, limits, &SWEEP, None, &[b"room"]).await?.0 == "none" {
+                return self.give_up(&self.hosts(), &keys.hash).await.map(|()| true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Runs a script on a session. What it answers after what all answer; `None` where there is no session.
+    async fn on_session(
+        &self,
+        keys: &Keys,
+        limits: Limits,
+        script: &Script,
+        make: Option<&Make<'_>>,
+        arguments: &[&[u8]],
+    ) -> Result<Option<Values>, Refused> {
+        let mut answer = self.run_on_session(keys, limits, script, None, arguments).await?;
         if answer.0 == "none" {
             if make.is_none() {
                 return Ok(None);
             }
-            if !self.reserve(&self.hosts(), &keys.hash, limits.hosts, milliseconds(UNUSED_TIME)).await? {
+            let reserve =
+                async || self.reserve(&self.hosts(), &keys.hash, limits.hosts, milliseconds(UNUSED_TIME)).await;
+            let has_room = reserve().await? || (self.make_room_for_hosts(limits).await? && reserve().await?);
+            if !has_room {
                 return Err(Refused::TooManyHosts(limits.hosts));
             }
-            answer = run(make).await?;
+            answer = self.run_on_session(keys, limits, script, make, arguments).await?;
         }
         let (outcome, mut answer) = answer;
         match outcome.as_str() {
@@ -292,8 +322,8 @@ impl Redis {
         policy: &Policy<'_>,
     ) -> Result<(), Error> {
         let keys = self.process.session_of_hash(hash);
-        let may_wait: &[u8] = if may_wait { b"1" } else { b"" };
-        match self.process.on_session(&keys, policy.into(), &SWEEP, None, &[may_wait]).await {
+        let when: &[u8] = if may_wait { b"later" } else { b"now" };
+        match self.process.on_session(&keys, policy.into(), &SWEEP, None, &[when]).await {
             Ok(Some(_)) => Ok(()),
             Err(Refused::Store(error)) => Err(error),
             Ok(None) | Err(_) => self.process.give_up(&self.process.hosts(), &keys.hash).await,

@@ -1,6 +1,19 @@
 -- Drops what is dead, and tells the peers of what has died; removes the session where that is over.
--- ARGV: whether it may wait if somebody has just done it ('1').
-if ARGV[FIRST + 1] == '1' and not has_passed(session.swept or 0, math.min(session_lifetime / 2, 5000)) then
+-- ARGV: whether that is to be done 'now', or may wait if somebody has just done it ('later'); or whether somebody wants its 'room',
+-- for whom a session goes, too, that nobody has used for a while: nobody has listened, and no message was ever sent.
+local when = ARGV[FIRST + 1]
+local function is_unused()
+    for _, member in ipairs(all()) do
+        if member.stream > 0 or member.messages > 0 then
+            return false
+        end
+    end
+    return session.all_messages == 0 and has_passed(session.touched, UNUSED)
+end
+if when == 'room' and is_unused() then
+    redis.call('DEL', unpack(KEYS))
+    return {'none'}
+elseif when ~= 'now' and not has_passed(session.swept or 0, math.min(session_lifetime / 2, 5000)) then
     is_look = true
     return ok()
 end

@@ -1,7 +1,7 @@
 //! What the contract of all homes does not ask: several processes, and a Redis that goes and comes.
 
 use super::super::process::Redis;
-use super::super::reply::Reply;
+use super::super::reply::{Reply, text};
 use super::super::testing::{TestServer, Way, sooner_or_later};
 use super::listener::Listener;
 use crate::config::Settings;
@@ -105,6 +105,38 @@ fn whoever_is_killed_is_told_to_the_peers_within_seconds() {
     assert_eq!(hears(&mut h, 1), [r#"{"eventType":"client_closed","body":"c"}"#]);
     let send = run_blocking(here.send_to_client(&host().host, &ClientId::new("c").unwrap(), "1", &policy(&settings)));
     assert!(matches!(send, Err(Refused::ClientGone)));
+}
+
+#[test]
+fn whoever_was_there_when_redis_ended_has_time_to_say_so_again_though_others_have_said_it_already() {
+    let Some(mut server) = TestServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
+    let (late, here) = (process(&server.address()), process(&server.address()));
+    let settings = Settings::default();
+    let mut h = run_blocking(async {
+        register(&here, &settings).await;
+        std::mem::forget(enter(&late, "c", &settings).await);
+        here.listen(&host(), None, &policy(&settings)).await.unwrap()
+    });
+    let present = server.keys().into_iter().find(|key| key.ends_with(":present")).unwrap();
+    let send =
+        || run_blocking(here.send_to_client(&host().host, &ClientId::new("c").unwrap(), "1", &policy(&settings)));
+    sooner_or_later(|| {
+        server.kill();
+        server.restart();
+        let began = std::time::Instant::now();
+        // The host has said that it is there, and the client's time is over now.
+        run_blocking(h.tend()).ok()?;
+        let Reply::Array(time) = server.ask(&["TIME"]) else { panic!("it tells") };
+        let now = format!("{}000", text(&time[0]).unwrap());
+        assert_eq!(server.ask(&["ZADD", &present, "XX", "CH", &now, "cc 1"]), Reply::Integer(1));
+        let outcome = send();
+        // Whoever is slower than that has had its time.
+        (began.elapsed() < Duration::from_secs(3)).then(|| outcome.unwrap())
+    });
+    sooner_or_later(|| {
+        let _ = run_blocking(h.tend());
+        matches!(send(), Err(Refused::ClientGone)).then_some(())
+    });
 }
 
 #[test]
@@ -370,6 +402,34 @@ fn whoever_takes_its_place_back_makes_nothing_that_lives_for_ever() {
         assert_eq!(h.standing().await.unwrap(), Standing::Listening);
         assert!(server.keys().contains(&present));
         assert_eq!(server.immortal(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_host_that_nobody_has_used_for_a_while_gives_way_to_a_newcomer() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let (redis, settings) = (process(&server.address()), Settings { max_hosts: 1, ..Settings::default() });
+    let policy = policy(&settings);
+    let id = |name: &str| HostId::new(name).unwrap();
+    let is_room_for = async |name: &str| match redis.register(&id(name), "one", Claim::Drawn, &policy).await {
+        Err(Refused::TooManyHosts(1)) => false,
+        other => other.is_ok(),
+    };
+    // As after more than a minute.
+    let grow_old = || {
+        let record = server.keys().into_iter().find(|key| key.starts_with("uhst:host:") && key.ends_with('}')).unwrap();
+        server.ask(&["HSET", &record, "touched", "1", "swept", "1"]);
+    };
+    run_blocking(async {
+        assert!(is_room_for("a").await);
+        redis.join(&id("a"), &ClientId::new("c").unwrap(), &policy).await.unwrap();
+        assert!(!is_room_for("b").await, "it has only just come");
+        grow_old();
+        assert!(is_room_for("b").await);
+        let party = Party { host: id("b"), ..host() };
+        redis.listen(&party, None, &policy).await.unwrap().end().await.unwrap();
+        grow_old();
+        assert!(!is_room_for("c").await, "somebody has listened");
     });
 }
 

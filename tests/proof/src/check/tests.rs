@@ -72,6 +72,14 @@ fn disorder_is_found() {
     let accepted = [send(0, Outcome::Accepted), send(1, Outcome::Accepted)];
     let disorder = verdict(&accepted, &[reader(&[(1, 1), (2, 0)])]);
     assert_eq!(disorder, [Broken::Disorder { reader: 0, sender: 7, n: 0, after: 1 }]);
+    let mut given_up = History {
+        sends: vec![send(0, Outcome::Unknown), send(1, Outcome::Accepted)],
+        readers: vec![reader(&[(1, 1), (2, 0)])],
+        ..History::default()
+    };
+    assert_eq!(given_up.check(LIFETIME).broken, [Broken::Disorder { reader: 0, sender: 7, n: 0, after: 1 }]);
+    given_up.is_remote = true;
+    assert_eq!(given_up.check(LIFETIME).broken, []);
     let ids = verdict(&accepted, &[reader(&[(2, 0), (2, 1)])]);
     assert!(ids.contains(&Broken::Ids { reader: 0, before: 2, id: 2 }), "{ids:?}");
 }
@@ -156,7 +164,7 @@ fn what_is_shown_is_the_story_of_the_message_and_its_reader() {
     client.name = "client 1".to_owned();
     let sends = vec![send(0, Outcome::Accepted), send(1, Outcome::Accepted)];
     let senders = vec!["host 5".to_owned(); 8];
-    let history = History { senders, sends, readers: vec![client] };
+    let history = History { senders, sends, readers: vec![client], is_remote: false };
     let verdict = history.check(LIFETIME);
     assert!(!verdict.is_final() && verdict.may_get_better());
     let told = history.show(history.most_telling(&verdict)[0]);
