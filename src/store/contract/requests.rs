@@ -233,8 +233,9 @@ fn a_request_whose_answer_breaks_off_is_asked_again_but_not_for_ever() {
             } else {
                 assert_eq!(progress, Progress::BrokenOff);
                 id = RequestId::fresh().unwrap();
-                std::thread::sleep(Duration::from_millis(2));
                 pending = pending.ask_again(&id, b"x", 10).done().unwrap().unwrap();
+                // Who claims it now has listened for it since it was asked.
+                std::thread::sleep(Duration::from_millis(2));
             }
         }
         // Nothing has come at all of an answer that is begun, for too long.

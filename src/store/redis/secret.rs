@@ -69,3 +69,23 @@ impl Redis {
         Ok(secret)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::TestServer;
+    use super::*;
+    use crate::gateway::run_blocking;
+    use crate::store::files::Files;
+    use std::path::Path;
+
+    #[test]
+    fn what_is_no_secret_is_refused_by_the_name_of_its_key() {
+        let Some(server) = TestServer::start(&[]) else { return };
+        server.ask(&["SET", "uhst:secret", "short"]);
+        let redis = Redis::elsewhere(&server.address(), Files::new(Path::new("/nowhere")));
+        match run_blocking(redis.secret()) {
+            Err(Error::Remote(remote)) => assert!(remote.cause.contains("'uhst:secret'"), "{}", remote.cause),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -160,6 +160,13 @@ impl TestServer {
         keys.iter().map(|key| text(key).unwrap().to_owned()).collect()
     }
 
+    /// Removes the keys that end like this, as a Redis may that is full.
+    pub fn remove(&self, end: &str) {
+        for key in self.keys().iter().filter(|key| key.ends_with(end)) {
+            self.ask(&["DEL", key]);
+        }
+    }
+
     /// Those of them that live for ever.
     pub fn immortal(&self) -> Vec<String> {
         self.keys().into_iter().filter(|key| self.ask(&["PTTL", key]) == Reply::Integer(-1)).collect()

@@ -55,11 +55,12 @@ if is_out_of_memory(bus.total, #data + HEAD, tonumber(ARGV[9])) then
     return {'data full'}
 end
 
+-- Or somebody has removed it.
+local is_first = alive == 0 and redis.call('EXISTS', log) == 0
 local id = math.max(now * 1024, bus.last + 1)
 redis.call('XADD', log, text(id) .. '-0', 'u', user, 'd', data, 'b', text(bus.total))
 redis.call('HSET', record, 'last', text(id), 'total', text(bus.total + #data + HEAD), 'posted', 1)
 redis.call('SPUBLISH', log, table.concat({text(id), text(bus.last), user, '0', '', '', data}, '\n'))
-local is_first = not bus.posted
 bus.posted = true
 touch(is_first)
 return {'ok', kept, text(now), text(id)}

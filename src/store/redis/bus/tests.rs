@@ -174,6 +174,17 @@ fn everything_has_a_time_to_live() {
 }
 
 #[test]
+fn a_log_that_a_full_redis_has_dropped_does_not_come_back_for_ever() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let redis = process(&server.address());
+    run_blocking(redis.notify(&bus(), "1", &Settings::default())).unwrap();
+    server.remove(":log");
+    run_blocking(redis.notify(&bus(), "2", &Settings::default())).unwrap();
+    assert_eq!(server.keys().len(), 3);
+    assert_eq!(server.immortal(), [""; 0]);
+}
+
+#[test]
 fn a_bus_works_in_a_cluster_wherever_it_is() {
     let Some(nodes) = TestServer::start_cluster() else { return };
     let (here, there) = (process(&nodes[0].address()), process(&nodes[1].address()));

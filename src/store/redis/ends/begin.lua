@@ -82,7 +82,7 @@ local function leave_place(stream)
     end
 end
 
--- Notes that a sender waits at a place.
+-- Notes that somebody waits at a place.
 local function wait_at(place, name)
     redis.call('ZADD', key(place), text(now + LEASE), name)
     redis.call('PEXPIRE', key(place), KEPT)

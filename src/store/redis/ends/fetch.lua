@@ -47,7 +47,7 @@ if stream.ending ~= '' and stream.place ~= '' and redis.call('HEXISTS', key(name
     return {'ok', 0, 1, '0', '', '', {}}
 end
 if stream.place == '' and stream.sender == '' then
-    redis.call('ZADD', key('clients'), text(now + LEASE), name)
+    wait_at('clients', name)
 end
 
 local waiting = redis.call('XLEN', bytes)

@@ -8,7 +8,6 @@ if is_out_of_memory(0, #ARGV[2], tonumber(ARGV[5]) or math.huge) then
 end
 make(ARGV[1], 'request', ARGV[2], 'claims', ARGV[4], 'asked', text(now), 'state', 'waiting')
 note_there('clients', ARGV[1])
-redis.call('ZADD', key('waiting'), text(now), ARGV[1])
-redis.call('PEXPIRE', key('waiting'), KEPT)
+note_waiting(ARGV[1], text(now))
 call_far_end()
 return {'ok'}

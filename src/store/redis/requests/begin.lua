@@ -16,6 +16,12 @@ local function note_there(kind, name)
     redis.call('PEXPIRE', key(kind), KEPT)
 end
 
+-- A request waits for a far end, since it was asked.
+local function note_waiting(name, asked)
+    redis.call('ZADD', key('waiting'), asked, name)
+    redis.call('PEXPIRE', key('waiting'), KEPT)
+end
+
 -- Calls a far end for a request that waits, if one is there, not always the same.
 local function call_far_end()
     local far_ends = those_there('far-ends')

@@ -3,7 +3,7 @@ for _, name in ipairs(ARGV) do
     local stream = pending(name)
     if stream and stream.claims < MOST_CLAIMS and redis.call('HGET', key(name), 'state') == 'claimed' then
         set(stream, 'state', 'waiting')
-        redis.call('ZADD', key('waiting'), redis.call('HGET', key(name), 'asked'), name)
+        note_waiting(name, redis.call('HGET', key(name), 'asked'))
         call_far_end()
     end
 end

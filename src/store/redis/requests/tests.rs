@@ -204,9 +204,18 @@ fn everything_has_a_time_to_live_and_nothing_is_left_of_what_has_ended() {
     let Some(server) = TestServer::start(&[]) else { return };
     let redis = process(&server.address());
     let name = registered(&redis);
-    let pending = ask(&redis, &name);
-    let far_end = listen(&redis, &name);
+    let mut pending = ask(&redis, &name);
+    let mut far_end = listen(&redis, &name);
     assert_eq!(server.keys().len(), 6, "all kinds of keys are there: {:?}", server.keys());
+    assert_eq!(server.immortal(), [""; 0]);
+    // What was gone meanwhile comes again.
+    assert_eq!(claim(&mut far_end), from_ref(&pending.id));
+    run_blocking(redis.give_back(&name, from_ref(&pending.id))).unwrap();
+    server.remove(":clients");
+    sooner_or_later(|| {
+        assert_eq!(run_blocking(pending.look(&PATIENCE)).unwrap(), Progress::Waits);
+        (server.keys().len() == 6).then_some(())
+    });
     assert_eq!(server.immortal(), [""; 0]);
     let mut sender = answer(&redis, &name, &pending.id);
     assert!(sender.send_head(b"head", b"body") && run_blocking(sender.exchange()));

@@ -525,7 +525,7 @@ local function append(is_host, to, event, data, except)
     if is_out_of_memory(total, size + HEAD, max_data) then
         return false, 'data full'
     end
-    is_more = is_more or total == 0
+    is_more = is_more or (left == 0 and redis.call('EXISTS', log) == 0)
     local generation = text(session.generation)
     redis.call('XADD', log, text(id) .. '-0', 't', to, 'g', generation, 'e', event, 'd', data, 'b', text(total), 'x', except)
     session['last' .. part], session['total' .. part] = id, total + size + HEAD

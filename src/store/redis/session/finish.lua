@@ -3,7 +3,7 @@
 local member = find(ARGV[FIRST + 1])
 local stream = ARGV[FIRST + 2]
 if member and text(member.stream) == stream then
-    redis.call('HSET', cursors, member.key, stream .. ':' .. ARGV[FIRST + 3])
+    is_more = redis.call('HSET', cursors, member.key, stream .. ':' .. ARGV[FIRST + 3]) == 1
     redis.call('ZREM', present, member.key .. ' ' .. stream)
     -- What was sent to it in this millisecond was sent before.
     member.ended, member.position = now + 1, math.max(tonumber(ARGV[FIRST + 3]), member.from)

@@ -350,10 +350,20 @@ fn everything_has_a_time_to_live() {
     let policy = policy(&settings);
     run_blocking(async {
         register(&redis, &settings).await;
-        let (_h, _c) = (redis.listen(&host(), None, &policy).await.unwrap(), enter(&redis, "c", &settings).await);
+        let (_h, mut c) = (redis.listen(&host(), None, &policy).await.unwrap(), enter(&redis, "c", &settings).await);
         redis.send_to_host(&client("c"), "1", &policy).await.unwrap();
         redis.broadcast(&host(), "1", &policy).await.unwrap();
         assert_eq!(server.keys().len(), 7, "all kinds of keys are there");
+        assert_eq!(server.immortal(), [""; 0]);
+        for end in [":to-host", ":to-clients", ":cursors"] {
+            server.remove(end);
+        }
+        redis.send_to_host(&client("c"), "1", &policy).await.unwrap();
+        assert_eq!(server.immortal(), [""; 0]);
+        redis.broadcast(&host(), "1", &policy).await.unwrap();
+        assert_eq!(server.immortal(), [""; 0]);
+        c.end().await.unwrap();
+        assert_eq!(server.keys().len(), 7, "all kinds of keys are there again");
         assert_eq!(server.immortal(), [""; 0]);
     });
 }
