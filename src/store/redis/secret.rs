@@ -5,7 +5,7 @@ use super::process::Redis;
 use super::reply::Reply;
 use super::script::Script;
 #[cfg(feature = "serve")]
-use super::subscription::is_shared;
+use super::servers::is_shared;
 use crate::clock::instant;
 use crate::store::error::Error;
 use crate::store::remote::{Reason, Remote};

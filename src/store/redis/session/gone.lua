@@ -1,4 +1,4 @@
--- Who has gone: what all that is done in a session has, after what it begins with.
+-- Who has gone: what all that is done in a session has, after what is said in it.
 
 local function set_told(member)
     member.told = true

@@ -25,6 +25,7 @@ macro_rules! script {
         Script::$kind(concat!(
             include_str!("../memory.lua"),
             include_str!("begin.lua"),
+            include_str!("said.lua"),
             include_str!("gone.lua"),
             include_str!($name)
         ))
