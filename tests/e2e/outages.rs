@@ -248,6 +248,26 @@ fn talks_go_on_when_a_replica_takes_over() {
 }
 
 #[test]
+fn talks_go_on_when_a_sentinel_lets_a_replica_take_over() {
+    let Some(primary) = Redis::start(&[]) else { return };
+    let place = format!("127.0.0.1 {}", primary.port());
+    let Some(replica) = Redis::start(&["--replicaof", &place]) else { return };
+    let Some(sentinel) = primary.sentinel() else { return };
+    let knows = || sentinel.ask(&["SENTINEL", "MASTER", "relay"]).contains("num-slaves\n1\n");
+    until("the sentinel knows the replica", LONG, || replica.ask(&["ROLE"]).contains("connected") && knows());
+    // That is all that the machines are told.
+    let Some(mut machines) = Machines::at(&sentinel.url(), primary, &[("RELAY_REDIS_REPLICAS", "1")]) else { return };
+    let mut company = Company::meet(&machines);
+    company.talks(&machines);
+    let Some(_next) = Redis::start(&["--replicaof", &place]) else { return };
+    until("the sentinel knows both", LONG, || {
+        sentinel.ask(&["SENTINEL", "MASTER", "relay"]).contains("num-slaves\n2\n")
+    });
+    machines.redis.kill();
+    company.talks(&machines);
+}
+
+#[test]
 fn nothing_is_missed_while_a_primary_and_its_replica_change_places() {
     let Some(primary) = Redis::start(&[]) else { return };
     let place = format!("127.0.0.1 {}", primary.port());

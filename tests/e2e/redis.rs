@@ -19,16 +19,33 @@ pub struct Redis {
 impl Redis {
     /// With nothing in it, and more arguments; `None` with a word on stderr where none is installed.
     pub fn start(more: &[&str]) -> Option<Self> {
+        Self::of(more, "")
+    }
+
+    /// The same with these lines in its file of settings.
+    fn of(more: &[&str], settings: &str) -> Option<Self> {
         let Some(program) = ["redis-server", "valkey-server"].into_iter().find(|program| have(program)) else {
             skip("neither redis-server nor valkey-server is installed");
             return None;
         };
         let (folder, port) = (Folder::new(), free_port());
-        let more: Vec<String> = [program].iter().chain(more).map(|&text| text.to_owned()).collect();
+        // A sentinel writes what it finds out into its file.
+        let file = folder.join("redis.conf");
+        fs::write(&file, settings).unwrap();
+        let more: Vec<String> = [program, file.to_str().unwrap()].iter().chain(more).map(|&text| text.to_owned()).collect();
         let process = spawn(&folder, port, &more);
         let redis = Self { folder, port, more, process };
         redis.wait_until_it_answers();
         Some(redis)
+    }
+
+    /// A sentinel that lets a replica take over where this one has been away for a second.
+    pub fn sentinel(&self) -> Option<Self> {
+        let port = self.port;
+        Self::of(
+            &["--sentinel"],
+            &format!("sentinel monitor relay 127.0.0.1 {port} 1\nsentinel down-after-milliseconds relay 1000\n"),
+        )
     }
 
     /// For `RELAY_STORE`.
@@ -88,8 +105,9 @@ fn spawn(folder: &Folder, port: u16, more: &[String]) -> Child {
     let log = fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
     // --pdeathsig: when the test is killed, so is the server.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", &more[0], "--bind", "127.0.0.1", "--port", &port.to_string()]);
-    command.args(["--save", "", "--dir"]).arg(folder.path()).args(&more[1..]);
+    // The program and its file come first.
+    command.args(["--pdeathsig", "KILL", "--"]).args(&more[..2]).args(["--bind", "127.0.0.1"]);
+    command.args(["--port", &port.to_string(), "--save", "", "--dir"]).arg(folder.path()).args(&more[2..]);
     command.stdin(Stdio::null()).stdout(log).spawn().expect("setpriv runs the server")
 }
 
