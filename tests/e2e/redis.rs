@@ -32,7 +32,8 @@ impl Redis {
         // A sentinel writes what it finds out into its file.
         let file = folder.join("redis.conf");
         fs::write(&file, settings).unwrap();
-        let more: Vec<String> = [program, file.to_str().unwrap()].iter().chain(more).map(|&text| text.to_owned()).collect();
+        let more: Vec<String> =
+            [program, file.to_str().unwrap()].iter().chain(more).map(|&text| text.to_owned()).collect();
         let process = spawn(&folder, port, &more);
         let redis = Self { folder, port, more, process };
         redis.wait_until_it_answers();

@@ -130,8 +130,11 @@ local function parse(key, line, cursor)
     local member = {
         key = key, is_host = string.sub(key, 1, 1) == 'h', first = tonumber(first), last = tonumber(last), from = tonumber(from),
         stream = tonumber(stream), begin = tonumber(begin), used = tonumber(used), ended = tonumber(ended), told = told == '1',
-        said = tonumber(said), messages = tonumber(messages), standing = standing_of(stream, used, ended, told),
+        said = tonumber(said), messages = tonumber(messages),
     }
+    if not member.is_host then
+        member.standing = standing_of(stream, used, ended, told)
+    end
     if member.ended < 0 then
         member.ended = nil
     end
@@ -263,9 +266,9 @@ local function is_there(member, kind, at)
     return kind ~= 'ended' or (not member.told and not has_passed(at, grace))
 end
 
--- Whether messages are taken for the host.
-local function host_is_present()
-    local member = host()
+-- Whether messages are taken for the host, which may have been looked for already.
+local function host_is_present(found)
+    local member = found or host()
     local kind, at = 'waiting', nil
     if member then
         kind, at = presence(member)

@@ -21,27 +21,26 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 macro_rules! script {
-    ($kind:ident $name:literal) => {
+    ($kind:ident $($more:literal)+) => {
         Script::$kind(concat!(
             include_str!("../memory.lua"),
             include_str!("begin.lua"),
             include_str!("said.lua"),
-            include_str!("gone.lua"),
-            include_str!($name)
+            $(include_str!($more)),+
         ))
     };
 }
 
-static REGISTER: Script = script!(promise "register.lua");
+static REGISTER: Script = script!(promise "gone.lua" "register.lua");
 static JOIN: Script = script!(promise "join.lua");
 static SEND_TO_HOST: Script = script!(promise "send_to_host.lua");
 static SEND_TO_CLIENT: Script = script!(promise "send_to_client.lua");
 static BROADCAST: Script = script!(promise "broadcast.lua");
 static LISTEN: Script = script!(new "listen.lua");
 static READ: Script = script!(new "read.lua");
-static TEND: Script = script!(new "tend.lua");
-static FINISH: Script = script!(new "finish.lua");
-static SWEEP: Script = script!(new "sweep.lua");
+static TEND: Script = script!(new "gone.lua" "tend.lua");
+static FINISH: Script = script!(new "gone.lua" "finish.lua");
+static SWEEP: Script = script!(new "gone.lua" "sweep.lua");
 static DELIVER: Script = Script::new(include_str!("deliver.lua"));
 
 /// A host's place is kept for so long if it is not used.

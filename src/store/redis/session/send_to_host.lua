@@ -5,7 +5,7 @@ if not member then
     return refused(why)
 end
 local to = host_or_new()
-if not host_is_present() then
+if not host_is_present(to) then
     return refused('host gone')
 end
 why = put(to, MESSAGE, ARGV[FIRST + 3], max_queue)
