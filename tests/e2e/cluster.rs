@@ -8,12 +8,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bare::timed;
 use crate::machines::Machines;
-use crate::outages::{Channel, SOON, WHILE};
+use crate::outages::{Channel, SOON, WHILE, pair};
 use crate::place::{LONG, until};
 use crate::redis::Redis;
 use crate::relay::{Host, Relay, Talk as _};
 use crate::server::free_port;
-use crate::stream::Event;
 
 const SLOTS: usize = 16384;
 const NODES: usize = 3;
@@ -112,11 +111,7 @@ struct Pair {
 
 impl Pair {
     fn meet(machines: &Machines) -> Self {
-        let [first, web, second] = machines.all();
-        let host = first.host("");
-        let to_host = Channel::of(vec![web.open(&host.token)], Event::body);
-        let client = second.join(&host.id);
-        let to_client = Channel::of(vec![second.open(&client)], Event::body);
+        let (host, client, to_host, to_client) = pair(machines);
         Self { host, client, said: 0, to_host, to_client }
     }
 

@@ -68,6 +68,16 @@ impl Channel {
     }
 }
 
+/// A host at one machine that listens at another, and the token of its client at a third; and what either hears.
+pub fn pair(machines: &Machines) -> (Host, String, Channel, Channel) {
+    let [first, web, second] = machines.all();
+    let host = first.host("");
+    let to_host = Channel::of(vec![web.open(&host.token)], Event::body);
+    let client = second.join(&host.id);
+    let to_client = Channel::of(vec![second.open(&client)], Event::body);
+    (host, client, to_host, to_client)
+}
+
 /// A host at one machine, its client at another, and readers of a bus at all three.
 struct Company {
     host: Host,
@@ -82,11 +92,8 @@ struct Company {
 
 impl Company {
     fn meet(machines: &Machines) -> Self {
-        let [first, web, second] = machines.all();
-        let host = first.host("");
-        let to_host = Channel::of(vec![web.open(&host.token)], Event::body);
-        let client = second.join(&host.id);
-        let to_client = Channel::of(vec![second.open(&client)], Event::body);
+        let (host, client, to_host, to_client) = pair(machines);
+        let [first, ..] = machines.all();
         let user = news(first).greet().0;
         let readers = machines.all().map(|machine| news(machine).listen("events", &[])).into();
         let on_bus = Channel::of(readers, |event| event.json()["data"].clone());

@@ -15,6 +15,7 @@ use crate::store::error::Error;
 use crate::store::files::Files;
 use crate::store::remote::{Condition, Reason, Remote};
 use crate::store::requests::PtthServers;
+use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -30,6 +31,16 @@ static REACH: Script = Script::new(
 );
 
 static RESERVE: Script = Script::new(include_str!("reserve.lua"));
+
+/// What stands for an id in a key, and for a token: of one length, and nothing in it that means something there.
+pub fn hash(text: &str) -> String {
+    hex::encode(&Sha256::digest(text)[..20])
+}
+
+/// As scripts have times.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX >> 11)
+}
 
 /// The Redis; and the data folder, for what belongs to this machine.
 #[derive(Clone)]

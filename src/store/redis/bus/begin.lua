@@ -9,18 +9,12 @@
 
 local record, log, users, nodes, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local lifetime, most, bus_lifetime, make = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- What nobody has used yet is kept for so long.
 local UNUSED = 60000
 -- A node that does not say for so long that it is there has gone.
 local NODE = 5000
 -- What an entry takes beside its data, about.
 local HEAD = 50
-
-local function text(number)
-    return string.format('%.0f', number)
-end
 
 local function look()
     local fields = redis.call('HMGET', record, 'first', 'plain', 'registered', 'signed', 'posted', 'touched', 'last', 'gone', 'total')
@@ -50,10 +44,6 @@ if is_new then
     redis.call('HSET', record, 'first', first, 'plain', 0, 'registered', 0, 'signed', make == 'signed' and 1 or 0,
         'posted', 0, 'touched', 0, 'last', first, 'gone', 0, 'total', 0)
     bus = look()
-end
-
-local function has_passed(since, duration)
-    return math.abs(now - since) >= duration
 end
 
 -- How long the bus is kept.

@@ -4,7 +4,7 @@ pub mod reader;
 #[cfg(test)]
 mod tests;
 
-use super::process::{Process, Redis};
+use super::process::{Process, Redis, hash, milliseconds};
 use super::reply::{Reply, Values};
 use super::script::Script;
 use crate::config::Settings;
@@ -13,12 +13,16 @@ use crate::store::buses::{BusName, Proof, Refused, User};
 use crate::store::error::{Error, Full};
 use crate::store::remote::{Reason, Remote};
 use crate::store::sessions::Policy;
-use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 
 macro_rules! script {
     ($kind:ident $name:literal) => {
-        Script::$kind(concat!(include_str!("../memory.lua"), include_str!("begin.lua"), include_str!($name)))
+        Script::$kind(concat!(
+            include_str!("../memory.lua"),
+            include_str!("../time.lua"),
+            include_str!("begin.lua"),
+            include_str!($name)
+        ))
     };
 }
 
@@ -95,10 +99,6 @@ impl Keys {
     }
 }
 
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Process {
     /// All buses, by when they go.
     pub fn buses(&self) -> String {
@@ -106,7 +106,7 @@ impl Process {
     }
 
     fn bus(&self, name: &BusName) -> Keys {
-        self.bus_of_hash(hex::encode(&Sha256::digest(name.as_str())[..20]))
+        self.bus_of_hash(hash(name.as_str()))
     }
 
     fn bus_of_hash(&self, hash: String) -> Keys {

@@ -8,8 +8,6 @@
 -- has ended ('complete' or 'cut'), and whether the receiver has left. The bytes are entries whose ids are where they end.
 
 local base = KEYS[1]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- Whoever does not say for so long that it is there has gone.
 local LEASE = 5000
 -- What nobody has touched for so long goes.
@@ -17,20 +15,12 @@ local KEPT = 60000
 -- So many pieces of bytes wait at most.
 local WINDOW = 8
 
-local function text(number)
-    return string.format('%.0f', number)
-end
-
 local function key(name)
     return base .. ':' .. name
 end
 
 local function call(name)
     redis.call('SPUBLISH', key(name), '')
-end
-
-local function has_passed(since, duration)
-    return math.abs(now - since) >= duration
 end
 
 -- A stream's record.

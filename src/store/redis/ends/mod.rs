@@ -25,7 +25,11 @@ use std::time::Instant;
 
 macro_rules! script {
     ($kind:ident $name:literal) => {
-        $crate::store::redis::script::Script::$kind(concat!(include_str!("../ends/begin.lua"), include_str!($name)))
+        $crate::store::redis::script::Script::$kind(concat!(
+            include_str!("../time.lua"),
+            include_str!("../ends/begin.lua"),
+            include_str!($name)
+        ))
     };
 }
 pub(super) use script;

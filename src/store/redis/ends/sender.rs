@@ -5,8 +5,12 @@ use crate::store::redis::script::Script;
 use crate::wake::Ready;
 use std::io;
 
-static SEND: Script =
-    Script::new(concat!(include_str!("../memory.lua"), include_str!("begin.lua"), include_str!("send.lua")));
+static SEND: Script = Script::new(concat!(
+    include_str!("../memory.lua"),
+    include_str!("../time.lua"),
+    include_str!("begin.lua"),
+    include_str!("send.lua")
+));
 
 /// The sender's end, with a receiver of its own.
 pub struct Sender {

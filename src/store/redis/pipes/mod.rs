@@ -6,7 +6,7 @@ mod tests;
 use super::ends::receiver::Receiver;
 use super::ends::sender::Sender;
 use super::ends::{Away, End, Way, last, script};
-use super::process::{Process, Redis};
+use super::process::{Process, Redis, hash, milliseconds};
 use super::reply::{Values, command};
 use super::script::Script;
 use crate::hex;
@@ -15,13 +15,17 @@ use crate::store::pipes::{Denied, Limits, NewSession, Role, Visitor};
 use crate::store::remote::{Reason, Remote};
 use crate::store::sessions::Policy;
 use crate::wake::{Bell, Ready};
-use sha2::{Digest as _, Sha256};
 use std::net::IpAddr;
 use std::time::Duration;
 
 macro_rules! in_session {
     ($kind:ident $name:literal) => {
-        Script::$kind(concat!(include_str!("../ends/begin.lua"), include_str!("begin.lua"), include_str!($name)))
+        Script::$kind(concat!(
+            include_str!("../time.lua"),
+            include_str!("../ends/begin.lua"),
+            include_str!("begin.lua"),
+            include_str!($name)
+        ))
     };
 }
 
@@ -37,14 +41,6 @@ static FINISH: Script = script!(new "../pipes/finish.lua");
 
 /// So many are looked at, those that go soonest, where there is no room for another.
 const MOST_LOOKS: usize = 16;
-
-fn hash(text: &str) -> String {
-    hex::encode(&Sha256::digest(text)[..20])
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX >> 11)
-}
 
 /// Where those who send to somebody wait.
 fn place_to(role: Role) -> &'static str {

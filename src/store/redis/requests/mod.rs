@@ -8,7 +8,7 @@ mod tests;
 use super::ends::receiver::Receiver;
 use super::ends::sender::Sender;
 use super::ends::{End, Way};
-use super::process::{Process, Redis};
+use super::process::{Process, Redis, hash};
 use super::reply::{Reply, command, text};
 use super::script::Script;
 use crate::hex;
@@ -16,13 +16,13 @@ use crate::ptth::ServerName;
 use crate::store::error::{Error, Full};
 use crate::store::requests::{MOST_CLAIMS, Patience, Progress, RequestId};
 use crate::wake::Ready;
-use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use std::time::Instant;
 
 macro_rules! script {
     ($name:literal) => {
         $crate::store::redis::script::Script::new(concat!(
+            include_str!("../time.lua"),
             include_str!("../ends/begin.lua"),
             include_str!("begin.lua"),
             include_str!($name)
@@ -33,6 +33,7 @@ use script;
 
 static ASK: Script = Script::new(concat!(
     include_str!("../memory.lua"),
+    include_str!("../time.lua"),
     include_str!("../ends/begin.lua"),
     include_str!("begin.lua"),
     include_str!("ask.lua")
@@ -44,7 +45,7 @@ static ANSWER: Script = script!("answer.lua");
 impl Process {
     /// Where the requests of a server are.
     fn requests(self: &Arc<Self>, server: &ServerName) -> Way {
-        let hash = hex::encode(&Sha256::digest(server.as_str())[..20]);
+        let hash = hash(server.as_str());
         Way::new(self, format!("{}:ptth:{{{hash}}}", self.prefix))
     }
 }

@@ -15,8 +15,6 @@ local lifetime, session_lifetime, grace = tonumber(ARGV[1]), tonumber(ARGV[2]), 
 local max_queue, max_topic, max_clients, max_data = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local word, host_closed, client_closed = ARGV[11], ARGV[12], ARGV[13]
 local FIRST = 13
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- What nobody has used yet is kept for so long, whoever else wants its place.
 local UNUSED = 60000
 -- A host that has just been registered may still begin to listen.
@@ -31,14 +29,6 @@ local UNDER_WAY = 1048576
 -- To all generations.
 local ALWAYS = 4294967295
 local is_look = false
-
-local function text(number)
-    return string.format('%.0f', number)
-end
-
-local function has_passed(since, duration)
-    return math.abs(now - since) >= duration
-end
 
 local function write(...)
     if not is_look then

@@ -7,16 +7,14 @@ pub mod listener;
 #[cfg(test)]
 mod tests;
 
-use super::process::{Process, Redis};
+use super::process::{Process, Redis, hash, milliseconds};
 use super::reply::Values;
 use super::script::Script;
 use crate::config::Settings;
-use crate::hex;
 use crate::store::error::{Error, Full};
 use crate::store::remote::{Reason, Remote};
 use crate::store::sessions::{Claim, Party, Policy, Refused, Words};
 use crate::token::{ClientId, HostId};
-use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -24,6 +22,7 @@ macro_rules! script {
     ($kind:ident $($more:literal)+) => {
         Script::$kind(concat!(
             include_str!("../memory.lua"),
+            include_str!("../time.lua"),
             include_str!("begin.lua"),
             include_str!("said.lua"),
             $(include_str!($more)),+
@@ -122,16 +121,11 @@ fn registration_of(registration: Option<&str>) -> String {
 
 /// The key of a host among the members of a session, by what scripts have as its registration.
 fn host_key(registration: &str) -> String {
-    let hash = |text: &str| hex::encode(&Sha256::digest(text)[..20]);
     if registration.is_empty() { "h".to_owned() } else { format!("h{}", hash(registration)) }
 }
 
 fn client_key(client: &ClientId) -> String {
     format!("c{}", client.as_str())
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Process {
@@ -141,7 +135,7 @@ impl Process {
     }
 
     fn session(&self, host: &HostId) -> Keys {
-        self.session_of_hash(hex::encode(&Sha256::digest(host.as_str())[..20]))
+        self.session_of_hash(hash(host.as_str()))
     }
 
     fn session_of_hash(&self, hash: String) -> Keys {
